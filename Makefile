@@ -1,0 +1,60 @@
+# The developer's verbs; CI calls the same ones. Needs Python 3.11+ and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Threads that wait by sleeping, so that a shared machine is not slowed by them
+RUN := OMP_WAIT_POLICY=PASSIVE $(BIN)/
+PYTEST := $(RUN)python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-slow lint format bench smoke
+
+help:  ## print this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) ARGS=(for pytest and bench)"
+
+install: $(STAMP)  ## create the environment in VENV and install quadranas there, editable, with its tools
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "quadranas needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1 | head -1)" >&2; \
+	  echo "Name another one, for example: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the embedded data
+	$(RUN)quadranas search --device vpu --budget 30ms
+
+test: $(STAMP)  ## run the fast tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## run the slow tests
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(STAMP)  ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(STAMP)  ## measure what the README claims about speed
+	$(RUN)python experiments/benchmark/run.py $(ARGS)
+
+smoke: $(STAMP)  ## build-lut, search, train and export on the toy space, in two minutes
+	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	export OMP_WAIT_POLICY=PASSIVE; \
+	$(BIN)/quadranas build-lut --device vpu --space toy --backend analytic --output "$$folder/toy-vpu.json"; \
+	$(BIN)/quadranas search --device vpu --space toy --budget 0.5ms --output "$$folder/run"; \
+	$(BIN)/quadranas train "$$folder/run"; \
+	$(BIN)/quadranas export "$$folder/run" --format onnx

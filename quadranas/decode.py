@@ -1,0 +1,293 @@
+"""Exact decoding: the most probable architecture under a latency budget.
+
+Departure from ProxylessNAS (arXiv:1812.00332), which takes every gate's argmax and hopes: the choice is the
+optimum of an integer programme, solved by HiGHS, so that the budget is a constraint.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from quadranas.architecture import Frozen, OpSpec
+from quadranas.cost import count_macs, count_params
+from quadranas.errors import BudgetError, QuadranasError
+from quadranas.files import read_json, validate, write_json
+from quadranas.latency.budget import format_ms
+from quadranas.latency.table import LatencyTable
+from quadranas.space import SKIPPED, Choices, SearchSpace
+
+MIN_USE = 0.9
+"""The share of the budget that a decoded network uses, where the space allows it."""
+
+MAX_REPAIRS = 50
+SLOWEST_GAP = 1e-3
+
+
+class BlockScores(Frozen):
+    """Log-probabilities of one block's gates.
+
+    Args:
+        keep, skip: of the depth gate; 0 and none for a block that is always there.
+        slots: per slot, per candidate.
+    """
+
+    keep: float = 0.0
+    skip: float | None = None
+    slots: tuple[tuple[float, ...], ...]
+
+
+class GateScores(Frozen):
+    """Log-probabilities of every gate of a trained supernet, and the space they belong to."""
+
+    space: str
+    space_digest: str
+    blocks: dict[str, BlockScores]
+
+    def save(self, path: Path) -> None:
+        """Write the scores as JSON."""
+        write_json(path, self.model_dump(mode="json"))
+
+    def log_probability(self, choices: Choices) -> float:
+        """Logarithm of the probability that the gates draw this architecture."""
+        total = 0.0
+        for name, block in self.blocks.items():
+            choice = choices[name]
+            if choice is SKIPPED:
+                assert block.skip is not None, name
+                total += block.skip
+            else:
+                picked = zip(block.slots, choice, strict=True)
+                total += block.keep + sum(scores[index] for scores, index in picked)
+        return total
+
+
+def load_scores(path: Path, space: SearchSpace) -> GateScores:
+    """Read gate scores.
+
+    Raises:
+        QuadranasError: unreadable, or of another space.
+    """
+    scores = validate(GateScores, read_json(path, "gate scores"), path)
+    if scores.space_digest != space.digest:
+        raise QuadranasError(
+            f"{path} belongs to space {scores.space!r}, not to {space.name!r} as it is now"
+        )
+    return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Upper bounds on a network; `min_use` is the share of the budget to use, if possible."""
+
+    budget_ms: float
+    max_params: int | None = None
+    max_macs: int | None = None
+    min_use: float = MIN_USE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A decoded architecture as choices, its log-probability and its predicted latency."""
+
+    choices: dict[str, tuple[int, ...] | None]
+    score: float
+    latency_ms: float
+
+
+def reachable_ms(space: SearchSpace, table: LatencyTable) -> tuple[float, float]:
+    """Predicted latency of the fastest and of the slowest network of a space."""
+    fastest, slowest = (space.extreme(table.op_ms, largest=largest) for largest in (False, True))
+    return table.predict_ms(fastest), table.predict_ms(slowest)
+
+
+def check_budget(space: SearchSpace, table: LatencyTable, budget_ms: float) -> None:
+    """Refuse a budget that no network of the space keeps.
+
+    Raises:
+        BudgetError: gives the reachable range and the nearest feasible budget.
+    """
+    low, high = reachable_ms(space, table)
+    if budget_ms < low:
+        raise BudgetError(
+            f"no network of space {space.name!r} keeps {format_ms(budget_ms)} on device "
+            f"{table.header.device!r}: reachable are {format_ms(low)} to {format_ms(high)}",
+            f"The nearest feasible budget is {_round_up(low)}; or choose a smaller space.",
+        )
+
+
+def _round_up(latency_ms: float) -> str:
+    """A budget with three digits that is not below a latency, as it would be typed."""
+    unit, factor = ("us", 1e3) if latency_ms < 1 else ("ms", 1.0)
+    value = latency_ms * factor
+    step = 10.0 ** (np.floor(np.log10(value)) - 2)
+    return f"{np.ceil(value / step) * step:g}{unit}"
+
+
+def decode(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+) -> Decoded:
+    """The most probable architecture within the limits, exactly.
+
+    The score is the log-probability under the gates as trained, also for another budget or device:
+    it is the only quality estimate the search has earned. Such gates fear the latency of
+    their own budget, so at least `limits.min_use` of the budget is demanded (of the slowest
+    network within the limits, where that uses less), which leaves the score to rank networks
+    of nearly equal latency.
+
+    Raises:
+        BudgetError: no network of the space is within the limits.
+    """
+    check_budget(space, table, limits.budget_ms)
+    programme = _Programme(space, scores, table, limits)
+    best = programme.solve(programme.scores, limits.min_use * limits.budget_ms)
+    if best is not None:
+        return best
+    slowest = programme.slowest_ms()
+    if slowest is None:
+        raise BudgetError(
+            f"no network of space {space.name!r} keeps {format_ms(limits.budget_ms)} with at most "
+            f"{limits.max_params or 'any'} parameters and {limits.max_macs or 'any'} MACs",
+            "Raise --max-params or --max-macs.",
+        )
+    best = programme.solve(programme.scores, limits.min_use * slowest)
+    assert best is not None, "the slowest network is within the bounds"
+    return best
+
+
+class _Programme:
+    """The integer programme of one decoding: a binary per candidate and per optional block."""
+
+    def __init__(
+        self, space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+    ) -> None:
+        self.space, self.gate_scores, self.table, self.limits = space, scores, table, limits
+        self.columns: list[tuple[str, int, int]] = []  # block, slot (-1: kept), candidate
+        columns: list[tuple[float, float, float, float]] = []  # score, ms, params, MACs
+        self.fixed = np.zeros(4)
+        for block in space.blocks:
+            if block.is_fixed:
+                for slot in block.slots:
+                    self.fixed += _costs(slot.candidates[0], table)
+                continue
+            block_scores = scores.blocks[block.name]
+            if block.optional:
+                assert block_scores.skip is not None, block.name
+                self.fixed[0] += block_scores.skip
+                self.columns.append((block.name, -1, 0))
+                columns.append((block_scores.keep - block_scores.skip, 0.0, 0.0, 0.0))
+            for number, slot in enumerate(block.slots):
+                for index, candidate in enumerate(slot.candidates):
+                    _, *costs = _costs(candidate, table)
+                    self.columns.append((block.name, number, index))
+                    columns.append((block_scores.slots[number][index], *costs))
+        matrix = np.array(columns).reshape(-1, 4)
+        self.scores, self.latencies, self.params, self.macs = matrix.T
+        self.constraints = self._choose_one() + self._ceilings()
+
+    def _choose_one(self) -> list[LinearConstraint]:
+        """One candidate per slot of a kept block, none of a skipped one."""
+        where = {column: index for index, column in enumerate(self.columns)}
+        rows, sides = [], []
+        for block in self.space.blocks:
+            if block.is_fixed:
+                continue
+            for number, slot in enumerate(block.slots):
+                row = np.zeros(len(self.columns))
+                row[[where[block.name, number, i] for i in range(len(slot.candidates))]] = 1
+                if block.optional:
+                    row[where[block.name, -1, 0]] = -1
+                rows.append(row)
+                sides.append(0.0 if block.optional else 1.0)
+        if not rows:
+            return []
+        return [LinearConstraint(np.array(rows), sides, sides)]
+
+    def _ceilings(self) -> list[LinearConstraint]:
+        """The bounds on parameters and MACs, scaled to about 1."""
+        ceilings = []
+        pairs = ((self.params, 2, self.limits.max_params), (self.macs, 3, self.limits.max_macs))
+        for values, number, most in pairs:
+            if most is not None:
+                room = (most - self.fixed[number]) / most
+                ceilings.append(LinearConstraint(values / most, -np.inf, room))
+        return ceilings
+
+    def slowest_ms(self) -> float | None:
+        """Latency of the slowest network within the limits, to `SLOWEST_GAP`, or none.
+
+        Asked only when `min_use` of the budget is out of reach. Filling a budget to the last
+        microsecond is the hard case of this programme (a subset sum), hence the gap.
+        """
+        _, slowest = reachable_ms(self.space, self.table)
+        if slowest <= self.limits.budget_ms and not self._ceilings():
+            return slowest
+        found = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
+        return None if found is None else found.latency_ms
+
+    def solve(self, objective: np.ndarray, lower_ms: float, gap: float = 0.0) -> Decoded | None:
+        """The maximiser of an objective with latency in [lower_ms, budget], or none.
+
+        HiGHS keeps constraints to 1e-6 only; a solution that is truly outside is cut off and
+        the programme solved again.
+        """
+        if not self.columns:
+            decoded = self._decoded(np.zeros(0))
+            return decoded if self._within(decoded, np.zeros(0), lower_ms) else None
+        budget = self.limits.budget_ms
+        offset = self.fixed[1] + self.table.header.null_ms
+        window = LinearConstraint(
+            self.latencies / budget, (lower_ms - offset) / budget, (budget - offset) / budget
+        )
+        scale = max(float(np.abs(objective).max()), 1e-9)
+        cuts: list[LinearConstraint] = []
+        for _ in range(MAX_REPAIRS):
+            result = milp(
+                -np.asarray(objective) / scale,
+                integrality=np.ones(len(self.columns)),
+                bounds=Bounds(0, 1),
+                constraints=[*self.constraints, window, *cuts],
+                options={"mip_rel_gap": gap},
+            )
+            if result.x is None:
+                return None
+            chosen = np.round(result.x)
+            decoded = self._decoded(chosen)
+            if self._within(decoded, chosen, lower_ms):
+                return decoded
+            cuts.append(LinearConstraint(2 * chosen - 1, -np.inf, chosen.sum() - 1))
+        raise AssertionError("the solver keeps leaving the bounds")
+
+    def _within(self, decoded: Decoded, chosen: np.ndarray, lower_ms: float) -> bool:
+        within = lower_ms <= decoded.latency_ms <= self.limits.budget_ms
+        for values, number, most in (
+            (self.params, 2, self.limits.max_params),
+            (self.macs, 3, self.limits.max_macs),
+        ):
+            within &= most is None or self.fixed[number] + values @ chosen <= most
+        return bool(within)
+
+    def _decoded(self, chosen: np.ndarray) -> Decoded:
+        picked = [c for c, on in zip(self.columns, chosen, strict=True) if on]
+        candidates = {(block, slot): index for block, slot, index in picked}
+        choices: dict[str, tuple[int, ...] | None] = {}
+        for block in self.space.blocks:
+            if block.is_fixed:
+                choices[block.name] = (0,) * len(block.slots)
+            elif block.optional and (block.name, -1) not in candidates:
+                choices[block.name] = SKIPPED
+            else:
+                choices[block.name] = tuple(
+                    candidates[block.name, number] for number in range(len(block.slots))
+                )
+        return Decoded(
+            choices=choices,
+            score=self.gate_scores.log_probability(choices),
+            latency_ms=self.table.predict_ms(self.space.architecture(choices)),
+        )
+
+
+def _costs(spec: OpSpec, table: LatencyTable) -> np.ndarray:
+    """Score 0, latency in ms, parameters and MACs of one operation."""
+    return np.array([0.0, table.op_ms(spec), count_params(spec), count_macs(spec)])

@@ -1,0 +1,54 @@
+"""The errors a user can mend. `cli.py` prints them as one message and exits with their code."""
+
+from difflib import get_close_matches
+from typing import Iterable
+
+
+class QuadranasError(Exception):
+    """Something the user can mend: what is wrong, and what to do next.
+
+    Args:
+        message: names the thing, the value got and what is accepted.
+        hint: the next step, usually a command.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class BudgetError(QuadranasError):
+    """The budget cannot be read, or no network of the space keeps it."""
+
+
+class MissingEntryError(QuadranasError):
+    """A latency table lacks an operation; the hint is the command that fills it."""
+
+
+class MissingExtraError(QuadranasError):
+    """An optional package is needed and absent; the hint is the extra to install."""
+
+
+class PromiseMissedError(QuadranasError):
+    """The work was done and its result misses what was promised (exit code 3)."""
+
+    exit_code = 3
+
+
+def nearest(word: str, accepted: Iterable[str]) -> str:
+    """A suffix such as ``; did you mean 'vpu'?`` or an empty string when nothing is near."""
+    matches = get_close_matches(word, list(accepted), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def unknown(thing: str, value: str, accepted: Iterable[str], hint: str = "") -> QuadranasError:
+    """The error for a name that is not in a list: lists what is accepted, suggests the nearest."""
+    names = sorted(accepted)
+    message = f"unknown {thing} {value!r}; accepted: {', '.join(names)}{nearest(value, names)}"
+    return QuadranasError(message, hint)

@@ -1,0 +1,41 @@
+"""Analytic device models: a latency for every primitive, from a handful of fitted numbers.
+
+`t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of the
+primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
+bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) cost nothing;
+LayerNorm, GELU, products and residual sums are memory traffic and a launch each.
+"""
+
+from quadranas.architecture import OpSpec
+from quadranas.cost import Primitive, primitives
+from quadranas.latency.device import AnalyticModel
+
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:
+    """Latency of one operation at batch 1, in milliseconds."""
+    return sum(_primitive_ms(p, model, BYTES[precision]) for p in primitives(spec))
+
+
+def _primitive_ms(primitive: Primitive, model: AnalyticModel, bytes_per_element: int) -> float:
+    if primitive.kind == "folded":
+        return 0.0
+    activations = (primitive.reads + primitive.writes) * bytes_per_element
+    weights = primitive.num_params * bytes_per_element
+    weight_bandwidth = model.bandwidth_gb_per_s
+    if primitive.kind == "linear" and model.linear_weights_gb_per_s is not None:
+        weight_bandwidth = model.linear_weights_gb_per_s
+    # GB/s is bytes per microsecond times 1e-3.
+    memory_us = activations / model.bandwidth_gb_per_s / 1e3 + weights / weight_bandwidth / 1e3
+    return (max(_compute_us(primitive, model), memory_us) + model.overhead_us) / 1e3
+
+
+def _compute_us(primitive: Primitive, model: AnalyticModel) -> float:
+    if primitive.num_macs == 0:
+        return 0.0
+    gmacs_per_s: float = getattr(model.gmacs_per_s, primitive.kind)
+    inside = model.saturation_channels == "in"
+    channels = primitive.in_channels if inside else primitive.out_channels
+    efficiency = channels / (channels + model.saturation)
+    return primitive.num_macs / (gmacs_per_s * efficiency) / 1e3

@@ -1,0 +1,42 @@
+"""Latency budgets as people write them: `30ms`, `0.3s`, `250us`."""
+
+import math
+import re
+
+from quadranas.errors import BudgetError
+
+UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+PATTERN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf\w*))\s*(\S*)\s*")
+
+
+def parse_budget(text: str) -> float:
+    """A budget in milliseconds.
+
+    Raises:
+        BudgetError: no number, no unit, an unknown unit, or not a positive finite duration.
+    """
+    hint = "Write a positive number and a unit, for example 30ms, 0.3s or 250us."
+    match = PATTERN.fullmatch(text.lower())
+    if match is None:
+        raise BudgetError(f"cannot read the budget {text!r}", hint)
+    number, unit = float(match.group(1)), match.group(2)
+    if not unit:
+        raise BudgetError(f"the budget {text!r} has no unit; accepted: s, ms, us", hint)
+    if unit not in UNITS_MS:
+        raise BudgetError(
+            f"the budget {text!r} has the unknown unit {unit!r}; accepted: s, ms, us", hint
+        )
+    budget_ms = number * UNITS_MS[unit]
+    if not math.isfinite(budget_ms) or budget_ms <= 0:
+        raise BudgetError(f"the budget must be positive and finite, got {text!r}", hint)
+    return budget_ms
+
+
+def format_ms(latency_ms: float) -> str:
+    """A duration for people, in the unit that suits its size, three significant digits."""
+    for limit, factor, unit in ((1.0, 1e3, "us"), (1e4, 1.0, "ms"), (math.inf, 1e-3, "s")):
+        if latency_ms < limit:
+            value = latency_ms * factor
+            digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+            return f"{value:.{digits}f} {unit}"
+    return f"{latency_ms} ms"

@@ -1,0 +1,209 @@
+"""LatencyTable: a latency per operation, with the provenance of every number."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from quadranas.architecture import Architecture, Frozen, OpSpec
+from quadranas.errors import MissingEntryError, QuadranasError
+from quadranas.files import read_json, shipped, validate, write_atomically
+from quadranas.space import SearchSpace
+
+FORMAT_VERSION = 1
+
+
+class TableHeader(Frozen):
+    """Where a table's numbers come from.
+
+    Args:
+        space, space_digest: the search space it prices, and the identity of its blocks.
+        method: `analytic`, `emulated` or `measured`.
+        fitted_to: for an analytic table, the source of the device model.
+        expected_error: of a predicted network latency, in words.
+        statistic: what an entry is: `model`, or `minimum` of so many rounds.
+        scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
+        command, date, commit: how, when and from which source it was made.
+    """
+
+    format_version: int = FORMAT_VERSION
+    device: str
+    title: str
+    space: str
+    space_digest: str
+    resolution: int = Field(ge=1)
+    method: str = Field(pattern="^(analytic|emulated|measured)$")
+    backend: str
+    runtime: str
+    precision: str
+    threads: int | None = None
+    batch_size: int = Field(default=1, ge=1)
+    statistic: str
+    fitted_to: str = ""
+    expected_error: str
+    scale: PositiveFloat = 1.0
+    null_ms: float = Field(default=0.0, ge=0)
+    quadranas: str
+    command: str
+    date: str
+    commit: str
+
+    def summary(self) -> str:
+        """One line of provenance for the terminal and the report."""
+        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
+        return (
+            f"{self.method} ({self.title}, {self.runtime}, {self.precision}{threads}, "
+            f"batch {self.batch_size}; expected error {self.expected_error})"
+        )
+
+
+class TableEntry(Frozen):
+    """One operation's latency in milliseconds."""
+
+    op: OpSpec
+    latency_ms: PositiveFloat = Field(allow_inf_nan=False)
+
+
+class LatencyTable(Frozen):
+    """The latencies of a space's operations on one device."""
+
+    header: TableHeader
+    entries: tuple[TableEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_unique(self) -> Self:
+        if len({entry.op for entry in self.entries}) < len(self.entries):
+            raise ValueError("an operation has two entries")
+        return self
+
+    @cached_property
+    def latencies_ms(self) -> dict[OpSpec, float]:
+        """Entries by operation."""
+        return {entry.op: entry.latency_ms for entry in self.entries}
+
+    def op_ms(self, spec: OpSpec) -> float:
+        """What an operation adds to a network's latency, in milliseconds.
+
+        A classifier is priced by the smallest head of the table with at least as many classes: an
+        upper bound, so a budget kept on the table is kept by the network.
+
+        Raises:
+            MissingEntryError: not in the table; names the command that fills it.
+        """
+        found = self.latencies_ms.get(spec)
+        if found is None and spec.is_head:
+            found = min(
+                (ms for op, ms in self.latencies_ms.items() if _bounds(op, spec)), default=None
+            )
+        if found is None:
+            raise self._missing((spec,))
+        return self.header.scale * (found - self.header.null_ms)
+
+    def predict_ms(self, architecture: Architecture) -> float:
+        """Latency of a whole network, in milliseconds."""
+        self.require(architecture.ops())
+        return sum(self.op_ms(op) for op in architecture.ops()) + self.header.null_ms
+
+    def require(self, specs: Iterable[OpSpec]) -> None:
+        """Check that every operation has an entry.
+
+        Raises:
+            MissingEntryError: says how many are missing, the first, and the command.
+        """
+        missing = []
+        for spec in dict.fromkeys(specs):
+            try:
+                self.op_ms(spec)
+            except MissingEntryError:
+                missing.append(spec)
+        if missing:
+            raise self._missing(tuple(missing))
+
+    def _missing(self, specs: tuple[OpSpec, ...]) -> MissingEntryError:
+        header = self.header
+        classes = next((f" --num-classes {s.out_channels}" for s in specs if s.is_head), "")
+        return MissingEntryError(
+            f"the latency table of device {header.device!r} for space {header.space!r} has no "
+            f"entry for {len(specs)} operation{'s' if len(specs) > 1 else ''}, first: {specs[0]}",
+            f"Fill it with: quadranas build-lut --device {header.device} --space {header.space} "
+            f"--backend {header.backend} --only-missing{classes}",
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON, one entry a line."""
+        lines = ",\n  ".join(
+            f'{{"op": {entry.op.model_dump_json(exclude_defaults=True)}, '
+            f'"latency_ms": {entry.latency_ms!r}}}'
+            for entry in self.entries
+        )
+        header = self.header.model_dump_json(indent=1)
+        write_atomically(path, f'{{"header": {header},\n"entries": [\n  {lines}\n]}}\n')
+
+
+def _bounds(priced: OpSpec, wanted: OpSpec) -> bool:
+    """Whether `priced` is `wanted` with at least as many classes."""
+    same = priced.model_copy(update={"out_channels": wanted.out_channels}) == wanted
+    return same and priced.out_channels >= wanted.out_channels
+
+
+def load_table(path: Path) -> LatencyTable:
+    """Read a table file.
+
+    Raises:
+        QuadranasError: unreadable, from a newer version, or not a table.
+    """
+    content = read_json(path, "latency table")
+    header = content.get("header")
+    version = header.get("format_version") if isinstance(header, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise QuadranasError(
+            f"{path}: format_version {version} is newer than this quadranas reads "
+            f"(up to {FORMAT_VERSION})",
+            "Upgrade with: pip install --upgrade quadranas",
+        )
+    return validate(LatencyTable, content, path)
+
+
+def table_paths(space: str, device: str) -> tuple[Path, ...]:
+    """Where a table may lie: the working folder's `latency_tables/` first, then the shipped."""
+    relative = Path(space) / f"{device}.json"
+    return Path("latency_tables") / relative, shipped("latency_tables") / relative
+
+
+def find_table(space: SearchSpace, device: str, path: Path | None = None) -> LatencyTable:
+    """The table of a device for a space, complete for it.
+
+    Args:
+        device: a device's name.
+        path: this very file instead of the usual places.
+
+    Raises:
+        QuadranasError: no table, one made for another device, space or version of the space.
+        MissingEntryError: the table lacks operations of the space.
+    """
+    candidates = (path,) if path is not None else table_paths(space.name, device)
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    command = f"quadranas build-lut --device {device} --space {space.name}"
+    if found is None:
+        raise QuadranasError(
+            f"no latency table of device {device!r} for space {space.name!r}; looked at "
+            + ", ".join(str(candidate) for candidate in candidates),
+            f"Make it with: {command}",
+        )
+    table = load_table(found)
+    header = table.header
+    if (header.space, header.space_digest) != (space.name, space.digest):
+        other = f"space {header.space!r}" if header.space != space.name else "another version of it"
+        raise QuadranasError(
+            f"{found} was made for {other}, not for space {space.name!r} as it is now",
+            f"Make the right one with: {command}",
+        )
+    if header.device != device:
+        raise QuadranasError(
+            f"{found} was made for device {header.device!r}, not for {device!r}",
+            f"Make the right one with: {command}",
+        )
+    table.require(space.specs())
+    return table

@@ -1,0 +1,38 @@
+"""Quadratic layers and the candidate operations: one class per kind of OpSpec."""
+
+from typing import Protocol
+
+from torch import nn
+
+from quadranas.architecture import OpSpec
+from quadranas.layers.mbconv import ConvBN, LinearHead, MBConv
+from quadranas.layers.quadra import (
+    Downsample,
+    FeedForward,
+    NormHead,
+    PatchStem,
+    QuadraticDepthwise,
+)
+
+
+class OpFactory(Protocol):
+    """Builds the module of an OpSpec; `layer_scale` is the gammas' initial value, if it has any."""
+
+    def __call__(self, spec: OpSpec, layer_scale: float) -> nn.Module: ...  # noqa: D102
+
+
+OPS: dict[str, OpFactory] = {
+    "patch_stem": PatchStem,
+    "downsample": Downsample,
+    "quadratic_depthwise": QuadraticDepthwise,
+    "feed_forward": FeedForward,
+    "norm_head": NormHead,
+    "conv_bn": ConvBN,
+    "mbconv": MBConv,
+    "linear_head": LinearHead,
+}
+
+
+def build_op(spec: OpSpec, layer_scale: float = 1.0) -> nn.Module:
+    """The module of an operation, initialised by PyTorch's defaults."""
+    return OPS[spec.kind](spec, layer_scale)

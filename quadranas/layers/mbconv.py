@@ -1,0 +1,59 @@
+"""The operations of ProxylessNAS's networks: convolution with BatchNorm, inverted bottleneck, head.
+
+Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2. Layout: B, C, H, W.
+"""
+
+from torch import Tensor, nn
+
+from quadranas.architecture import OpSpec
+from quadranas.cost import has_residual
+
+
+def _conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+class ConvBN(nn.Sequential):
+    """Convolution, BatchNorm, ReLU6."""
+
+    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+        conv = _conv(spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride)
+        super().__init__(conv, nn.BatchNorm2d(spec.out_channels), nn.ReLU6())
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: 1x1 expand, depthwise KxK, 1x1 project; residual where shapes allow."""
+
+    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+        super().__init__()
+        cin, cout, hidden = spec.in_channels, spec.out_channels, spec.hidden_channels
+        layers: list[nn.Module] = []
+        if spec.expand_ratio != 1:
+            layers += [_conv(cin, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU6()]
+        layers += [
+            _conv(hidden, hidden, spec.kernel_size, spec.stride, groups=hidden),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU6(),
+            _conv(hidden, cout, 1),
+            nn.BatchNorm2d(cout),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.residual = has_residual(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) to (B, C', H/stride, W/stride)."""
+        out: Tensor = self.layers(x)
+        return x + out if self.residual else out
+
+
+class LinearHead(nn.Module):
+    """Global average pool, classifier."""
+
+    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.in_channels, spec.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) to (B, num_classes)."""
+        out: Tensor = self.linear(x.mean((2, 3)))
+        return out

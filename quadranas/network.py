@@ -1,0 +1,190 @@
+"""Network: the one skeleton, filled with mixed operations (supernet) or with chosen ones (subnet)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quadranas.architecture import Architecture, Block
+from quadranas.errors import QuadranasError
+from quadranas.layers import build_op
+from quadranas.layers.quadra import ResidualBranch
+from quadranas.reference import reference_architecture
+
+INIT_STD = 0.02
+
+
+class Network(nn.Module):
+    """Blocks applied in order; each adds its own residual.
+
+    The layout is channels_last, the faster one on CPU and on tensor cores.
+    """
+
+    def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict(blocks)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shapes: (B, 3, H, W) to (B, num_classes)."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks.values():
+            x = block(x)
+        return x
+
+
+class SubnetBlock(nn.ModuleDict):
+    """The chosen operations of one block, keyed by their kind."""
+
+    def __init__(self, block: Block, layer_scale: float) -> None:
+        super().__init__({op.kind: build_op(op, layer_scale) for op in block.ops})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operations in order."""
+        for op in self.values():
+            x = op(x)
+        return x
+
+
+def build_subnet(architecture: Architecture) -> Network:
+    """The network an architecture describes, with PyTorch's default initialisation."""
+    scale = architecture.layer_scale
+    return Network({block.name: SubnetBlock(block, scale) for block in architecture.blocks})
+
+
+def create_model(
+    name: str, *, num_classes: int = 1000, resolution: int = 224, drop_path: float = 0.0
+) -> Network:
+    """A reference QuadraNet, initialised as published: truncated normal of 0.02, biases zero.
+
+    Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Tables I and V.
+
+    Args:
+        name: `quadranet25_t`, `25_b`, `36_t`, `36_s`, `36_b`; suffix `_q1` or `_q12` for
+            quadratic pointwise layers.
+        resolution: multiple of 32 (the network itself takes any; this one is checked).
+        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+
+    Raises:
+        QuadranasError: unknown name or a resolution that does not fit.
+    """
+    model = build_subnet(
+        reference_architecture(name, num_classes=num_classes, resolution=resolution)
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    branches = [module for module in model.modules() if isinstance(module, ResidualBranch)]
+    for index, branch in enumerate(branches):
+        branch.drop_probability = drop_path * (index // 2) / max(len(branches) // 2 - 1, 1)
+    return model
+
+
+def load_published_weights(model: Network, path: str | Path) -> None:
+    """Fill a reference model from a published checkpoint, in place, using every tensor.
+
+    Reads `.safetensors`, or a `.pth` with `weights_only=True`; the tensors may stand alone or
+    under the key `model` or `state_dict`.
+
+    Raises:
+        QuadranasError: unreadable, or tensors missing, left over, or of another shape.
+    """
+    tensors = _read_tensors(Path(path))
+    wanted = model.state_dict()
+    renamed = {_published_name(name): name for name in wanted}
+    missing = sorted(set(renamed) - set(tensors))
+    unused = sorted(set(tensors) - set(renamed))
+    if missing or unused:
+        raise QuadranasError(
+            f"{path} does not fit this model: {len(missing)} tensors missing "
+            f"{missing[:3]}, {len(unused)} left over {unused[:3]}",
+            "Create the model whose checkpoint this is.",
+        )
+    load_tensors(model, {renamed[name]: tensor for name, tensor in tensors.items()}, str(path))
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill a network from a safetensors file that `quadranas` wrote, in place.
+
+    Raises:
+        QuadranasError: unreadable, or tensors missing, left over, or of another shape.
+    """
+    load_tensors(model, _read_tensors(Path(path)), str(path))
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill a network from named tensors, all of them or none.
+
+    Raises:
+        QuadranasError: names the first tensor that does not fit.
+    """
+    wanted = model.state_dict()
+    for name in (*wanted, *tensors):
+        if name not in tensors or name not in wanted:
+            state = "lacks" if name not in tensors else "has the unexpected"
+            raise QuadranasError(
+                f"{source} does not fit this network: it {state} tensor {name!r}",
+                "Use the weights that were trained for this architecture.",
+            )
+        if tensors[name].shape != wanted[name].shape:
+            raise QuadranasError(
+                f"{source} does not fit this network: {name!r} has shape "
+                f"{tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}",
+                "Check the number of classes and the architecture.",
+            )
+    model.load_state_dict(dict(tensors))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise QuadranasError(f"cannot read weights {path}: {error}") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
+        raise QuadranasError(
+            f"cannot read weights {path}: it holds more than tensors, and is not executed",
+            "Save it again as .safetensors, or as a plain state dict.",
+        ) from error
+    for key in ("model", "state_dict"):
+        content = content[key] if isinstance(content, dict) and key in content else content
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise QuadranasError(f"cannot read weights {path}: expected named tensors")
+    return content
+
+
+PUBLISHED_PARTS = {
+    "quadratic_depthwise.norm": "norm1",
+    "quadratic_depthwise.conv.a": "QuadraConv.conv1",
+    "quadratic_depthwise.conv.b": "QuadraConv.conv2",
+    "quadratic_depthwise.conv.c": "QuadraConv.conv3",
+    "feed_forward.norm": "norm2",
+    "feed_forward.expand": "pwconv1",
+    "feed_forward.project": "pwconv2",
+}
+
+
+def _published_name(name: str) -> str:
+    """A tensor's name in the published checkpoints for its name in ours."""
+    _, block, rest = name.split(".", 2)
+    if block == "head":
+        part = rest.removeprefix("norm_head.")
+        return part if part.startswith("norm.") else part.replace("linear.", "head.")
+    stage, _, position = block.removeprefix("stage").partition("_")
+    index = int(stage) - 1
+    op, part = rest.split(".", 1)
+    if position == "entry":
+        slot = ("conv.", "norm.") if op == "patch_stem" else ("norm.", "conv.")
+        number = next(i for i, prefix in enumerate(slot) if part.startswith(prefix))
+        return f"downsample_layers.{index}.{number}.{part.split('.', 1)[1]}"
+    prefix = f"stages.{index}.{int(position.removeprefix('block')) - 1}"
+    if part == "gamma":
+        return f"{prefix}.gamma{1 if op == 'quadratic_depthwise' else 2}"
+    group, _, leaf = rest.rpartition(".")
+    return f"{prefix}.{PUBLISHED_PARTS.get(group, group)}.{leaf}"
