@@ -1,14 +1,14 @@
 """OpSpec and Architecture: the frozen descriptions that every stage of the work shares.
 
-A network is a sequence of blocks, a block a sequence of operations; stem, downsampling and head are
-operations too, so parameters, MACs and latency of a network are plain sums over its OpSpecs.
+A network is a sequence of blocks, a block a sequence of operations; stem, downsampling and head
+are operations too, so parameters, MACs and latency of a network are plain sums over its OpSpecs.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from quadranas.errors import QuadranasError, nearest
 from quadranas.files import read_json, validate, write_json
@@ -98,19 +98,33 @@ def _odd_kernel(spec: OpSpec) -> str:
     return "" if spec.kernel_size % 2 else f"kernel_size must be odd, got {spec.kernel_size}"
 
 
-def _plain(spec: OpSpec) -> str:
-    return "" if spec.kernel_size == spec.stride == 1 else "kernel_size and stride must be 1"
+def _hidden(spec: OpSpec) -> str:
+    return "" if spec.hidden_channels else f"expand_ratio {spec.expand_ratio} leaves no channels"
 
+
+def _lacks(spec: OpSpec, *fields: str) -> str:
+    """Fields that a kind does not have keep their defaults: one operation, one OpSpec."""
+    for name in fields:
+        value, default = getattr(spec, name), OpSpec.model_fields[name].default
+        if value != default:
+            return f"{name} must be {default}, got {value}"
+    return ""
+
+
+WINDOW = ("kernel_size", "stride")
+EXPANSION = ("expand_ratio", "num_quadratic")
 
 OP_RULES: dict[str, Callable[[OpSpec], str]] = {
-    "patch_stem": _patches,
-    "downsample": _patches,
-    "quadratic_depthwise": lambda spec: _same_shape(spec) or _odd_kernel(spec),
-    "feed_forward": lambda spec: _same_shape(spec) or _plain(spec),
-    "norm_head": _plain,
-    "conv_bn": _odd_kernel,
-    "mbconv": _odd_kernel,
-    "linear_head": _plain,
+    "patch_stem": lambda spec: _patches(spec) or _lacks(spec, *EXPANSION),
+    "downsample": lambda spec: _patches(spec) or _lacks(spec, *EXPANSION),
+    "quadratic_depthwise": lambda spec: (
+        _same_shape(spec) or _odd_kernel(spec) or _lacks(spec, *EXPANSION)
+    ),
+    "feed_forward": lambda spec: _same_shape(spec) or _lacks(spec, *WINDOW) or _hidden(spec),
+    "norm_head": lambda spec: _lacks(spec, *WINDOW, *EXPANSION),
+    "conv_bn": lambda spec: _odd_kernel(spec) or _lacks(spec, *EXPANSION),
+    "mbconv": lambda spec: _odd_kernel(spec) or _lacks(spec, "num_quadratic") or _hidden(spec),
+    "linear_head": lambda spec: _lacks(spec, *WINDOW, *EXPANSION),
 }
 """The kinds of operation and what makes one impossible (empty text: nothing does)."""
 
@@ -140,14 +154,14 @@ class Architecture(Frozen):
         provenance: how it came about, as plain values (device, budget, predicted latency ...).
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     name: str
     space: str = ""
     resolution: int = Field(ge=1, le=MAX_RESOLUTION)
     num_classes: int = Field(ge=1, le=MAX_CHANNELS)
-    layer_scale: float = 1.0
+    layer_scale: FiniteFloat = 1.0
     blocks: tuple[Block, ...] = Field(min_length=1)
-    provenance: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_chain(self) -> Self:
@@ -178,10 +192,12 @@ class Architecture(Frozen):
         """The same network for another input resolution or number of classes.
 
         Raises:
-            QuadranasError: the resolution is not divisible by the network's total stride.
+            QuadranasError: the resolution is not divisible by the network's total stride, or
+                there cannot be so many classes.
         """
-        classes = num_classes or self.num_classes
-        size = resolution or self.resolution
+        classes = self.num_classes if num_classes is None else num_classes
+        size = self.resolution if resolution is None else resolution
+        check_num_classes(classes, self.name)
         check_resolution(size, tuple(self.ops()), self.name)
         blocks = []
         pixels = size
@@ -203,8 +219,11 @@ class Architecture(Frozen):
         """Write the architecture as JSON, without the fields left at their defaults."""
         content = self.model_dump(mode="json")
         content["blocks"] = [
-            {"name": b.name, "ops": [o.model_dump(mode="json", exclude_defaults=True) for o in b.ops]}
-            for b in self.blocks
+            {
+                "name": block.name,
+                "ops": [op.model_dump(mode="json", exclude_defaults=True) for op in block.ops],
+            }
+            for block in self.blocks
         ]
         write_json(path, content)
 
@@ -219,11 +238,24 @@ def check_resolution(resolution: int, ops: tuple[OpSpec, ...], name: str) -> Non
     for op in ops:
         total *= op.stride
     if resolution < total or resolution % total or resolution > MAX_RESOLUTION:
-        below = max(resolution // total, 1) * total
+        below = max(min(resolution, MAX_RESOLUTION) // total, 1) * total
+        nearest_fits = [size for size in (below, below + total) if size <= MAX_RESOLUTION]
         raise QuadranasError(
             f"resolution {resolution} does not fit {name}: it must be a multiple of {total}, "
             f"at most {MAX_RESOLUTION}",
-            f"Use {min(below, MAX_RESOLUTION)} or {min(below + total, MAX_RESOLUTION)}.",
+            f"Use {' or '.join(map(str, nearest_fits))}.",
+        )
+
+
+def check_num_classes(num_classes: int, name: str) -> None:
+    """Refuse a number of classes that no head can have.
+
+    Raises:
+        QuadranasError: giving the accepted range.
+    """
+    if not 1 <= num_classes <= MAX_CHANNELS:
+        raise QuadranasError(
+            f"{num_classes} classes do not fit {name}: there must be 1 to {MAX_CHANNELS}"
         )
 
 

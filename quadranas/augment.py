@@ -48,8 +48,8 @@ class Augmenter:
     """Turns batches into what a network trains on; a pure function of images, labels and seed.
 
     The order is crop, flip, RandAugment, normalisation, erasing (by the mean colour), mixing. With
-    both mixup and CutMix on, each batch draws one of them. Images may be on any device; random
-    numbers are always drawn on the CPU, so that devices agree.
+    both mixup and CutMix on, each batch draws one of them. Images may be on any device; the random
+    numbers are always drawn on the CPU.
 
     Args:
         num_classes: width of the soft targets.
@@ -134,20 +134,24 @@ def _seeded(seed: int) -> Iterator[None]:
 def _flip() -> Transform:
     from kornia.augmentation import RandomHorizontalFlip
 
-    return RandomHorizontalFlip(p=0.5)
+    flip: Transform = RandomHorizontalFlip(p=0.5)
+    return flip
 
 
 def _crop(resolution: int, padding: int) -> Transform:
     from kornia.augmentation import RandomCrop
 
     # Slicing copies pixels; resampling warps them, at 2/3 the speed (kornia 0.9.0, 32 pixels).
-    return RandomCrop((resolution, resolution), padding=padding, cropping_mode="slice")
+    size = (resolution, resolution)
+    crop: Transform = RandomCrop(size, padding=padding, cropping_mode="slice")
+    return crop
 
 
 def _erase(probability: float) -> Transform:
     from kornia.augmentation import RandomErasing
 
-    return RandomErasing(p=probability)
+    erase: Transform = RandomErasing(p=probability)
+    return erase
 
 
 def _rand_augment(config: AugmentConfig) -> Transform:

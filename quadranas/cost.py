@@ -1,7 +1,7 @@
 """Parameters, MACs and memory traffic of operations, counted from their descriptions alone.
 
-MACs are those of convolutions and linear layers, as in the papers' tables. Every operation is broken into
-primitives, so a device model prices exactly what is counted here. B, C, H, W are batch, channels, height, width.
+MACs are those of convolutions and linear layers, as in the papers' tables. Every operation is
+broken into primitives, so a device model prices exactly what is counted here.
 """
 
 from collections.abc import Callable, Iterable
@@ -58,7 +58,9 @@ def _depthwise(channels: int, kernel: int, resolution: int, stride: int, bias: b
     )
 
 
-def _elementwise(channels: int, resolution: int, num_inputs: int, num_params: int = 0) -> Primitive:
+def _elementwise(
+    channels: int, resolution: int, num_inputs: int, num_params: int = 0
+) -> Primitive:
     size = channels * resolution**2
     return Primitive(
         kind="elementwise",

@@ -4,57 +4,34 @@ Shapes: N images of a split, B of a batch, R the resolution. Pixels are stored a
 uint8 and handed out as (B, 3, R, R), which makes a batch channels_last without a copy.
 """
 
-import io
-import os
-import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias, TypeVar, final
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from statistics import median_low
+from typing import TypeAlias, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from quadranas.errors import QuadranasError
+from quadranas.image_files import CorruptImageError, ImageFiles, find_splits, fit
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
 """A split whose pixels are larger than this is decoded batch by batch, not once."""
 
-MAX_FILE_BYTES = 256 * 2**20
-"""A zip member that unpacks to more than this is refused."""
-
-MAX_UPSCALING = 4
-"""An image whose shorter side is smaller than the resolution by more than this is refused."""
+MIN_TRAINING_IMAGES = 2
+"""Of every class, so that both halves of the training split have one."""
 
 TEST_SHARE = 5
 """One image in so many is held out where the data come without a test split."""
 
-THREADS_FROM_RESOLUTION = 64
-"""Below it threads only wait for each other (CIFAR-10: 2.1 s on one, 2.7 to 3.5 s on two)."""
-
-NUM_THREADS = min(8, os.cpu_count() or 1)
 NUM_IMAGES_FOR_STATISTICS = 2000
-MAX_FOLDER_DEPTH = 6
-SPLIT_NAMES = ("train", "test", "val")
-COMMON_FORMATS = ("JPEG", "PNG")
+NUM_IMAGES_FOR_NATIVE_SIDE = 200
 
-NOT_PICTURES = ("EPS", "WMF", "HDF5", "MPEG", "GRIB", "BUFR")
-"""Formats Pillow only recognises, or hands to another programme (EPS to Ghostscript)."""
-
-LAYOUT = (
-    "Accepted: a folder or a zip with train/ and test/ or val/, each holding one folder of images "
-    "per class; or with one folder of images per class alone."
-)
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 Triple: TypeAlias = tuple[float, float, float]
-Result = TypeVar("Result")
-_Tree: TypeAlias = "dict[str, _Tree | str]"
 
 
 @final
@@ -131,6 +108,7 @@ def load_dataset(
     around everything is looked through; hidden files, files that are no images by their extension,
     and files beside the class folders are ignored.
 
+    Images are turned as their EXIF orientation says, and transparent parts are laid on white.
     Training images are decoded here. Of test images only the headers are read (with `skip_corrupt`
     all of them), their pixels when a batch is first asked for: a search decides without them.
 
@@ -155,13 +133,14 @@ def load_dataset(
         train, test = _load_digits(resolution, seed)
     else:
         name = Path(data).resolve().stem
-        train_files, test_files = _find_splits(Path(data), val, resolution, seed)
+        train_files, test_files = _split_files(Path(data), val, seed)
         class_names = train_files.class_names
-        train, num_bad_train = _read_split(train_files, skip_corrupt, now=True)
-        test, num_bad_test = _read_split(test_files, skip_corrupt, now=False)
+        train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
+        test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
         num_skipped = num_bad_train + num_bad_test
-        _check_counts(train, class_names, 2, f"training images in {data}", num_bad_train)
-        _check_counts(test, class_names, 1, f"test images in {val or data}", num_bad_test)
+        what = f"training images in {data}"
+        _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
+        _check_counts(test.labels, class_names, 1, f"test images in {val or data}", num_bad_test)
     mean, std = _statistics(train)
     return Dataset(
         name=name,
@@ -173,6 +152,36 @@ def load_dataset(
         mean=mean,
         std=std,
     )
+
+
+def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 0) -> int:
+    """The median shorter side of the training images, in pixels: what a resolution may ask for.
+
+    Only headers are read, of up to 200 images at even distances in the order of class and name.
+    Corrupt ones among them are passed over: `load_dataset` knows whether to name or to skip them.
+
+    Args:
+        data, val, seed: as given to `load_dataset`; they decide which images are for training.
+
+    Returns: the lower of the two middle sides where their number is even.
+
+    Raises:
+        QuadranasError: `data` or `val` cannot be split, as in `load_dataset`, or all headers are
+            corrupt.
+    """
+    files, _ = _split_files(Path(data), val, seed)
+    labels = torch.tensor(files.labels)
+    _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
+    sides: list[int] = []
+    corrupt: list[CorruptImageError] = []
+    for index in _evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
+        try:
+            sides.append(min(files.size(index)))
+        except CorruptImageError as error:
+            corrupt.append(error)
+    if not sides:
+        raise corrupt[0]
+    return median_low(sides)
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -214,6 +223,10 @@ def _hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return _split(labels, seed, lambda size, _: size - max(1, round(size / TEST_SHARE)))
 
 
+def _evenly_spaced(total: int, at_most: int) -> Tensor:
+    return torch.linspace(0, total - 1, min(total, at_most)).long()
+
+
 def _picker(pixels: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda indices: pixels.index_select(0, indices)
 
@@ -224,7 +237,7 @@ def _load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
 
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = torch.from_numpy(np.stack([_fit(Image.fromarray(g), resolution) for g in grey]))
+    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(g), resolution) for g in grey]))
     labels = torch.from_numpy(digits.target.astype(np.int64))
     first, second = _hold_out(labels, seed)
     return (
@@ -233,239 +246,12 @@ def _load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
     )
 
 
-def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
-    """Mean and standard deviation per channel over evenly spaced images."""
-    count = min(len(images), NUM_IMAGES_FOR_STATISTICS)
-    sums, squares, num_pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    chosen = torch.linspace(0, len(images) - 1, count).long()
-    for start in range(0, count, 64):
-        pixels = images.batch(chosen[start : start + 64]).double() / 255
-        sums += pixels.sum((0, 2, 3))
-        squares += pixels.square().sum((0, 2, 3))
-        num_pixels += pixels[:, 0].numel()
-    mean = sums / num_pixels
-    # Images of a single colour would make the normalisation divide by zero.
-    std = (squares / num_pixels - mean.square()).clamp(min=1 / 255**2).sqrt()
-    (r, g, b), (std_r, std_g, std_b) = mean.tolist(), std.tolist()
-    return (r, g, b), (std_r, std_g, std_b)
-
-
-def _check_counts(
-    images: ImageSet, class_names: Sequence[str], least: int, what: str, num_skipped: int
-) -> None:
-    """Refuse a split in which a class has too few images."""
-    counts = torch.bincount(images.labels, minlength=len(class_names)).tolist()
-    for name, count in zip(class_names, counts, strict=True):
-        if count < least:
-            skipped = f" ({num_skipped} corrupt ones skipped)" if num_skipped else ""
-            raise QuadranasError(
-                f"too few {what} to split: class {name!r} has {count}{skipped}, "
-                f"at least {least} of every class are needed",
-                "Add images to the class, or remove its folder.",
-            )
-
-
-class _CorruptImageError(QuadranasError):
-    """An image that cannot be decoded; caught where corrupt images are skipped."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A folder or a zip: its images as a tree; how to open one, in whole (True) or to peek."""
-
-    path: Path
-    tree: _Tree
-    open: Callable[[str, bool], IO[bytes]]
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The image files of one split, in the order of their labels."""
-
-    source: _Source
-    members: tuple[str, ...]
-    labels: Tensor
-    class_names: tuple[str, ...]
-    resolution: int
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def select(self, indices: Tensor) -> "_Files":
-        members = tuple(self.members[index] for index in indices.tolist())
-        return replace(self, members=members, labels=self.labels[indices])
-
-    def empty(self, count: int) -> Pixels:
-        return np.empty((count, self.resolution, self.resolution, 3), dtype=np.uint8)
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Images as uint8 (B, R, R, 3)."""
-        chosen = indices.tolist()
-        pixels = self.empty(len(chosen))
-
-        def fill(row: int) -> bool:
-            pixels[row] = self.read(chosen[row])
-            return True
-
-        self.for_each(fill, len(chosen))
-        return torch.from_numpy(pixels)
-
-    def for_each(self, work: Callable[[int], bool], count: int, chunk: int = 16) -> list[bool]:
-        """What `work` says of 0 to count - 1; of several errors the first in order is raised."""
-
-        def run(start: int) -> list[bool]:
-            return [work(index) for index in range(start, min(start + chunk, count))]
-
-        with ThreadPoolExecutor(
-            NUM_THREADS if self.resolution >= THREADS_FROM_RESOLUTION else 1
-        ) as pool:
-            return [result for part in pool.map(run, range(0, count, chunk)) for result in part]
-
-    def read(self, index: int) -> Pixels:
-        """One image's pixels, (R, R, 3).
-
-        Raises:
-            QuadranasError: the image is corrupt or too small.
-        """
-        return self._use(index, True, lambda image: _fit(image, self.resolution))
-
-    def check(self, index: int) -> None:
-        """Raise as `read` does, as far as an image's header tells."""
-        self._use(index, False, lambda image: None)
-
-    def _use(self, index: int, whole: bool, use: Callable[[Image.Image], Result]) -> Result:
-        member, path = self.members[index], self.source.path
-        try:
-            with (
-                self.source.open(member, whole) as file,
-                Image.open(file, formats=_formats()) as image,
-            ):
-                width, height = image.size
-                result = use(image)
-        except Exception as error:  # Pillow's decoders raise many kinds on a broken file
-            if isinstance(error, OSError) and error.errno is not None:
-                reason = error.strerror
-                raise QuadranasError(f"cannot read image {member} in {path}: {reason}") from error
-            raise _CorruptImageError(
-                f"corrupt image {member} in {path}: {_reason(error)}",
-                "Replace or remove it, or leave such images out with --skip-corrupt.",
-            ) from error
-        if min(width, height) * MAX_UPSCALING < self.resolution:
-            raise QuadranasError(
-                f"image {member} in {path} is too small: {width} x {height} pixels; resolution "
-                f"{self.resolution} needs {-(-self.resolution // MAX_UPSCALING)} on both sides",
-                f"Lower the training resolution to {min(width, height) * MAX_UPSCALING} or less, "
-                "or remove the image.",
-            )
-        return result
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image Pillow can read"
-    return str(error) or type(error).__name__
-
-
-def _fit(image: Image.Image, resolution: int) -> Pixels:
-    """Resize the shorter side to the resolution and crop the centre, (R, R, 3)."""
-    if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its floating-point pixels have no known range; store 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB")
-    if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def _read_split(files: _Files, skip_corrupt: bool, *, now: bool) -> tuple[ImageSet, int]:
-    """Check every file, decode the pixels `now` where they fit in memory; count the skipped."""
-    fits = len(files) * files.resolution**2 * 3 <= MEMORY_LIMIT_BYTES
-    pixels = files.empty(len(files)) if fits and now else None
-
-    def is_good(index: int) -> bool:
-        try:
-            if pixels is not None:
-                pixels[index] = files.read(index)
-            elif skip_corrupt:
-                files.read(index)
-            else:
-                files.check(index)
-        except _CorruptImageError:
-            if skip_corrupt:
-                return False
-            raise
-        return True
-
-    good = torch.tensor(files.for_each(is_good, len(files))).nonzero().flatten()
-    num_skipped = len(files) - len(good)
-    kept = files.select(good)
-    if pixels is None:
-        return ImageSet(kept.labels, kept.decode, at_first_use=fits), num_skipped
-    decoded = torch.from_numpy(pixels)
-    return ImageSet(kept.labels, _picker(decoded[good] if num_skipped else decoded)), num_skipped
-
-
-def _find_splits(
-    data: Path, val: str | Path | None, resolution: int, seed: int
-) -> tuple[_Files, _Files]:
-    """The files of the training and of the test split."""
-    source = _open(data, "--data")
-    tree = _unwrap(source.tree)
-    splits = {name.lower(): folder for name, folder in _folders(tree).items()}
-    is_split = "train" in splits and bool(_folders(splits["train"]))
-    if val is not None:
-        if is_split:
-            raise QuadranasError(
-                f"--data {data} has train/ and more inside, so --val {val} is ambiguous",
-                "Drop --val, or name the train folder itself with --data.",
-            )
-        other = _open(Path(val), "--val")
-        test = _list_files(other, _unwrap(other.tree), f"--val {val}", resolution)
-        return _same_classes(_list_files(source, tree, f"--data {data}", resolution), test)
-    if is_split:
-        held_out = next((name for name in ("test", "val") if name in splits), None)
-        if held_out is None:
-            raise QuadranasError(f"--data {data} has train/ but neither test/ nor val/", LAYOUT)
-        train = _list_files(source, splits["train"], f"train/ of {data}", resolution)
-        test = _list_files(source, splits[held_out], f"{held_out}/ of {data}", resolution)
-        return _same_classes(train, test)
-    if len(splits) > 1 and set(splits) <= set(SPLIT_NAMES):
-        raise QuadranasError(
-            f"--data {data} has {', '.join(splits)} without class folders", LAYOUT
-        )
-    files = _list_files(source, tree, f"--data {data}", resolution)
-    first, second = _hold_out(files.labels, seed)
-    return files.select(first), files.select(second)
-
-
-def _list_files(source: _Source, tree: _Tree, where: str, resolution: int) -> _Files:
-    """The images of one folder per class, classes and images in alphabetical order."""
-    folders = sorted(_folders(tree).items())
-    if not folders:
-        raise QuadranasError(f"{where} has no class folders", LAYOUT)
-    members: list[str] = []
-    labels: list[int] = []
-    for label, (name, folder) in enumerate(folders):
-        images = sorted(leaf for leaf in folder.values() if isinstance(leaf, str))
-        if not images:
-            raise QuadranasError(f"class folder {name!r} of {where} has no images in it", LAYOUT)
-        nested = [leaf for inner in _folders(folder).values() for leaf in _leaves(inner)]
-        if nested:
-            raise QuadranasError(
-                f"image {nested[0]} of {where} lies in a folder inside its class folder", LAYOUT
-            )
-        members += images
-        labels += [label] * len(images)
-    names = tuple(name for name, _ in folders)
-    if len(names) < 2:
-        raise QuadranasError(f"{where} has only one class, {names[0]!r}; 2 are needed", LAYOUT)
-    return _Files(source, tuple(members), torch.tensor(labels), names, resolution)
-
-
-def _same_classes(train: _Files, test: _Files) -> tuple[_Files, _Files]:
+def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFiles, ImageFiles]:
+    """The files of the training and of the test split, with the same classes."""
+    train, test = find_splits(data, val)
+    if test is None:
+        first, second = _hold_out(torch.tensor(train.labels), seed)
+        return train.select(first.tolist()), train.select(second.tolist())
     here, there = set(train.class_names), set(test.class_names)
     if here != there:
         sides = (("training", here - there), ("test", there - here))
@@ -480,102 +266,54 @@ def _same_classes(train: _Files, test: _Files) -> tuple[_Files, _Files]:
     return train, test
 
 
-def _folders(tree: _Tree) -> "dict[str, _Tree]":
-    return {name: inner for name, inner in tree.items() if isinstance(inner, dict)}
+def _read_split(
+    files: ImageFiles, resolution: int, skip_corrupt: bool, *, now: bool
+) -> tuple[ImageSet, int]:
+    """Check every file, decode the pixels `now` where they fit in memory; count the skipped."""
+    shape = (len(files), resolution, resolution, 3)
+    fits = prod(shape) <= MEMORY_LIMIT_BYTES
+    pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
+    good = files.sift(resolution, skip_corrupt=skip_corrupt, into=pixels)
+    num_skipped = len(files) - len(good)
+    kept = files.select(good)
+    labels = torch.tensor(kept.labels, dtype=torch.int64)
+    if pixels is not None:
+        decoded = torch.from_numpy(pixels[good] if num_skipped else pixels)
+        return ImageSet(labels, _picker(decoded)), num_skipped
+
+    def decode(indices: Tensor) -> Tensor:
+        pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
+        kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, into=pixels)
+        return torch.from_numpy(pixels)
+
+    return ImageSet(labels, decode, at_first_use=fits), num_skipped
 
 
-def _leaves(tree: _Tree) -> list[str]:
-    nested = (_leaves(inner) if isinstance(inner, dict) else [inner] for inner in tree.values())
-    return [leaf for leaves in nested for leaf in leaves]
+def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
+    """Mean and standard deviation per channel over evenly spaced images."""
+    sums, squares, num_pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
+    for indices in _evenly_spaced(len(images), NUM_IMAGES_FOR_STATISTICS).split(64):
+        pixels = images.batch(indices).double() / 255
+        sums += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+        num_pixels += pixels[:, 0].numel()
+    mean = sums / num_pixels
+    # Images of a single colour would make the normalisation divide by zero.
+    std = (squares / num_pixels - mean.square()).clamp(min=1 / 255**2).sqrt()
+    (r, g, b), (std_r, std_g, std_b) = mean.tolist(), std.tolist()
+    return (r, g, b), (std_r, std_g, std_b)
 
 
-def _unwrap(tree: _Tree) -> _Tree:
-    """The tree below folders that wrap everything; a lone class folder is no wrapper."""
-    folders = list(_folders(tree).values())
-    return _unwrap(folders[0]) if len(folders) == 1 and _folders(folders[0]) else tree
-
-
-def _open(path: Path, option: str) -> _Source:
-    """List a folder or a zip.
-
-    Raises:
-        QuadranasError: missing, neither of the two, torn, or without a single image.
-    """
-    if not path.exists():
-        raise QuadranasError(f"{option} {path} does not exist", LAYOUT)
-    try:
-        source = _open_folder(path) if path.is_dir() else _open_zip(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise QuadranasError(
-            f"{option} {path} is not a zip file, or a torn one: {error}",
-            f"Download or pack it again. {LAYOUT}",
-        ) from error
-    except OSError as error:
-        raise QuadranasError(f"cannot read {option} {path}: {error.strerror or error}") from error
-    if not _leaves(source.tree):
-        raise QuadranasError(
-            f"{option} {path} holds no images (known by extension, such as .png or .jpg)", LAYOUT
-        )
-    return source
-
-
-def _open_folder(path: Path) -> _Source:
-    def list_folder(folder: Path, depth: int) -> _Tree:
-        tree: _Tree = {}
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _is_hidden(entry.name):
-                    continue
-                if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
-                    tree[entry.name] = list_folder(folder / entry.name, depth + 1)
-                elif entry.is_file() and _is_image(entry.name):
-                    tree[entry.name] = (folder / entry.name).relative_to(path).as_posix()
-        return tree
-
-    return _Source(path, list_folder(path, 0), lambda member, whole: (path / member).open("rb"))
-
-
-def _open_zip(path: Path) -> _Source:
-    archive = zipfile.ZipFile(path)
-    tree: _Tree = {}
-    for info in archive.infolist():
-        parts = PurePosixPath(info.filename).parts
-        if len(parts) > MAX_FOLDER_DEPTH or any(_is_hidden(part) for part in parts):
-            continue
-        folder = tree
-        for part in parts if info.is_dir() else parts[:-1]:
-            inner = folder.setdefault(part, {})
-            folder = inner if isinstance(inner, dict) else {}
-        if not info.is_dir() and _is_image(info.filename):
-            folder.setdefault(parts[-1], info.filename)
-
-    def open_member(member: str, whole: bool) -> IO[bytes]:
-        size = archive.getinfo(member).file_size
-        if size > MAX_FILE_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes, at most {MAX_FILE_BYTES} are accepted")
-        # Reading it whole also compares the checksum; a peek at the header is much cheaper.
-        return io.BytesIO(archive.read(member)) if whole else archive.open(member)
-
-    return _Source(path, tree, open_member)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in _extensions()
-
-
-@cache
-def _extensions() -> frozenset[str]:
-    known = Image.registered_extensions().items()
-    return frozenset(extension for extension, name in known if name in _formats())
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats Pillow decodes by itself, in the order to try them."""
-    Image.init()
-    others = [name for name in Image.OPEN if name not in NOT_PICTURES + COMMON_FORMATS]
-    return (*COMMON_FORMATS, *others)
+def _check_counts(
+    labels: Tensor, class_names: Sequence[str], least: int, what: str, num_skipped: int = 0
+) -> None:
+    """Refuse a split in which a class has too few images."""
+    counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+    for name, count in zip(class_names, counts, strict=True):
+        if count < least:
+            skipped = f" ({num_skipped} corrupt skipped)" if num_skipped else ""
+            raise QuadranasError(
+                f"too few {what} to split: class {name!r} has {count}{skipped}, "
+                f"at least {least} of every class are needed",
+                "Add images to the class, or remove its folder.",
+            )

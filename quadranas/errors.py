@@ -1,7 +1,7 @@
 """The errors a user can mend. `cli.py` prints them as one message and exits with their code."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class QuadranasError(Exception):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import reprlib
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +14,24 @@ from pydantic import BaseModel, ValidationError
 from quadranas.errors import QuadranasError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
+Location = tuple[int | str, ...]
 PACKAGE = Path(__file__).parent
+
+YAML_FAULTS = (
+    yaml.YAMLError,
+    # What PyYAML 6.0 lets through: dates such as 2001-99-99, `!!int ""`, `!!bool x`, deep nesting
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
+UNION_TAGS = ("str", "int", "float", "bool")
+"""What pydantic appends to the location of a fault in a union."""
+
+BOUNDED = reprlib.Repr()
+BOUNDED.maxlevel = 3  # YAML's aliases can hold a value that is endless when written out
+BOUNDED.maxlist = BOUNDED.maxdict = BOUNDED.maxstring = 80
 
 
 def shipped(folder: str) -> Path:
@@ -39,12 +58,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise QuadranasError(
             f"cannot write {path}: {error.strerror or error}",
             "Free some space or choose another folder.",
         ) from error
+    finally:  # moved away after success; an interrupt must not leave it behind either
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -56,16 +76,20 @@ def read_text(path: Path, what: str) -> str:
     """The text of a file; `what` names its role in the error message."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise QuadranasError(f"cannot read {what} {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise QuadranasError(f"cannot read {what} {path}: not UTF-8 text") from error
+    except OSError as error:
+        raise QuadranasError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a path that holds a null character
+        raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """A YAML mapping, loaded without executing anything."""
+    text = read_text(path, what)
     try:
-        content = yaml.safe_load(read_text(path, what))
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except YAML_FAULTS as error:
         raise QuadranasError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
@@ -74,9 +98,10 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object."""
+    text = read_text(path, what)
     try:
-        content = json.loads(read_text(path, what))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number without end
         raise QuadranasError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")
@@ -92,28 +117,62 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(model, fault) for fault in error.errors()]
-        raise QuadranasError("\n".join(f"{source}: {fault}" for fault in faults[:5])) from error
+        lines = [f"{source}: {fault}" for fault in describe_faults(model, error)]
+        raise QuadranasError("\n".join(lines[:5])) from error
 
 
-def _describe(model: type[BaseModel], fault: Any) -> str:
-    """One fault of pydantic's list as `key.path: what is wrong, value got`."""
-    location = [part for part in fault["loc"] if part != "function-after"]
-    path = ".".join(str(part) for part in location) or "(file)"
+def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """What is wrong, one line a key: `key.path: message (got value)`."""
+    faults: dict[Location, list[Any]] = {}
+    for fault in error.errors():
+        location = fault["loc"]
+        if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
+            location = location[:-1]  # one fault per member of the union: they share a line
+        faults.setdefault(location, []).append(fault)
+    return [
+        _describe(model, location, found)
+        for location, found in faults.items()
+        # A faulty item also counts as a missing one in a list that needs items.
+        if found[0]["type"] != "too_short" or not _any_inside(location, faults)
+    ]
+
+
+def _any_inside(location: Location, others: Iterable[Location]) -> bool:
+    size = len(location)
+    return any(len(other) > size and other[:size] == location for other in others)
+
+
+def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any]) -> str:
+    """The faults found at one key path."""
+    fault = faults[0]
+    value = _short(fault["input"])
+    path = ".".join(str(part) for part in location)
+    prefix = f"{path}: " if path else ""
     if fault["type"] == "extra_forbidden":
         keys = sorted(_keys_at(model, location[:-1]))
         suggestion = nearest(str(location[-1]), keys)
-        return f"{path}: unknown key (value {fault['input']!r}); accepted: {', '.join(keys)}" + (
-            suggestion
-        )
+        return f"{prefix}unknown key{value}; accepted: {', '.join(keys)}{suggestion}"
     if fault["type"] == "missing":
-        return f"{path}: required key is missing"
+        return f"{prefix}required {'key' if isinstance(location[-1], str) else 'value'} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    value = repr(fault["input"])
-    return f"{path}: {message}" + (f" (got {value})" if len(value) < 80 else "")
+    if fault["type"] != "value_error":  # pydantic's own words
+        message = message.replace("tuple", "list").replace("Tuple", "List")
+    if len(faults) > 1:
+        kinds = [other["msg"].split(",")[0].removeprefix("Input should be ") for other in faults]
+        message = f"Input should be {' or '.join(kinds)}"
+    return f"{prefix}{message}{value}"
 
 
-def _keys_at(model: type[BaseModel], location: list[Any]) -> set[str]:
+def _short(value: Any) -> str:
+    """A value in brackets, or nothing where it is too long to help."""
+    try:
+        text = BOUNDED.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return ""
+    return f" (got {text})" if len(text) < 80 else ""
+
+
+def _keys_at(model: type[BaseModel], location: Location) -> set[str]:
     """The field names accepted at a key path, followed through nested models."""
     current: Any = model
     for part in location:

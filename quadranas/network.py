@@ -1,7 +1,8 @@
-"""Network: the one skeleton, filled with mixed operations (supernet) or with chosen ones (subnet)."""
+"""Network: the one skeleton, filled with mixed operations (supernet) or chosen ones (subnet)."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +26,11 @@ class Network(nn.Module):
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleDict(blocks)
-        self.to(memory_format=torch.channels_last)
+        try:
+            self.blocks = nn.ModuleDict(blocks)
+        except KeyError as error:  # a name such as `keys`, which torch has taken
+            raise QuadranasError(f"a block has a name that it cannot have: {error}") from error
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch 2.13
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: (B, 3, H, W) to (B, num_classes)."""
@@ -69,8 +73,11 @@ def create_model(
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
 
     Raises:
-        QuadranasError: unknown name or a resolution that does not fit.
+        QuadranasError: unknown name, or a resolution, number of classes or drop_path that does
+            not fit.
     """
+    if not 0 <= drop_path < 1:
+        raise QuadranasError(f"drop_path must be at least 0 and below 1, got {drop_path}")
     model = build_subnet(
         reference_architecture(name, num_classes=num_classes, resolution=resolution)
     )
@@ -92,11 +99,17 @@ def load_published_weights(model: Network, path: str | Path) -> None:
     under the key `model` or `state_dict`.
 
     Raises:
-        QuadranasError: unreadable, or tensors missing, left over, or of another shape.
+        QuadranasError: unreadable, or tensors missing, left over, or of another shape; or no
+            QuadraNet, so that no such checkpoint exists.
     """
     tensors = _read_tensors(Path(path))
-    wanted = model.state_dict()
-    renamed = {_published_name(name): name for name in wanted}
+    try:
+        renamed = {_published_name(name): name for name in model.state_dict()}
+    except ValueError as error:
+        raise QuadranasError(
+            f"{path} does not fit this model, which is no QuadraNet",
+            "Published checkpoints exist for the models of create_model().",
+        ) from error
     missing = sorted(set(renamed) - set(tensors))
     unused = sorted(set(tensors) - set(renamed))
     if missing or unused:
@@ -141,6 +154,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content: Any
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -149,14 +163,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise QuadranasError(f"cannot read weights {path}: {error}") from error
     except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
         raise QuadranasError(
-            f"cannot read weights {path}: it holds more than tensors, and is not executed",
+            f"cannot read weights {path}: damaged, or it holds more than tensors, which is not "
+            "executed",
             "Save it again as .safetensors, or as a plain state dict.",
         ) from error
     for key in ("model", "state_dict"):
         content = content[key] if isinstance(content, dict) and key in content else content
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    items = content.items() if isinstance(content, dict) else [(None, content)]
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         raise QuadranasError(f"cannot read weights {path}: expected named tensors")
-    return content
+    return dict(items)
 
 
 PUBLISHED_PARTS = {

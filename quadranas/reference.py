@@ -3,7 +3,13 @@
 Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Tables I and V.
 """
 
-from quadranas.architecture import Architecture, Block, OpSpec, check_resolution
+from quadranas.architecture import (
+    Architecture,
+    Block,
+    OpSpec,
+    check_num_classes,
+    check_resolution,
+)
 from quadranas.errors import unknown
 
 DEPTHS = {"25": (2, 3, 18, 2), "36": (3, 3, 27, 3)}
@@ -25,7 +31,8 @@ def reference_architecture(
         resolution: input height and width, a multiple of 32.
 
     Raises:
-        QuadranasError: unknown name, or a resolution that is no multiple of 32.
+        QuadranasError: unknown name, a resolution that is no multiple of 32, or an impossible
+            number of classes.
     """
     if name not in REFERENCE_MODELS:
         raise unknown("model", name, REFERENCE_MODELS)
@@ -33,6 +40,7 @@ def reference_architecture(
     num_quadratic = NUM_QUADRATIC[name.removeprefix(base)]
     depths = DEPTHS[base.removeprefix("quadranet")[:2]]
     _check_stride(name, resolution)
+    check_num_classes(num_classes, name)
     blocks: list[Block] = []
     channels, size = 3, resolution
     for stage, depth in enumerate(depths, start=1):
@@ -67,9 +75,7 @@ def reference_architecture(
 def _quadrablock(channels: int, resolution: int, num_quadratic: int) -> tuple[OpSpec, OpSpec]:
     shape = {"in_channels": channels, "out_channels": channels, "resolution": resolution}
     conv = OpSpec(kind="quadratic_depthwise", kernel_size=7, **shape)
-    return conv, OpSpec(
-        kind="feed_forward", expand_ratio=4, num_quadratic=num_quadratic, **shape
-    )
+    return conv, OpSpec(kind="feed_forward", expand_ratio=4, num_quadratic=num_quadratic, **shape)
 
 
 def _check_stride(name: str, resolution: int) -> None:

@@ -1,10 +1,12 @@
 """SearchSpace: a sequence of blocks, each with slots that list their candidate operations.
 
-A space is data: a YAML file of stages, each with a width, a depth range and the slots of its blocks.
+A space is data: a YAML file of stages, each with a width, a depth range and the slots of its
+blocks.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,18 +14,35 @@ from itertools import product
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from quadranas.architecture import HEADS, OP_RULES, Architecture, Block, Frozen, OpSpec
+from quadranas.architecture import (
+    HEADS,
+    OP_RULES,
+    Architecture,
+    Block,
+    Frozen,
+    OpSpec,
+    check_num_classes,
+)
 from quadranas.errors import QuadranasError, nearest, unknown
-from quadranas.files import read_yaml, shipped, validate
+from quadranas.files import describe_faults, read_yaml, shipped, validate
 
+MAX_DEPTH = 999
 SKIPPED = None
 """The choice for a block that is not part of the network."""
 
 OpCost = Callable[[OpSpec], float]
 Choices = Mapping[str, tuple[int, ...] | None]
 """Per block name: the chosen candidate of each slot, or `SKIPPED`."""
+
+
+def _check_body_kind(kind: str) -> None:
+    known = sorted(set(OP_RULES) - set(HEADS))
+    if kind not in known:
+        raise ValueError(
+            f"unknown kind {kind!r}; accepted: {', '.join(known)}{nearest(kind, known)}"
+        )
 
 
 class SlotFile(Frozen):
@@ -35,12 +54,7 @@ class SlotFile(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind not in OP_RULES or self.kind in HEADS:
-            known = sorted(set(OP_RULES) - set(HEADS))
-            raise ValueError(
-                f"unknown kind {self.kind!r}; accepted: {', '.join(known)}"
-                f"{nearest(self.kind, known)}"
-            )
+        _check_body_kind(self.kind)
         for values in (self.kernel_size, self.expand_ratio):
             if len(set(values)) < len(values):
                 raise ValueError(f"a value is listed twice in {list(values)}")
@@ -53,6 +67,11 @@ class EntryFile(Frozen):
     kind: str
     kernel_size: int
     stride: int
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_body_kind(self.kind)
+        return self
 
 
 class StageFile(Frozen):
@@ -72,10 +91,16 @@ class StageFile(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         low, high = self.depth
-        if not 0 <= low <= high or high < 1 or high > 999:
-            raise ValueError(f"depth must be [fewest, most] with 0 <= fewest <= most, got {[low, high]}")
+        if not 0 <= low <= high or high < 1 or high > MAX_DEPTH:
+            raise ValueError(
+                f"depth must be [fewest, most] with 0 <= fewest <= most and most from 1 to "
+                f"{MAX_DEPTH}, got {[low, high]}"
+            )
         if low == 0 and self.entry is None:
             raise ValueError("a stage without an entry needs at least one block")
+        kinds = [slot.kind for slot in self.slots]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"two slots of a block share a kind: {kinds}")
         return self
 
 
@@ -95,8 +120,9 @@ class SpaceFile(Frozen):
         if len(self.widths) != len(self.stages):
             raise ValueError(f"{len(self.widths)} widths for {len(self.stages)} stages")
         if self.head not in HEADS:
+            known = ", ".join(HEADS)
             raise ValueError(
-                f"unknown head {self.head!r}; accepted: {', '.join(HEADS)}{nearest(self.head, HEADS)}"
+                f"unknown head {self.head!r}; accepted: {known}{nearest(self.head, HEADS)}"
             )
         build_space(self)
         return self
@@ -138,7 +164,7 @@ class SearchSpace:
     def digest(self) -> str:
         """Identifies the searched blocks, whatever the number of classes."""
         specs = [
-            [block.name, block.optional, [[str(c) for c in slot.candidates] for slot in block.slots]]
+            [block.name, block.optional, [list(map(str, slot.candidates)) for slot in block.slots]]
             for block in self.blocks[:-1]
         ]
         return hashlib.sha256(json.dumps(specs).encode()).hexdigest()[:16]
@@ -150,14 +176,11 @@ class SearchSpace:
         for stage in dict.fromkeys(block.stage for block in self.blocks):
             depths = [1]
             for block in (b for b in self.blocks if b.stage == stage):
-                options = 1
-                for slot in block.slots:
-                    options *= len(slot.candidates)
-                kept = [count * options for count in depths]
-                depths = (
-                    [depths[0], *kept] if block.optional and len(depths) == 1 else
-                    [*depths, kept[-1]] if block.optional else kept
-                )
+                options = math.prod(len(slot.candidates) for slot in block.slots)
+                if block.optional:
+                    depths.append(depths[-1] * options)
+                else:
+                    depths = [count * options for count in depths]
             total *= sum(depths)
         return total
 
@@ -167,7 +190,12 @@ class SearchSpace:
         return tuple(dict.fromkeys(candidates))
 
     def with_num_classes(self, num_classes: int) -> "SearchSpace":
-        """The same space with another classifier."""
+        """The same space with another classifier.
+
+        Raises:
+            QuadranasError: there cannot be so many classes.
+        """
+        check_num_classes(num_classes, f"space {self.name}")
         *body, head = self.blocks
         slot = head.slots[0]
         spec = slot.candidates[0].model_copy(update={"out_channels": num_classes})
@@ -217,6 +245,10 @@ class SearchSpace:
             choices[block.name] = tuple(indices)
         if kept:
             raise self._foreign(architecture, f"block {next(iter(kept))!r} is unknown")
+        order = [name for name, choice in choices.items() if choice is not SKIPPED]
+        for given, name in zip(architecture.blocks, order, strict=True):
+            if given.name != name:
+                raise self._foreign(architecture, f"{given.name!r} stands where {name!r} belongs")
         return choices
 
     def _foreign(self, architecture: Architecture, reason: str) -> QuadranasError:
@@ -244,25 +276,25 @@ def build_space(file: SpaceFile) -> SearchSpace:
         QuadranasError: a candidate's shape is impossible; names the stage.
     """
     blocks: list[SpaceBlock] = []
+    labels = ["head"]
     channels, resolution = 3, file.resolution
     for index, (stage, width) in enumerate(zip(file.stages, file.widths, strict=True), start=1):
         name = stage.name or f"stage{index}"
         try:
             new = list(_stage_blocks(stage, name, channels, width, resolution))
-        except ValueError as error:
-            reason = getattr(error, "errors", lambda: [{"msg": str(error)}])()[0]["msg"]
-            raise ValueError(
-                f"stage {index} ({name}): {str(reason).removeprefix('Value error, ')}"
-            ) from error
+        except ValidationError as error:
+            fault = describe_faults(OpSpec, error)[0]
+            raise ValueError(f"stage {index} ({name}): {fault}") from error
         blocks += new
+        labels += dict.fromkeys(block.stage for block in new)
         channels, resolution = width, new[-1].slots[-1].candidates[0].out_resolution
     head = OpSpec(
         kind=file.head, in_channels=channels, out_channels=file.num_classes, resolution=resolution
     )
     blocks.append(SpaceBlock(name="head", stage="head", slots=(Slot(file.head, (head,)),)))
-    names = [block.name for block in blocks]
-    if len(set(names)) < len(names):
-        raise ValueError("two stages share a name")
+    shared = next((label for label in labels if labels.count(label) > 1), None)
+    if shared is not None:
+        raise ValueError(f"two stages share the name {shared.removesuffix('_entry')!r}")
     return SearchSpace(file.name, file.resolution, file.num_classes, tuple(blocks))
 
 
@@ -308,32 +340,38 @@ def space_files() -> dict[str, Path]:
 def load_space(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SearchSpace:
     """A shipped space by name, or one's own from a YAML file.
 
-    A file may start with `extends: NAME` and then needs only the keys it changes, such as
-    `widths`. The argument `widths` does the same from Python.
+    A file may start with `extends: NAME` (or a file beside it) and then needs only the keys it
+    changes, such as `widths`. The argument `widths` does the same from Python.
 
     Raises:
         QuadranasError: unknown name, unreadable file, or a fault in it (file, key path, value).
     """
+    return build_space(load_space_file(name_or_path, widths=widths))
+
+
+def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SpaceFile:
+    """The same as plain data, with what it extends filled in."""
     path = _space_path(name_or_path)
     content = read_yaml(path, "search space")
     base = content.pop("extends", None)
     if base is not None:
         if content.get("name") in (None, base):
             raise QuadranasError(f"{path}: name: a space that extends {base!r} needs its own name")
-        content = read_yaml(_space_path(str(base)), "search space") | content
+        content = read_yaml(_space_path(str(base), path.parent), "search space") | content
         if "extends" in content:
             raise QuadranasError(f"{path}: extends: {base!r} itself extends another space")
     if widths is not None:
         content["widths"] = list(widths)
-        content["name"] = f"{content['name']}-{'-'.join(map(str, widths))}"
-    return build_space(validate(SpaceFile, content, path))
+        if "name" in content:
+            content["name"] = f"{content['name']}-{'-'.join(map(str, widths))}"
+    return validate(SpaceFile, content, path)
 
 
-def _space_path(name_or_path: str) -> Path:
+def _space_path(name_or_path: str, folder: Path = Path()) -> Path:
     files = space_files()
     if name_or_path in files:
         return files[name_or_path]
-    path = Path(name_or_path)
+    path = folder / name_or_path
     if path.suffix in (".yaml", ".yml"):
         return path
     raise unknown("search space", name_or_path, files, "Name one of these, or a .yaml file.")

@@ -172,6 +172,27 @@ def table_paths(space: str, device: str) -> tuple[Path, ...]:
     return Path("latency_tables") / relative, shipped("latency_tables") / relative
 
 
+def locate_table(space: str, device: str, path: Path | None = None) -> Path:
+    """The file of a device's table for a space.
+
+    Raises:
+        QuadranasError: there is none; names the places and the command that makes it.
+    """
+    candidates = (path,) if path is not None else table_paths(space, device)
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise QuadranasError(
+            f"no latency table of device {device!r} for space {space!r}; looked at "
+            + ", ".join(str(candidate) for candidate in candidates),
+            f"Make it with: {_build_command(space, device)}",
+        )
+    return found
+
+
+def _build_command(space: str, device: str) -> str:
+    return f"quadranas build-lut --device {device} --space {space}"
+
+
 def find_table(space: SearchSpace, device: str, path: Path | None = None) -> LatencyTable:
     """The table of a device for a space, complete for it.
 
@@ -183,15 +204,8 @@ def find_table(space: SearchSpace, device: str, path: Path | None = None) -> Lat
         QuadranasError: no table, one made for another device, space or version of the space.
         MissingEntryError: the table lacks operations of the space.
     """
-    candidates = (path,) if path is not None else table_paths(space.name, device)
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    command = f"quadranas build-lut --device {device} --space {space.name}"
-    if found is None:
-        raise QuadranasError(
-            f"no latency table of device {device!r} for space {space.name!r}; looked at "
-            + ", ".join(str(candidate) for candidate in candidates),
-            f"Make it with: {command}",
-        )
+    found = locate_table(space.name, device, path)
+    command = _build_command(space.name, device)
     table = load_table(found)
     header = table.header
     if (header.space, header.space_digest) != (space.name, space.digest):

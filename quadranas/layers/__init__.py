@@ -16,7 +16,7 @@ from quadranas.layers.quadra import (
 
 
 class OpFactory(Protocol):
-    """Builds the module of an OpSpec; `layer_scale` is the gammas' initial value, if it has any."""
+    """Builds the module of an OpSpec; `layer_scale` is the initial value of its gammas, if any."""
 
     def __call__(self, spec: OpSpec, layer_scale: float) -> nn.Module: ...  # noqa: D102
 

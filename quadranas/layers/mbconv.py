@@ -1,6 +1,7 @@
-"""The operations of ProxylessNAS's networks: convolution with BatchNorm, inverted bottleneck, head.
+"""The operations of ProxylessNAS's networks: convolution, inverted bottleneck, head.
 
-Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2. Layout: B, C, H, W.
+Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2.
+Layout: B, C, H, W.
 """
 
 from torch import Tensor, nn

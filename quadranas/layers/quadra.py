@@ -1,7 +1,8 @@
 """The operations of a QuadraNet: patch stem, downsampling, the two halves of a QuadraBlock, head.
 
-Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. Layout: B, C, H, W; the norms and
-linear layers work on a channels-last view, which costs nothing in the channels_last memory format.
+Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. Layout: B, C, H, W; the
+norms and linear layers work on a channels-last view, which costs nothing in the channels_last
+memory format.
 """
 
 import torch
@@ -96,8 +97,9 @@ class FeedForward(ResidualBranch):
         super().__init__(spec.in_channels, layer_scale)
         channels, hidden = spec.in_channels, spec.hidden_channels
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.expand = (QuadraticLinear if spec.num_quadratic >= 1 else nn.Linear)(channels, hidden)
-        self.project = (QuadraticLinear if spec.num_quadratic >= 2 else nn.Linear)(hidden, channels)
+        first = QuadraticLinear if spec.num_quadratic >= 1 else nn.Linear
+        second = QuadraticLinear if spec.num_quadratic >= 2 else nn.Linear
+        self.expand, self.project = first(channels, hidden), second(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""

@@ -1,0 +1,446 @@
+"""The command line: one sub-command per verb. It parses, calls and prints; it decides nothing.
+
+Exit codes: 0 done, 1 our bug, 2 the user can mend it, 3 a promise was missed, 130 interrupted.
+Heavy modules are imported by the commands that need them, so that `--help` is quick.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quadranas import __version__
+from quadranas.errors import QuadranasError
+
+if TYPE_CHECKING:
+    from quadranas.reporter import Reporter
+
+app = typer.Typer(
+    name="quadranas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find, train and export the best network for a device and a latency budget.",
+)
+INTERRUPTED = 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="cpu, vpu, gpu, or a YAML file of one's own.")
+]
+Budget = Annotated[str, typer.Option("--budget", help="Such as 30ms, 0.3s or 250us.")]
+SpaceName = Annotated[str, typer.Option("--space", help="A space's name, or a YAML file.")]
+TableFile = Annotated[
+    Path | None, typer.Option("--table", help="This latency table, not the usual one.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Folder or zip of images by class; digits if not given."),
+]
+Val = Annotated[str | None, typer.Option("--val", help="Folder or zip with the test images.")]
+SkipCorrupt = Annotated[
+    bool | None, typer.Option("--skip-corrupt", help="Leave corrupt images out, and count them.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random; default 0.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML with keys of a run's config.yaml.")
+]
+MaxParams = Annotated[int | None, typer.Option("--max-params", min=1, help="Most parameters.")]
+MaxMacs = Annotated[
+    int | None, typer.Option("--max-macs", min=1, help="Most multiply-accumulates.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="A .safetensors file, not the run's own.")
+]
+Subject = Annotated[
+    str, typer.Argument(help="An architecture file, a run folder, or a model's name.")
+]
+Run = Annotated[Path, typer.Argument(help="A search's run folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        _say(f"quadranas {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def devices(
+    names: Annotated[list[str] | None, typer.Argument(help="Devices; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Devices, and the spaces they have latency tables for."""
+    from quadranas.survey import survey_devices
+
+    found = survey_devices(names or [])
+    if as_json:
+        return _print_json({"devices": found})
+    for d in found:
+        threads = f", threads: {d['threads']}" if d["threads"] else ""
+        _say(f"{d['name']}  {d['title']}, {d['runtime']}, {d['precision']}{threads}")
+        _say(f"     tables: {', '.join(d['tables']) or 'none'}")
+        if d["expected_error"]:
+            _say(f"     analytic model; expected error {d['expected_error']}")
+
+
+@app.command()
+def spaces(
+    names: Annotated[list[str] | None, typer.Argument(help="Spaces; all if none.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="Devices; all shipped if none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search spaces: size, MACs, and the latencies they reach per device."""
+    from quadranas.latency.budget import format_ms
+    from quadranas.survey import survey_spaces
+
+    found = survey_spaces(names or [], device or [])
+    if as_json:
+        return _print_json({"spaces": found})
+    for s in found:
+        _say(
+            f"{s['name']}  {s['architectures']:.3g} architectures, {s['min_macs'] / 1e6:.4g} to "
+            f"{s['max_macs'] / 1e6:.4g} M MACs at {s['resolution']} pixels"
+        )
+        for name, d in s["devices"].items():
+            latency = f"{format_ms(d['min_ms'])} to {format_ms(d['max_ms'])}"
+            _say(f"     {name:<5} {latency:<22} {d['summary']}")
+
+
+@app.command("build-lut")
+def build_lut_command(
+    device: DeviceName,
+    space: SpaceName,
+    backend: Annotated[str, typer.Option(help="Where the numbers come from.")] = "analytic",
+    output: Annotated[
+        Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
+    ] = None,
+    only_missing: Annotated[
+        bool, typer.Option("--only-missing", help="Keep the entries of the existing table.")
+    ] = False,
+    num_classes: Annotated[
+        list[int] | None, typer.Option("--num-classes", min=1, help="Also price this head.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a device's latency table for a space."""
+    from quadranas.build_lut import build_lut
+    from quadranas.latency.device import load_device
+    from quadranas.space import load_space
+
+    path, table = build_lut(
+        load_space(space),
+        load_device(device),
+        backend=backend,
+        output=output,
+        num_classes=num_classes or (),
+        only_missing=only_missing,
+        command=_command_line(),
+    )
+    header = table.header
+    result = {
+        "path": str(path),
+        "device": header.device,
+        "space": header.space,
+        "entries": len(table.entries),
+        "method": header.method,
+        "summary": header.summary(),
+    }
+    _print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
+
+
+@app.command()
+def search(
+    device: Annotated[
+        str | None, typer.Option(help="cpu, vpu, gpu, or a YAML file of one's own.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Such as 30ms, 0.3s or 250us.")] = None,
+    space: Annotated[str | None, typer.Option(help="Default: quadranet-mobile.")] = None,
+    data: Data = None,
+    val: Val = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder; default: a new one under runs/.")
+    ] = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    table: TableFile = None,
+    train_resolution: Annotated[
+        int | None, typer.Option("--train-resolution", help="Of the images, in pixels.")
+    ] = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    skip_corrupt: SkipCorrupt = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find, train and test the best network under a latency budget."""
+    from quadranas.config import load_overrides
+    from quadranas.report import write_report
+    from quadranas.run_folder import choose_folder
+    from quadranas.search import search as run_search
+
+    overrides = load_overrides(config) | _given(
+        device=device,
+        budget=budget,
+        space=space,
+        data=data,
+        val=val,
+        seed=seed,
+        table=str(table) if table else None,
+        train_resolution=train_resolution,
+        max_params=max_params,
+        max_macs=max_macs,
+        skip_corrupt=skip_corrupt,
+    )
+    parts = [overrides.get(key) for key in ("space", "device", "budget")]
+    folder = output or choose_folder("-".join(Path(str(p)).stem for p in parts if p), resume)
+    with _reporting(quiet, f"quadranas search --resume --output {folder}") as reporter:
+        source = config or "command line"
+        result = run_search(overrides, folder, reporter, resume=resume, source=source)
+        result["report"] = str(write_report(folder))
+    _print_result(
+        result,
+        as_json,
+        f"{_network_line(result)}\nrun {folder}, report {result['report']}\n"
+        f"next: quadranas export {folder} --format onnx",
+    )
+
+
+@app.command()
+def derive(
+    run: Run,
+    device: DeviceName,
+    budget: Budget,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder; default: RUN/derived/DEVICE-BUDGET.")
+    ] = None,
+    table: TableFile = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Decode a trained supernet again for any device and budget."""
+    from quadranas.decode import Limits
+    from quadranas.derive import derive as run_derive
+    from quadranas.latency.budget import parse_budget
+    from quadranas.latency.device import load_device
+
+    limits = Limits(budget_ms=parse_budget(budget), max_params=max_params, max_macs=max_macs)
+    opened = load_device(device)
+    folder = output or run / "derived" / f"{opened.name}-{budget.strip()}"
+    with _reporting(quiet) as reporter:
+        result = run_derive(run, opened, limits, folder, reporter, table=table)
+    _print_result(
+        result,
+        as_json,
+        f"{_network_line(result)}\nfolder {folder}\nnext: quadranas train {folder}",
+    )
+
+
+@app.command()
+def train(
+    subject: Subject,
+    data: Data = None,
+    val: Val = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder; default: a new one under runs/.")
+    ] = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    weights: Weights = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    skip_corrupt: SkipCorrupt = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network: from its weights if it has any, else from scratch."""
+    from quadranas.config import load_overrides
+    from quadranas.run_folder import choose_folder
+    from quadranas.train import train as run_train
+    from quadranas.trained import open_subject
+
+    overrides = load_overrides(config) | _given(
+        data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt
+    )
+    folder = output or choose_folder(f"train-{Path(subject).stem}", resume)
+    command = f"quadranas train {subject} --resume --output {folder}"
+    with _reporting(quiet, command) as reporter:
+        opened = open_subject(subject, weights)
+        result = run_train(opened, overrides, folder, reporter, resume=resume)
+    _print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
+
+
+@app.command("eval")
+def evaluate(
+    subject: Subject,
+    data: Data = None,
+    val: Val = None,
+    weights: Weights = None,
+    skip_corrupt: SkipCorrupt = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a trained network on the test images."""
+    from quadranas.train import measure_accuracy
+    from quadranas.trained import open_subject
+
+    given = _given(data=data, val=val, skip_corrupt=skip_corrupt)
+    result = measure_accuracy(open_subject(subject, weights), given)
+    line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
+    _print_result(result, as_json, line)
+
+
+@app.command()
+def report(run: Run, as_json: Json = False) -> None:
+    """Write a run's report: one self-contained HTML page."""
+    from quadranas.report import write_report
+
+    path = write_report(run)
+    _print_result({"run": str(run), "report": str(path)}, as_json, str(path))
+
+
+@app.command()
+def export(
+    subject: Subject,
+    file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="File; default: subnet.onnx in the run folder, or here.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Of the input; default: the deployment resolution.")
+    ] = None,
+    weights: Weights = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a network as a file for a runtime, and check it there against PyTorch."""
+    from quadranas.export import export as run_export
+    from quadranas.trained import open_subject
+
+    opened = open_subject(subject, weights)
+    opened.require_weights()
+    target = output or (opened.folder or Path()) / f"subnet.{file_format}"
+    result = run_export(
+        opened, output=target, file_format=file_format, resolution=resolution, force=force
+    )
+    _print_result(
+        result,
+        as_json,
+        f"{result['path']}: {result['size_bytes'] / 2**20:.2f} MiB, input "
+        f"{result['resolution']} pixels\nONNX Runtime against PyTorch: largest error "
+        f"{result['max_abs_error']:.2e}, top-1 agreement {result['top1_agreement']:.0%}",
+    )
+
+
+@app.command()
+def profile(
+    subject: Subject,
+    resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
+    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters and MACs of a model, per operation."""
+    from quadranas.naming import find_architecture
+    from quadranas.profile import profile as run_profile
+
+    architecture = find_architecture(subject)
+    adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
+    result = run_profile(adapted)
+    if as_json:
+        return _print_json(result)
+    table = Table("block", "operation", "parameters", "MACs")
+    for layer in result["layers"]:
+        table.add_row(layer["block"], layer["op"], f"{layer['params']:,}", f"{layer['macs']:,}")
+    Console(highlight=False).print(table)
+    _say(
+        f"{result['model']} at {result['resolution']} pixels: {result['params'] / 1e6:.2f} M "
+        f"parameters, {result['macs'] / 1e9:.3f} G MACs"
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # Threads that sleep while they wait: spinning ones made steps up to 50 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except QuadranasError as error:
+        _fail(error.message, error.hint, error.exit_code)
+    except typer.TyperException as error:
+        _fail(error.format_message(), "See: quadranas --help", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", "", INTERRUPTED)
+
+
+def _fail(message: str, hint: str, code: int) -> None:
+    if "--json" in sys.argv:
+        _print_json({"error": message, "hint": hint})
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"error: {message}", style="red", markup=False)
+    if hint:
+        console.print(hint, markup=False)
+    sys.exit(code)
+
+
+@contextmanager
+def _reporting(quiet: bool, resume_command: str = "") -> "Iterator[Reporter]":
+    """Progress on stderr; on Ctrl-C, the command that continues."""
+    from quadranas.reporter import Reporter
+
+    try:
+        with Reporter(quiet=quiet) as reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        if resume_command:
+            _fail("interrupted; nothing is lost", f"Continue with: {resume_command}", INTERRUPTED)
+        raise
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _command_line() -> str:
+    return shlex.join(["quadranas", *sys.argv[1:]])
+
+
+def _network_line(result: dict[str, Any]) -> str:
+    accuracy = result["accuracy"]
+    tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+    return (
+        f"predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
+        f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
+        f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
+    )
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        _say(text)

@@ -1,0 +1,74 @@
+"""From trained gates to an architecture, and to what a run folder says about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quadranas.architecture import Architecture
+from quadranas.cost import count_macs, count_params
+from quadranas.decode import GateScores, Limits, decode, reachable_ms
+from quadranas.latency.budget import format_ms
+from quadranas.latency.table import LatencyTable
+from quadranas.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class PricedTable:
+    """A latency table and the file it came from."""
+
+    path: Path
+    table: LatencyTable
+
+    def feasibility(self, space: SearchSpace, budget_ms: float) -> str:
+        """The line a search begins with: budget, reachable range, provenance."""
+        low, high = reachable_ms(space, self.table)
+        return (
+            f"budget {format_ms(budget_ms)} on {self.table.header.device}; reachable with space "
+            f"{space.name}: {format_ms(low)} to {format_ms(high)}\n"
+            f"latency table {self.path}: {self.table.header.summary()}"
+        )
+
+
+def derive_architecture(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+) -> Architecture:
+    """The most probable architecture within the limits, with its provenance.
+
+    Raises:
+        BudgetError: no network of the space is within the limits.
+    """
+    decoded = decode(space, scores, table, limits)
+    header = table.header
+    name = f"{space.name}-{header.device}-{format_ms(limits.budget_ms).replace(' ', '')}"
+    architecture = space.architecture(decoded.choices, name)
+    provenance: dict[str, str | int | float | bool | None] = {
+        "device": header.device,
+        "budget_ms": limits.budget_ms,
+        "predicted_ms": decoded.latency_ms,
+        "log_probability": decoded.score,
+        "table": header.summary(),
+    }
+    return architecture.model_copy(update={"provenance": provenance})
+
+
+def describe(
+    folder: Path, architecture: Architecture, priced: PricedTable, accuracy: float | None
+) -> dict[str, Any]:
+    """The content of `result.json`."""
+    header = priced.table.header
+    return {
+        "run": str(folder),
+        "architecture": str(folder / "architecture.json"),
+        "device": header.device,
+        "budget_ms": architecture.provenance["budget_ms"],
+        "predicted_ms": architecture.provenance["predicted_ms"],
+        "measured_ms": None,
+        "table": {
+            "path": str(priced.path),
+            "method": header.method,
+            "summary": header.summary(),
+        },
+        "params": count_params(architecture),
+        "macs": count_macs(architecture),
+        "accuracy": accuracy,
+    }

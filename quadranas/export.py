@@ -1,0 +1,79 @@
+"""export: hand a network over as a file, checked in its runtime against PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quadranas.backends import onnxruntime
+from quadranas.errors import PromiseMissedError, QuadranasError, unknown
+from quadranas.network import Network
+from quadranas.trained import Subject
+
+FORMATS = ("onnx",)
+TOLERANCE = 1e-3
+"""Largest allowed error relative to the largest logit, float32."""
+
+NUM_CHECK_IMAGES = 4
+
+
+def export(
+    subject: Subject,
+    *,
+    output: Path,
+    file_format: str = "onnx",
+    resolution: int | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the file, run it on random images, compare with PyTorch.
+
+    Args:
+        resolution: of the input; the architecture's deployment resolution if not given.
+        force: replace an existing file.
+
+    Returns: path, format, precision, max_abs_error, top1_agreement, predicted_ms, measured_ms,
+    size_bytes.
+
+    Raises:
+        QuadranasError: unknown format, missing extra, or a file in the way.
+        PromiseMissedError: the file's outputs differ from PyTorch's; it is removed.
+    """
+    if file_format not in FORMATS:
+        raise unknown("format", file_format, FORMATS)
+    if output.exists() and not force:
+        raise QuadranasError(
+            f"{output} exists already", "Add --force to replace it, or choose another --output."
+        )
+    architecture = subject.architecture.adapted(resolution=resolution)
+    network = subject.network()
+    onnxruntime.save(network, architecture.resolution, output)
+    error, relative, agreement = _compare(network, architecture.resolution, output)
+    if not relative <= TOLERANCE:
+        output.unlink()
+        raise PromiseMissedError(
+            f"the exported file computes something else: largest error {error:.3g}, "
+            f"{relative:.2g} of the largest logit; accepted: {TOLERANCE:g}"
+        )
+    return {
+        "path": str(output),
+        "format": file_format,
+        "precision": "fp32",
+        "resolution": architecture.resolution,
+        "max_abs_error": error,
+        "top1_agreement": agreement,
+        "predicted_ms": subject.architecture.provenance.get("predicted_ms"),
+        "measured_ms": None,
+        "size_bytes": output.stat().st_size,
+    }
+
+
+@torch.no_grad()
+def _compare(network: Network, resolution: int, path: Path) -> tuple[float, float, float]:
+    """Largest error, the same relative to the largest logit, and share of equal top-1 answers."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(NUM_CHECK_IMAGES, 3, resolution, resolution, generator=generator)
+    expected = network.eval()(images)
+    got = onnxruntime.Session(path).run(images)
+    error = float((got - expected).abs().max())
+    agreement = float((got.argmax(1) == expected.argmax(1)).float().mean())
+    return error, error / max(float(expected.abs().max()), 1e-12), agreement

@@ -1,0 +1,422 @@
+"""report: one self-contained HTML page about a run, finished or not.
+
+The page is a function of the files in the run folder: no clock, no paths, no network. Whatever
+they hold is escaped; what is missing is said in one line where it would have been shown.
+"""
+
+import math
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from quadranas import __version__
+from quadranas.cost import count_macs, count_params
+from quadranas.decode import MIN_USE, reachable_ms
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+from quadranas.latency.budget import format_ms
+from quadranas.report_data import (
+    NUM_BUDGETS,
+    RUN_FILES,
+    TIMES,
+    BlockView,
+    Run,
+    fixed_ms,
+    op_label,
+    read_run,
+)
+from quadranas.report_figures import (
+    PHASES,
+    draw_architecture,
+    draw_gate,
+    part_of,
+    plot_blocks,
+    plot_curves,
+    plot_front,
+)
+from quadranas.space import Slot
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Raises:
+        QuadranasError: no such folder, nothing of a run in it, or it cannot be written.
+    """
+    hint = "Name the folder that `quadranas search` wrote, its --output."
+    if not run.is_dir():
+        raise QuadranasError(f"there is no run folder {run}", hint)
+    if not any((run / name).is_file() for name in RUN_FILES):
+        raise QuadranasError(f"{run} is no run folder: none of {', '.join(RUN_FILES)}", hint)
+    path = run / "report.html"
+    # JSON can hold half of a surrogate pair, which UTF-8 cannot.
+    write_atomically(path, _page(read_run(run)).encode("utf-8", "replace"))
+    return path
+
+
+def _page(run: Run) -> str:
+    title = run.name if run.device is None else f"{run.name} on {run.device}"
+    if run.budget_ms is not None:
+        title += f" within {_short_ms(run.budget_ms)}"
+    sections = {
+        "The network": _network(run),
+        "Where the time goes": _latency(run),
+        "Training": _training(run),
+        "Other budgets": _front(run),
+        "Blocks": _block_table(run),
+        "Provenance": _provenance(run),
+        "Configuration": _configuration(run),
+    }
+    body = "\n".join(
+        f"<section><h2>{name}</h2>{text}</section>" for name, text in sections.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{_state(run)}
+{_headline(run)}
+{body}
+<footer>Written by quadranas {__version__}.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{text}</p>'
+
+
+def _why_not(run: Run, *files: str) -> str:
+    """The line of a section without data."""
+    faults = [run.faults[name] for name in files if name in run.faults]
+    text = "; ".join(faults) or "there is nothing to show"
+    return _note(f"{escape(text[0].upper() + text[1:])}.")
+
+
+def _figure(drawing: str, caption: str) -> str:
+    return (
+        f'<figure><div class="scroll">{drawing}</div><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _short_ms(latency_ms: float) -> str:
+    """A duration without idle zeros, as a budget is typed."""
+    return re.sub(r"\.0+ ", " ", format_ms(latency_ms))
+
+
+def _count(number: int) -> str:
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return str(number)
+
+
+def _state(run: Run) -> str:
+    """A line on top while the run has no result."""
+    if run.result is not None:
+        return ""
+    last = "no epoch is recorded"
+    if run.epochs:
+        epoch = run.epochs[-1]
+        last = f"the last epoch is number {epoch.epoch} of {PHASES[epoch.phase][0]}"
+    return f'<p class="state">Not finished: {escape(run.faults["result.json"])}; {last}.</p>'
+
+
+def _headline(run: Run) -> str:
+    predicted_ms, budget_ms, result = run.predicted_ms, run.budget_ms, run.result
+    method = f" ({run.table.header.method})" if run.table else ""
+    cards = []
+    if predicted_ms is not None and budget_ms is not None:
+        note = f"{_percent(predicted_ms / budget_ms)} of {_short_ms(budget_ms)}"
+        note += ": over the budget" if predicted_ms > budget_ms else ""
+        cards.append((f"predicted latency{method}", format_ms(predicted_ms), note))
+    elif predicted_ms is not None:
+        cards.append((f"predicted latency{method}", format_ms(predicted_ms), "budget unknown"))
+    elif budget_ms is not None:
+        cards.append(("budget", _short_ms(budget_ms), "no network yet"))
+    if result is not None and result.measured_ms is not None:
+        cards.append(("measured latency", format_ms(result.measured_ms), run.device or ""))
+    if result is not None and result.accuracy is not None:
+        cards.append(("test accuracy", _percent(result.accuracy), _tested_on(run)))
+    else:
+        cards.append(("test accuracy", "unknown", "not tested yet"))
+    if run.architecture is not None:
+        params, macs = count_params(run.architecture), count_macs(run.architecture)
+        pixels = run.architecture.resolution
+        cards.append(("parameters", _count(params), f"{params:,}"))
+        cards.append(("MACs", _count(macs), f"at {pixels}{TIMES}{pixels} px"))
+    drawn = "".join(
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span>'
+        f"<small>{escape(note)}</small></div>"
+        for name, value, note in cards
+    )
+    source = run.table.header.summary() if run.table else run.source
+    note = "" if predicted_ms is None and budget_ms is None else f"Source of latencies: {source}."
+    return f'<div class="cards">{drawn}</div>{_note(escape(note))}'
+
+
+def _tested_on(run: Run) -> str:
+    name = Path(str(run.config.get("data") or "the embedded data")).name
+    classes = f", {run.architecture.num_classes} classes" if run.architecture else ""
+    pixels = run.config.get("train_resolution")
+    return f"{name}{classes}" + (f", {pixels} px" if pixels else "")
+
+
+def _network(run: Run) -> str:
+    if run.architecture is None:
+        return _why_not(run, "architecture.json")
+    specs = run.space.specs() if run.space else tuple(run.architecture.ops())
+    searched = [block for block in run.blocks if block.is_searched]
+    kept = sum(not block.skipped for block in searched)
+    caption = f"{kept} of {len(searched)} blocks are kept."
+    if run.space is None:
+        caption = (
+            f"{kept} blocks; skipped ones are not shown ({escape(run.faults['space.yaml'])})."
+        )
+    caption += " Data flow from left to right, stage by stage."
+    if run.table is not None:
+        caption += f" Latency per stage on the right: {escape(run.source)}."
+    return _figure(draw_architecture(run.blocks, specs), caption)
+
+
+def _latency(run: Run) -> str:
+    if run.architecture is None or run.table is None:
+        return _why_not(run, "architecture.json", "table.json")
+    total_ms = run.table.predict_ms(run.architecture)
+    parts: dict[tuple[str, str], float] = {}
+    for block in run.blocks:
+        for op, ms in zip(block.ops, block.ms or (), strict=not block.skipped):
+            parts[part_of(op.kind)] = parts.get(part_of(op.kind), 0.0) + ms
+    if run.table.header.null_ms:
+        parts["overhead of any network", "#d0d7de"] = run.table.header.null_ms
+    whole_ms = max(total_ms, run.budget_ms or 0.0)
+    bar = "".join(
+        f'<i style="width:{100 * ms / whole_ms:.3f}%;background:{colour}"></i>'
+        for (_, colour), ms in parts.items()
+    )
+    rows = "".join(
+        f'<tr><td><i class="key" style="background:{colour}"></i>{escape(part)}</td><td class="n">'
+        f'{fixed_ms(ms, total_ms)}</td><td class="n">{_percent(ms / total_ms)}</td></tr>'
+        for (part, colour), ms in parts.items()
+    )
+    head = '<tr><th>part</th><th class="n">latency [ms]</th><th class="n">share</th></tr>'
+    total = f'<td>predicted</td><td class="n">{fixed_ms(total_ms, total_ms)}</td><td></td>'
+    return (
+        f'<div class="stack">{bar}</div><table>{head}{rows}<tr class="sum">{total}</tr></table>'
+        + _note(f"{_about_bar(run, total_ms)}Source: {escape(run.source)}.")
+        + _figure(plot_blocks(run.blocks), f"Source: {escape(run.source)}.")
+    )
+
+
+def _about_bar(run: Run, total_ms: float) -> str:
+    text = ""
+    if run.budget_ms is not None and run.budget_ms > total_ms:
+        unused = format_ms(run.budget_ms - total_ms)
+        text += f"The bar is as long as the budget, of which {unused} are unused. "
+    noted_ms = run.result.predicted_ms if run.result else None
+    if noted_ms is not None and not math.isclose(noted_ms, total_ms, rel_tol=1e-3):
+        text += (
+            f"The search itself noted {format_ms(noted_ms)}: the files do not belong together. "
+        )
+    return text
+
+
+def _training(run: Run) -> str:
+    note = ""
+    if run.dropped_lines:
+        note = _note(
+            f"Lines of metrics.jsonl left out because they are no records: {run.dropped_lines}. "
+            "A run that is killed while it writes leaves one."
+        )
+    if not run.epochs:
+        return _why_not(run, "metrics.jsonl") + note
+    seen = {epoch.phase for epoch in run.epochs}
+    key = " ".join(
+        f'<span class="phase" style="background:{colour}">{name}</span>'
+        for phase, (name, colour) in PHASES.items()
+        if phase in seen
+    )
+    figures = plot_curves(run.epochs, run.budget_ms)
+    drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
+    key += " The loss on training images includes label smoothing."
+    if seen != {"train"}:
+        key += (
+            " Epochs are counted through all phases. Until fine-tuning, loss and accuracy are "
+            "those of networks sampled from the supernet; the held-out half of the training images "
+            "trains the gates. The expected latency is the mean over the gates' probabilities, by "
+            f"the table: {escape(run.source)}."
+        )
+    return f'{_note(key)}{note}<div class="grid">{drawn}</div>'
+
+
+def _front(run: Run) -> str:
+    front = run.front()
+    if run.space is None or run.table is None or not front:
+        return _why_not(run, "gates.json", "space.yaml", "table.json")
+    low, high = map(format_ms, reachable_ms(run.space, run.table))
+    return _figure(
+        plot_front(front, run.chosen, run.budget_ms),
+        f"What <code>quadranas derive</code> gives for {NUM_BUDGETS} budgets over all that this "
+        f"space can reach, {low} to {high}: the network most probable under the gates that uses "
+        f"{_percent(MIN_USE, 0)} of the budget or more, where there is one. The score ranks "
+        "networks of like latency; it is no accuracy, and far from the budget of this run the "
+        f"gates were not trained. Source of latencies: {escape(run.source)}.",
+    )
+
+
+COLUMNS = {
+    "block": "",
+    "kernel": "",
+    "expansion": "",
+    "channels": ' class="n"',
+    "pixels": ' class="n"',
+    "latency [ms]": ' class="n"',
+    "probabilities": "",
+}
+
+
+def _block_table(run: Run) -> str:
+    if not run.blocks:
+        return _why_not(run, "architecture.json")
+    head = "".join(f"<th{more}>{name}</th>" for name, more in COLUMNS.items())
+    rows = "".join(_row(run, block) for block in run.blocks)
+    why = "" if run.scores else f" No probabilities: {escape(run.faults['gates.json'])}."
+    return (
+        f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
+        + _note(
+            "Bars: probability of every candidate under the gates, the chosen one dark; keep: of "
+            f"the whole block. Source of latencies: {escape(run.source)}.{why}"
+        )
+    )
+
+
+def _row(run: Run, block: BlockView) -> str:
+    first, last = block.ops[0], block.ops[-1]
+    kernels = [text for op in block.ops for text in op_label(op, expansion=False)]
+    expansions = [text for op in block.ops for text in op_label(op, kernel=False)]
+    cells = (
+        f"<code>{escape(block.name)}</code>",
+        "skipped" if block.skipped else "" if last.is_head else " ".join(kernels),
+        "" if block.skipped else " ".join(expansions),
+        _change(first.in_channels, last.out_channels),
+        _change(first.resolution, last.out_resolution),
+        fixed_ms(sum(block.ms), run.predicted_ms or 0.0) if block.ms else "",
+        _gates(run, block),
+    )
+    filled = "".join(
+        f"<td{more}>{cell}</td>" for cell, more in zip(cells, COLUMNS.values(), strict=True)
+    )
+    return f'<tr class="skipped">{filled}</tr>' if block.skipped else f"<tr>{filled}</tr>"
+
+
+def _change(before: int, after: int) -> str:
+    return str(after) if before == after else f"{before} → {after}"
+
+
+def _gates(run: Run, block: BlockView) -> str:
+    if run.scores is None or run.space is None or block.name not in run.scores.blocks:
+        return ""
+    found = run.scores.blocks[block.name]
+    slots: tuple[Slot, ...] = next(b.slots for b in run.space.blocks if b.name == block.name)
+    drawn = ""
+    for slot, op, logs in zip(slots, block.ops, found.slots, strict=True):
+        chosen = None if block.skipped else slot.candidates.index(op)
+        drawn += draw_gate(slot.candidates, [math.exp(min(log, 0.0)) for log in logs], chosen)
+    if found.skip is not None:
+        drawn += f"<span>keep {_percent(math.exp(min(found.keep, 0.0)), 0)}</span>"
+    return f'<div class="gates">{drawn}</div>'
+
+
+def _provenance(run: Run) -> str:
+    noted: dict[str, Any] = dict(run.architecture.provenance) if run.architecture else {}
+    noted |= (run.result.model_extra or {}) if run.result else {}
+    noted |= run.config
+    versions = noted.get("versions")
+    if isinstance(versions, dict):
+        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+    rows = {
+        "command": noted.get("command") or "not recorded",
+        "seed": noted.get("seed", "not recorded"),
+        "versions": versions or "not recorded",
+    }
+    if run.table is not None:
+        header = run.table.header
+        rows["latency table"] = header.summary()
+        rows["fitted to"] = header.fitted_to
+        rows["an entry is"] = header.statistic
+        rows["made with"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
+        rows["commit"] = header.commit
+    lines = "".join(
+        f"<dt>{name}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in rows.items()
+        if value != ""
+    )
+    return f"<dl>{lines}</dl>"
+
+
+def _configuration(run: Run) -> str:
+    fault = _why_not(run, "config.yaml") if "config.yaml" in run.faults else ""
+    if run.config_text is None:
+        return fault
+    text = f"<pre>{escape(run.config_text)}</pre>"
+    return f"{fault}<details><summary>config.yaml</summary>{text}</details>"
+
+
+CSS = """
+body{margin:0;background:#fafbfc;color:#24292f;font:15px/1.5 system-ui,-apple-system,"Segoe UI",
+Roboto,sans-serif}
+main{max-width:1000px;margin:0 auto;padding:24px 16px 48px}
+h1{font-size:1.6rem;line-height:1.25;margin:0 0 16px;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 12px}
+section,.card{background:#fff;border:1px solid #e4e7eb;border-radius:8px}
+section{padding:18px;margin:18px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
+.card{padding:12px 14px;overflow-wrap:anywhere}
+.card b{display:block;font-size:1.5rem;line-height:1.2}
+.card span,.card small{display:block}
+.card small,.note,figcaption,footer{color:#57606a;font-size:.86rem;overflow-wrap:anywhere}
+.state{background:#fdf3df;border:1px solid #ecd9a9;border-radius:8px;padding:8px 14px}
+section>:last-child{margin-bottom:0}
+figure{margin:0}
+figcaption{margin-top:6px}
+.scroll{overflow-x:auto}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}
+.plot,.drawing{display:block;width:100%;height:auto;stroke-linejoin:round}
+.scroll>.plot,.scroll>.drawing{min-width:680px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:14px}
+.phase{padding:1px 8px;border-radius:4px;color:#24292f}
+.stack{display:flex;height:26px;background:#f0f2f4;border-radius:4px;overflow:hidden}
+.stack+table{margin-top:10px}
+.key{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px}
+table{border-collapse:collapse;font-size:.88rem}
+th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid #eef0f3;white-space:nowrap}
+th{color:#57606a;font-weight:600}
+.n{text-align:right;font-variant-numeric:tabular-nums}
+.sum td{font-weight:600;border:0}
+.blocks{width:100%}
+.skipped{color:#8b949e}
+.gates{display:flex;gap:14px;align-items:center}
+.gate{display:block;flex:none}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:.9rem}
+dt{color:#57606a}
+dd{margin:0;overflow-wrap:anywhere}
+pre{overflow-x:auto;background:#f6f8fa;padding:12px;border-radius:6px;font-size:.82rem}
+@media(max-width:560px){
+dl{grid-template-columns:1fr}dd{margin-bottom:6px}section{padding:14px 12px}
+}
+@media print{section{break-inside:avoid}}
+"""

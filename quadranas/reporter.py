@@ -1,0 +1,83 @@
+"""What a long-running verb tells its user: messages and progress, on stderr."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "accuracy": "acc {:.1%}",
+    "gate_accuracy": "held-out {:.1%}",
+    "expected_ms": "E[latency] {:.4g} ms",
+    "entropy": "entropy {:.2f}",
+    "skip_rate": "skip {:.2f}",
+}
+
+
+class Reporter:
+    """Prints to stderr: a live bar in a terminal, a line an epoch elsewhere.
+
+    Args:
+        quiet: print warnings only.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.quiet = quiet
+        columns = ("{task.description}", "{task.fields[metrics]}")
+        self.progress = Progress(
+            TextColumn(columns[0]),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn(columns[1]),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def message(self, text: str) -> None:
+        """Say something, unless quiet."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warning(self, text: str) -> None:
+        """Say something the user must know."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def phase(self, name: str, num_steps: int, done: int) -> int:
+        """Begin a phase; returns a handle for `advance`."""
+        return int(self.progress.add_task(name, total=num_steps, completed=done, metrics=""))
+
+    def advance(self, phase: int, done: int) -> None:
+        """Report the number of finished steps."""
+        self.progress.update(phase, completed=done)  # type: ignore[arg-type]
+
+    def epoch(
+        self, phase: int, metrics: Mapping[str, float | str | None], remaining_s: float
+    ) -> None:
+        """Report an epoch's metrics."""
+        parts = []
+        for key, template in SHOWN.items():
+            value = metrics.get(key)
+            if isinstance(value, float):
+                parts.append(template.format(value))
+        text = "  ".join(parts)
+        self.progress.update(phase, metrics=text)  # type: ignore[arg-type]
+        if not self.console.is_terminal:
+            name = f"{metrics['phase']} {metrics['epoch']}"
+            self.message(f"{name:<12} {text}  {remaining_s / 60:.1f} min left")

@@ -1,0 +1,144 @@
+"""search: train a supernet under a latency budget, decode it, fine-tune the network it found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quadranas.architecture import Architecture, load_architecture
+from quadranas.derivation import derive_architecture, describe
+from quadranas.evaluate import Preprocessing, evaluate
+from quadranas.files import read_yaml, write_atomically
+from quadranas.loop import run_phase
+from quadranas.network import Network, build_subnet, load_weights
+from quadranas.network_training import NetworkTraining
+from quadranas.problem import Problem, pose_problem
+from quadranas.reporter import Reporter
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, agreed, save_tensors
+from quadranas.supernet import Supernet, build_supernet
+from quadranas.supernet_training import SupernetTraining
+from quadranas.training import derived_seed
+
+COPIES_ON_DISK = 8
+"""Two checkpoints of weights and two moments each, the supernet's and the subnet's weights."""
+
+
+def search(
+    overrides: Mapping[str, Any],
+    output: Path,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    source: str | Path = "configuration",
+) -> dict[str, Any]:
+    """Find, train and test a network; returns the content of `result.json`.
+
+    Args:
+        overrides: keys of `SearchConfig` that were given; when resuming, they must agree with
+            the run's.
+        output: the run folder.
+        source: where the overrides came from, for messages.
+
+    Raises:
+        QuadranasError: anything the user can mend, before training where it can be known.
+    """
+    folder = RunFolder(output)
+    stored = folder / "config.yaml"
+    continuing = resume and stored.is_file()
+    if continuing:
+        overrides = agreed(read_yaml(stored, "configuration"), overrides, output)
+        if (folder / "result.json").is_file():
+            reporter.message(f"{output} is finished already")
+            return folder.result()
+    problem = pose_problem(dict(overrides), reporter, source)
+    supernet = build_supernet(problem.space, seed=derived_seed(problem.config.seed, "supernet"))
+    if not continuing:
+        _create(folder, problem, supernet)
+    checkpoint = folder.latest_checkpoint(reporter) if continuing else None
+    return _run(problem, supernet, folder, reporter, checkpoint)
+
+
+def _create(folder: RunFolder, problem: Problem, supernet: Supernet) -> None:
+    """Make the run folder, with copies of all that decides its result."""
+    weights = sum(p.numel() for p in supernet.parameters())
+    folder.create(weights * BYTES_PER_WEIGHT * COPIES_ON_DISK)
+    problem.priced.table.save(folder / "table.json")
+    content = problem.space_file.model_dump(mode="json", exclude_defaults=True)
+    write_atomically(folder / "space.yaml", yaml.safe_dump(content, sort_keys=False))
+    Preprocessing.of(problem.dataset).save(folder / "preprocessing.json")
+    folder.write_config(problem.config.model_dump(mode="json"))
+
+
+def _run(
+    problem: Problem,
+    supernet: Supernet,
+    folder: RunFolder,
+    reporter: Reporter,
+    checkpoint: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    seconds = problem.config.checkpoint_seconds
+    num_metrics = 0
+    if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
+        training = SupernetTraining(problem, supernet)
+        if checkpoint is None:
+            training.check()
+        num_metrics = run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=seconds)
+        checkpoint = None
+        architecture = _derive(problem, supernet, folder)
+    else:
+        architecture = load_architecture(folder / "architecture.json")
+    finetuning = _finetuning(problem, folder, architecture)
+    run_phase(
+        finetuning,
+        folder,
+        reporter,
+        checkpoint,
+        checkpoint_seconds=seconds,
+        num_metrics=num_metrics,
+    )
+    return _finish(problem, folder, architecture, finetuning.network, reporter)
+
+
+def _derive(problem: Problem, supernet: Supernet, folder: RunFolder) -> Architecture:
+    """Decode the gates; write them, the supernet, and the architecture last."""
+    scores = supernet.gates.scores(problem.space)
+    scores.save(folder / "gates.json")
+    save_tensors(supernet.state_dict(), folder / "supernet.safetensors")
+    architecture = derive_architecture(problem.space, scores, problem.priced.table, problem.limits)
+    save_tensors(supernet.subnet_tensors(architecture), folder / "inherited.safetensors")
+    architecture.save(folder / "architecture.json")
+    return architecture
+
+
+def _finetuning(
+    problem: Problem, folder: RunFolder, architecture: Architecture
+) -> NetworkTraining:
+    """The derived network with the weights it inherits, ready to be trained on."""
+    network = build_subnet(architecture)
+    load_weights(network, folder / "inherited.safetensors")
+    return NetworkTraining(
+        "finetune",
+        network,
+        problem.dataset,
+        problem.augmenter(),
+        problem.config.weights,
+        num_epochs=problem.config.schedule.finetune_epochs,
+        batch_size=problem.config.batch_size,
+        seed=problem.config.seed,
+    )
+
+
+def _finish(
+    problem: Problem,
+    folder: RunFolder,
+    architecture: Architecture,
+    network: Network,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Save the weights, test once, write the result."""
+    save_tensors(network.state_dict(), folder / "subnet.safetensors")
+    accuracy = evaluate(network, problem.dataset.test, problem.augmenter())
+    result = describe(folder.path, architecture, problem.priced, accuracy)
+    folder.write_result(result)
+    return result

@@ -1,0 +1,124 @@
+"""The first phase of a search: training the supernet and its gates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadranas.data import epoch_batches, split_halves
+from quadranas.loop import Metrics
+from quadranas.objective import BudgetController, ExpectedLatency
+from quadranas.problem import Problem
+from quadranas.self_check import check_gradients
+from quadranas.supernet import Supernet
+from quadranas.training import (
+    Batch,
+    GateTrainer,
+    build_optimizer,
+    derived_seed,
+    generator_for,
+    learning_rate_at,
+    weight_step,
+)
+
+
+class SupernetTraining:
+    """Warm-up with random paths, then weight steps and architecture steps in turn."""
+
+    name = "supernet"
+
+    def __init__(self, problem: Problem, supernet: Supernet) -> None:
+        config, dataset = problem.config, problem.dataset
+        self.config, self.dataset, self.supernet = config, dataset, supernet
+        self.augmenter = problem.augmenter()
+        self.weight_half, self.gate_half = split_halves(
+            dataset.train.labels, derived_seed(config.seed, "halves")
+        )
+        self.steps_per_epoch = len(self._batches(self.weight_half, "weights", 0))
+        self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
+        epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
+        self.num_steps = epochs * self.steps_per_epoch
+        self.expected = ExpectedLatency(problem.space, supernet.gates, problem.priced.table)
+        self.controller = BudgetController(problem.budget_ms)
+        self.optimizer = build_optimizer(supernet, config.weights)
+        self.gate_trainer = GateTrainer(supernet, self.expected, self.controller, config.gates)
+
+    def _batches(self, half: Tensor, purpose: str, epoch: int) -> list[Tensor]:
+        seed = derived_seed(self.config.seed, purpose, epoch)
+        return epoch_batches(half, self.config.batch_size, seed=seed)
+
+    def _weight_batch(self, number: int) -> Batch:
+        epoch, index = divmod(number, self.steps_per_epoch)
+        indices = self._batches(self.weight_half, "weights", epoch)[index]
+        images, labels = self.dataset.train.batch(indices), self.dataset.train.labels[indices]
+        seed = derived_seed(self.config.seed, "augment", number)
+        return Batch(*self.augmenter(images, labels, seed=seed))
+
+    def _gate_batch(self, number: int) -> Batch:
+        per_epoch = len(self._batches(self.gate_half, "gates", 0))
+        epoch, index = divmod(number, per_epoch)
+        indices = self._batches(self.gate_half, "gates", epoch)[index]
+        labels = self.dataset.train.labels[indices]
+        targets = torch.nn.functional.one_hot(labels, self.dataset.num_classes).float()
+        return Batch(self.augmenter.plain(self.dataset.train.batch(indices)), targets)
+
+    def check(self) -> None:
+        """See that gradients reach everything, before any training."""
+        self.supernet.train()
+        check_gradients(self.supernet, self.gate_trainer, self._gate_batch(0))
+
+    def step(self, number: int) -> Mapping[str, float]:
+        """One weight step and, after the warm-up, an architecture step when it is due."""
+        self.supernet.train()
+        seed, weights = self.config.seed, self.config.weights
+        sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
+        self.supernet.set_sample(sample)
+        result = weight_step(
+            self.supernet,
+            self.supernet.active_parameters(),
+            self.optimizer,
+            self._weight_batch(number),
+            weights,
+            learning_rate_at(number, self.num_steps, weights),
+        )
+        means = {"loss": result.loss, "accuracy": result.accuracy}
+        done = number + 1 - self.warmup_steps
+        every = self.config.gates.weight_steps
+        if done > 0 and done % every == 0:
+            generator = generator_for(seed, "gates", number)
+            gate = self.gate_trainer.step(self._gate_batch(done // every - 1), generator)
+            means |= {"gate_loss": gate.loss, "gate_accuracy": gate.accuracy}
+        return means
+
+    def epoch_metrics(self, epoch: int) -> Metrics:
+        """Where the gates and the expected latency stand."""
+        gates = self.supernet.gates
+        warmup = self.config.schedule.warmup_epochs
+        with torch.no_grad():
+            expected_ms = float(self.expected(gates.probabilities()))
+        last_step = (epoch + 1) * self.steps_per_epoch - 1
+        return {
+            "phase": "warmup" if epoch < warmup else "search",
+            "epoch": epoch + 1 if epoch < warmup else epoch + 1 - warmup,
+            "expected_ms": expected_ms,
+            "budget_ms": self.controller.budget_ms,
+            "entropy": gates.entropy(),
+            "skip_rate": gates.skip_rate(),
+            "latency_weight": self.controller.weight(expected_ms) if epoch >= warmup else 0.0,
+            "learning_rate": learning_rate_at(last_step, self.num_steps, self.config.weights),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Weights, gates, optimisers and controller."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gates": self.gate_trainer.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.gate_trainer.restore(state["gates"])

@@ -1,0 +1,296 @@
+"""Reading, writing and checking files."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from quadranas.architecture import Frozen
+from quadranas.errors import QuadranasError
+from quadranas.files import (
+    read_json,
+    read_text,
+    read_yaml,
+    shipped,
+    validate,
+    write_atomically,
+    write_json,
+)
+
+
+def test_shipped_data_is_found() -> None:
+    assert (shipped("search_spaces") / "toy.yaml").is_file()
+    assert (shipped("latency_tables") / "toy" / "vpu.json").is_file()
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_write_creates_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.json"
+    write_json(path, {"x": [1, 2.5, "é", None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"x": [1, 2.5, "é", None]}
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert os.listdir(path.parent) == ["file.json"]  # noqa: PTH208
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "chmod"), (Path, "replace")])
+def test_a_failing_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
+) -> None:
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(QuadranasError) as caught:
+        write_atomically(path, "new")
+    assert caught.value.message == f"cannot write {path}: No space left on device"
+    assert caught.value.hint == "Free some space or choose another folder."
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+
+    def interrupt(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    target = tmp_path / "file" / "below.json"
+    with pytest.raises(QuadranasError, match=rf"cannot write {target}: (Not a dir|File exists)"):
+        write_json(target, {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(QuadranasError, match=r"cannot write .*/folder: Is a directory"):
+        write_json(tmp_path / "folder", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    with pytest.raises(QuadranasError) as caught:
+        read_yaml(missing, "search space")
+    assert str(caught.value) == f"cannot read search space {missing}: No such file or directory"
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(QuadranasError, match=r"cannot read table .*binary.json: not UTF-8 text"):
+        read_json(binary, "table")
+    with pytest.raises(QuadranasError, match=r"cannot read device '.*x00.*': embedded null"):
+        read_text(tmp_path / "a\0b", "device")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("[1, 2]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")]
+)
+def test_a_document_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "file"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(QuadranasError, match=f"{path}: expected an object, got {found}"):
+        read_json(path, "file")
+    with pytest.raises(QuadranasError, match=f"{path}: expected a mapping of keys, got {found}"):
+        read_yaml(path, "file")
+
+
+def test_yaml_executes_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"a: !!python/object/apply:os.mkdir [{marker}]", encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"evil.yaml: not valid YAML: could not determine"):
+        read_yaml(path, "file")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2001-99-99", '!!int ""', "!!bool x", "!!timestamp x", "[", "[" * 5000],
+)
+def test_what_pyyaml_cannot_construct(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(f"a: {value}", encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"file.yaml: not valid YAML: "):
+        read_yaml(path, "file")
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": '])
+def test_what_json_cannot_construct(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"file.json: not valid JSON: "):
+        read_json(path, "file")
+
+
+def outcome(call: Callable[..., Any], *args: Any) -> Any:
+    """What a call returns, or the error of ours that it raises; any other error is a failure."""
+    try:
+        return call(*args)
+    except QuadranasError as error:
+        return error
+
+
+YAML_CHARACTERS = "!&*{}[]:,-?|>#'\"%<~=_ \n\t0123456789.:+TZabcdefinorstuxy"
+DOCUMENTS = st.one_of(
+    st.text(),
+    st.text(YAML_CHARACTERS, max_size=40),
+    st.text(YAML_CHARACTERS, max_size=30).map("name: ".__add__),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    ).map(json.dumps),
+)
+
+
+@given(text=DOCUMENTS)
+@example("<<: 3")
+@example("&a {k: *a}")
+@example("? [a]\n: b")
+def test_no_text_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("text") / "file"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for read in (read_yaml, read_json):
+        result = outcome(read, path, "file")
+        if isinstance(result, QuadranasError):
+            assert str(path) in str(result)
+        else:
+            assert isinstance(result, dict)
+            checked = outcome(validate, Outer, result, "file")
+            assert isinstance(checked, Outer) or str(checked).startswith("file: ")
+
+
+@given(data=st.binary(max_size=30))
+def test_no_bytes_raise_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "file"
+    path.write_bytes(data)
+    for read in (read_yaml, read_json):
+        result = outcome(read, path, "file")
+        assert isinstance(result, dict) or str(path) in str(result)
+
+
+# ---------------------------------------------------------------- checking
+
+
+class Inner(Frozen):
+    kind: str
+    numbers: tuple[int | float, ...] = Field(default=(1,), min_length=1)
+
+
+class Outer(Frozen):
+    name: str
+    size: int = Field(default=1, ge=1, le=9)
+    pair: tuple[int, int] = (1, 2)
+    items: tuple[Inner, ...] = Field(default=(), min_length=1)
+    named: dict[str, Inner] = Field(default_factory=dict)
+    maybe: Inner | None = None
+    notes: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "f.yaml: name: required key is missing"),
+        ({"name": 3}, "f.yaml: name: Input should be a valid string (got 3)"),
+        (
+            {"name": "a", "sise": 3},
+            "f.yaml: sise: unknown key (got 3); accepted: items, maybe, name, named, notes, pair, "
+            "size; did you mean 'size'?",
+        ),
+        (
+            {"name": "a", "zzzzzz": "v" * 100},
+            "f.yaml: zzzzzz: unknown key; accepted: items, maybe, name, named, notes, pair, size",
+        ),
+        (
+            {"name": "a", "size": 10},
+            "f.yaml: size: Input should be less than or equal to 9 (got 10)",
+        ),
+        (
+            {"name": "a", "items": [{"kind": "x"}, {"kind": "y", "number": [1]}]},
+            "f.yaml: items.1.number: unknown key (got [1]); accepted: kind, numbers; "
+            "did you mean 'numbers'?",
+        ),
+        ({"name": "a", "items": [{}]}, "f.yaml: items.0.kind: required key is missing"),
+        (
+            {"name": "a", "named": {"b": {"kynd": "x"}}},
+            "f.yaml: named.b.kind: required key is missing\n"
+            "f.yaml: named.b.kynd: unknown key (got 'x'); accepted: kind, numbers; "
+            "did you mean 'kind'?",
+        ),
+        (
+            {"name": "a", "maybe": {"kind": "x", "kin": 1}},
+            "f.yaml: maybe.kin: unknown key (got 1); accepted: kind, numbers; "
+            "did you mean 'kind'?",
+        ),
+        (
+            {"name": "a", "items": [{"kind": "x", "numbers": [1, "b"]}]},
+            "f.yaml: items.0.numbers.1: Input should be a valid integer or a valid number "
+            "(got 'b')",
+        ),
+        (
+            {"name": "a", "notes": {"str": [1]}},
+            "f.yaml: notes.str: Input should be a valid string or a valid integer or "
+            "a valid number or a valid boolean (got [1])",
+        ),
+        ({"name": "a", "pair": 3}, "f.yaml: pair: Input should be a valid list (got 3)"),
+        ({"name": "a", "pair": [3]}, "f.yaml: pair.1: required value is missing"),
+        (
+            {"name": "a", "pair": [3, 4, 5]},
+            "f.yaml: pair: List should have at most 2 items after validation, not 3 "
+            "(got [3, 4, 5])",
+        ),
+        ({"name": "a", 1: 2}, "f.yaml: 1: Keys should be strings (got 1)"),
+    ],
+)
+def test_messages_name_file_key_path_value_and_nearest_key(
+    content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(QuadranasError) as caught:
+        validate(Outer, content, "f.yaml")
+    assert str(caught.value) == message
+
+
+def test_at_most_five_faults_are_listed() -> None:
+    with pytest.raises(QuadranasError) as caught:
+        validate(Outer, {"name": "a", **{f"unknown{n}": n for n in range(20)}}, "f.yaml")
+    assert len(str(caught.value).splitlines()) == 5
+
+
+def test_a_value_without_end_does_not_stall_the_message(tmp_path: Path) -> None:
+    path = tmp_path / "laughs.yaml"
+    lines = ["name: &l0 [ha, ha]"]
+    lines += [f"l{n + 1}: &l{n + 1} [{', '.join([f'*l{n}'] * 9)}]" for n in range(12)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"name: Input should be a valid string \(got \['ha"):
+        validate(Outer, read_yaml(path, "file"), path)
+
+
+def test_a_number_too_long_to_print_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(f"name: a\nsize: 0x{'f' * 5000}", encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"size: Input should be less than or equal to 9$"):
+        validate(Outer, read_yaml(path, "file"), path)
