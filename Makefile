@@ -51,10 +51,13 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 bench: $(STAMP)  ## measure what the README claims about speed
 	$(RUN)python experiments/benchmark/run.py $(ARGS)
 
-smoke: $(STAMP)  ## build-lut, search, train and export on the toy space, in two minutes
+smoke: $(STAMP)  ## build-lut, search, derive, train and export on the toy space, in two minutes
 	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	export OMP_WAIT_POLICY=PASSIVE; \
-	$(BIN)/quadranas build-lut --device vpu --space toy --backend analytic --output "$$folder/toy-vpu.json"; \
-	$(BIN)/quadranas search --device vpu --space toy --budget 0.5ms --output "$$folder/run"; \
-	$(BIN)/quadranas train "$$folder/run"; \
-	$(BIN)/quadranas export "$$folder/run" --format onnx
+	q="$$PWD/$(BIN)/quadranas"; cd "$$folder"; \
+	"$$q" build-lut --device vpu --space toy --backend analytic; \
+	"$$q" search --device vpu --space toy --budget 1ms --output run; \
+	"$$q" derive run --device cpu --budget 0.9ms --output derived; \
+	"$$q" train derived --epochs 2 --output trained; \
+	"$$q" eval trained; \
+	"$$q" export trained --format onnx

@@ -5,6 +5,7 @@ uint8 and handed out as (B, 3, R, R), which makes a batch channels_last without 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -173,15 +174,11 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
     labels = torch.tensor(files.labels)
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
     sides: list[int] = []
-    corrupt: list[CorruptImageError] = []
     for index in _evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
-        try:
+        with suppress(CorruptImageError):
             sides.append(min(files.size(index)))
-        except CorruptImageError as error:
-            corrupt.append(error)
-    if not sides:
-        raise corrupt[0]
-    return median_low(sides)
+    # Where every header is corrupt, the first image says so by raising once more.
+    return median_low(sides) if sides else min(files.size(0))
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -273,7 +270,7 @@ def _read_split(
     shape = (len(files), resolution, resolution, 3)
     fits = prod(shape) <= MEMORY_LIMIT_BYTES
     pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
-    good = files.sift(resolution, skip_corrupt=skip_corrupt, into=pixels)
+    good = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
     num_skipped = len(files) - len(good)
     kept = files.select(good)
     labels = torch.tensor(kept.labels, dtype=torch.int64)
@@ -283,7 +280,7 @@ def _read_split(
 
     def decode(indices: Tensor) -> Tensor:
         pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
-        kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, into=pixels)
+        kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, out=pixels)
         return torch.from_numpy(pixels)
 
     return ImageSet(labels, decode, at_first_use=fits), num_skipped

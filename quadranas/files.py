@@ -16,6 +16,8 @@ from quadranas.errors import QuadranasError, nearest
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[int | str, ...]
 PACKAGE = Path(__file__).parent
+TEMPORARY = ".tmp"
+"""How the names of half-written files end; those begin with a dot."""
 
 YAML_FAULTS = (
     yaml.YAMLError,
@@ -50,7 +52,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

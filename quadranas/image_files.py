@@ -1,6 +1,6 @@
 """Image files in a folder or a zip: finding them split by split and class by class, decoding them.
 
-Shapes: N images of a split, B of a batch, R the resolution; pixels are (B, R, R, 3) in uint8.
+Shapes: N images of a split, R the resolution; pixels are (N, R, R, 3) in uint8.
 """
 
 import io
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias, TypeVar, final
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
@@ -81,21 +82,16 @@ class ImageFiles:
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
         """The files at some indices."""
-        return replace(
-            self,
-            members=tuple(self.members[index] for index in indices),
-            labels=tuple(self.labels[index] for index in indices),
-        )
+        members = tuple(self.members[index] for index in indices)
+        labels = tuple(self.labels[index] for index in indices)
+        return replace(self, members=members, labels=labels)
 
-    def sift(
-        self, resolution: int, *, skip_corrupt: bool, into: Pixels | None = None
-    ) -> list[int]:
+    def sift(self, resolution: int, *, skip_corrupt: bool, out: Pixels | None = None) -> list[int]:
         """The indices of the images that can be used; of several errors the first is raised.
 
         Args:
             skip_corrupt: decode every image and leave the corrupt ones out.
-            into: takes the pixels, (N, R, R, 3). Without it and `skip_corrupt` only headers are
-                read.
+            out: takes the pixels, (N, R, R, 3); without either, only headers are read.
 
         Raises:
             CorruptImageError: an image cannot be decoded, and `skip_corrupt` is off.
@@ -104,8 +100,8 @@ class ImageFiles:
 
         def is_sound(index: int) -> bool:
             try:
-                if into is not None:
-                    into[index] = self._read(index, resolution)
+                if out is not None:
+                    out[index] = self._read(index, resolution)
                 elif skip_corrupt:
                     self._read(index, resolution)
                 else:
@@ -218,7 +214,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     """The image in RGB, 8 bits, its transparent parts laid on white."""
     if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255 instead of scaling them
         grey = np.asarray(image).clip(0, 65535)
-        grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
+        grey = np.where(grey == image.info.get("nothing", -1), 65535, grey)
         return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its floating-point pixels have no known range; store 8 or 16 bits")
@@ -309,6 +305,9 @@ def _open_folder(path: Path) -> Source:
 
 def _open_zip(path: Path) -> Source:
     archive = zipfile.ZipFile(path)
+    # In a reference cycle, such as a caught error's, the file would go first, with a warning.
+    assert archive.fp is not None
+    finalize(archive, archive.fp.close)
     tree: _Tree = {}
     for info in archive.infolist():
         parts = PurePosixPath(info.filename).parts

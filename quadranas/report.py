@@ -252,13 +252,15 @@ def _training(run: Run) -> str:
     )
     figures = plot_curves(run.epochs, run.budget_ms)
     drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
-    key += " The loss on training images includes label smoothing."
+    weights = run.config.get("weights")
+    if isinstance(weights, dict) and weights.get("label_smoothing"):
+        key += " The loss on training images includes label smoothing."
     if seen != {"train"}:
         key += (
             " Epochs are counted through all phases. Until fine-tuning, loss and accuracy are "
-            "those of networks sampled from the supernet; the held-out half of the training images "
-            "trains the gates. The expected latency is the mean over the gates' probabilities, by "
-            f"the table: {escape(run.source)}."
+            "those of networks sampled from the supernet; the held-out half of the training "
+            "images trains the gates. The expected latency is the mean over the gates' "
+            f"probabilities, by the table: {escape(run.source)}."
         )
     return f'{_note(key)}{note}<div class="grid">{drawn}</div>'
 
@@ -280,11 +282,11 @@ def _front(run: Run) -> str:
 
 COLUMNS = {
     "block": "",
+    "latency [ms]": ' class="n"',
     "kernel": "",
     "expansion": "",
     "channels": ' class="n"',
     "pixels": ' class="n"',
-    "latency [ms]": ' class="n"',
     "probabilities": "",
 }
 
@@ -310,11 +312,11 @@ def _row(run: Run, block: BlockView) -> str:
     expansions = [text for op in block.ops for text in op_label(op, kernel=False)]
     cells = (
         f"<code>{escape(block.name)}</code>",
+        fixed_ms(sum(block.ms), run.predicted_ms or 0.0) if block.ms else "",
         "skipped" if block.skipped else "" if last.is_head else " ".join(kernels),
         "" if block.skipped else " ".join(expansions),
         _change(first.in_channels, last.out_channels),
         _change(first.resolution, last.out_resolution),
-        fixed_ms(sum(block.ms), run.predicted_ms or 0.0) if block.ms else "",
         _gates(run, block),
     )
     filled = "".join(

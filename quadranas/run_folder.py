@@ -6,10 +6,12 @@ newest two are kept, so that a torn one falls back to the one before.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quadranas.errors import QuadranasError
-from quadranas.files import read_json, read_text, write_atomically, write_json
+from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
 from quadranas.reporter import Reporter
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
@@ -38,34 +40,70 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def create(self, needed_bytes: int) -> None:
-        """Make the folder, and see that it can be written and has room.
+    def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
+        """Make the folder with its `config.yaml`, which marks it as a run that can be continued.
+
+        Args:
+            needed_bytes: what the run will write, roughly.
 
         Raises:
-            QuadranasError: it exists with content, cannot be written, or the disk is too full.
+            QuadranasError: it exists with content, cannot be written, or the disk is too full;
+                nothing is left behind.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise QuadranasError(
-                f"the output {self.path} exists already",
-                "Add --resume to continue it, or choose another --output.",
-            )
+        self.refuse_content()
+        existed = self.path.exists()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as probe:
-                probe.write(b"0")
-            free = shutil.disk_usage(self.path).free
-        except OSError as error:
-            raise QuadranasError(
-                f"cannot write to the output {self.path}: {error.strerror}",
-                "Choose another --output.",
-            ) from error
-        if free < needed_bytes:
-            self.checkpoints.rmdir()
-            raise QuadranasError(
-                f"the disk of {self.path} has {free / 2**20:.0f} MiB free; this run needs about "
-                f"{needed_bytes / 2**20:.0f} MiB",
-                "Free some space or choose another --output.",
-            )
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.path) as probe:
+                    probe.write(b"0")
+                free = shutil.disk_usage(self.path).free
+            except OSError as error:
+                raise QuadranasError(
+                    f"cannot write to the output {self.path}: {error.strerror}",
+                    "Choose another --output.",
+                ) from error
+            if free < needed_bytes:
+                raise QuadranasError(
+                    f"the disk of {self.path} has {free / 2**20:.1f} MiB free; this run needs "
+                    f"about {needed_bytes / 2**20:.1f} MiB",
+                    "Free some space or choose another --output.",
+                )
+            self.write_config(config)
+        except QuadranasError:
+            for made in (self.checkpoints, *(() if existed else (self.path,))):
+                if made.is_dir() and not any(made.iterdir()):
+                    made.rmdir()
+            raise
+
+    def refuse_content(self) -> None:
+        """Refuse a folder with content, other than what an interrupted `create` leaves.
+
+        Raises:
+            QuadranasError: there is some.
+        """
+        if not self.path.exists():
+            return
+        if self.path.is_dir() and all(map(self._is_remnant, self.path.iterdir())):
+            return
+        unfinished = (self / "config.yaml").is_file() and not (self / "result.json").is_file()
+        raise QuadranasError(
+            f"the output {self.path} exists already",
+            "Add --resume to continue it, or choose another --output."
+            if unfinished
+            else "Choose another --output.",
+        )
+
+    def _is_remnant(self, path: Path) -> bool:
+        if path == self.checkpoints:
+            return path.is_dir() and not any(path.iterdir())
+        return path.match(f".config.yaml.*{TEMPORARY}")
+
+    def tidy(self) -> None:
+        """Remove the temporary files of a process that was killed."""
+        for pattern in (f".*{TEMPORARY}", f"checkpoints/*{TEMPORARY}"):
+            for left in self.path.glob(pattern):
+                left.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
@@ -92,12 +130,14 @@ class RunFolder:
             QuadranasError: it cannot be written; the checkpoints before are untouched.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoints / "unfinished.tmp"
+        temporary = self.checkpoints / f"unfinished{TEMPORARY}"
         newest = next(iter(self._checkpoint_files()), None)
         number = 1 + (int(newest.name[:9]) if newest else 0)
         try:
             torch.save(dict(state), temporary)
             digest = _digest(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(self.checkpoints / f"{number:09d}-{digest}.pt")
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
@@ -109,12 +149,15 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or none; says so when it passes over a torn one."""
-        for path in self._checkpoint_files():
-            if _digest(path) == CHECKPOINT.fullmatch(path.name).group(2):  # type: ignore[union-attr]
+        """The newest whole checkpoint, or none; says so when it removes a torn one."""
+        found = self._checkpoint_files()
+        for path, older in zip(found, [*found[1:], None], strict=True):
+            if _digest(path) == path.stem.partition("-")[2]:
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
-            reporter.warning(f"checkpoint {path} is torn; falling back to the one before")
+            path.unlink()
+            instead = f"falling back to {older.name}" if older else "starting again from nothing"
+            reporter.warning(f"checkpoint {path} is torn; {instead}")
         return None
 
     def _checkpoint_files(self) -> list[Path]:
@@ -141,36 +184,61 @@ class RunFolder:
         write_json(self / "result.json", dict(result))
 
 
-def choose_folder(name: str, resume: bool) -> Path:
-    """A folder under `runs/`: a new one, or the newest unfinished one to resume.
+def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:
+    """A folder under `runs/`: a new one, or the newest unfinished one that can be resumed.
+
+    Args:
+        name: of a new one; a number is added.
+        accept: when resuming: whether a run is one of those asked for.
 
     Raises:
         QuadranasError: there is nothing to resume.
     """
     runs = Path("runs")
-    taken = [p for p in runs.glob(f"{name}*") if p.is_dir()] if runs.is_dir() else []
-    if resume:
-        unfinished = [p for p in taken if not (p / "result.json").is_file()]
-        if not unfinished:
-            raise QuadranasError(
-                f"no unfinished run {name!r} under {runs}", "Name it with --output."
-            )
-        return max(unfinished, key=lambda path: path.stat().st_mtime)
-    number = 1
-    while (runs / f"{name}-{number}").exists():
-        number += 1
-    return runs / f"{name}-{number}"
+    if accept is None:
+        number = 1
+        while (runs / f"{name}-{number}").exists():
+            number += 1
+        return runs / f"{name}-{number}"
+    found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    unfinished = [p.parent for p in reversed(found) if not (p.parent / "result.json").exists()]
+    chosen = next(filter(accept, unfinished), None)
+    if chosen is None:
+        others = ", ".join(str(path) for path in unfinished)
+        raise QuadranasError(
+            f"no unfinished run under {runs}/ agrees with what is given; "
+            f"unfinished: {others or 'none'}",
+            "Name the run with --output, or leave out --resume to start one.",
+        )
+    return chosen
 
 
-def agreed(stored: dict[str, Any], given: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """The stored configuration, if nothing given contradicts it."""
-    for key, value in given.items():
-        if not isinstance(value, dict) and stored.get(key) != value:
-            raise QuadranasError(
-                f"cannot resume {output}: {key} is {stored.get(key)!r} there, not {value!r}",
-                "Leave the option out, or start a new run with another --output.",
-            )
-    return stored
+@contextmanager
+def whole_folder(path: Path) -> Iterator[RunFolder]:
+    """A new folder that appears whole when the context is left, or not at all.
+
+    Raises:
+        QuadranasError: it exists with content, or cannot be written.
+    """
+    RunFolder(path).refuse_content()
+    path = path.absolute()
+    staging = path.with_name(f".{path.name}{TEMPORARY}")
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    try:
+        staging.mkdir(parents=True)
+        yield RunFolder(staging)
+        if path.exists():
+            for item in staging.iterdir():
+                item.replace(path / item.name)
+        else:
+            staging.replace(path)
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot write to the output {path}: {error.strerror or error}",
+            "Choose another --output.",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -55,16 +55,13 @@ def scramble() -> Scrambler:
             for name, tensor in module.state_dict().items():
                 if not tensor.is_floating_point():
                     continue
-                values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                 if tensor.dim() > 1:
-                    values *= tensor[0].numel() ** -0.5
+                    tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
                 elif name.endswith("running_var"):
-                    values = 0.5 + values.abs()
-                elif name.endswith("weight"):
-                    values = 1 + 0.3 * values
+                    tensor.uniform_(0.5, 2, generator=generator)
                 else:
-                    values *= 0.3
-                tensor.copy_(values)
+                    mean = 1 if name.endswith("weight") else 0
+                    tensor.normal_(mean, 0.3, generator=generator)
         return module
 
     return fill
