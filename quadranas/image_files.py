@@ -214,7 +214,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     """The image in RGB, 8 bits, its transparent parts laid on white."""
     if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255 instead of scaling them
         grey = np.asarray(image).clip(0, 65535)
-        grey = np.where(grey == image.info.get("nothing", -1), 65535, grey)
+        grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
         return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its floating-point pixels have no known range; store 8 or 16 bits")
