@@ -1,13 +1,14 @@
 """Exact decoding: the most probable architecture under a latency budget.
 
-Departure from ProxylessNAS (arXiv:1812.00332), which takes every gate's argmax and hopes: the choice is the
-optimum of an integer programme, solved by HiGHS, so that the budget is a constraint.
+Departure from ProxylessNAS (arXiv:1812.00332), which takes every gate's argmax and hopes: the
+choice is the optimum of an integer programme, solved by HiGHS, so that the budget is a constraint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from quadranas.architecture import Frozen, OpSpec
@@ -23,6 +24,18 @@ MIN_USE = 0.9
 
 MAX_REPAIRS = 50
 SLOWEST_GAP = 1e-3
+
+MAX_NODES = 2000
+"""Of the branch and bound. Trained gates need hundreds; a score that is linear in latency and knows
+nothing else can need millions, to close the gap of 1e-4 that is left after seconds."""
+
+OBJECTIVE_SIZE = 100.0
+"""The largest coefficient given to HiGHS, whose absolute tolerance is 1e-6."""
+
+INFEASIBLE = 2
+"""HiGHS' verdict in the words of `scipy.optimize.milp`."""
+
+Vector = npt.NDArray[np.float64]
 
 
 class BlockScores(Frozen):
@@ -89,11 +102,17 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A decoded architecture as choices, its log-probability and its predicted latency."""
+    """A decoded architecture as choices, its log-probability and its predicted latency.
+
+    Args:
+        gap: 0 where the score is proven to be the best. Otherwise HiGHS stopped after `MAX_NODES`
+            nodes, and no network's score is better by more than this share.
+    """
 
     choices: dict[str, tuple[int, ...] | None]
     score: float
     latency_ms: float
+    gap: float = 0.0
 
 
 def reachable_ms(space: SearchSpace, table: LatencyTable) -> tuple[float, float]:
@@ -125,9 +144,7 @@ def _round_up(latency_ms: float) -> str:
     return f"{np.ceil(value / step) * step:g}{unit}"
 
 
-def decode(
-    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
-) -> Decoded:
+def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits) -> Decoded:
     """The most probable architecture within the limits, exactly.
 
     The score is the log-probability under the gates as trained, also for another budget or device:
@@ -146,14 +163,28 @@ def decode(
         return best
     slowest = programme.slowest_ms()
     if slowest is None:
-        raise BudgetError(
-            f"no network of space {space.name!r} keeps {format_ms(limits.budget_ms)} with at most "
-            f"{limits.max_params or 'any'} parameters and {limits.max_macs or 'any'} MACs",
-            "Raise --max-params or --max-macs.",
-        )
+        raise _too_tight(space, limits)
     best = programme.solve(programme.scores, limits.min_use * slowest)
     assert best is not None, "the slowest network is within the bounds"
     return best
+
+
+def _too_tight(space: SearchSpace, limits: Limits) -> BudgetError:
+    """The error for ceilings that no network within the budget is under."""
+    ceilings, options, least = [], [], []
+    for most, unit, option, count in (
+        (limits.max_params, "parameters", "--max-params", count_params),
+        (limits.max_macs, "MACs", "--max-macs", count_macs),
+    ):
+        if most is not None:
+            ceilings.append(f"{most:,} {unit}")
+            options.append(option)
+            least.append(f"{count(space.extreme(count, largest=False)):,} {unit}")
+    return BudgetError(
+        f"no network of space {space.name!r} keeps {format_ms(limits.budget_ms)} with at most "
+        f"{' and '.join(ceilings)}; the least, each by itself: {', '.join(least)}",
+        f"Raise {' or '.join(options)}.",
+    )
 
 
 class _Programme:
@@ -226,7 +257,7 @@ class _Programme:
         found = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
         return None if found is None else found.latency_ms
 
-    def solve(self, objective: np.ndarray, lower_ms: float, gap: float = 0.0) -> Decoded | None:
+    def solve(self, objective: Vector, lower_ms: float, gap: float = 0.0) -> Decoded | None:
         """The maximiser of an objective with latency in [lower_ms, budget], or none.
 
         HiGHS keeps constraints to 1e-6 only; a solution that is truly outside is cut off and
@@ -240,26 +271,39 @@ class _Programme:
         window = LinearConstraint(
             self.latencies / budget, (lower_ms - offset) / budget, (budget - offset) / budget
         )
-        scale = max(float(np.abs(objective).max()), 1e-9)
         cuts: list[LinearConstraint] = []
         for _ in range(MAX_REPAIRS):
-            result = milp(
-                -np.asarray(objective) / scale,
-                integrality=np.ones(len(self.columns)),
-                bounds=Bounds(0, 1),
-                constraints=[*self.constraints, window, *cuts],
-                options={"mip_rel_gap": gap},
-            )
-            if result.x is None:
+            chosen, left = self._optimum(objective, [*self.constraints, window, *cuts], gap)
+            if chosen is None:
                 return None
-            chosen = np.round(result.x)
-            decoded = self._decoded(chosen)
+            decoded = replace(self._decoded(chosen), gap=left)
             if self._within(decoded, chosen, lower_ms):
                 return decoded
             cuts.append(LinearConstraint(2 * chosen - 1, -np.inf, chosen.sum() - 1))
         raise AssertionError("the solver keeps leaving the bounds")
 
-    def _within(self, decoded: Decoded, chosen: np.ndarray, lower_ms: float) -> bool:
+    def _optimum(
+        self, objective: Vector, constraints: list[LinearConstraint], gap: float
+    ) -> tuple[Vector | None, float]:
+        """HiGHS' solution, or none if there is none, and the relative gap it left open."""
+        scale = OBJECTIVE_SIZE / max(float(np.abs(objective).max()), 1e-9)
+        num_nodes = MAX_NODES
+        while num_nodes <= MAX_NODES * 4**6:
+            result = milp(
+                -scale * objective,
+                integrality=np.ones(len(self.columns)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": gap, "node_limit": num_nodes},
+            )
+            if result.x is not None:
+                return np.round(result.x), float(result.mip_gap)
+            if result.status == INFEASIBLE:
+                return None, 0.0
+            num_nodes *= 4
+        raise AssertionError(f"HiGHS found no network and no proof that there is none: {result}")
+
+    def _within(self, decoded: Decoded, chosen: Vector, lower_ms: float) -> bool:
         within = lower_ms <= decoded.latency_ms <= self.limits.budget_ms
         for values, number, most in (
             (self.params, 2, self.limits.max_params),
@@ -268,7 +312,7 @@ class _Programme:
             within &= most is None or self.fixed[number] + values @ chosen <= most
         return bool(within)
 
-    def _decoded(self, chosen: np.ndarray) -> Decoded:
+    def _decoded(self, chosen: Vector) -> Decoded:
         picked = [c for c, on in zip(self.columns, chosen, strict=True) if on]
         candidates = {(block, slot): index for block, slot, index in picked}
         choices: dict[str, tuple[int, ...] | None] = {}
@@ -288,6 +332,6 @@ class _Programme:
         )
 
 
-def _costs(spec: OpSpec, table: LatencyTable) -> np.ndarray:
+def _costs(spec: OpSpec, table: LatencyTable) -> Vector:
     """Score 0, latency in ms, parameters and MACs of one operation."""
     return np.array([0.0, table.op_ms(spec), count_params(spec), count_macs(spec)])

@@ -1,0 +1,77 @@
+"""Devices as YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quadranas.errors import QuadranasError
+from quadranas.latency.device import load_device, shipped_devices
+
+BOARD = {
+    "name": "board",
+    "title": "a board",
+    "runtime": "a runtime",
+    "precision": "fp32",
+    "threads": 4,
+    "analytic": {
+        "fitted_to": "nothing",
+        "expected_error": "unknown",
+        "gmacs_per_s": {"conv": 10, "pointwise": 10, "depthwise": 3, "linear": 10},
+        "bandwidth_gb_per_s": 8,
+        "overhead_us": 10,
+    },
+}
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "vpu", "gpu"])
+def test_shipped_devices_say_where_their_numbers_come_from(name: str) -> None:
+    device = load_device(name)
+    assert device.name == name
+    assert device.analytic is not None
+    assert device.analytic.fitted_to
+    assert device.analytic.expected_error
+    assert device.runtime
+    assert name in shipped_devices()
+
+
+def test_ones_own_device_is_read(tmp_path: Path) -> None:
+    device = load_device(write(tmp_path / "board.yaml", BOARD))
+    assert (device.name, device.threads) == ("board", 4)
+
+
+def test_an_unknown_device_suggests_the_nearest() -> None:
+    with pytest.raises(QuadranasError, match=r"unknown device 'vpx'.*did you mean 'vpu'"):
+        load_device("vpx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precison": "fp16"}, r"board\.yaml: precison: unknown key.*did you mean 'precision'"),
+        ({"precision": "fp8"}, r"board\.yaml: precision: .*fp8"),
+        ({"threads": 0}, r"board\.yaml: threads: .*0"),
+        ({"name": "../up"}, r"board\.yaml: name: "),
+        ({"analytic": {}}, r"board\.yaml: analytic\.fitted_to: required key is missing"),
+        (
+            {"analytic": BOARD["analytic"] | {"bandwidth_gb_per_s": -1}},  # type: ignore[operator]
+            r"board\.yaml: analytic\.bandwidth_gb_per_s: .*-1",
+        ),
+    ],
+)
+def test_faults_name_file_key_and_value(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = write(tmp_path / "board.yaml", BOARD | change)
+    with pytest.raises(QuadranasError, match=message):
+        load_device(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QuadranasError, match=r"cannot read device .*none\.yaml"):
+        load_device(str(tmp_path / "none.yaml"))

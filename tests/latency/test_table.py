@@ -1,0 +1,142 @@
+"""Latency tables: lookups, provenance, what is missing, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quadranas.errors import MissingEntryError, QuadranasError
+from quadranas.latency.analytic import op_latency_ms
+from quadranas.latency.device import load_device
+from quadranas.latency.table import LatencyTable, find_table, load_table, table_paths
+from quadranas.space import load_space, space_files
+
+DEVICES = ("cpu", "vpu", "gpu")
+
+
+@pytest.fixture
+def toy_table() -> LatencyTable:
+    return find_table(load_space("toy"), "vpu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", sorted(space_files()))
+def test_shipped_tables_are_what_the_models_say_today(name: str, device: str) -> None:
+    space = load_space(name)
+    table = find_table(space, device)
+    opened = load_device(device)
+    assert opened.analytic is not None
+    header = table.header
+    assert (header.method, header.backend, header.statistic) == ("analytic", "analytic", "model")
+    assert header.fitted_to == opened.analytic.fitted_to
+    assert header.expected_error == opened.analytic.expected_error
+    assert (header.runtime, header.precision) == (opened.runtime, opened.precision)
+    assert header.command.startswith("quadranas build-lut")
+    for num_classes in (10, 100, 1000):
+        table.require(space.with_num_classes(num_classes).specs())
+    for op, latency_ms in table.latencies_ms.items():
+        expected_ms = op_latency_ms(op, opened.analytic, opened.precision)
+        assert latency_ms == pytest.approx(expected_ms, rel=1e-12)
+
+
+def test_a_network_is_the_sum_of_its_operations(toy_table: LatencyTable) -> None:
+    network = load_space("toy").extreme(toy_table.op_ms, largest=True)
+    total = sum(toy_table.latencies_ms[op] for op in network.ops())
+    assert toy_table.predict_ms(network) == pytest.approx(total)
+    header = toy_table.header.model_copy(update={"scale": 1.5, "null_ms": 0.01})
+    scaled = toy_table.model_copy(update={"header": header})
+    count = len(list(network.ops()))
+    expected_ms = 1.5 * (total - 0.01 * count) + 0.01
+    assert scaled.predict_ms(network) == pytest.approx(expected_ms)
+
+
+def test_a_missing_entry_names_the_command(toy_table: LatencyTable) -> None:
+    entry = toy_table.entries[1]
+    kept = toy_table.entries[:1] + toy_table.entries[2:]
+    torn = LatencyTable(header=toy_table.header, entries=kept)
+    with pytest.raises(MissingEntryError, match="has no entry for 1 operation, first: ") as caught:
+        torn.require(load_space("toy").specs())
+    assert str(entry.op) in caught.value.message
+    assert "quadranas build-lut --device vpu --space toy" in caught.value.hint
+    assert "--only-missing" in caught.value.hint
+
+
+def test_a_head_is_bounded_by_the_next_larger_one(toy_table: LatencyTable) -> None:
+    def head(num_classes: int) -> float:
+        *_, op = load_space("toy").with_num_classes(num_classes).specs()
+        return toy_table.op_ms(op)
+
+    assert head(37) == head(100)
+    assert head(10) < head(37) < head(1000)
+    with pytest.raises(MissingEntryError) as caught:
+        head(1001)
+    assert caught.value.hint.endswith("--num-classes 1001")
+
+
+def test_a_table_survives_its_file(tmp_path: Path, toy_table: LatencyTable) -> None:
+    toy_table.save(tmp_path / "table.json")
+    assert load_table(tmp_path / "table.json") == toy_table
+
+
+def saved(path: Path, table: LatencyTable, **header: object) -> Path:
+    table.save(path)
+    content = json.loads(path.read_text())
+    content["header"] |= header
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"space": "quadranet-mobile"}, "made for space 'quadranet-mobile', not for space 'toy'"),
+        ({"space_digest": "0" * 16}, "made for another version of it"),
+        ({"device": "cpu"}, "made for device 'cpu', not for 'vpu'"),
+        ({"format_version": 99}, "format_version 99 is newer"),
+        ({"method": "guessed"}, r"header\.method"),
+    ],
+)
+def test_the_wrong_table_is_refused(
+    tmp_path: Path, toy_table: LatencyTable, header: dict[str, object], message: str
+) -> None:
+    path = saved(tmp_path / "table.json", toy_table, **header)
+    with pytest.raises(QuadranasError, match=message):
+        find_table(load_space("toy"), "vpu", path)
+
+
+@pytest.mark.parametrize("latency", ["NaN", "-1.0", "0.0", "Infinity", '"fast"'])
+def test_impossible_latencies_are_refused(
+    tmp_path: Path, toy_table: LatencyTable, latency: str
+) -> None:
+    path = tmp_path / "table.json"
+    toy_table.save(path)
+    value = repr(toy_table.entries[0].latency_ms)
+    path.write_text(path.read_text().replace(value, latency, 1))
+    with pytest.raises(QuadranasError, match=r"entries\.0\.latency_ms"):
+        load_table(path)
+
+
+def test_a_torn_or_missing_table_is_named(tmp_path: Path, toy_table: LatencyTable) -> None:
+    path = tmp_path / "table.json"
+    toy_table.save(path)
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(QuadranasError, match=r"table\.json: not valid JSON"):
+        load_table(path)
+    with pytest.raises(QuadranasError, match=r"no latency table of device 'board'") as caught:
+        find_table(load_space("toy"), "board")
+    assert caught.value.hint.endswith("quadranas build-lut --device board --space toy")
+
+
+def test_two_entries_of_one_operation_are_refused(toy_table: LatencyTable) -> None:
+    entries = [entry.model_dump() for entry in (*toy_table.entries, toy_table.entries[0])]
+    with pytest.raises(ValueError, match="two entries"):
+        LatencyTable.model_validate({"header": toy_table.header.model_dump(), "entries": entries})
+
+
+def test_the_working_folder_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_table: LatencyTable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    header = toy_table.header.model_copy(update={"title": "mine"})
+    toy_table.model_copy(update={"header": header}).save(table_paths("toy", "vpu")[0])
+    assert find_table(load_space("toy"), "vpu").header.title == "mine"
