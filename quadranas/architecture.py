@@ -192,13 +192,14 @@ class Architecture(Frozen):
         """The same network for another input resolution or number of classes.
 
         Raises:
-            QuadranasError: the resolution is not divisible by the network's total stride, or
+            QuadranasError: the new resolution is not divisible by the network's total stride, or
                 there cannot be so many classes.
         """
         classes = self.num_classes if num_classes is None else num_classes
         size = self.resolution if resolution is None else resolution
         check_num_classes(classes, self.name)
-        check_resolution(size, tuple(self.ops()), self.name)
+        if resolution is not None:
+            check_resolution(size, tuple(self.ops()), self.name)
         blocks = []
         pixels = size
         for block in self.blocks:

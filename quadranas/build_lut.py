@@ -128,7 +128,7 @@ def _commit() -> str:
     if not (PACKAGE.parent / ".git").exists():
         return ""
     result = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607
+        ["git", "rev-parse", "--short=12", "HEAD"],
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,

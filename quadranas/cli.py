@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -189,12 +189,12 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find, train and test the best network under a latency budget."""
-    from quadranas.config import load_overrides
+    from quadranas.config import SearchConfig, agrees, load_overrides, run_name
     from quadranas.report import write_report
     from quadranas.run_folder import choose_folder
     from quadranas.search import search as run_search
 
-    overrides = load_overrides(config) | _given(
+    overrides = load_overrides(config, SearchConfig) | _given(
         device=device,
         budget=budget,
         space=space,
@@ -207,17 +207,18 @@ def search(
         max_macs=max_macs,
         skip_corrupt=skip_corrupt,
     )
-    parts = [overrides.get(key) for key in ("space", "device", "budget")]
-    folder = output or choose_folder("-".join(Path(str(p)).stem for p in parts if p), resume)
-    with _reporting(quiet, f"quadranas search --resume --output {folder}") as reporter:
-        source = config or "command line"
-        result = run_search(overrides, folder, reporter, resume=resume, source=source)
+    folder = output or choose_folder(
+        run_name(overrides),
+        (lambda path: agrees(SearchConfig, path, overrides)) if resume else None,
+    )
+    with _reporting(quiet, "search", folder) as reporter:
+        result = run_search(overrides, folder, reporter, resume=resume, source="command line")
         result["report"] = str(write_report(folder))
     _print_result(
         result,
         as_json,
         f"{_network_line(result)}\nrun {folder}, report {result['report']}\n"
-        f"next: quadranas export {folder} --format onnx",
+        f"next: quadranas export {shlex.quote(str(folder))} --format onnx",
     )
 
 
@@ -243,13 +244,14 @@ def derive(
 
     limits = Limits(budget_ms=parse_budget(budget), max_params=max_params, max_macs=max_macs)
     opened = load_device(device)
-    folder = output or run / "derived" / f"{opened.name}-{budget.strip()}"
+    folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
     with _reporting(quiet) as reporter:
-        result = run_derive(run, opened, limits, folder, reporter, table=table)
+        result = run_derive(run, opened, limits, folder, reporter, table=table, device_file=device)
     _print_result(
         result,
         as_json,
-        f"{_network_line(result)}\nfolder {folder}\nnext: quadranas train {folder}",
+        f"{_network_line(result)}\nfolder {folder}\n"
+        f"next: quadranas train {shlex.quote(str(folder))}",
     )
 
 
@@ -271,19 +273,25 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network: from its weights if it has any, else from scratch."""
-    from quadranas.config import load_overrides
+    from quadranas.config import TrainConfig, agrees, load_overrides
     from quadranas.run_folder import choose_folder
     from quadranas.train import train as run_train
     from quadranas.trained import open_subject
 
-    overrides = load_overrides(config) | _given(
+    overrides = load_overrides(config, TrainConfig) | _given(
         data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt
     )
-    folder = output or choose_folder(f"train-{Path(subject).stem}", resume)
-    command = f"quadranas train {subject} --resume --output {folder}"
-    with _reporting(quiet, command) as reporter:
+    name = f"train-{Path(subject).absolute().name.removesuffix('.json')}"
+
+    def accept(path: Path) -> bool:
+        return path.name.rpartition("-")[0] == name and agrees(TrainConfig, path, overrides)
+
+    folder = output or choose_folder(name, accept if resume else None)
+    with _reporting(quiet, "train", folder) as reporter:
         opened = open_subject(subject, weights)
-        result = run_train(opened, overrides, folder, reporter, resume=resume)
+        result = run_train(
+            opened, overrides, folder, reporter, resume=resume, source="command line"
+        )
     _print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
 
 
@@ -379,16 +387,23 @@ def main() -> None:
     # Threads that sleep while they wait: spinning ones made steps up to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:
         _fail(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
-        _fail(error.format_message(), "See: quadranas --help", error.exit_code)
+        if not error.format_message():  # the help was printed instead
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "quadranas"
+        _fail(error.format_message(), f"See: {command} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer 0.29 makes it of a KeyboardInterrupt, without a word
         _fail("interrupted", "", INTERRUPTED)
+    sys.exit(code)
 
 
-def _fail(message: str, hint: str, code: int) -> None:
+def _fail(message: str, hint: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
         _print_json({"error": message, "hint": hint})
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -399,17 +414,21 @@ def _fail(message: str, hint: str, code: int) -> None:
 
 
 @contextmanager
-def _reporting(quiet: bool, resume_command: str = "") -> "Iterator[Reporter]":
-    """Progress on stderr; on Ctrl-C, the command that continues."""
+def _reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
+    """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
+    from quadranas.config import resume_command
     from quadranas.reporter import Reporter
 
     try:
         with Reporter(quiet=quiet) as reporter:
             yield reporter
     except KeyboardInterrupt:
-        if resume_command:
-            _fail("interrupted; nothing is lost", f"Continue with: {resume_command}", INTERRUPTED)
-        raise
+        if folder is None:
+            raise
+        if not (folder / "config.yaml").is_file():
+            _fail("interrupted before the run began; nothing was written", "", INTERRUPTED)
+        hint = f"Continue with: {resume_command(verb, folder)}"
+        _fail(f"interrupted; the run in {folder} can be continued", hint, INTERRUPTED)
 
 
 def _given(**options: Any) -> dict[str, Any]:

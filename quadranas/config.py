@@ -1,5 +1,6 @@
 """The configuration of a search or a training run: written resolved into every run folder."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -9,10 +10,13 @@ from pydantic import Field, PositiveFloat
 from quadranas.architecture import Frozen
 from quadranas.augment import AugmentConfig
 from quadranas.data import Dataset, load_dataset, native_side
-from quadranas.files import read_yaml, validate
+from quadranas.errors import QuadranasError
+from quadranas.files import read_yaml, validate, validate_partial
+from quadranas.image_files import find_splits
 
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
+NUM_DIGITS = 10
 
 
 class WeightConfig(Frozen):
@@ -77,7 +81,7 @@ class SearchConfig(DataConfig):
     """All that decides the result of `quadranas search`."""
 
     device: str
-    budget: str
+    budget: str = Field(coerce_numbers_to_str=True)
     space: str = DEFAULT_SPACE
     table: str | None = None
     max_params: int | None = Field(default=None, ge=1)
@@ -100,12 +104,102 @@ class TrainConfig(DataConfig):
     augment: AugmentConfig
 
 
-Config = TypeVar("Config", SearchConfig, TrainConfig)
+Config = TypeVar("Config", bound=DataConfig)
 
 
-def load_overrides(path: Path | None) -> dict[str, Any]:
-    """A partial configuration from YAML; the keys are those of `SearchConfig`."""
-    return {} if path is None else read_yaml(path, "configuration")
+VERBS: dict[type[DataConfig], str] = {SearchConfig: "search", TrainConfig: "train"}
+
+
+def load_overrides(path: Path | None, model: type[DataConfig]) -> dict[str, Any]:
+    """A partial configuration from YAML.
+
+    Raises:
+        QuadranasError: unreadable, an unknown key, or an impossible value.
+    """
+    if path is None:
+        return {}
+    content = read_yaml(path, "configuration")
+    validate_partial(model, content, path)
+    return content
+
+
+def run_name(overrides: Mapping[str, Any]) -> str:
+    """What a search is called by default: space, device and budget, as far as they are given."""
+    parts = []
+    for key in ("space", "device", "budget"):
+        text = "".join(str(overrides.get(key) or "").split())
+        parts.append(Path(text).stem if text.endswith((".yaml", ".yml")) else text)
+    return "-".join(filter(None, parts))
+
+
+def agreed(
+    model: type[Config], output: Path, given: Mapping[str, Any], source: str | Path
+) -> dict[str, Any]:
+    """The configuration of a run that is to be continued, if nothing given contradicts it.
+
+    Raises:
+        QuadranasError: a contradiction, or the run of another verb.
+    """
+    path = output / "config.yaml"
+    stored = read_yaml(path, "configuration")
+    for other, verb in VERBS.items():
+        if other is not model and set(stored) == set(other.model_fields):
+            raise QuadranasError(
+                f"{output} is a run of `quadranas {verb}`, not of `quadranas {VERBS[model]}`",
+                f"Continue it with: {resume_command(verb, output)}",
+            )
+    there = validate(model, stored, path)
+    wanted = validate(model, merged(stored, given), source)
+    difference = _first_difference(there.model_dump(), wanted.model_dump())
+    if difference is not None:
+        key, old, new = difference
+        raise QuadranasError(
+            f"cannot resume {output}: {key} is {old!r} there, not {new!r}",
+            "Leave the option out, or start a new run with another --output.",
+        )
+    return stored
+
+
+def agrees(model: type[Config], output: Path, given: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a run that could be continued with what is given."""
+    try:
+        agreed(model, output, given, "command line")
+    except QuadranasError:
+        return False
+    return True
+
+
+def _first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first key path at which two nested mappings with the same keys differ, both values."""
+    for key, value in one.items():
+        if isinstance(value, Mapping):
+            found = _first_difference(value, other[key], f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif value != other[key]:
+            return f"{prefix}{key}", value, other[key]
+    return None
+
+
+def resume_command(verb: str, output: Path) -> str:
+    """The command that continues a run."""
+    folder = shlex.quote(str(output))
+    subject = f" {folder}" if verb == "train" else ""
+    return f"quadranas {verb}{subject} --resume --output {folder}"
+
+
+def count_classes(overrides: Mapping[str, Any]) -> int:
+    """Classes of the images a configuration names; only their folders are looked at.
+
+    Raises:
+        QuadranasError: there are no such images.
+    """
+    if overrides.get("data") is None:
+        return NUM_DIGITS
+    train, _ = find_splits(Path(overrides["data"]), overrides.get("val"))
+    return len(train.class_names)
 
 
 def open_data(overrides: Mapping[str, Any], largest: int, source: str | Path) -> Dataset:
@@ -120,8 +214,10 @@ def open_data(overrides: Mapping[str, Any], largest: int, source: str | Path) ->
     """
     content = {k: v for k, v in overrides.items() if k in DataConfig.model_fields}
     if "train_resolution" not in content:
-        data = content.get("data")
-        side = MIN_RESOLUTION if data is None else native_side(str(data))
+        given = validate(DataConfig, content | {"train_resolution": MIN_RESOLUTION}, source)
+        side = MIN_RESOLUTION
+        if given.data is not None:
+            side = native_side(given.data, val=given.val, seed=given.seed)
         content["train_resolution"] = max(min(side, largest) // 32 * 32, MIN_RESOLUTION)
     config = validate(DataConfig, content, source)
     return load_dataset(

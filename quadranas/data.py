@@ -171,7 +171,7 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
             corrupt.
     """
     files, _ = _split_files(Path(data), val, seed)
-    labels = torch.tensor(files.labels)
+    labels = torch.tensor(files.labels, dtype=torch.int64)  # also where there are none
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
     sides: list[int] = []
     for index in _evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():

@@ -26,8 +26,8 @@ MAX_REPAIRS = 50
 SLOWEST_GAP = 1e-3
 
 MAX_NODES = 2000
-"""Of the branch and bound. Trained gates need hundreds; a score that is linear in latency and knows
-nothing else can need millions, to close the gap of 1e-4 that is left after seconds."""
+"""Of the branch and bound. Trained gates need hundreds; a score linear in latency, that knows
+nothing else, can need millions, to close the gap of 1e-4 that is left after seconds."""
 
 OBJECTIVE_SIZE = 100.0
 """The largest coefficient given to HiGHS, whose absolute tolerance is 1e-6."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from quadranas.architecture import Architecture
 from quadranas.cost import count_macs, count_params
-from quadranas.decode import GateScores, Limits, decode, reachable_ms
+from quadranas.decode import BlockScores, GateScores, Limits, check_budget, decode, reachable_ms
 from quadranas.latency.budget import format_ms
-from quadranas.latency.table import LatencyTable
+from quadranas.latency.table import LatencyTable, find_table, locate_table
 from quadranas.space import SearchSpace
 
 
@@ -29,6 +29,35 @@ class PricedTable:
         )
 
 
+def find_priced(
+    space: SearchSpace, device: str, path: Path | None, *, command: str
+) -> PricedTable:
+    """A device's table for a space, and where it lies; the arguments are those of `find_table`."""
+    found = locate_table(space.name, device, path, command=command)
+    return PricedTable(found, find_table(space, device, path, command=command))
+
+
+def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> None:
+    """Refuse limits that no network of the space is within.
+
+    Raises:
+        BudgetError: says what is reachable.
+    """
+    check_budget(space, table, limits.budget_ms)
+    if limits.max_params is None and limits.max_macs is None:
+        return
+    indifferent = {
+        block.name: BlockScores(
+            skip=0.0 if block.optional else None,
+            slots=tuple((0.0,) * len(slot.candidates) for slot in block.slots),
+        )
+        for block in space.blocks
+        if not block.is_fixed
+    }
+    scores = GateScores(space=space.name, space_digest=space.digest, blocks=indifferent)
+    decode(space, scores, table, limits)
+
+
 def derive_architecture(
     space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
 ) -> Architecture:
@@ -46,6 +75,7 @@ def derive_architecture(
         "budget_ms": limits.budget_ms,
         "predicted_ms": decoded.latency_ms,
         "log_probability": decoded.score,
+        "optimality_gap": decoded.gap,
         "table": header.summary(),
     }
     return architecture.model_copy(update={"provenance": provenance})
@@ -54,7 +84,7 @@ def derive_architecture(
 def describe(
     folder: Path, architecture: Architecture, priced: PricedTable, accuracy: float | None
 ) -> dict[str, Any]:
-    """The content of `result.json`."""
+    """The content of `result.json`; the table is the copy in the folder."""
     header = priced.table.header
     return {
         "run": str(folder),
@@ -64,7 +94,7 @@ def describe(
         "predicted_ms": architecture.provenance["predicted_ms"],
         "measured_ms": None,
         "table": {
-            "path": str(priced.path),
+            "path": str(folder / "table.json"),
             "method": header.method,
             "summary": header.summary(),
         },

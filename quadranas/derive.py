@@ -6,17 +6,18 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from quadranas.decode import Limits, check_budget, load_scores
-from quadranas.derivation import PricedTable, derive_architecture, describe
+from quadranas.config import resume_command
+from quadranas.decode import Limits, load_scores
+from quadranas.derivation import derive_architecture, describe, find_priced
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import load_preprocessing
 from quadranas.files import read_yaml
 from quadranas.latency.device import Device
-from quadranas.latency.table import find_table, load_table, locate_table
+from quadranas.latency.table import build_command, load_table
 from quadranas.network import load_tensors
 from quadranas.reporter import Reporter
-from quadranas.run_folder import RunFolder, save_tensors
-from quadranas.space import SearchSpace, load_space
+from quadranas.run_folder import RunFolder, save_tensors, whole_folder
+from quadranas.space import load_space, space_files
 from quadranas.supernet import build_supernet
 
 NEEDED = (
@@ -36,6 +37,7 @@ def derive(
     reporter: Reporter,
     *,
     table: Path | None = None,
+    device_file: str = "",
 ) -> dict[str, Any]:
     """Write the best network of a run's supernet for a device and a budget, with its weights.
 
@@ -45,6 +47,7 @@ def derive(
         run: a search's folder whose supernet is trained.
         output: a new folder, laid out like a run's.
         table: this very latency table instead of the usual one.
+        device_file: where the device came from if it is the user's own; for messages.
 
     Returns: the content of `result.json`; accuracy is none, nothing was tested.
 
@@ -52,18 +55,23 @@ def derive(
         QuadranasError: no trained supernet there, an infeasible budget, or a folder in the way.
     """
     folder = RunFolder(run)
+    RunFolder(output).refuse_content()
     for name in NEEDED:
         if not (folder / name).is_file():
+            unfinished = folder.is_run and not folder.is_finished
             raise QuadranasError(
                 f"{run} holds no trained supernet: {name} is missing",
-                f"Finish it with: quadranas search --resume --output {run}",
+                f"Finish it with: {resume_command('search', run)}"
+                if unfinished
+                else "Name the folder of a run of `quadranas search`.",
             )
     preprocessing = load_preprocessing(folder / "preprocessing.json")
     space = load_space(str(folder / "space.yaml"))
     space = space.with_num_classes(len(preprocessing.class_names))
-    priced = _priced(space, device, folder, table)
+    config = read_yaml(folder / "config.yaml", "configuration")
+    command = build_command(_named(folder, config), device_file or device.name)
+    priced = find_priced(space, device.name, _table(device, folder, table), command=command)
     reporter.message(priced.feasibility(space, limits.budget_ms))
-    check_budget(space, priced.table, limits.budget_ms)
     scores = load_scores(folder / "gates.json", space)
     architecture = derive_architecture(space, scores, priced.table, limits)
     supernet = build_supernet(space, seed=0)
@@ -73,26 +81,29 @@ def derive(
     except (OSError, SafetensorError) as error:
         raise QuadranasError(f"cannot read weights {path}: {error}") from error
     load_tensors(supernet, tensors, str(path))
-    target = RunFolder(output)
-    target.create(needed_bytes=0)
-    save_tensors(supernet.subnet_tensors(architecture), target / "subnet.safetensors")
-    preprocessing.save(target / "preprocessing.json")
-    priced.table.save(target / "table.json")
-    given: dict[str, Any] = {"device": device.name, "budget": f"{limits.budget_ms!r}ms"}
-    given |= {"max_params": limits.max_params, "max_macs": limits.max_macs, "table": None}
-    target.write_config(read_yaml(folder / "config.yaml", "configuration") | given)
-    architecture.save(target / "architecture.json")
+    given: dict[str, Any] = {"device": device_file or device.name, "table": None}
+    given |= {"budget": f"{limits.budget_ms!r}ms"}
+    given |= {"max_params": limits.max_params, "max_macs": limits.max_macs}
     result = describe(output, architecture, priced, accuracy=None)
-    target.write_result(result)
+    with whole_folder(output) as target:
+        save_tensors(supernet.subnet_tensors(architecture), target / "subnet.safetensors")
+        preprocessing.save(target / "preprocessing.json")
+        priced.table.save(target / "table.json")
+        target.write_config(config | given)
+        architecture.save(target / "architecture.json")
+        target.write_result(result)
     return result
 
 
-def _priced(
-    space: SearchSpace, device: Device, folder: RunFolder, table: Path | None
-) -> PricedTable:
-    """The table asked for, else the run's own if it is the device's, else the usual one."""
+def _named(folder: RunFolder, config: dict[str, Any]) -> str:
+    """How to name the run's space on the command line."""
+    name = config.get("space")
+    return name if name in space_files() else str(folder / "space.yaml")
+
+
+def _table(device: Device, folder: RunFolder, table: Path | None) -> Path | None:
+    """The table asked for, else the run's own if it is the device's; none: the usual one."""
     own = folder / "table.json"
     if table is None and own.is_file() and load_table(own).header.device == device.name:
-        table = own
-    path = locate_table(space.name, device.name, table)
-    return PricedTable(path, find_table(space, device.name, path))
+        return own
+    return table

@@ -7,6 +7,7 @@ import torch
 
 from quadranas.backends import onnxruntime
 from quadranas.errors import PromiseMissedError, QuadranasError, unknown
+from quadranas.files import TEMPORARY
 from quadranas.network import Network
 from quadranas.trained import Subject
 
@@ -31,37 +32,50 @@ def export(
         resolution: of the input; the architecture's deployment resolution if not given.
         force: replace an existing file.
 
-    Returns: path, format, precision, max_abs_error, top1_agreement, predicted_ms, measured_ms,
-    size_bytes.
+    Returns: path, format, precision, max_abs_error, top1_agreement, predicted_ms (of the
+    deployment resolution, else none), measured_ms, size_bytes.
 
     Raises:
         QuadranasError: unknown format, missing extra, or a file in the way.
-        PromiseMissedError: the file's outputs differ from PyTorch's; it is removed.
+        PromiseMissedError: the file's outputs differ from PyTorch's; it is not kept.
     """
     if file_format not in FORMATS:
         raise unknown("format", file_format, FORMATS)
+    if output.is_dir():
+        raise QuadranasError(f"{output} is a folder", "Name a file with --output.")
     if output.exists() and not force:
         raise QuadranasError(
             f"{output} exists already", "Add --force to replace it, or choose another --output."
         )
     architecture = subject.architecture.adapted(resolution=resolution)
     network = subject.network()
-    onnxruntime.save(network, architecture.resolution, output)
-    error, relative, agreement = _compare(network, architecture.resolution, output)
-    if not relative <= TOLERANCE:
-        output.unlink()
-        raise PromiseMissedError(
-            f"the exported file computes something else: largest error {error:.3g}, "
-            f"{relative:.2g} of the largest logit; accepted: {TOLERANCE:g}"
-        )
+    unchecked = output.with_name(f".{output.name}{TEMPORARY}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot write {output}: {error.strerror}", "Choose another --output."
+        ) from error
+    try:
+        onnxruntime.save(network, architecture.resolution, unchecked)
+        largest, relative, agreement = _compare(network, architecture.resolution, unchecked)
+        if not relative <= TOLERANCE:
+            raise PromiseMissedError(
+                f"the exported file computes something else: largest error {largest:.3g}, "
+                f"{relative:.2g} of the largest logit; accepted: {TOLERANCE:g}; nothing is kept"
+            )
+        unchecked.replace(output)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    priced = architecture == subject.architecture
     return {
         "path": str(output),
         "format": file_format,
         "precision": "fp32",
         "resolution": architecture.resolution,
-        "max_abs_error": error,
+        "max_abs_error": largest,
         "top1_agreement": agreement,
-        "predicted_ms": subject.architecture.provenance.get("predicted_ms"),
+        "predicted_ms": architecture.provenance.get("predicted_ms") if priced else None,
         "measured_ms": None,
         "size_bytes": output.stat().st_size,
     }

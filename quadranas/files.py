@@ -4,7 +4,7 @@ import json
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,10 +123,30 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
         raise QuadranasError("\n".join(lines[:5])) from error
 
 
-def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """What is wrong, one line a key: `key.path: message (got value)`."""
+def validate_partial(
+    model: type[BaseModel], content: Mapping[str, Any], source: str | Path
+) -> None:
+    """The same for data in which required keys may still be missing."""
+    try:
+        model.model_validate(dict(content))
+    except ValidationError as error:
+        faults = describe_faults(model, error, ignore="missing")
+        if faults:
+            raise QuadranasError("\n".join(f"{source}: {f}" for f in faults[:5])) from error
+
+
+def describe_faults(
+    model: type[BaseModel], error: ValidationError, *, ignore: str = ""
+) -> list[str]:
+    """What is wrong, one line a key: `key.path: message (got value)`.
+
+    Args:
+        ignore: a type of fault, in pydantic's words, to pass over.
+    """
     faults: dict[Location, list[Any]] = {}
     for fault in error.errors():
+        if fault["type"] == ignore:
+            continue
         location = fault["loc"]
         if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
             location = location[:-1]  # one fault per member of the union: they share a line
@@ -159,6 +179,8 @@ def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any])
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] != "value_error":  # pydantic's own words
         message = message.replace("tuple", "list").replace("Tuple", "List")
+    if fault["type"] == "model_type":
+        message = "Input should be a mapping of keys"
     if len(faults) > 1:
         kinds = [other["msg"].split(",")[0].removeprefix("Input should be ") for other in faults]
         message = f"Input should be {' or '.join(kinds)}"

@@ -77,7 +77,7 @@ class Gates(nn.Module):
         super().__init__()
         self.infos = tuple(infos)
         sizes = torch.tensor([len(info.candidates) for info in infos], dtype=torch.int64)
-        width = int(sizes.max()) if len(infos) else 1
+        width = int(sizes.max()) if len(infos) else 2
         mask = torch.arange(width) < sizes[:, None]
         noise = torch.randn(len(infos), width, generator=generator, dtype=torch.float64)
         self.alpha = nn.Parameter(noise * INIT_STD * mask)

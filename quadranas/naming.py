@@ -1,5 +1,6 @@
 """Networks by name: reference models, published architectures, files and run folders."""
 
+import shlex
 from pathlib import Path
 
 from quadranas.architecture import Architecture, load_architecture
@@ -28,9 +29,10 @@ def find_architecture(name: str) -> Architecture:
     if path.is_dir():
         inside = path / "architecture.json"
         if not inside.is_file():
+            folder = shlex.quote(name)
             raise QuadranasError(
                 f"{path} holds no architecture.json",
-                f"If it is an unfinished run: quadranas search --resume --output {path}",
+                f"If it is an unfinished run: quadranas search --resume --output {folder}",
             )
         return load_architecture(inside)
     if path.suffix == ".json" or path.is_file():

@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.augment import Augmenter
-from quadranas.config import DEFAULT_SPACE, SearchConfig, open_data, resolve_config
+from quadranas.config import (
+    DEFAULT_SPACE,
+    SearchConfig,
+    count_classes,
+    open_data,
+    resolve_config,
+)
 from quadranas.data import Dataset
-from quadranas.decode import Limits, check_budget
-from quadranas.derivation import PricedTable
+from quadranas.decode import Limits
+from quadranas.derivation import PricedTable, check_limits, find_priced
 from quadranas.errors import QuadranasError
+from quadranas.files import validate_partial
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.device import load_device
-from quadranas.latency.table import find_table, locate_table
+from quadranas.latency.table import build_command
 from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace, SpaceFile, build_space, load_space_file
 
@@ -25,17 +32,13 @@ class Problem:
     space_file: SpaceFile
     space: SearchSpace
     priced: PricedTable
-    budget_ms: float
+    limits: Limits
     dataset: Dataset
 
     @property
-    def limits(self) -> Limits:
-        """The bounds on the derived network."""
-        return Limits(
-            budget_ms=self.budget_ms,
-            max_params=self.config.max_params,
-            max_macs=self.config.max_macs,
-        )
+    def budget_ms(self) -> float:
+        """The latency budget, in milliseconds."""
+        return self.limits.budget_ms
 
     def augmenter(self) -> Augmenter:
         """The configured augmentation for the data's classes and colours."""
@@ -45,20 +48,44 @@ class Problem:
         )
 
 
-def pose_problem(overrides: dict[str, Any], reporter: Reporter, source: str | Path) -> Problem:
-    """Check everything that can be checked before training, cheapest first."""
+def pose_problem(
+    overrides: dict[str, Any],
+    reporter: Reporter,
+    source: str | Path,
+    copies: Path | None = None,
+) -> Problem:
+    """Check everything that can be checked before training, cheapest first.
+
+    Args:
+        overrides: what is given of a `SearchConfig`; `source` names where, for messages.
+        copies: the folder of a run that is continued: its own space and table count, also where
+            the originals have changed since.
+    """
+    validate_partial(SearchConfig, overrides, source)
     for key in ("device", "budget"):
         if key not in overrides:
             raise QuadranasError(f"no {key} is given", f"Name one with --{key}.")
     budget_ms = parse_budget(str(overrides["budget"]))
-    device = load_device(str(overrides["device"]))
-    space_file = load_space_file(str(overrides.get("space", DEFAULT_SPACE)))
-    space = build_space(space_file)
-    table_path = Path(overrides["table"]) if overrides.get("table") else None
-    path = locate_table(space.name, device.name, table_path)
-    priced = PricedTable(path, find_table(space, device.name, path))
+    device = load_device(overrides["device"])
+    named = overrides.get("space", DEFAULT_SPACE)
+    space_file = load_space_file(str(_copy(copies, "space.yaml") or named))
+    space = build_space(space_file).with_num_classes(count_classes(overrides))
+    table_file = _copy(copies, "table.json") or overrides.get("table")
+    priced = find_priced(
+        space,
+        device.name,
+        Path(table_file) if table_file else None,
+        command=build_command(named, overrides["device"]),
+    )
     reporter.message(priced.feasibility(space, budget_ms))
-    check_budget(space, priced.table, budget_ms)
+    limits = Limits(
+        budget_ms=budget_ms,
+        max_params=overrides.get("max_params"),
+        max_macs=overrides.get("max_macs"),
+    )
+    check_limits(space, priced.table, limits)
+    if "train_resolution" in overrides:
+        _check_train_resolution(space, overrides["train_resolution"])
     dataset = open_data(overrides, space.resolution, source)
     _check_train_resolution(space, dataset.resolution)
     skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
@@ -67,9 +94,12 @@ def pose_problem(overrides: dict[str, Any], reporter: Reporter, source: str | Pa
         f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
     )
     config = resolve_config(SearchConfig, overrides, dataset, source)
-    space = space.with_num_classes(dataset.num_classes)
-    priced.table.require(space.specs())
-    return Problem(config, space_file, space, priced, budget_ms, dataset)
+    return Problem(config, space_file, space, priced, limits, dataset)
+
+
+def _copy(folder: Path | None, name: str) -> Path | None:
+    """A file of a run folder, if there is one."""
+    return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def _check_train_resolution(space: SearchSpace, resolution: int) -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quadranas.errors import QuadranasError
+from quadranas.evaluate import Preprocessing, load_preprocessing
 from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
 from quadranas.reporter import Reporter
 
@@ -40,6 +41,16 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it holds a run, finished or not."""
+        return (self / "config.yaml").is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its run is finished."""
+        return (self / "result.json").is_file()
+
     def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
         """Make the folder with its `config.yaml`, which marks it as a run that can be continued.
 
@@ -51,7 +62,7 @@ class RunFolder:
                 nothing is left behind.
         """
         self.refuse_content()
-        existed = self.path.exists()
+        new = [p for p in (self.checkpoints, self.path, *self.path.parents) if not p.exists()]
         try:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -70,9 +81,10 @@ class RunFolder:
                     "Free some space or choose another --output.",
                 )
             self.write_config(config)
+            self.tidy()
         except QuadranasError:
-            for made in (self.checkpoints, *(() if existed else (self.path,))):
-                if made.is_dir() and not any(made.iterdir()):
+            with suppress(OSError):
+                for made in new:
                     made.rmdir()
             raise
 
@@ -82,15 +94,19 @@ class RunFolder:
         Raises:
             QuadranasError: there is some.
         """
-        if not self.path.exists():
-            return
-        if self.path.is_dir() and all(map(self._is_remnant, self.path.iterdir())):
-            return
-        unfinished = (self / "config.yaml").is_file() and not (self / "result.json").is_file()
+        try:
+            if not self.path.exists():
+                return
+            if self.path.is_dir() and all(map(self._is_remnant, self.path.iterdir())):
+                return
+        except OSError as error:
+            raise QuadranasError(
+                f"cannot read the output {self.path}: {error.strerror}", "Choose another --output."
+            ) from error
         raise QuadranasError(
             f"the output {self.path} exists already",
             "Add --resume to continue it, or choose another --output."
-            if unfinished
+            if self.is_run and not self.is_finished
             else "Choose another --output.",
         )
 
@@ -109,13 +125,33 @@ class RunFolder:
         """Write the resolved configuration."""
         write_atomically(self / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
+    def keep_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Write what the network will expect of its images, once.
+
+        Raises:
+            QuadranasError: it was written for other images.
+        """
+        path = self / "preprocessing.json"
+        if not path.is_file():
+            preprocessing.save(path)
+        elif load_preprocessing(path) != preprocessing:
+            raise QuadranasError(
+                f"cannot resume {self.path}: its data have changed since it was begun",
+                "Restore the images, or start a new run with another --output.",
+            )
+
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            raise QuadranasError(f"cannot write {self.metrics}: {error.strerror}") from error
+            raise QuadranasError(
+                f"cannot write {self.metrics}: {error.strerror}",
+                "Free some space, then continue with --resume.",
+            ) from error
 
     def keep_metrics(self, num_lines: int) -> None:
         """Drop the lines written after a checkpoint was taken."""
@@ -150,13 +186,14 @@ class RunFolder:
 
     def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
         """The newest whole checkpoint, or none; says so when it removes a torn one."""
-        found = self._checkpoint_files()
-        for path, older in zip(found, [*found[1:], None], strict=True):
+        remaining = self._checkpoint_files()
+        while remaining:
+            path = remaining.pop(0)
             if _digest(path) == path.stem.partition("-")[2]:
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
             path.unlink()
-            instead = f"falling back to {older.name}" if older else "starting again from nothing"
+            instead = f"falling back to {remaining[0].name}" if remaining else "beginning again"
             reporter.warning(f"checkpoint {path} is torn; {instead}")
         return None
 
@@ -166,18 +203,8 @@ class RunFolder:
         return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), reverse=True)
 
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`.
-
-        Raises:
-            QuadranasError: the run is unfinished, or this is no run folder.
-        """
-        path = self / "result.json"
-        if not path.is_file():
-            raise QuadranasError(
-                f"{self.path} holds no finished run: result.json is missing",
-                f"Continue it with: quadranas search --resume --output {self.path}",
-            )
-        return read_json(path, "result")
+        """The content of `result.json`."""
+        return read_json(self / "result.json", "result")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: the sign that the run is finished."""
@@ -201,7 +228,7 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
             number += 1
         return runs / f"{name}-{number}"
     found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    unfinished = [p.parent for p in reversed(found) if not (p.parent / "result.json").exists()]
+    unfinished = [p.parent for p in reversed(found) if not RunFolder(p.parent).is_finished]
     chosen = next(filter(accept, unfinished), None)
     if chosen is None:
         others = ", ".join(str(path) for path in unfinished)

@@ -7,15 +7,17 @@ from typing import Any
 import yaml
 
 from quadranas.architecture import Architecture, load_architecture
+from quadranas.config import SearchConfig, agreed
 from quadranas.derivation import derive_architecture, describe
+from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, evaluate
-from quadranas.files import read_yaml, write_atomically
+from quadranas.files import write_atomically
 from quadranas.loop import run_phase
 from quadranas.network import Network, build_subnet, load_weights
 from quadranas.network_training import NetworkTraining
 from quadranas.problem import Problem, pose_problem
 from quadranas.reporter import Reporter
-from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, agreed, save_tensors
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
 from quadranas.supernet import Supernet, build_supernet
 from quadranas.supernet_training import SupernetTraining
 from quadranas.training import derived_seed
@@ -44,30 +46,45 @@ def search(
         QuadranasError: anything the user can mend, before training where it can be known.
     """
     folder = RunFolder(output)
-    stored = folder / "config.yaml"
-    continuing = resume and stored.is_file()
+    continuing = resume and folder.is_run
     if continuing:
-        overrides = agreed(read_yaml(stored, "configuration"), overrides, output)
-        if (folder / "result.json").is_file():
+        overrides = agreed(SearchConfig, output, overrides, source)
+        if folder.is_finished:
             reporter.message(f"{output} is finished already")
             return folder.result()
-    problem = pose_problem(dict(overrides), reporter, source)
+        folder.tidy()
+    else:
+        folder.refuse_content()
+        if resume:
+            if not {"device", "budget"} <= set(overrides):
+                raise QuadranasError(
+                    f"{output} holds no run to continue",
+                    "Name another with --output, or begin one with --device and --budget.",
+                )
+            reporter.message(f"{output} holds no run to continue; beginning one")
+    problem = pose_problem(dict(overrides), reporter, source, output if continuing else None)
     supernet = build_supernet(problem.space, seed=derived_seed(problem.config.seed, "supernet"))
     if not continuing:
-        _create(folder, problem, supernet)
+        weights = sum(p.numel() for p in supernet.parameters())
+        needed_bytes = weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
+        folder.create(needed_bytes, problem.config.model_dump(mode="json"))
+    _keep_inputs(folder, problem)
     checkpoint = folder.latest_checkpoint(reporter) if continuing else None
     return _run(problem, supernet, folder, reporter, checkpoint)
 
 
-def _create(folder: RunFolder, problem: Problem, supernet: Supernet) -> None:
-    """Make the run folder, with copies of all that decides its result."""
-    weights = sum(p.numel() for p in supernet.parameters())
-    folder.create(weights * BYTES_PER_WEIGHT * COPIES_ON_DISK)
-    problem.priced.table.save(folder / "table.json")
-    content = problem.space_file.model_dump(mode="json", exclude_defaults=True)
-    write_atomically(folder / "space.yaml", yaml.safe_dump(content, sort_keys=False))
-    Preprocessing.of(problem.dataset).save(folder / "preprocessing.json")
-    folder.write_config(problem.config.model_dump(mode="json"))
+def _keep_inputs(folder: RunFolder, problem: Problem) -> None:
+    """Copy what decides the result beside the configuration; what is there already stays.
+
+    Raises:
+        QuadranasError: the run was begun on other data.
+    """
+    if not (folder / "table.json").is_file():
+        problem.priced.table.save(folder / "table.json")
+    if not (folder / "space.yaml").is_file():
+        content = problem.space_file.model_dump(mode="json", exclude_defaults=True)
+        write_atomically(folder / "space.yaml", yaml.safe_dump(content, sort_keys=False))
+    folder.keep_preprocessing(Preprocessing.of(problem.dataset))
 
 
 def _run(

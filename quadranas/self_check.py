@@ -6,9 +6,10 @@ name.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.gates import SKIP, Sample
@@ -16,6 +17,9 @@ from quadranas.supernet import Supernet, frozen
 from quadranas.training import Batch, GateTrainer, frozen_statistics
 
 HINT = "The search would learn nothing from it. Check the operation's class, or the latency table."
+
+ROUNDING = 1e-12
+"""Relative to what it is a difference of, a gradient below this is none: rounding leaves 1e-16."""
 
 
 def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> None:
@@ -29,8 +33,9 @@ def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> N
     """
     with frozen_statistics(supernet):
         _check_weights(supernet, batch)
-        _check_task_to_gates(supernet, batch)
-    _check_latency_to_gates(supernet, trainer)
+        if supernet.gates.infos:
+            _check_task_to_gates(supernet, batch)
+            _check_latency_to_gates(supernet, trainer)
 
 
 def _rounds(supernet: Supernet) -> Iterator[Sample]:
@@ -50,22 +55,59 @@ def _loss(supernet: Supernet, batch: Batch) -> Tensor:
     return torch.nn.functional.cross_entropy(supernet(batch.images), batch.targets)
 
 
+def _usable(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.isfinite().all() & gradient.any())
+
+
 def _check_weights(supernet: Supernet, batch: Batch) -> None:
-    seen: set[torch.nn.Parameter] = set()
+    names = {candidate: name for name, candidate in supernet.candidates()}
+    reached: set[nn.Parameter] = set()
     for sample in _rounds(supernet):
-        only_active = torch.zeros_like(sample.involved)
-        supernet.set_sample(Sample(sample.active, only_active))
-        _loss(supernet, batch).backward()
-        for parameter in supernet.active_parameters():
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None and bool(gradient.isfinite().all() & gradient.any()):
-                seen.add(parameter)
-    for candidate, name, parameter in supernet.candidate_parameters():
-        if parameter not in seen:
+        supernet.set_sample(Sample(sample.active, torch.zeros_like(sample.involved)))
+        reached |= _reached_on_path(supernet, batch, names)
+    for candidate, name in names.items():
+        for weight, parameter in candidate.named_parameters():
+            if parameter not in reached:
+                raise QuadranasError(
+                    f"no usable gradient of the task loss reaches {weight} of candidate {name}",
+                    HINT,
+                )
+
+
+def _reached_on_path(
+    supernet: Supernet, batch: Batch, names: dict[nn.Module, str]
+) -> set[nn.Parameter]:
+    """The weights on the current path that get a gradient; stops at a candidate that breaks it."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def watch(module: nn.Module, _: object, output: Tensor) -> None:
+        if not output.isfinite().all():
             raise QuadranasError(
-                f"no usable gradient of the task loss reaches {name} of candidate {candidate}",
+                f"candidate {names[module]} gives values that are not finite", HINT
+            )
+        if output.requires_grad:
+            output.retain_grad()
+        outputs[module] = output
+
+    handles = [module.register_forward_hook(watch) for module in supernet.active_modules()]
+    try:
+        loss = _loss(supernet, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    loss.backward()
+    gradients = {parameter: parameter.grad for parameter in supernet.active_parameters()}
+    for parameter in gradients:
+        parameter.grad = None
+    last_to_first = list(reversed(outputs))
+    for module, before in pairwise(last_to_first):
+        if outputs[before].requires_grad and not _usable(outputs[before].grad):
+            raise QuadranasError(
+                f"candidate {names[module]} passes no usable gradient of the task loss on to "
+                "what comes before it",
                 HINT,
             )
+    return {parameter for parameter, gradient in gradients.items() if _usable(gradient)}
 
 
 def _check_task_to_gates(supernet: Supernet, batch: Batch) -> None:
@@ -74,14 +116,24 @@ def _check_task_to_gates(supernet: Supernet, batch: Batch) -> None:
         supernet.set_sample(sample)
         with frozen(supernet.active_parameters()):
             _loss(supernet, batch).backward()
-        gradient = supernet.gates.task_gradient(*supernet.path_gradients())
-        reached |= gradient.isfinite() & (gradient != 0)
+        paths, involved = supernet.path_gradients()
+        gradient = supernet.gates.task_gradient(paths, involved)
+        size = paths.abs().amax(1, keepdim=True)
+        reached |= gradient.isfinite() & (gradient.abs() > ROUNDING * size)
     _require_all(supernet, reached, "the task loss")
 
 
 def _check_latency_to_gates(supernet: Supernet, trainer: GateTrainer) -> None:
-    gradient, _ = trainer.latency_gradient(within=None)
-    _require_all(supernet, gradient.isfinite() & (gradient != 0), "the latency term")
+    """Among all candidates or within a pair: one that costs the mean of all feels the pair."""
+    gates = supernet.gates
+    reached = torch.zeros_like(gates.mask)
+    for within in (None, *(sample.involved for sample in _rounds(supernet))):
+        expected_ms = trainer.expected(gates.probabilities(within))
+        if expected_ms.requires_grad:
+            (gradient,) = torch.autograd.grad(expected_ms, gates.alpha)
+            size = float(expected_ms.detach())
+            reached |= gradient.isfinite() & (gradient.abs() > ROUNDING * size)
+    _require_all(supernet, reached, "the latency term")
 
 
 def _require_all(supernet: Supernet, reached: Tensor, source: str) -> None:

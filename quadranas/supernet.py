@@ -93,6 +93,7 @@ class Supernet(nn.Module):
         for info, route in zip(self.gates.infos, self.routes, strict=True):
             choice = choices[info.block]
             route.inactive = ()
+            route.gradients.clear()
             if info.slot is None:
                 route.active = int(choice is SKIPPED)
             elif choice is not SKIPPED:
@@ -127,13 +128,12 @@ class Supernet(nn.Module):
         """The weights on the current path."""
         return [p for module in self.active_modules() for p in module.parameters()]
 
-    def candidate_parameters(self) -> Iterator[tuple[str, str, nn.Parameter]]:
-        """Every weight with the names of its candidate and of itself."""
+    def candidates(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every candidate with its name, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
         for block in self.space.blocks:
             for slot, mixed in zip(block.slots, self._slots(block.name), strict=True):
-                for spec, candidate in zip(slot.candidates, mixed.candidates, strict=True):
-                    for name, parameter in candidate.named_parameters():
-                        yield f"{block.name}: {spec}", name, parameter
+                for spec, candidate in zip(slot.candidates, mixed.paths, strict=True):
+                    yield f"{block.name}: {spec}", candidate
 
     def subnet_tensors(self, architecture: Architecture) -> dict[str, Tensor]:
         """The weights that a derived network inherits, under its own tensor names."""

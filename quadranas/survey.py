@@ -5,7 +5,7 @@ from typing import Any
 from quadranas.cost import count_macs
 from quadranas.decode import reachable_ms
 from quadranas.latency.device import load_device, shipped_devices
-from quadranas.latency.table import find_table, locate_table, table_paths
+from quadranas.latency.table import build_command, find_table, locate_table, table_paths
 from quadranas.space import load_space, space_files
 
 
@@ -58,7 +58,7 @@ def survey_spaces(names: list[str], device_names: list[str]) -> list[dict[str, A
             device = load_device(device_name).name
             if not device_names and not any(p.is_file() for p in table_paths(space.name, device)):
                 continue
-            table = find_table(space, device)
+            table = find_table(space, device, command=build_command(name, device_name))
             low, high = reachable_ms(space, table)
             devices[device] = {
                 "min_ms": low,

@@ -1,25 +1,33 @@
 """train: train one network, from scratch or from the weights it has, and test it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quadranas.architecture import Architecture
+from quadranas.architecture import Architecture, load_architecture
 from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.config import DataConfig, TrainConfig, open_data, resolve_config
+from quadranas.config import (
+    DataConfig,
+    TrainConfig,
+    agreed,
+    merged,
+    open_data,
+    resolve_config,
+    resume_command,
+)
 from quadranas.cost import count_macs, count_params
 from quadranas.data import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, evaluate
-from quadranas.files import read_yaml
+from quadranas.files import read_yaml, validate_partial
 from quadranas.loop import run_phase
 from quadranas.network_training import NetworkTraining
 from quadranas.reporter import Reporter
-from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, agreed, save_tensors
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
 from quadranas.trained import Subject
 
-COPIES_ON_DISK = 7
-"""Two checkpoints of weights and two moments each, and the weights themselves."""
+COPIES_ON_DISK = 8
+"""Two checkpoints of weights and two moments each, the weights at the start and at the end."""
 
 
 def train(
@@ -47,30 +55,37 @@ def train(
         QuadranasError: data or folder do not serve; the classes differ from the weights'.
     """
     folder = RunFolder(output)
-    stored = folder / "config.yaml"
-    continuing = resume and stored.is_file()
+    continuing = resume and folder.is_run
     if continuing:
-        overrides = agreed(read_yaml(stored, "configuration"), overrides, output)
-        if (folder / "result.json").is_file():
+        overrides = agreed(TrainConfig, output, overrides, source)
+        if folder.is_finished:
             reporter.message(f"{output} is finished already")
             return folder.result()
+        folder.tidy()
     else:
-        overrides = _inherited_config(subject) | dict(overrides)
+        folder.refuse_content()
+        subject.network()  # its weights fit, or this says so
+        if resume:
+            reporter.message(f"{output} holds no run to continue; beginning one")
+        validate_partial(TrainConfig, overrides, source)
+        overrides = merged(_inherited_config(subject, overrides), overrides)
+    if "train_resolution" in overrides:
+        subject.architecture.adapted(resolution=overrides["train_resolution"])
     dataset = open_data(overrides, subject.architecture.resolution, source)
+    subject.architecture.adapted(resolution=dataset.resolution)
     config = resolve_config(TrainConfig, overrides, dataset, source)
-    architecture = _for_classes(subject, dataset)
+    wanted = _for_classes(subject, dataset)
     if not continuing:
-        folder.create(count_params(architecture) * BYTES_PER_WEIGHT * COPIES_ON_DISK)
-        Preprocessing.of(dataset).save(folder / "preprocessing.json")
-        architecture.save(folder / "architecture.json")
-        folder.write_config(config.model_dump(mode="json"))
-    subject = Subject(architecture, weights=subject.weights)
+        needed_bytes = count_params(wanted) * BYTES_PER_WEIGHT * COPIES_ON_DISK
+        folder.create(needed_bytes, config.model_dump(mode="json"))
+    folder.keep_preprocessing(Preprocessing.of(dataset))
+    start = _keep_start(folder, Subject(wanted, weights=subject.weights))
     augmenter = Augmenter(
         config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
     training = NetworkTraining(
         "train",
-        subject.network(seed=config.seed),
+        start.network(seed=config.seed),
         dataset,
         augmenter,
         config.weights,
@@ -78,26 +93,55 @@ def train(
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    checkpoint = folder.latest_checkpoint(reporter)
+    checkpoint = folder.latest_checkpoint(reporter) if continuing else None
     run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=config.checkpoint_seconds)
     save_tensors(training.network.state_dict(), folder / "subnet.safetensors")
     result = {
         "run": str(output),
         "architecture": str(folder / "architecture.json"),
-        "params": count_params(architecture),
-        "macs": count_macs(architecture),
+        "params": count_params(start.architecture),
+        "macs": count_macs(start.architecture),
         "accuracy": evaluate(training.network, dataset.test, augmenter),
     }
     folder.write_result(result)
     return result
 
 
-def _inherited_config(subject: Subject) -> dict[str, Any]:
-    """The keys of the run the network lies in that also matter here."""
+def _keep_start(folder: RunFolder, subject: Subject) -> Subject:
+    """Copy the network and the weights it starts from into the folder, once.
+
+    Returns: the network as the folder has it.
+
+    Raises:
+        QuadranasError: the folder's is another network.
+    """
+    path, weights = folder / "architecture.json", folder / "inherited.safetensors"
+    if not path.is_file():
+        if subject.weights is not None:
+            save_tensors(subject.network().state_dict(), weights)
+        subject.architecture.save(path)
+    kept = load_architecture(path)
+    if kept != subject.architecture:
+        raise QuadranasError(
+            f"cannot resume {folder.path}: it trains {kept.name!r}, another network than "
+            f"{subject.architecture.name!r} as it is now",
+            f"Continue it with: {resume_command('train', folder.path)}",
+        )
+    return Subject(kept, weights=weights if weights.is_file() else None)
+
+
+def _inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the run the network lies in that also matter here.
+
+    With other data than the run's, what the data decided is left out.
+    """
     if subject.folder is None or not (subject.folder / "config.yaml").is_file():
         return {}
     content = read_yaml(subject.folder / "config.yaml", "configuration")
-    return {key: value for key, value in content.items() if key in TrainConfig.model_fields}
+    keys = set(TrainConfig.model_fields)
+    if overrides.get("data", content.get("data")) != content.get("data"):
+        keys -= {"data", "val", "skip_corrupt", "train_resolution", "augment"}
+    return {key: value for key, value in content.items() if key in keys}
 
 
 def _for_classes(subject: Subject, dataset: Dataset) -> Architecture:
@@ -109,9 +153,13 @@ def _for_classes(subject: Subject, dataset: Dataset) -> Architecture:
         raise QuadranasError(
             f"{architecture.name} was trained for {architecture.num_classes} classes; "
             f"the data have {dataset.num_classes}",
-            "Train from scratch by naming the architecture.json file instead of the run.",
+            "Name other data with --data; or train the architecture.json file, from scratch.",
         )
     return architecture
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def measure_accuracy(
@@ -126,7 +174,8 @@ def measure_accuracy(
         QuadranasError: no weights, or data of other classes than those trained for.
     """
     subject.require_weights()
-    given = _inherited_config(subject) | dict(overrides)
+    network = subject.network()
+    given = _inherited_config(subject, overrides) | dict(overrides)
     content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
     trained_on = subject.preprocessing
     if trained_on is not None:
@@ -134,8 +183,9 @@ def measure_accuracy(
     dataset = open_data(content, subject.architecture.resolution, source)
     if trained_on is not None and trained_on.class_names != dataset.class_names:
         raise QuadranasError(
-            f"the data's classes ({', '.join(dataset.class_names[:5])} ...) are not those the "
-            f"network was trained for ({', '.join(trained_on.class_names[:5])} ...)"
+            f"the data's classes ({_some(dataset.class_names)}) are not those the network was "
+            f"trained for ({_some(trained_on.class_names)})",
+            "Name images of the same classes with --data.",
         )
     expected = trained_on or Preprocessing.of(dataset)
     augmenter = Augmenter(
@@ -144,7 +194,7 @@ def measure_accuracy(
         mean=expected.mean,
         std=expected.std,
     )
-    network = Subject(_for_classes(subject, dataset), weights=subject.weights).network()
+    _for_classes(subject, dataset)
     return {
         "model": subject.architecture.name,
         "data": dataset.name,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from quadranas.architecture import Architecture
+from quadranas.config import resume_command
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, load_preprocessing
 from quadranas.naming import find_architecture
@@ -41,11 +42,21 @@ class Subject:
         Raises:
             QuadranasError: there are no trained weights.
         """
+        if self.weights is None and self.folder is not None:
+            raise QuadranasError(
+                f"{self.folder} holds no trained weights: subnet.safetensors is missing",
+                f"If the run is unfinished, continue it with: {self._resume_command()}",
+            )
         if self.weights is None:
             raise QuadranasError(
                 f"architecture {self.architecture.name!r} has no trained weights",
                 "Name a run folder, or add --weights FILE.safetensors.",
             )
+
+    def _resume_command(self) -> str:
+        assert self.folder is not None
+        searched = (self.folder / "space.yaml").is_file()
+        return resume_command("search" if searched else "train", self.folder)
 
 
 def open_subject(name: str, weights: Path | None = None) -> Subject:

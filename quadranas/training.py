@@ -39,10 +39,10 @@ def build_optimizer(network: nn.Module, config: WeightConfig) -> torch.optim.Opt
     Parameters without a gradient are left alone: no momentum, no decay. (SGD is not `fused`:
     with momentum, torch 2.13 then fails on parameters without gradient.)
     """
-    parameters = [(n, p) for n, p in network.named_parameters() if not n.endswith("alpha")]
+    parameters = [p for name, p in network.named_parameters() if name != "gates.alpha"]
     groups = [
-        {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -133,7 +133,8 @@ class GateTrainer:
         with frozen(self.supernet.active_parameters()), frozen_statistics(self.supernet):
             logits = self.supernet(batch.images)
             loss = functional.cross_entropy(logits, batch.targets)
-            loss.backward()
+            if self.gates.infos:
+                loss.backward()
         path_gradients, reached = self.supernet.path_gradients()
         task = self.gates.task_gradient(path_gradients, reached)
         latency, expected_ms = self.latency_gradient(None if full else sample.involved)
@@ -152,8 +153,6 @@ class GateTrainer:
             within: the candidates it may act on; all if none.
         """
         expected_ms = self.expected(self.gates.probabilities(within))
-        if not self.gates.infos:
-            return torch.zeros_like(self.gates.alpha), float(expected_ms)
         (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
         return gradient, float(expected_ms.detach())
 
@@ -181,11 +180,11 @@ def build_gate_optimizer(gates: Gates, learning_rate: float) -> torch.optim.Adam
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """A context in which BatchNorm uses the batch but leaves its running averages alone."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked

@@ -1,11 +1,16 @@
-"""What several test files share: replayable examples, and two helpers for networks."""
+"""What several test files share: replayable examples, helpers for networks, small runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import Tensor, nn
+
+from tests.command_line import SMALL, Server, call
 
 # Generated examples are the same in every run, and no example is judged by the clock.
 settings.register_profile("replay", derandomize=True, deadline=None, database=None)
@@ -65,3 +70,46 @@ def scramble() -> Scrambler:
         return module
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: 8 images of cats and 8 of dogs for training, 4 each for the test."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                rng = np.random.default_rng([label, index, count])
+                pixels = rng.integers(0, 128, (32, 32, 3)) + np.array([127 * label, 0, 0])
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / split / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A configuration with which a search takes eight steps."""
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL.format(pictures=pictures), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Path:
+    """The folder of a finished search: toy space, 800 us on the cpu. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    outcome = call(
+        *("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy"),
+        *("--config", small_config, "--output", folder, "--quiet"),
+    )
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Starts commands in processes of their own."""
+    started = Server()
+    yield started
+    started.close()

@@ -321,6 +321,16 @@ def test_adapting_changes_pixels_and_classes_only(
     assert network.adapted() == network
 
 
+def test_classes_change_at_any_resolution() -> None:
+    stem = spec("conv_bn", in_channels=3, resolution=225, stride=2)
+    head = spec("linear_head", resolution=113)
+    blocks = (Block(name="stem", ops=(stem,)), Block(name="head", ops=(head,)))
+    network = Architecture(name="odd", resolution=225, num_classes=8, blocks=blocks)
+    assert [op.resolution for op in network.adapted(num_classes=3).ops()] == [225, 113]
+    with pytest.raises(QuadranasError, match="Use 222 or 224"):
+        network.adapted(resolution=223)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def small_spaces(draw: st.DrawFn) -> SearchSpace:
     return build_space(SpaceFile.model_validate(content))
 
 
-def random_scores(draw: st.DrawFn, space: SearchSpace) -> GateScores:
+def random_scores(draw: Callable[..., Any], space: SearchSpace) -> GateScores:
     logit = st.floats(-5, 5)
 
     def log_softmax(count: int) -> tuple[float, ...]:

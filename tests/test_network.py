@@ -638,6 +638,11 @@ def test_small_networks_are_traced_whole(name: str, scramble: Scrambler) -> None
     assert_compiles(scramble(model), images, "aot_eager")
 
 
+# torch 2.13: inductor's own import of torch.utils.mkldnn uses it.
+OLD_JIT = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+
+
+@OLD_JIT
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy", "mbconv-mobile"])
 def test_small_networks_compile(name: str, scramble: Scrambler) -> None:
@@ -645,6 +650,7 @@ def test_small_networks_compile(name: str, scramble: Scrambler) -> None:
     assert_compiles(scramble(model), images, "inductor")
 
 
+@OLD_JIT
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_MODELS)
 def test_reference_models_compile(name: str, scramble: Scrambler) -> None:

@@ -1,4 +1,4 @@
-"""Ratios of the supernet's steps to plain training; decoding; the data pipeline. One run, one page.
+"""Ratios of the supernet's steps to plain training; decoding times; the data pipeline.
 
 Every pair is interleaved: the supernet's step and the plain step of the identical sampled subnet,
 same images, same optimiser; best of three each, median over the paths. Memory is the peak of what

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.files import TEMPORARY
 
 EXTRA = "onnxruntime"
 OPSET = 18
@@ -58,16 +60,18 @@ def save(network: nn.Module, resolution: int, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         program.save(str(temporary), external_data=False)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise QuadranasError(
             f"cannot write {path}: {error.strerror or error}", "Choose another --output."
         ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 class Session:

@@ -1,7 +1,7 @@
 """Analytic device models: a latency for every primitive, from a handful of fitted numbers.
 
-`t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of the
-primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
+`t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of
+the primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
 bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) cost nothing;
 LayerNorm, GELU, products and residual sums are memory traffic and a launch each.
 """

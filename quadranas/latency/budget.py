@@ -6,7 +6,9 @@ import re
 from quadranas.errors import BudgetError
 
 UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
-PATTERN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf\w*))\s*(\S*)\s*")
+PATTERN = re.compile(
+    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*(\S*)\s*"
+)
 
 
 def parse_budget(text: str) -> float:

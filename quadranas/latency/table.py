@@ -1,5 +1,6 @@
 """LatencyTable: a latency per operation, with the provenance of every number."""
 
+import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,9 @@ class TableHeader(Frozen):
 
     def summary(self) -> str:
         """One line of provenance for the terminal and the report."""
-        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
+        threads = (
+            f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
+        )
         return (
             f"{self.method} ({self.title}, {self.runtime}, {self.precision}{threads}, "
             f"batch {self.batch_size}; expected error {self.expected_error})"
@@ -106,8 +109,11 @@ class LatencyTable(Frozen):
         self.require(architecture.ops())
         return sum(self.op_ms(op) for op in architecture.ops()) + self.header.null_ms
 
-    def require(self, specs: Iterable[OpSpec]) -> None:
+    def require(self, specs: Iterable[OpSpec], command: str = "") -> None:
         """Check that every operation has an entry.
+
+        Args:
+            command: makes the table; to be named in the error.
 
         Raises:
             MissingEntryError: says how many are missing, the first, and the command.
@@ -119,16 +125,16 @@ class LatencyTable(Frozen):
             except MissingEntryError:
                 missing.append(spec)
         if missing:
-            raise self._missing(tuple(missing))
+            raise self._missing(tuple(missing), command)
 
-    def _missing(self, specs: tuple[OpSpec, ...]) -> MissingEntryError:
+    def _missing(self, specs: tuple[OpSpec, ...], command: str = "") -> MissingEntryError:
         header = self.header
+        command = command or build_command(header.space, header.device)
         classes = next((f" --num-classes {s.out_channels}" for s in specs if s.is_head), "")
         return MissingEntryError(
             f"the latency table of device {header.device!r} for space {header.space!r} has no "
             f"entry for {len(specs)} operation{'s' if len(specs) > 1 else ''}, first: {specs[0]}",
-            f"Fill it with: quadranas build-lut --device {header.device} --space {header.space} "
-            f"--backend {header.backend} --only-missing{classes}",
+            f"Fill it with: {command} --backend {header.backend} --only-missing{classes}",
         )
 
     def save(self, path: Path) -> None:
@@ -163,6 +169,9 @@ def load_table(path: Path) -> LatencyTable:
             f"(up to {FORMAT_VERSION})",
             "Upgrade with: pip install --upgrade quadranas",
         )
+    for key in LatencyTable.model_fields:
+        if key not in content:
+            raise QuadranasError(f"{path}: not a latency table: it has no key {key!r}")
     return validate(LatencyTable, content, path)
 
 
@@ -172,8 +181,21 @@ def table_paths(space: str, device: str) -> tuple[Path, ...]:
     return Path("latency_tables") / relative, shipped("latency_tables") / relative
 
 
-def locate_table(space: str, device: str, path: Path | None = None) -> Path:
+def build_command(space: str, device: str) -> str:
+    """The command that makes a table; space and device as they are named on the command line."""
+    return shlex.join(["quadranas", "build-lut", "--device", device, "--space", space])
+
+
+def _into(command: str, path: Path | None) -> str:
+    """A command that makes a table, writing it to a file of the user's choice."""
+    return command if path is None else f"{command} --output {shlex.quote(str(path))}"
+
+
+def locate_table(space: str, device: str, path: Path | None = None, *, command: str = "") -> Path:
     """The file of a device's table for a space.
+
+    Args:
+        command: makes the table; to be named in the error.
 
     Raises:
         QuadranasError: there is none; names the places and the command that makes it.
@@ -184,32 +206,34 @@ def locate_table(space: str, device: str, path: Path | None = None) -> Path:
         raise QuadranasError(
             f"no latency table of device {device!r} for space {space!r}; looked at "
             + ", ".join(str(candidate) for candidate in candidates),
-            f"Make it with: {_build_command(space, device)}",
+            f"Make it with: {_into(command or build_command(space, device), path)}",
         )
     return found
 
 
-def _build_command(space: str, device: str) -> str:
-    return f"quadranas build-lut --device {device} --space {space}"
-
-
-def find_table(space: SearchSpace, device: str, path: Path | None = None) -> LatencyTable:
+def find_table(
+    space: SearchSpace, device: str, path: Path | None = None, *, command: str = ""
+) -> LatencyTable:
     """The table of a device for a space, complete for it.
 
     Args:
         device: a device's name.
         path: this very file instead of the usual places.
+        command: makes the table; to be named in errors. Needed where the user gave files instead
+            of names.
 
     Raises:
         QuadranasError: no table, one made for another device, space or version of the space.
         MissingEntryError: the table lacks operations of the space.
     """
-    found = locate_table(space.name, device, path)
-    command = _build_command(space.name, device)
+    command = command or build_command(space.name, device)
+    found = locate_table(space.name, device, path, command=command)
     table = load_table(found)
     header = table.header
     if (header.space, header.space_digest) != (space.name, space.digest):
-        other = f"space {header.space!r}" if header.space != space.name else "another version of it"
+        other = (
+            f"space {header.space!r}" if header.space != space.name else "another version of it"
+        )
         raise QuadranasError(
             f"{found} was made for {other}, not for space {space.name!r} as it is now",
             f"Make the right one with: {command}",
@@ -219,5 +243,5 @@ def find_table(space: SearchSpace, device: str, path: Path | None = None) -> Lat
             f"{found} was made for device {header.device!r}, not for {device!r}",
             f"Make the right one with: {command}",
         )
-    table.require(space.specs())
+    table.require(space.specs(), _into(command, path))
     return table

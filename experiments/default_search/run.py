@@ -1,0 +1,72 @@
+"""The default search, from data to a tested and exported network; see README.md."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from quadranas.export import export
+from quadranas.report import write_report
+from quadranas.reporter import Reporter
+from quadranas.search import search
+from quadranas.trained import open_subject
+
+HERE = Path(__file__).parent
+KEPT = ("config.yaml", "architecture.json")
+
+
+def main() -> None:
+    """Search, export, keep what is small."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="the toy space, nothing kept")
+    parser.add_argument("--run", type=Path, help="keep the run folder here")
+    args = parser.parse_args()
+    overrides = {"device": "vpu", "budget": "30ms"}
+    if args.smoke:
+        overrides = {"device": "vpu", "budget": "1ms", "space": "toy"}
+    run = args.run or Path(tempfile.mkdtemp()) / "run"
+    started = time.monotonic()
+    with Reporter() as reporter:
+        result = search(overrides, run, reporter)
+    minutes = (time.monotonic() - started) / 60
+    write_report(run)
+    exported = export(open_subject(str(run)), output=run / "subnet.onnx")
+    last = [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["phase"] == "search"
+    ][-1]
+    results = {
+        "device": result["device"],
+        "budget_ms": result["budget_ms"],
+        "predicted_ms": result["predicted_ms"],
+        "table": result["table"]["summary"],
+        "expected_ms": last["expected_ms"],
+        "params": result["params"],
+        "macs": result["macs"],
+        "accuracy": result["accuracy"],
+        "onnx_max_abs_error": exported["max_abs_error"],
+        "minutes": round(minutes, 1),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+    print(json.dumps(results, indent=2))
+    if args.smoke:
+        return
+    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    for name in KEPT:
+        shutil.copy(run / name, HERE / name)
+
+
+if __name__ == "__main__":
+    main()
