@@ -4,24 +4,27 @@ Exit codes: 0 done, 1 our bug, 2 the user can mend it, 3 a promise was missed, 1
 Heavy modules are imported by the commands that need them, so that `--help` is quick.
 """
 
-import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from quadranas import __version__
+from quadranas.console import (
+    INTERRUPTED,
+    fail,
+    network_line,
+    print_json,
+    print_result,
+    reporting,
+    say,
+)
 from quadranas.errors import QuadranasError
-
-if TYPE_CHECKING:
-    from quadranas.reporter import Reporter
 
 app = typer.Typer(
     name="quadranas",
@@ -30,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find, train and export the best network for a device and a latency budget.",
 )
-INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
@@ -73,7 +75,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        _say(f"quadranas {__version__}")
+        say(f"quadranas {__version__}")
         raise typer.Exit
 
 
@@ -87,13 +89,13 @@ def devices(
 
     found = survey_devices(names or [])
     if as_json:
-        return _print_json({"devices": found})
+        return print_json({"devices": found})
     for d in found:
         threads = f", threads: {d['threads']}" if d["threads"] else ""
-        _say(f"{d['name']}  {d['title']}, {d['runtime']}, {d['precision']}{threads}")
-        _say(f"     tables: {', '.join(d['tables']) or 'none'}")
+        say(f"{d['name']}  {d['title']}, {d['runtime']}, {d['precision']}{threads}")
+        say(f"     tables: {', '.join(d['tables']) or 'none'}")
         if d["expected_error"]:
-            _say(f"     analytic model; expected error {d['expected_error']}")
+            say(f"     analytic model; expected error {d['expected_error']}")
 
 
 @app.command()
@@ -110,15 +112,15 @@ def spaces(
 
     found = survey_spaces(names or [], device or [])
     if as_json:
-        return _print_json({"spaces": found})
+        return print_json({"spaces": found})
     for s in found:
-        _say(
+        say(
             f"{s['name']}  {s['architectures']:.3g} architectures, {s['min_macs'] / 1e6:.4g} to "
             f"{s['max_macs'] / 1e6:.4g} M MACs at {s['resolution']} pixels"
         )
         for name, d in s["devices"].items():
             latency = f"{format_ms(d['min_ms'])} to {format_ms(d['max_ms'])}"
-            _say(f"     {name:<5} {latency:<22} {d['summary']}")
+            say(f"     {name:<5} {latency:<22} {d['summary']}")
 
 
 @app.command("build-lut")
@@ -160,7 +162,7 @@ def build_lut_command(
         "method": header.method,
         "summary": header.summary(),
     }
-    _print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
+    print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
 
 
 @app.command()
@@ -211,13 +213,13 @@ def search(
         run_name(overrides),
         (lambda path: agrees(SearchConfig, path, overrides)) if resume else None,
     )
-    with _reporting(quiet, "search", folder) as reporter:
+    with reporting(quiet, "search", folder) as reporter:
         result = run_search(overrides, folder, reporter, resume=resume, source="command line")
         result["report"] = str(write_report(folder))
-    _print_result(
+    print_result(
         result,
         as_json,
-        f"{_network_line(result)}\nrun {folder}, report {result['report']}\n"
+        f"{network_line(result)}\nrun {folder}, report {result['report']}\n"
         f"next: quadranas export {shlex.quote(str(folder))} --format onnx",
     )
 
@@ -245,12 +247,12 @@ def derive(
     limits = Limits(budget_ms=parse_budget(budget), max_params=max_params, max_macs=max_macs)
     opened = load_device(device)
     folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
-    with _reporting(quiet) as reporter:
+    with reporting(quiet) as reporter:
         result = run_derive(run, opened, limits, folder, reporter, table=table, device_file=device)
-    _print_result(
+    print_result(
         result,
         as_json,
-        f"{_network_line(result)}\nfolder {folder}\n"
+        f"{network_line(result)}\nfolder {folder}\n"
         f"next: quadranas train {shlex.quote(str(folder))}",
     )
 
@@ -287,12 +289,12 @@ def train(
         return path.name.rpartition("-")[0] == name and agrees(TrainConfig, path, overrides)
 
     folder = output or choose_folder(name, accept if resume else None)
-    with _reporting(quiet, "train", folder) as reporter:
+    with reporting(quiet, "train", folder) as reporter:
         opened = open_subject(subject, weights)
         result = run_train(
             opened, overrides, folder, reporter, resume=resume, source="command line"
         )
-    _print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
+    print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
 
 
 @app.command("eval")
@@ -311,7 +313,7 @@ def evaluate(
     given = _given(data=data, val=val, skip_corrupt=skip_corrupt)
     result = measure_accuracy(open_subject(subject, weights), given)
     line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
-    _print_result(result, as_json, line)
+    print_result(result, as_json, line)
 
 
 @app.command()
@@ -320,7 +322,7 @@ def report(run: Run, as_json: Json = False) -> None:
     from quadranas.report import write_report
 
     path = write_report(run)
-    _print_result({"run": str(run), "report": str(path)}, as_json, str(path))
+    print_result({"run": str(run), "report": str(path)}, as_json, str(path))
 
 
 @app.command()
@@ -347,7 +349,7 @@ def export(
     result = run_export(
         opened, output=target, file_format=file_format, resolution=resolution, force=force
     )
-    _print_result(
+    print_result(
         result,
         as_json,
         f"{result['path']}: {result['size_bytes'] / 2**20:.2f} MiB, input "
@@ -371,12 +373,12 @@ def profile(
     adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
     result = run_profile(adapted)
     if as_json:
-        return _print_json(result)
+        return print_json(result)
     table = Table("block", "operation", "parameters", "MACs")
     for layer in result["layers"]:
         table.add_row(layer["block"], layer["op"], f"{layer['params']:,}", f"{layer['macs']:,}")
     Console(highlight=False).print(table)
-    _say(
+    say(
         f"{result['model']} at {result['resolution']} pixels: {result['params'] / 1e6:.2f} M "
         f"parameters, {result['macs'] / 1e9:.3f} G MACs"
     )
@@ -389,46 +391,18 @@ def main() -> None:
     try:
         code = app(prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:
-        _fail(error.message, error.hint, error.exit_code)
+        fail(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         if not error.format_message():  # the help was printed instead
             sys.exit(error.exit_code)
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "quadranas"
-        _fail(error.format_message(), f"See: {command} --help", error.exit_code)
+        fail(error.format_message(), f"See: {command} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer 0.29 makes it of a KeyboardInterrupt, without a word
-        _fail("interrupted", "", INTERRUPTED)
+        fail("interrupted", "", INTERRUPTED)
     sys.exit(code)
-
-
-def _fail(message: str, hint: str, code: int) -> NoReturn:
-    if "--json" in sys.argv:
-        _print_json({"error": message, "hint": hint})
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {message}", style="red", markup=False)
-    if hint:
-        console.print(hint, markup=False)
-    sys.exit(code)
-
-
-@contextmanager
-def _reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
-    """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
-    from quadranas.config import resume_command
-    from quadranas.reporter import Reporter
-
-    try:
-        with Reporter(quiet=quiet) as reporter:
-            yield reporter
-    except KeyboardInterrupt:
-        if folder is None:
-            raise
-        if not (folder / "config.yaml").is_file():
-            _fail("interrupted before the run began; nothing was written", "", INTERRUPTED)
-        hint = f"Continue with: {resume_command(verb, folder)}"
-        _fail(f"interrupted; the run in {folder} can be continued", hint, INTERRUPTED)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -438,28 +412,3 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _command_line() -> str:
     return shlex.join(["quadranas", *sys.argv[1:]])
-
-
-def _network_line(result: dict[str, Any]) -> str:
-    accuracy = result["accuracy"]
-    tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
-    return (
-        f"predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
-        f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
-        f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
-    )
-
-
-def _say(text: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
-
-
-def _print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
-    if as_json:
-        _print_json(result)
-    else:
-        _say(text)

@@ -24,7 +24,8 @@ class PricedTable:
         low, high = reachable_ms(space, self.table)
         return (
             f"budget {format_ms(budget_ms)} on {self.table.header.device}; reachable with space "
-            f"{space.name}: {format_ms(low)} to {format_ms(high)}\n"
+            f"{space.name}: {format_ms(low)} to {format_ms(high)}"
+            f"{', every network keeps it' if budget_ms >= high else ''}\n"
             f"latency table {self.path}: {self.table.header.summary()}"
         )
 

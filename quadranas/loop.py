@@ -1,9 +1,11 @@
 """The resumable training loop: steps, epochs, metrics, checkpoints."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from quadranas.errors import QuadranasError
 from quadranas.reporter import Reporter
 from quadranas.run_folder import RunFolder
 
@@ -26,6 +28,9 @@ class Phase(Protocol):
 
     def epoch_metrics(self, epoch: int) -> Metrics:
         """What an epoch's line of metrics holds besides the averages; epochs count from 0."""
+
+    def alarms(self, metrics: Metrics) -> Iterable[str]:
+        """What is wrong with an epoch, in words; nothing usually."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint."""
@@ -71,6 +76,8 @@ def run_phase(
                 _write_curves(writer, metrics, num_metrics)
                 pace = (time.monotonic() - started_at) / (done - first)
                 reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
+                for text in phase.alarms(metrics):
+                    reporter.warning(text)
             if done == phase.num_steps or time.monotonic() - saved_at >= checkpoint_seconds:
                 folder.save_checkpoint(
                     {
@@ -96,6 +103,11 @@ class _Means:
 
     def add(self, values: Mapping[str, float]) -> None:
         for key, value in values.items():
+            if not math.isfinite(value):
+                raise QuadranasError(
+                    f"training diverged: {key} is {value}",
+                    "Lower weights.learning_rate in a --config file, and start a new run.",
+                )
             self.sums[key] = self.sums.get(key, 0.0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
 

@@ -1,6 +1,6 @@
 """Training one network: the last phase of a search, and the whole of `quadranas train`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,10 @@ class NetworkTraining:
         last_step = (epoch + 1) * self.steps_per_epoch - 1
         rate = learning_rate_at(last_step, self.num_steps, self.weights)
         return {"phase": self.name, "epoch": epoch + 1, "learning_rate": rate}
+
+    def alarms(self, metrics: Metrics) -> Iterable[str]:
+        """None: a loss that is no number stops the loop itself."""
+        return ()
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser."""

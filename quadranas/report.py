@@ -351,7 +351,6 @@ def _provenance(run: Run) -> str:
     if isinstance(versions, dict):
         versions = ", ".join(f"{name} {version}" for name, version in versions.items())
     rows = {
-        "command": noted.get("command") or "not recorded",
         "seed": noted.get("seed", "not recorded"),
         "versions": versions or "not recorded",
     }

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from quadranas import __version__
 from quadranas.architecture import Architecture, load_architecture
 from quadranas.config import SearchConfig, agreed
 from quadranas.derivation import derive_architecture, describe
@@ -157,5 +159,7 @@ def _finish(
     save_tensors(network.state_dict(), folder / "subnet.safetensors")
     accuracy = evaluate(network, problem.dataset.test, problem.augmenter())
     result = describe(folder.path, architecture, problem.priced, accuracy)
+    result["seed"] = problem.config.seed
+    result["versions"] = {"quadranas": __version__, "torch": torch.__version__}
     folder.write_result(result)
     return result

@@ -1,12 +1,13 @@
 """The first phase of a search: training the supernet and its gates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quadranas.data import epoch_batches, split_halves
+from quadranas.decode import reachable_ms
 from quadranas.loop import Metrics
 from quadranas.objective import BudgetController, ExpectedLatency
 from quadranas.problem import Problem
@@ -21,6 +22,12 @@ from quadranas.training import (
     learning_rate_at,
     weight_step,
 )
+
+COLLAPSED = 0.05
+"""Entropy of the gates, 0 to 1, below which they no longer explore."""
+
+TOLERATED = 0.05
+"""Deviation of the expected latency from the budget at the end of the search."""
 
 
 class SupernetTraining:
@@ -40,7 +47,11 @@ class SupernetTraining:
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
         self.num_steps = epochs * self.steps_per_epoch
         self.expected = ExpectedLatency(problem.space, supernet.gates, problem.priced.table)
+        # A budget that every network keeps binds nothing: accuracy decides alone.
+        self.unbound = problem.budget_ms >= reachable_ms(problem.space, problem.priced.table)[1]
         self.controller = BudgetController(problem.budget_ms)
+        if self.unbound:
+            self.controller = BudgetController(problem.budget_ms, rate=0.0, damping=0.0)
         self.optimizer = build_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(supernet, self.expected, self.controller, config.gates)
 
@@ -108,6 +119,23 @@ class SupernetTraining:
             "latency_weight": self.controller.weight(expected_ms) if epoch >= warmup else 0.0,
             "learning_rate": learning_rate_at(last_step, self.num_steps, self.config.weights),
         }
+
+    def alarms(self, metrics: Metrics) -> Iterable[str]:
+        """Gates that have collapsed early; an expectation that ended off the budget."""
+        done, entropy = int(metrics["step"] or 0), float(metrics["entropy"] or 0.0)
+        if self.supernet.gates.infos and entropy < COLLAPSED and done < 0.8 * self.num_steps:
+            yield (
+                f"the gates have collapsed: their entropy is {entropy:.3f} with "
+                f"{1 - done / self.num_steps:.0%} of the steps to go; lower gates.learning_rate"
+            )
+        expected_ms = float(metrics["expected_ms"] or 0.0)
+        off = expected_ms / self.controller.budget_ms - 1
+        if done == self.num_steps and abs(off) > TOLERATED and not self.unbound:
+            yield (
+                f"the expected latency ended at {expected_ms:.4g} ms, {abs(off):.0%} "
+                f"{'above' if off > 0 else 'below'} the budget; the derived network keeps the "
+                "budget all the same, but a longer search would suit it better"
+            )
 
     def state(self) -> dict[str, Any]:
         """Weights, gates, optimisers and controller."""

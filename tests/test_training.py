@@ -341,11 +341,11 @@ def test_latency_acts_on_the_sampled_pair_only(
 def test_in_full_mode_latency_acts_on_all_candidates(space: SearchSpace) -> None:
     trainer = trainer_for(space, mode="full", budget_ms=1e-3)
     silence(trainer.supernet)
+    gradient, _ = trainer.latency_gradient(within=None)
     before = trainer.gates.alpha.detach().clone()
     trainer.step(batch_for(space), torch.Generator().manual_seed(0))
     moved = trainer.gates.alpha.detach() - before
-    # Adam's first step is the learning rate in the direction of every single gradient.
-    torch.testing.assert_close(moved.abs(), 0.05 * trainer.gates.mask, rtol=0.01, atol=0)
+    assert (gradient * moved)[trainer.gates.mask].max() < 0
     for row, info in enumerate(trainer.gates.infos):
         costs = [0.0, -1.0] if info.slot is None else trainer.expected.costs_ms[row].tolist()
         number = len(info.candidates)

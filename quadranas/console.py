@@ -1,0 +1,74 @@
+"""What the commands say: results on stdout, as text or as one JSON object; the rest on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from quadranas.reporter import Reporter
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def fail(message: str, hint: str, code: int) -> NoReturn:
+    """Print one error with its next step and leave."""
+    if "--json" in sys.argv:
+        print_json({"error": message, "hint": hint})
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"error: {message}", style="red", markup=False)
+    if hint:
+        console.print(hint, markup=False)
+    sys.exit(code)
+
+
+@contextmanager
+def reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
+    """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
+    from quadranas.config import resume_command
+    from quadranas.reporter import Reporter
+
+    try:
+        with Reporter(quiet=quiet) as reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        if folder is None:
+            raise
+        if not (folder / "config.yaml").is_file():
+            fail("interrupted before the run began; nothing was written", "", INTERRUPTED)
+        hint = f"Continue with: {resume_command(verb, folder)}"
+        fail(f"interrupted; the run in {folder} can be continued", hint, INTERRUPTED)
+
+
+def network_line(result: dict[str, Any]) -> str:
+    """A derived network in words, with the provenance of its latency."""
+    accuracy = result["accuracy"]
+    tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+    return (
+        f"predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
+        f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
+        f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
+    )
+
+
+def say(text: str) -> None:
+    """Print text on stdout, lines unbroken."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print the one JSON object of a command on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print a result in the form that was asked for."""
+    if as_json:
+        print_json(result)
+    else:
+        say(text)
