@@ -413,9 +413,7 @@ def test_a_network_over_its_budget_is_called_so(
     assert "measured latency" in page.text
 
 
-def test_versions_are_shown_where_recorded(
-    make_run: Callable[[str], Path], plain: None
-) -> None:
+def test_versions_are_shown_where_recorded(make_run: Callable[[str], Path], plain: None) -> None:
     run = make_run("toy")
     assert "not recorded" in report(run).text
     result = json.loads((run / "result.json").read_text())
