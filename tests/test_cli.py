@@ -279,8 +279,8 @@ KEYS: dict[str, set[str]] = {
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary"),
     },
-    "SEARCH --output new": RUN_KEYS | {"report"},
-    "search --resume --output run": RUN_KEYS | {"report"},
+    "SEARCH --output new": RUN_KEYS | {"report", "seed", "versions"},
+    "search --resume --output run": RUN_KEYS | {"report", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {"run", "architecture", "params", "macs", "accuracy"},
     "eval run": {"model", "data", "num_images", "accuracy"},

@@ -21,11 +21,15 @@ from quadranas.errors import BudgetError, QuadranasError
 from quadranas.evaluate import evaluate, load_preprocessing
 from quadranas.latency.device import load_device
 from quadranas.latency.table import load_table
+from quadranas.loop import Metrics
 from quadranas.network import build_subnet, load_weights
+from quadranas.problem import pose_problem
 from quadranas.reporter import Reporter
 from quadranas.run_folder import RunFolder
 from quadranas.search import search
 from quadranas.space import load_space
+from quadranas.supernet import build_supernet
+from quadranas.supernet_training import SupernetTraining
 from quadranas.training import weight_step
 from tests.command_line import RESULTS, call, contents, listing
 
@@ -298,3 +302,50 @@ def test_the_global_generator_decides_nothing(
     torch.manual_seed(1234)
     run(tmp_path / "run", pictures)
     assert contents(tmp_path / "run", DECIDED) == contents(finished_run, DECIDED)
+
+
+def test_a_budget_that_every_network_keeps_presses_on_no_gate(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = TOY | {"budget": "50ms", "data": str(pictures), "schedule": ONE_EPOCH_EACH}
+    search(given, tmp_path / "run", Reporter())
+    assert "every network keeps it" in capsys.readouterr().err
+    assert all(line["latency_weight"] == 0.0 for line in lines(tmp_path / "run")[:2])
+
+
+@pytest.fixture
+def trained(tmp_path: Path, pictures: Path) -> SupernetTraining:
+    given = TOY | {"data": str(pictures), "schedule": ONE_EPOCH_EACH}
+    problem = pose_problem(given, Reporter(quiet=True), "test")
+    return SupernetTraining(problem, build_supernet(problem.space, seed=0))
+
+
+def test_collapsed_gates_sound_an_alarm_while_there_is_time(trained: SupernetTraining) -> None:
+    early: Metrics = {"step": 1, "entropy": 0.01, "expected_ms": 0.8}
+    (alarm,) = trained.alarms(early)
+    assert "gates have collapsed" in alarm
+    assert not list(trained.alarms(early | {"entropy": 0.5}))
+    assert not list(trained.alarms(early | {"step": trained.num_steps}))
+
+
+def test_an_expectation_off_the_budget_at_the_end_sounds_an_alarm(
+    trained: SupernetTraining,
+) -> None:
+    last: Metrics = {"step": trained.num_steps, "entropy": 0.5, "expected_ms": 0.9}
+    (alarm,) = trained.alarms(last)
+    assert "ended at 0.9 ms, 12% above the budget" in alarm
+    assert not list(trained.alarms(last | {"expected_ms": 0.82}))
+    assert not list(trained.alarms(last | {"step": 1}))
+
+
+def test_a_diverged_loss_stops_the_run_by_name(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(self: SupernetTraining, number: int) -> Mapping[str, float]:
+        return {"loss": float("nan")}
+
+    monkeypatch.setattr(SupernetTraining, "step", diverged)
+    with pytest.raises(QuadranasError, match="training diverged: loss is nan") as caught:
+        run(tmp_path / "run", pictures)
+    assert "weights.learning_rate" in caught.value.hint
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
