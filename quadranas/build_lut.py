@@ -1,5 +1,6 @@
 """build-lut: make the latency table of a space on a device."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -65,37 +66,46 @@ def build_lut(
         raise unknown("backend", backend, LATENCY_SOURCES)
     latency_ms = LATENCY_SOURCES[backend](device)
     target = output or table_paths(space.name, device.name)[0]
+    header = _header(space, device, backend, command)
     kept: dict[OpSpec, float] = {}
     if only_missing:
-        existing = (target,) if output else table_paths(space.name, device.name)
-        kept = _entries_of(existing, space, device, backend)
+        existing = _existing((target,) if output else table_paths(space.name, device.name), header)
+        if existing is not None:
+            kept = existing.latencies_ms
+            calibration = {"scale": existing.header.scale, "null_ms": existing.header.null_ms}
+            header = header.model_copy(update=calibration)
     classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
     specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
     entries = kept | {spec: latency_ms(spec) for spec in specs if spec not in kept}
     table = LatencyTable(
-        header=_header(space, device, backend, command),
+        header=header,
         entries=tuple(TableEntry(op=op, latency_ms=ms) for op, ms in entries.items()),
     )
     table.save(target)
     return target, table
 
 
-def _entries_of(
-    paths: Sequence[Path], space: SearchSpace, device: Device, backend: str
-) -> dict[OpSpec, float]:
-    """The entries of the first table found, refusing one of another kind."""
+def _existing(paths: Sequence[Path], wanted: TableHeader) -> LatencyTable | None:
+    """The first table found, refusing one whose entries are of another kind than wanted."""
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        return {}
+        return None
     table = load_table(path)
-    found = (table.header.space, table.header.device, table.header.backend)
-    if found != (space.name, device.name, backend):
-        raise QuadranasError(
-            f"{path} was made for {'/'.join(found)}, not for "
-            f"{space.name}/{device.name}/{backend} (space/device/backend)",
-            "Leave out --only-missing, or choose another --output.",
-        )
-    return table.latencies_ms
+    hint = "Leave out --only-missing, or choose another --output."
+    found, needed = ("/".join(_identity(header)) for header in (table.header, wanted))
+    if found != needed:
+        message = f"{path} was made for {found}, not for {needed} (space/device/backend)"
+        raise QuadranasError(message, hint)
+    for key in ("runtime", "precision", "threads", "batch_size"):
+        old, new = getattr(table.header, key), getattr(wanted, key)
+        if old != new:
+            message = f"{path} was made with {key} {old!r}; device {wanted.device!r} has {new!r}"
+            raise QuadranasError(message, hint)
+    return table
+
+
+def _identity(header: TableHeader) -> tuple[str, str, str]:
+    return header.space, header.device, header.backend
 
 
 def _header(space: SearchSpace, device: Device, backend: str, command: str) -> TableHeader:
@@ -125,10 +135,11 @@ def _header(space: SearchSpace, device: Device, backend: str, command: str) -> T
 
 def _commit() -> str:
     """The commit of the checkout this package runs from; empty for an installed package."""
-    if not (PACKAGE.parent / ".git").exists():
+    git = shutil.which("git")
+    if git is None or not (PACKAGE.parent / ".git").exists():
         return ""
     result = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
+        [git, "rev-parse", "--short=12", "HEAD"],
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,

@@ -5,9 +5,11 @@ import re
 
 from quadranas.errors import BudgetError
 
-UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+# The last two differ: the micro sign and the Greek letter.
+UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3}
 PATTERN = re.compile(
-    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*(\S*)\s*"
+    # `++` and `*+` give nothing back: a long text that is no budget is refused at once.
+    r"\s*+([+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:e[+-]?\d++)?|[+-]?(?:nan|inf(?:inity)?))\s*+(\S*+)\s*+"
 )
 
 

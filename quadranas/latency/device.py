@@ -1,8 +1,9 @@
 """Devices: what runs a network, described in YAML."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from quadranas.architecture import Frozen
 from quadranas.errors import unknown
@@ -10,14 +11,17 @@ from quadranas.files import read_yaml, validate
 
 DEVICES = Path(__file__).parent / "devices"
 
+Rate = Annotated[float, Field(ge=1e-9, le=1e12)]
+"""So wide that every device fits, so narrow that no latency becomes zero or infinite."""
+
 
 class Throughputs(Frozen):
     """Multiply-accumulates a device sustains, in 10^9 per second, by kind of primitive."""
 
-    conv: PositiveFloat
-    pointwise: PositiveFloat
-    depthwise: PositiveFloat
-    linear: PositiveFloat
+    conv: Rate
+    pointwise: Rate
+    depthwise: Rate
+    linear: Rate
 
 
 class AnalyticModel(Frozen):
@@ -35,11 +39,11 @@ class AnalyticModel(Frozen):
     fitted_to: str
     expected_error: str
     gmacs_per_s: Throughputs
-    bandwidth_gb_per_s: PositiveFloat
-    linear_weights_gb_per_s: PositiveFloat | None = None
-    overhead_us: float = Field(ge=0)
+    bandwidth_gb_per_s: Rate
+    linear_weights_gb_per_s: Rate | None = None
+    overhead_us: float = Field(ge=0, le=1e9)
     saturation_channels: str = Field(default="out", pattern="^(in|out)$")
-    saturation: float = Field(default=0.0, ge=0)
+    saturation: float = Field(default=0.0, ge=0, le=1e9)
 
 
 class Device(Frozen):

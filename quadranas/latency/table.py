@@ -1,5 +1,6 @@
 """LatencyTable: a latency per operation, with the provenance of every number."""
 
+import math
 import shlex
 from collections.abc import Iterable
 from functools import cached_property
@@ -44,8 +45,8 @@ class TableHeader(Frozen):
     statistic: str
     fitted_to: str = ""
     expected_error: str
-    scale: PositiveFloat = 1.0
-    null_ms: float = Field(default=0.0, ge=0)
+    scale: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
+    null_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     quadranas: str
     command: str
     date: str
@@ -105,9 +106,12 @@ class LatencyTable(Frozen):
         return self.header.scale * (found - self.header.null_ms)
 
     def predict_ms(self, architecture: Architecture) -> float:
-        """Latency of a whole network, in milliseconds."""
+        """Latency of a whole network, in milliseconds.
+
+        The sum is rounded once: the same operations in another order have the same latency.
+        """
         self.require(architecture.ops())
-        return sum(self.op_ms(op) for op in architecture.ops()) + self.header.null_ms
+        return math.fsum(map(self.op_ms, architecture.ops())) + self.header.null_ms
 
     def require(self, specs: Iterable[OpSpec], command: str = "") -> None:
         """Check that every operation has an entry.
@@ -236,12 +240,12 @@ def find_table(
         )
         raise QuadranasError(
             f"{found} was made for {other}, not for space {space.name!r} as it is now",
-            f"Make the right one with: {command}",
+            f"Make the right one with: {_into(command, path)}",
         )
     if header.device != device:
         raise QuadranasError(
             f"{found} was made for device {header.device!r}, not for {device!r}",
-            f"Make the right one with: {command}",
+            f"Make the right one with: {_into(command, path)}",
         )
     table.require(space.specs(), _into(command, path))
     return table

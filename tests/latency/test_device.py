@@ -1,6 +1,8 @@
 """Devices as YAML."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,7 +10,7 @@ import yaml
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import load_device, shipped_devices
 
-BOARD = {
+BOARD: dict[str, Any] = {
     "name": "board",
     "title": "a board",
     "runtime": "a runtime",
@@ -22,6 +24,11 @@ BOARD = {
         "overhead_us": 10,
     },
 }
+
+
+def change(key: str, value: object) -> dict[str, object]:
+    """A key of the analytic model set to something else."""
+    return {"analytic": BOARD["analytic"] | {key: value}}
 
 
 def write(path: Path, content: object) -> str:
@@ -51,7 +58,7 @@ def test_an_unknown_device_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("faulty", "message"),
     [
         ({"precison": "fp16"}, r"board\.yaml: precison: unknown key.*did you mean 'precision'"),
         ({"precision": "fp8"}, r"board\.yaml: precision: .*fp8"),
@@ -59,15 +66,26 @@ def test_an_unknown_device_suggests_the_nearest() -> None:
         ({"name": "../up"}, r"board\.yaml: name: "),
         ({"analytic": {}}, r"board\.yaml: analytic\.fitted_to: required key is missing"),
         (
-            {"analytic": BOARD["analytic"] | {"bandwidth_gb_per_s": -1}},  # type: ignore[operator]
-            r"board\.yaml: analytic\.bandwidth_gb_per_s: .*-1",
+            change("gmacs_per_s", {"conv": 1, "pointwize": 1, "depthwise": 1, "linear": 1}),
+            r"board\.yaml: analytic\.gmacs_per_s\.pointwize: unknown key \(got 1\); accepted: "
+            r"conv, depthwise, linear, pointwise; did you mean 'pointwise'\?",
         ),
+        (change("bandwidth", 8), r"analytic\.bandwidth: unknown key.*'bandwidth_gb_per_s'"),
+        (change("bandwidth_gb_per_s", "fast"), r"analytic\.bandwidth_gb_per_s: .*'fast'"),
+        (change("bandwidth_gb_per_s", math.nan), r"analytic\.bandwidth_gb_per_s: .*nan"),
+        (change("bandwidth_gb_per_s", 1e-320), r"analytic\.bandwidth_gb_per_s: .*1e-320"),
+        (change("overhead_us", math.inf), r"analytic\.overhead_us: .*inf"),
+        (change("overhead_us", -1), r"analytic\.overhead_us: .*-1"),
+        (change("saturation", math.inf), r"analytic\.saturation: .*inf"),
+        (change("saturation_channels", "both"), r"analytic\.saturation_channels: .*'both'"),
+        ({"batch_size": 8}, r"board\.yaml: batch_size: .*8"),
+        (change("bandwidth_gb_per_s", -1), r"board\.yaml: analytic\.bandwidth_gb_per_s: .*-1"),
     ],
 )
 def test_faults_name_file_key_and_value(
-    tmp_path: Path, change: dict[str, object], message: str
+    tmp_path: Path, faulty: dict[str, object], message: str
 ) -> None:
-    path = write(tmp_path / "board.yaml", BOARD | change)
+    path = write(tmp_path / "board.yaml", BOARD | faulty)
     with pytest.raises(QuadranasError, match=message):
         load_device(path)
 
