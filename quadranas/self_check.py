@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.gates import SKIP, Sample
 from quadranas.supernet import Supernet, frozen
-from quadranas.training import Batch, GateTrainer, frozen_statistics
+from quadranas.training import Batch, GateTrainer, batch_norms, frozen_statistics
 
 HINT = "The search would learn nothing from it. Check the operation's class, or the latency table."
 
@@ -31,7 +31,7 @@ def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> N
     Raises:
         QuadranasError: names the first candidate or gate that is not reached.
     """
-    with frozen_statistics(supernet):
+    with frozen_statistics(batch_norms(supernet)):
         _check_weights(supernet, batch)
         if supernet.gates.infos:
             _check_task_to_gates(supernet, batch)

@@ -124,13 +124,14 @@ class GateTrainer:
         self.supernet, self.gates = supernet, supernet.gates
         self.expected, self.controller, self.config = expected, controller, config
         self.optimizer = build_gate_optimizer(self.gates, config.learning_rate)
+        self.norms = batch_norms(supernet)
 
     def step(self, batch: Batch, generator: torch.Generator) -> StepResult:
         """One architecture step on held-out images."""
         full = self.config.mode == "full"
         sample = self.gates.sample_full(generator) if full else self.gates.sample_pair(generator)
         self.supernet.set_sample(sample, recompute=full)
-        with frozen(self.supernet.active_parameters()), frozen_statistics(self.supernet):
+        with frozen(self.supernet.active_parameters()), frozen_statistics(self.norms):
             logits = self.supernet(batch.images)
             loss = functional.cross_entropy(logits, batch.targets)
             if self.gates.infos:
@@ -176,10 +177,14 @@ def build_gate_optimizer(gates: Gates, learning_rate: float) -> torch.optim.Adam
     return torch.optim.Adam([gates.alpha], lr=learning_rate, betas=(0.0, 0.999), eps=1e-8)
 
 
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Every BatchNorm of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 @contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
+def frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """A context in which BatchNorm uses the batch but leaves its running averages alone."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False

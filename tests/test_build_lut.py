@@ -1,5 +1,6 @@
 """build-lut: making and completing tables."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable, find_table, load_table
 from quadranas.space import load_space
+from tests.command_line import call
 from tests.latency.test_device import BOARD
 
 
@@ -45,6 +47,65 @@ def test_only_missing_fills_the_gap_and_keeps_the_rest() -> None:
     assert filled.latencies_ms[gap.op] == gap.latency_ms
 
 
+def entry_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if '"latency_ms"' in line]
+
+
+def test_only_missing_keeps_the_lines_of_the_file() -> None:
+    space, device = load_space("toy"), load_device("cpu")
+    path, _ = build_lut(space, device)
+    before = entry_lines(path)
+    build_lut(space, device, only_missing=True, num_classes=[7])
+    after = entry_lines(path)
+    assert len(after) == len(before) + 1
+    assert [line.rstrip(",") for line in after[:-1]] == [line.rstrip(",") for line in before]
+
+
+def test_only_missing_keeps_the_calibration() -> None:
+    space, device = load_space("toy"), load_device("cpu")
+    path, table = build_lut(space, device)
+    calibrated = table.header.model_copy(update={"scale": 1.05, "null_ms": 0.002})
+    table.model_copy(update={"header": calibrated}).save(path)
+    _, completed = build_lut(space, device, only_missing=True)
+    assert (completed.header.scale, completed.header.null_ms) == (1.05, 0.002)
+
+
+def test_only_missing_without_a_table_makes_one() -> None:
+    space, device = load_space("toy"), load_device("cpu")
+    path, table = build_lut(space, device, only_missing=True, output=Path("new.json"))
+    assert load_table(path) == table
+    assert table.entries == build_lut(space, device)[1].entries
+
+
+@pytest.mark.parametrize("which", ["operation", "classes", "file"])
+def test_the_command_in_the_error_fills_the_gap(which: str, tmp_path: Path) -> None:
+    space = load_space("toy").with_num_classes(2000 if which == "classes" else 10)
+    own = tmp_path / "my table.json" if which == "file" else None
+    path, table = build_lut(load_space("toy"), load_device("vpu"), output=own)
+    if which != "classes":
+        table.model_copy(update={"entries": table.entries[3:]}).save(path)
+    with pytest.raises(MissingEntryError) as caught:
+        find_table(space, "vpu", own)
+    program, *arguments = shlex.split(caught.value.hint.removeprefix("Fill it with: "))
+    assert program == "quadranas"
+    outcome = call(*arguments)
+    assert outcome.code == 0, outcome.err
+    filled = find_table(space, "vpu", own)
+    assert set(filled.entries) >= set(table.entries)
+
+
+def test_ones_own_space_and_device_work_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump(BOARD))
+    (tmp_path / "mine.yaml").write_text("extends: toy\nname: mine\nwidths: [4, 12]\n")
+    with pytest.raises(QuadranasError, match="no latency table of device 'board'"):
+        find_table(load_space("mine.yaml"), "board")
+    outcome = call("build-lut", "--device", "board.yaml", "--space", "mine.yaml")
+    assert outcome.code == 0, outcome.err
+    table = find_table(load_space("mine.yaml"), "board")
+    assert table.header.command == "quadranas build-lut --device board.yaml --space mine.yaml"
+    assert table.header.title == "a board"
+
+
 def test_more_classes_are_priced_on_request() -> None:
     space, device = load_space("toy"), load_device("vpu")
     build_lut(space, device, only_missing=True, num_classes=[5000])
@@ -58,6 +119,47 @@ def test_a_table_of_another_kind_is_not_completed() -> None:
     with pytest.raises(QuadranasError, match="was made for toy/vpu/analytic"):
         build_lut(space, load_device("cpu"), output=path, only_missing=True)
     assert load_table(path).header.device == "vpu"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("runtime", "another runtime", "with runtime 'a runtime'.*has 'another runtime'"),
+        ("precision", "fp16", "with precision 'fp32'.*has 'fp16'"),
+        ("threads", 1, "with threads 4.*has 1"),
+    ],
+)
+def test_a_table_of_another_runtime_is_not_completed(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    space = load_space("toy")
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump(BOARD))
+    path, _ = build_lut(space, load_device("board.yaml"))
+    before = path.read_bytes()
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump(BOARD | {key: value}))
+    with pytest.raises(QuadranasError, match=message) as caught:
+        build_lut(space, load_device("board.yaml"), only_missing=True)
+    assert "Leave out --only-missing" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, 10**6])
+def test_an_impossible_number_of_classes_is_refused(num_classes: int) -> None:
+    with pytest.raises(QuadranasError, match=str(num_classes)):
+        build_lut(load_space("toy"), load_device("vpu"), num_classes=[num_classes])
+    assert not Path("latency_tables").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(QuadranasError, match="cannot write folder"):
+        build_lut(load_space("toy"), load_device("vpu"), output=Path("folder"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_git_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_lut(load_space("toy"), load_device("vpu"))[1].header.commit == ""
 
 
 def test_an_unknown_backend_suggests_the_nearest() -> None:

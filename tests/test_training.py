@@ -460,7 +460,7 @@ def test_frozen_statistics_end_with_their_context() -> None:
     with torch.no_grad():
         expected = copy.deepcopy(norm)(x)
         before = snapshot(norm)
-        with frozen_statistics(nn.Sequential(norm)):
+        with frozen_statistics([norm]):
             assert torch.equal(norm(x), expected)
         assert all(torch.equal(tensor, before[n]) for n, tensor in snapshot(norm).items())
         norm(x)

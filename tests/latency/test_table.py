@@ -1,6 +1,10 @@
 """Latency tables: lookups, provenance, what is missing, what is refused."""
 
 import json
+import math
+import shlex
+from fractions import Fraction
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,21 @@ def test_a_network_is_the_sum_of_its_operations(toy_table: LatencyTable) -> None
     assert scaled.predict_ms(network) == pytest.approx(expected_ms)
 
 
+def test_the_order_of_operations_does_not_matter(toy_table: LatencyTable) -> None:
+    """0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ; a budget must not tell such networks apart."""
+    space = load_space("toy")
+    values = [0.1, 0.2, 0.3, 0.7, 1.1]
+    entries = tuple(
+        entry.model_copy(update={"latency_ms": values[index % len(values)]})
+        for index, entry in enumerate(toy_table.entries)
+    )
+    table = toy_table.model_copy(update={"entries": entries})
+    network = space.extreme(lambda op: table.latencies_ms[op], largest=True)
+    latencies_ms = [table.latencies_ms[op] for op in network.ops()]
+    assert len({sum(order) for order in permutations(latencies_ms[:6])}) > 1
+    assert table.predict_ms(network) == float(sum(map(Fraction, latencies_ms)))
+
+
 def test_a_missing_entry_names_the_command(toy_table: LatencyTable) -> None:
     entry = toy_table.entries[1]
     kept = toy_table.entries[:1] + toy_table.entries[2:]
@@ -68,9 +87,16 @@ def test_a_head_is_bounded_by_the_next_larger_one(toy_table: LatencyTable) -> No
 
     assert head(37) == head(100)
     assert head(10) < head(37) < head(1000)
-    with pytest.raises(MissingEntryError) as caught:
+    with pytest.raises(MissingEntryError, match=r"no entry for 1 operation.*->1001") as caught:
         head(1001)
     assert caught.value.hint.endswith("--num-classes 1001")
+
+
+def test_a_head_is_bounded_by_one_of_its_own_kind_only(toy_table: LatencyTable) -> None:
+    *_, head = load_space("toy").specs()
+    for other in ({"kind": "linear_head"}, {"in_channels": 8}, {"resolution": 8}):
+        with pytest.raises(MissingEntryError):
+            toy_table.op_ms(head.model_copy(update=other))
 
 
 def test_a_table_survives_its_file(tmp_path: Path, toy_table: LatencyTable) -> None:
@@ -94,6 +120,11 @@ def saved(path: Path, table: LatencyTable, **header: object) -> Path:
         ({"device": "cpu"}, "made for device 'cpu', not for 'vpu'"),
         ({"format_version": 99}, "format_version 99 is newer"),
         ({"method": "guessed"}, r"header\.method"),
+        ({"scale": 0}, r"header\.scale: .*0"),
+        ({"scale": math.inf}, r"header\.scale: .*inf"),
+        ({"null_ms": math.nan}, r"header\.null_ms: .*nan"),
+        ({"null_ms": math.inf}, r"header\.null_ms: .*inf"),
+        ({"precison": "fp16"}, r"header\.precison: unknown key.*did you mean 'precision'"),
     ],
 )
 def test_the_wrong_table_is_refused(
@@ -125,6 +156,25 @@ def test_a_torn_or_missing_table_is_named(tmp_path: Path, toy_table: LatencyTabl
     with pytest.raises(QuadranasError, match=r"no latency table of device 'board'") as caught:
         find_table(load_space("toy"), "board")
     assert caught.value.hint.endswith("quadranas build-lut --device board --space toy")
+
+
+def test_the_command_for_ones_own_file_writes_that_file(
+    tmp_path: Path, toy_table: LatencyTable
+) -> None:
+    space, path = load_space("toy"), tmp_path / "my table.json"
+    option = f"--output {shlex.quote(str(path))}"
+    with pytest.raises(QuadranasError, match="no latency table") as caught:
+        find_table(space, "vpu", path)
+    assert caught.value.hint.endswith(option)
+    for header in ({"device": "cpu"}, {"space_digest": "0" * 16}):
+        with pytest.raises(QuadranasError, match="was made for") as caught:
+            find_table(space, "vpu", saved(path, toy_table, **header))
+        assert caught.value.hint.endswith(option)
+    toy_table.model_copy(update={"entries": toy_table.entries[1:]}).save(path)
+    with pytest.raises(MissingEntryError) as caught:
+        find_table(space, "vpu", path)
+    assert option in caught.value.hint
+    assert "--only-missing" in caught.value.hint
 
 
 def test_two_entries_of_one_operation_are_refused(toy_table: LatencyTable) -> None:
