@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -252,35 +251,6 @@ def test_the_best_of_all_architectures_is_found(
     problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
 ) -> None:
     check_against_brute_force(*problem)
-
-
-@settings(max_examples=60)
-@given(problems())
-def test_a_second_look_finds_what_the_first_missed(
-    problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
-) -> None:
-    """As in large spaces: a rough search first, then an exact one of what it leaves open."""
-    with patch("quadranas.decode.FEW_STATES", 2):
-        check_against_brute_force(*problem)
-
-
-@settings(max_examples=60)
-@given(problems())
-def test_an_early_end_admits_what_may_be_missing(
-    problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
-) -> None:
-    space, scores, table, limits = problem
-    feasible = within(price(space, scores, table), limits)
-    with patch.multiple("quadranas.decode", FEW_STATES=4, MANY_STATES=4):
-        try:
-            found = decode(space, scores, table, limits)
-        except BudgetError:
-            return
-    assert found.latency_ms <= limits.budget_ms
-    floor = limits.min_use * limits.budget_ms
-    if found.latency_ms >= floor:
-        best = max(c.score for c in feasible if c.latency_ms >= floor)
-        assert best <= found.score + found.gap * abs(found.score) + TOLERANCE
 
 
 @settings(max_examples=8)
