@@ -1,7 +1,5 @@
 """build-lut: make the latency table of a space on a device."""
 
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 from quadranas import __version__
 from quadranas.architecture import OpSpec
 from quadranas.errors import QuadranasError, unknown
-from quadranas.files import PACKAGE
+from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import Device
 from quadranas.latency.table import (
@@ -129,20 +127,5 @@ def _header(space: SearchSpace, device: Device, backend: str, command: str) -> T
         quadranas=__version__,
         command=command,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        commit=_commit(),
+        commit=source_commit(),
     )
-
-
-def _commit() -> str:
-    """The commit of the checkout this package runs from; empty for an installed package."""
-    git = shutil.which("git")
-    if git is None or not (PACKAGE.parent / ".git").exists():
-        return ""
-    result = subprocess.run(
-        [git, "rev-parse", "--short=12", "HEAD"],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip()

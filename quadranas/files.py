@@ -3,6 +3,8 @@
 import json
 import os
 import reprlib
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -216,3 +218,18 @@ def _model_inside(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
+
+
+def source_commit() -> str:
+    """The commit of the checkout this package runs from; empty for an installed package."""
+    git = shutil.which("git")
+    if git is None or not (PACKAGE.parent / ".git").exists():
+        return ""
+    result = subprocess.run(
+        [git, "rev-parse", "--short=12", "HEAD"],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip()

@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from quadranas.augment import AugmentConfig, Augmenter
 from quadranas.config import GateConfig, WeightConfig
 from quadranas.data import load_dataset
 from quadranas.decode import Limits, decode, reachable_ms
+from quadranas.files import source_commit
 from quadranas.gates import SKIP, Sample
 from quadranas.latency.table import find_table
 from quadranas.network import build_subnet
@@ -177,6 +179,8 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
+        "commit": source_commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "setting": f"{SPACE}, batch {args.batch_size}, {args.resolution} pixels, {paths} paths",
     }
     print(results["setting"], "on", results["machine"])

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from quadranas.export import export
+from quadranas.files import source_commit
 from quadranas.report import write_report
 from quadranas.reporter import Reporter
 from quadranas.search import search
@@ -58,6 +59,7 @@ def main() -> None:
         "minutes": round(minutes, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
+        "commit": source_commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     print(json.dumps(results, indent=2))
