@@ -4,7 +4,12 @@ Departure from ProxylessNAS (arXiv:1812.00332), which takes every gate's argmax 
 choice is the optimum of an integer programme, solved by HiGHS, so that the budget is a constraint.
 """
 
+import ctypes
 import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -311,13 +316,14 @@ class _Programme:
         scale = OBJECTIVE_SIZE / max(float(np.abs(objective).max()), 1e-9)
         num_nodes = MAX_NODES
         while num_nodes <= MAX_NODES * 4**6:
-            result = milp(
-                -scale * objective,
-                integrality=np.ones(len(self.columns)),
-                bounds=Bounds(0, 1),
-                constraints=constraints,
-                options={"mip_rel_gap": gap, "node_limit": num_nodes},
-            )
+            with _quiet_stdout():
+                result = milp(
+                    -scale * objective,
+                    integrality=np.ones(len(self.columns)),
+                    bounds=Bounds(0, 1),
+                    constraints=constraints,
+                    options={"mip_rel_gap": gap, "node_limit": num_nodes},
+                )
             if result.x is not None:
                 return np.round(result.x), float(result.mip_gap)
             if result.status == INFEASIBLE:
@@ -357,3 +363,21 @@ class _Programme:
 def _costs(spec: OpSpec, table: LatencyTable) -> Vector:
     """Score 0, latency in ms, parameters and MACs of one operation."""
     return np.array([0.0, table.op_ms(spec), count_params(spec), count_macs(spec)])
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS 1.12 (scipy 1.17) prints a debugging line to the process's stdout now and then.
+
+    stdout belongs to the results of commands, so it goes nowhere while HiGHS runs.
+    """
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still buffers must not surface later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

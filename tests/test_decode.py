@@ -25,6 +25,7 @@ from quadranas.decode import (
     load_scores,
     reachable_ms,
 )
+from quadranas.derivation import check_limits
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader, find_table
@@ -480,3 +481,11 @@ def test_scores_that_do_not_fit_their_space_are_refused(
     path.write_text(json.dumps(content))
     with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}: "):
         load_scores(path, space)
+
+
+def test_the_solver_leaves_stdout_to_results(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a guard, HiGHS prints a debugging line for this problem."""
+    space = load_space("quadranet-tiny")
+    limits = Limits(budget_ms=350.0, max_macs=1_800_000_000)
+    check_limits(space, find_table(space, "cpu"), limits)
+    assert capfd.readouterr().out == ""

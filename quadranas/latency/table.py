@@ -80,6 +80,8 @@ class LatencyTable(Frozen):
     def _check_unique(self) -> Self:
         if len({entry.op for entry in self.entries}) < len(self.entries):
             raise ValueError("an operation has two entries")
+        if any(entry.latency_ms < self.header.null_ms for entry in self.entries):
+            raise ValueError("an entry is below null_ms: an operation cannot take negative time")
         return self
 
     @cached_property

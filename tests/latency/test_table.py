@@ -190,3 +190,9 @@ def test_the_working_folder_comes_first(
     header = toy_table.header.model_copy(update={"title": "mine"})
     toy_table.model_copy(update={"header": header}).save(table_paths("toy", "vpu")[0])
     assert find_table(load_space("toy"), "vpu").header.title == "mine"
+
+
+def test_an_entry_below_a_null_call_is_refused(tmp_path: Path, toy_table: LatencyTable) -> None:
+    path = saved(tmp_path / "table.json", toy_table, null_ms=1000.0)
+    with pytest.raises(QuadranasError, match="below null_ms"):
+        load_table(path)
