@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -269,23 +268,10 @@ def _load_table(
 
 
 def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
-    """The gates' scores; they must fit the space block by block."""
+    """The gates' scores, which must fit the space."""
     if space is None:
         raise QuadranasError(f"{path} cannot be understood without space.yaml")
-    scores = load_scores(path, space)
-    for block in space.blocks:
-        if block.is_fixed:
-            continue
-        found = scores.blocks.get(block.name)
-        fits = (
-            found is not None
-            and [len(slot) for slot in found.slots] == [len(s.candidates) for s in block.slots]
-            and (found.skip is not None or not block.optional)
-            and all(map(math.isfinite, (found.keep, found.skip or 0, *chain(*found.slots))))
-        )
-        if not fits:
-            raise QuadranasError(f"{path} holds no usable scores of block {block.name!r}")
-    return scores
+    return load_scores(path, space)
 
 
 def _load_result(path: Path) -> Result:
