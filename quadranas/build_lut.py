@@ -117,7 +117,7 @@ def _header(space: SearchSpace, device: Device, backend: str, command: str) -> T
         resolution=space.resolution,
         method="analytic",
         backend=backend,
-        runtime=device.runtime,
+        runtime=model.runtime,
         precision=device.precision,
         threads=device.threads,
         batch_size=device.batch_size,

@@ -35,6 +35,10 @@ class MissingExtraError(QuadranasError):
     """An optional package is needed and absent; the hint is the extra to install."""
 
 
+class DeviceLostError(QuadranasError):
+    """A device that answered before does not any more; what was measured is kept."""
+
+
 class PromiseMissedError(QuadranasError):
     """The work was done and its result misses what was promised (exit code 3)."""
 

@@ -1,1 +1,1 @@
-"""Runtimes: one file each, to save and run networks."""
+"""Runtimes: one file each, to compile, run, time and save networks."""

@@ -1,9 +1,9 @@
 """Devices: what runs a network, described in YAML."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quadranas.architecture import Frozen
 from quadranas.errors import unknown
@@ -28,6 +28,7 @@ class AnalyticModel(Frozen):
     """A roofline with saturation and a cost per kernel launch; see `analytic.py`.
 
     Args:
+        runtime: whose speed it imitates.
         fitted_to: where the numbers come from.
         expected_error: how far predictions were from measurements, and of what.
         saturation_channels: which channels limit the throughput, `in` or `out`.
@@ -36,6 +37,7 @@ class AnalyticModel(Frozen):
         linear_weights_gb_per_s: bandwidth of a fully connected layer's weights, if it differs.
     """
 
+    runtime: str
     fitted_to: str
     expected_error: str
     gmacs_per_s: Throughputs
@@ -46,22 +48,58 @@ class AnalyticModel(Frozen):
     saturation: float = Field(default=0.0, ge=0, le=1e9)
 
 
+Runtime = Literal["onnxruntime", "openvino", "tvm", "cuda"]
+
+Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+"""A host and a port, as in `192.168.0.7:9090`."""
+
+
+class Reach(Frozen):
+    """How to get to a device that is not this machine.
+
+    Args:
+        rpc: a TVM RPC server on the device.
+        rpc_tracker, rpc_key: a TVM RPC tracker, and the key under which the boards registered.
+        worker_python: a Python 3.6 to 3.9 with `openvino==2021.4.2`, for a Myriad stick.
+    """
+
+    rpc: Address | None = None
+    rpc_tracker: Address | None = None
+    rpc_key: str | None = None
+    worker_python: str | None = None
+
+    @model_validator(mode="after")
+    def _check_tracker(self) -> Self:
+        if self.rpc is not None and self.rpc_tracker is not None:
+            raise ValueError("name either a server (rpc) or a tracker (rpc_tracker), not both")
+        if (self.rpc_tracker is None) != (self.rpc_key is None):
+            raise ValueError("rpc_tracker and rpc_key go together")
+        return self
+
+
 class Device(Frozen):
     """A device and how its latency is known.
 
     Args:
         name: identifies its tables: `latency_tables/<space>/<name>.json`.
         title: the hardware in words.
+        runtime: what runs and times networks there; none: the fastest that is installed here.
+        target: in the runtime's terms: an OpenVINO device name, a TVM target, a CUDA device's number.
         precision: of weights and activations; decides the bytes per element.
         threads: on the device; none where the notion does not apply.
+        batch_size: images per call; latencies are those of a call.
+        tuning_trials: schedules that TVM tries per kernel; 0 leaves the kernels untuned.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
-    runtime: str
-    precision: str = Field(pattern="^(fp32|fp16|int8)$")
+    runtime: Runtime | None = None
+    target: str | int | dict[str, str | int | list[str]] | None = None
+    precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
     threads: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=1, ge=1, le=1)
+    batch_size: int = Field(default=1, ge=1)
+    tuning_trials: int = Field(default=32, ge=0)
+    reach: Reach = Reach()
     analytic: AnalyticModel | None = None
 
 
