@@ -1,15 +1,18 @@
-"""build-lut: make the latency table of a space on a device."""
+"""build-lut: make the latency table of a space on a device, by its model or by measuring."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from quadranas import __version__
 from quadranas.architecture import OpSpec
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
-from quadranas.latency.device import Device
+from quadranas.latency.device import RUNTIMES, Device
+from quadranas.latency.journal import Journal
 from quadranas.latency.table import (
     LatencyTable,
     TableEntry,
@@ -17,115 +20,231 @@ from quadranas.latency.table import (
     load_table,
     table_paths,
 )
+from quadranas.lut_measurement import MeasuredEntries, calibration_networks, measure_entries
+from quadranas.measurement import Bench, as_measured, fastest_runtime, open_bench
+from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace
+from quadranas.timing import STATISTIC, TIMINGS, Plan
 
 CLASS_COUNTS = (10, 100, 1000)
 
-LatencySource = Callable[[OpSpec], float]
-"""Milliseconds of one operation on the device it was opened for."""
+ANALYTIC = "analytic"
+FASTEST = "fastest"
+"""Of the runtimes installed on this machine; found out by timing."""
+
+COMPARED = (
+    *("space", "device", "method", "backend", "runtime", "precision", "threads", "batch_size"),
+    *("hardware", "settings"),
+)
+"""What two tables must share for their entries to stand beside each other."""
 
 
-def _analytic(device: Device) -> LatencySource:
-    model = device.analytic
-    if model is None:
-        raise QuadranasError(
-            f"device {device.name!r} has no analytic model",
-            "Add the section 'analytic' to its YAML file.",
-        )
-    return lambda spec: op_latency_ms(spec, model, device.precision)
+@dataclass(frozen=True)
+class _Request:
+    """A table to be made: its space, operations and file, and the entries that it has already."""
 
+    space: SearchSpace
+    device: Device
+    specs: tuple[OpSpec, ...]
+    target: Path
+    existing: LatencyTable | None
+    command: str
 
-LATENCY_SOURCES: dict[str, Callable[[Device], LatencySource]] = {"analytic": _analytic}
-"""Where a table's numbers can come from; a measuring backend is one more line."""
+    @property
+    def missing(self) -> list[OpSpec]:
+        kept = self.existing.latencies_ms if self.existing else {}
+        return [spec for spec in self.specs if spec not in kept]
+
+    def header(self, changes: Mapping[str, Any]) -> TableHeader:
+        common = {
+            "title": self.device.title,
+            "space_digest": self.space.digest,
+            "resolution": self.space.resolution,
+            "quadranas": __version__,
+            "command": self.command,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "commit": source_commit(),
+        }
+        return TableHeader.model_validate({**self._described(), **common, **changes})
+
+    def _described(self) -> dict[str, Any]:
+        device = self.device
+        return {
+            "device": device.name,
+            "space": self.space.name,
+            "precision": device.precision,
+            "threads": device.threads,
+            "batch_size": device.batch_size,
+        }
+
+    def check(self, made: Mapping[str, Any], bench: Bench | None = None) -> None:
+        """Refuse to mix entries with ones of another kind, or to replace measured ones by them.
+
+        Args:
+            made: what a header says of the entries to be made.
+        """
+        other, path, hint = self.existing, self.target, "Leave out --only-missing, or"
+        if other is None and path.is_file():
+            other, hint = load_table(path), "Delete it, or"
+            if other.header.method != "measured":
+                return
+        if other is None:
+            return
+        wanted = {**self._described(), **made}
+        found = other.header.model_dump()
+        if bench is not None and other.header.measurement is not None:
+            wanted |= {"hardware": bench.provenance.hardware}
+            wanted |= {"settings": dict(bench.provenance.settings)}
+            found |= other.header.measurement.model_dump()
+        for key, value in wanted.items():
+            if key in COMPARED and found[key] != value:
+                raise QuadranasError(
+                    f"{path} was made with {key} {found[key]!r}, not {value!r}",
+                    f"{hint} choose another --output.",
+                )
+
+    def table(self, header: TableHeader, entries: Sequence[TableEntry]) -> LatencyTable:
+        kept = self.existing.entries if self.existing else ()
+        return LatencyTable(header=header, entries=(*kept, *entries))
 
 
 def build_lut(
     space: SearchSpace,
     device: Device,
+    reporter: Reporter,
     *,
-    backend: str = "analytic",
+    backend: str | None = None,
     output: Path | None = None,
     num_classes: Sequence[int] = (),
     only_missing: bool = False,
+    plan: Plan | None = None,
     command: str = "",
 ) -> tuple[Path, LatencyTable]:
     """Make a table, or complete one, and save it.
 
+    A measurement that was stopped is continued: its timings lie beside the table until it is
+    whole.
+
     Args:
+        backend: `analytic`, or the runtime to measure with. If not given: a device without an
+            analytic model is measured, and so is one that is described with a way to reach it.
         output: the table's file; `latency_tables/<space>/<device>.json` in the working folder if
             not given.
         num_classes: class counts to price the head for, besides the usual ones.
         only_missing: keep the entries of the existing table.
+        plan: how often everything is timed.
 
     Raises:
-        QuadranasError: unknown backend, no model of the device, or an unwritable file.
+        QuadranasError: unknown backend, no model of the device, a device that cannot be measured,
+            entries of another kind in the way, or an unwritable file.
     """
-    if backend not in LATENCY_SOURCES:
-        raise unknown("backend", backend, LATENCY_SOURCES)
-    latency_ms = LATENCY_SOURCES[backend](device)
-    target = output or table_paths(space.name, device.name)[0]
-    header = _header(space, device, backend, command)
-    kept: dict[OpSpec, float] = {}
-    if only_missing:
-        existing = _existing((target,) if output else table_paths(space.name, device.name), header)
-        if existing is not None:
-            kept = existing.latencies_ms
-            calibration = {"scale": existing.header.scale, "null_ms": existing.header.null_ms}
-            header = header.model_copy(update=calibration)
+    places = (output,) if output else table_paths(space.name, device.name)
+    found = next((path for path in places if path.is_file()), None) if only_missing else None
+    existing = load_table(found) if found else None
+    backend = backend or (existing.header.backend if existing else _default_backend(device))
+    if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
+        raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
     classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
     specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
-    entries = kept | {spec: latency_ms(spec) for spec in specs if spec not in kept}
-    table = LatencyTable(
-        header=header,
-        entries=tuple(TableEntry(op=op, latency_ms=ms) for op, ms in entries.items()),
+    request = _Request(
+        space=space,
+        device=device,
+        specs=tuple(specs),
+        target=places[0],
+        existing=existing,
+        command=command,
     )
-    table.save(target)
-    return target, table
+    if backend == ANALYTIC:
+        table = _analytic_table(request)
+        table.save(request.target)
+    else:
+        table = _measured_table(request, backend, reporter, plan or Plan())
+    return request.target, table
 
 
-def _existing(paths: Sequence[Path], wanted: TableHeader) -> LatencyTable | None:
-    """The first table found, refusing one whose entries are of another kind than wanted."""
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return None
-    table = load_table(path)
-    hint = "Leave out --only-missing, or choose another --output."
-    found, needed = ("/".join(_identity(header)) for header in (table.header, wanted))
-    if found != needed:
-        message = f"{path} was made for {found}, not for {needed} (space/device/backend)"
-        raise QuadranasError(message, hint)
-    for key in ("runtime", "precision", "threads", "batch_size"):
-        old, new = getattr(table.header, key), getattr(wanted, key)
-        if old != new:
-            message = f"{path} was made with {key} {old!r}; device {wanted.device!r} has {new!r}"
-            raise QuadranasError(message, hint)
+def _default_backend(device: Device) -> str:
+    reachable = bool(device.reach.model_dump(exclude_none=True))
+    if device.analytic is not None and not reachable:
+        return ANALYTIC
+    return device.runtime or FASTEST
+
+
+def _analytic_table(request: _Request) -> LatencyTable:
+    device, model = request.device, request.device.analytic
+    if model is None:
+        raise QuadranasError(
+            f"device {device.name!r} has no analytic model",
+            f"Add the section 'analytic' to its YAML file, or measure it: --backend "
+            f"{' or '.join(RUNTIMES)}.",
+        )
+    made: dict[str, Any] = {"method": "analytic", "backend": ANALYTIC, "runtime": model.runtime}
+    request.check(made)
+    texts = {"fitted_to": model.fitted_to, "expected_error": model.expected_error}
+    header = request.header(made | {"statistic": "model"} | texts)
+    entries = [
+        TableEntry(op=spec, latency_ms=op_latency_ms(spec, model, device.precision))
+        for spec in request.missing
+    ]
+    return request.table(header, entries)
+
+
+def _measured_table(
+    request: _Request, backend: str, reporter: Reporter, plan: Plan
+) -> LatencyTable:
+    """Measure, save the table, and only then let go of the timings."""
+    device, existing = request.device, request.existing
+    if existing is not None and existing.header.method == "measured" and device.runtime is None:
+        device = as_measured(device, existing.header)
+        reporter.message(f"completing the table as it was measured: {existing.header.summary()}")
+    elif backend == FASTEST:
+        device = fastest_runtime(device, request.space, reporter)
+    else:
+        device = device.configured(runtime=backend)
+    request = replace(request, device=device)
+    with open_bench(device) as bench:
+        made = {
+            "method": "measured",
+            "backend": device.runtime,
+            "runtime": bench.provenance.runtime,
+        }
+        request.check(made, bench)
+        path = request.target.with_name(f"{request.target.name}{TIMINGS}")
+        with Journal(path, bench.identity("build-lut", request.space)) as journal:
+            if journal.num_timings:
+                reporter.message(f"continuing: {journal.num_timings} timings lie in {path}")
+            networks = [] if existing else calibration_networks(request.space)
+            measured = measure_entries(request.missing, networks, bench, journal, reporter, plan)
+            table = _with_entries(request, made, measured)
+            table.save(request.target)
+            journal.remove()
     return table
 
 
-def _identity(header: TableHeader) -> tuple[str, str, str]:
-    return header.space, header.device, header.backend
-
-
-def _header(space: SearchSpace, device: Device, backend: str, command: str) -> TableHeader:
-    model = device.analytic
-    assert model is not None
-    return TableHeader(
-        device=device.name,
-        title=device.title,
-        space=space.name,
-        space_digest=space.digest,
-        resolution=space.resolution,
-        method="analytic",
-        backend=backend,
-        runtime=model.runtime,
-        precision=device.precision,
-        threads=device.threads,
-        batch_size=device.batch_size,
-        statistic="model",
-        fitted_to=model.fitted_to,
-        expected_error=model.expected_error,
-        quadranas=__version__,
-        command=command,
-        date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        commit=source_commit(),
-    )
+def _with_entries(
+    request: _Request, made: Mapping[str, Any], measured: MeasuredEntries
+) -> LatencyTable:
+    """The measured entries as a table of their own, or added to the existing one."""
+    if request.existing is not None:
+        header = request.existing.header
+        shift_ms = header.null_ms - measured.null_ms
+        added = [
+            entry.model_copy(update={"latency_ms": entry.latency_ms + shift_ms})
+            for entry in measured.entries
+        ]
+        return request.table(header, added)
+    calibration = measured.calibration
+    error = "unknown: the space has one network only, so nothing was calibrated"
+    if calibration is not None:
+        error = (
+            f"{calibration.residual:.1%} standard deviation on the "
+            f"{len(calibration.networks)} networks of the calibration"
+        )
+    rest = {
+        "statistic": STATISTIC,
+        "expected_error": error,
+        "scale": measured.scale or 1.0,
+        "null_ms": measured.null_ms,
+        "measurement": measured.measurement,
+        "calibration": calibration,
+    }
+    return request.table(request.header({**made, **rest}), measured.entries)

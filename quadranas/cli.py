@@ -23,8 +23,9 @@ from quadranas.console import (
     print_result,
     reporting,
     say,
+    warn,
 )
-from quadranas.errors import QuadranasError
+from quadranas.errors import PromiseMissedError, QuadranasError
 
 app = typer.Typer(
     name="quadranas",
@@ -59,6 +60,14 @@ ConfigFile = Annotated[
 MaxParams = Annotated[int | None, typer.Option("--max-params", min=1, help="Most parameters.")]
 MaxMacs = Annotated[
     int | None, typer.Option("--max-macs", min=1, help="Most multiply-accumulates.")
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(help="Probability that the measured latency keeps the budget, such as 0.95."),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Measured excess that is no missed promise; default 0.05."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Weights = Annotated[
@@ -126,8 +135,23 @@ def spaces(
 @app.command("build-lut")
 def build_lut_command(
     device: DeviceName,
-    space: SpaceName,
-    backend: Annotated[str, typer.Option(help="Where the numbers come from.")] = "analytic",
+    space: SpaceName = "quadranet-mobile",
+    backend: Annotated[
+        str | None,
+        typer.Option(help="analytic, onnxruntime, openvino, tvm, cuda, or fastest on this host."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="On the device.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16 or bf16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call.")] = None,
+    tuning_trials: Annotated[
+        int | None, typer.Option(min=0, help="TVM: schedules tried per kernel.")
+    ] = None,
+    rpc: Annotated[str | None, typer.Option(help="TVM RPC server, HOST:PORT.")] = None,
+    rpc_tracker: Annotated[str | None, typer.Option(help="TVM tracker, HOST:PORT.")] = None,
+    rpc_key: Annotated[str | None, typer.Option(help="The boards' key at the tracker.")] = None,
+    worker_python: Annotated[
+        str | None, typer.Option(help="Python with openvino 2021.4.2, for a Myriad stick.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
     ] = None,
@@ -137,22 +161,35 @@ def build_lut_command(
     num_classes: Annotated[
         list[int] | None, typer.Option("--num-classes", min=1, help="Also price this head.")
     ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a device's latency table for a space."""
+    """Make a device's latency table for a space; killed, it continues when called again."""
     from quadranas.build_lut import build_lut
     from quadranas.latency.device import load_device
     from quadranas.space import load_space
 
-    path, table = build_lut(
-        load_space(space),
-        load_device(device),
-        backend=backend,
-        output=output,
-        num_classes=num_classes or (),
-        only_missing=only_missing,
-        command=_command_line(),
+    given = _given(
+        threads=threads,
+        precision=precision,
+        batch_size=batch_size,
+        tuning_trials=tuning_trials,
+        rpc=rpc,
+        rpc_tracker=rpc_tracker,
+        rpc_key=rpc_key,
+        worker_python=worker_python,
     )
+    with reporting(quiet) as reporter:
+        path, table = build_lut(
+            load_space(space),
+            load_device(device).configured(**given),
+            reporter,
+            backend=backend,
+            output=output,
+            num_classes=num_classes or (),
+            only_missing=only_missing,
+            command=_command_line(),
+        )
     header = table.header
     result = {
         "path": str(path),
@@ -163,6 +200,48 @@ def build_lut_command(
         "summary": header.summary(),
     }
     print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
+
+
+@app.command("validate-lut")
+def validate_lut_command(
+    device: DeviceName,
+    space: SpaceName = "quadranet-mobile",
+    table: TableFile = None,
+    networks: Annotated[int, typer.Option(min=2, help="How many fresh networks.")] = 30,
+    seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure fresh random networks against a table's predictions, and note the result in it."""
+    from quadranas.latency.device import load_device
+    from quadranas.space import load_space
+    from quadranas.validate_lut import validate_lut
+
+    with reporting(quiet) as reporter:
+        result = validate_lut(
+            load_space(space),
+            load_device(device),
+            reporter,
+            path=table,
+            num_networks=networks,
+            seed=seed,
+            command=_command_line(),
+        )
+    print_result(result, as_json, f"{result['summary']}\nplot {result['plot']}")
+
+
+@app.command("merge-lut")
+def merge_lut_command(
+    tables: Annotated[list[Path], typer.Argument(help="Two or more tables of one device.")],
+    output: Annotated[Path, typer.Option(help="The merged table.")],
+    as_json: Json = False,
+) -> None:
+    """Put the entries of several tables of one device and space into one."""
+    from quadranas.merge_lut import merge_lut
+
+    merged = merge_lut(tables, output, command=_command_line())
+    result = {"path": str(output), "entries": len(merged.entries)}
+    print_result(result, as_json, f"{output}: {len(merged.entries)} entries")
 
 
 @app.command()
@@ -186,6 +265,8 @@ def search(
     ] = None,
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
+    confidence: Confidence = None,
+    tolerance: Tolerance = None,
     skip_corrupt: SkipCorrupt = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -207,6 +288,8 @@ def search(
         train_resolution=train_resolution,
         max_params=max_params,
         max_macs=max_macs,
+        confidence=confidence,
+        tolerance=tolerance,
         skip_corrupt=skip_corrupt,
     )
     folder = output or choose_folder(
@@ -222,6 +305,7 @@ def search(
         f"{network_line(result)}\nrun {folder}, report {result['report']}\n"
         f"next: quadranas export {shlex.quote(str(folder))} --format onnx",
     )
+    _check_promise(result)
 
 
 @app.command()
@@ -235,26 +319,40 @@ def derive(
     table: TableFile = None,
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
+    confidence: Confidence = None,
+    tolerance: Tolerance = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
-    from quadranas.decode import Limits
     from quadranas.derive import derive as run_derive
     from quadranas.latency.budget import parse_budget
+    from quadranas.latency.contract import Contract
     from quadranas.latency.device import load_device
 
-    limits = Limits(budget_ms=parse_budget(budget), max_params=max_params, max_macs=max_macs)
+    given = _given(confidence=confidence, tolerance=tolerance)
+    contract = Contract(budget_ms=parse_budget(budget), **given)
     opened = load_device(device)
     folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
     with reporting(quiet) as reporter:
-        result = run_derive(run, opened, limits, folder, reporter, table=table, device_file=device)
+        result = run_derive(
+            run,
+            opened,
+            contract,
+            folder,
+            reporter,
+            max_params=max_params,
+            max_macs=max_macs,
+            table=table,
+            device_file=device,
+        )
     print_result(
         result,
         as_json,
         f"{network_line(result)}\nfolder {folder}\n"
         f"next: quadranas train {shlex.quote(str(folder))}",
     )
+    _check_promise(result)
 
 
 @app.command()
@@ -403,6 +501,16 @@ def main() -> None:
     if code == INTERRUPTED:  # typer 0.29 makes it of a KeyboardInterrupt, without a word
         fail("interrupted", "", INTERRUPTED)
     sys.exit(code)
+
+
+def _check_promise(result: dict[str, Any]) -> None:
+    """Leave with the exit code of a missed promise if a result is one; it has been printed."""
+    from quadranas.deployment import missed_promise
+
+    missed = missed_promise(result)
+    if missed:
+        warn(f"promise missed: {missed}")
+        raise typer.Exit(PromiseMissedError.exit_code)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from quadranas.data import Dataset, load_dataset, native_side
 from quadranas.errors import QuadranasError
 from quadranas.files import read_yaml, validate, validate_partial
 from quadranas.image_files import find_splits
+from quadranas.latency.contract import DEFAULT_TOLERANCE
 
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
@@ -86,6 +87,8 @@ class SearchConfig(DataConfig):
     table: str | None = None
     max_params: int | None = Field(default=None, ge=1)
     max_macs: int | None = Field(default=None, ge=1)
+    confidence: float | None = Field(default=None, ge=0.5, lt=1)
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
     batch_size: int = Field(default=64, ge=2)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     schedule: ScheduleConfig

@@ -49,11 +49,18 @@ def network_line(result: dict[str, Any]) -> str:
     """A derived network in words, with the provenance of its latency."""
     accuracy = result["accuracy"]
     tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+    measured_ms = result["measured_ms"]
+    measured = f"measured {measured_ms:.4g} ms, " if measured_ms is not None else ""
     return (
-        f"predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
+        f"{measured}predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
         f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
         f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
     )
+
+
+def warn(text: str) -> None:
+    """Print an error on stderr that is not the end of the command."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
 
 
 def say(text: str) -> None:

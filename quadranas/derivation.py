@@ -8,6 +8,7 @@ from quadranas.architecture import Architecture
 from quadranas.cost import count_macs, count_params
 from quadranas.decode import BlockScores, GateScores, Limits, check_budget, decode, reachable_ms
 from quadranas.latency.budget import format_ms
+from quadranas.latency.contract import Contract
 from quadranas.latency.table import LatencyTable, find_table, locate_table
 from quadranas.space import SearchSpace
 
@@ -19,12 +20,19 @@ class PricedTable:
     path: Path
     table: LatencyTable
 
-    def feasibility(self, space: SearchSpace, budget_ms: float) -> str:
+    def feasibility(self, space: SearchSpace, contract: Contract) -> str:
         """The line a search begins with: budget, reachable range, provenance."""
         low, high = reachable_ms(space, self.table)
+        budget_ms = contract.decoding_ms(self.table)
+        tightened = ""
+        if contract.confidence is not None:
+            tightened = (
+                f", as {format_ms(budget_ms)} predicted for a confidence of "
+                f"{contract.confidence:.0%}"
+            )
         return (
-            f"budget {format_ms(budget_ms)} on {self.table.header.device}; reachable with space "
-            f"{space.name}: {format_ms(low)} to {format_ms(high)}"
+            f"budget {format_ms(contract.budget_ms)} on {self.table.header.device}{tightened}; "
+            f"reachable with space {space.name}: {format_ms(low)} to {format_ms(high)}"
             f"{', every network keeps it' if budget_ms >= high else ''}\n"
             f"latency table {self.path}: {self.table.header.summary()}"
         )
@@ -60,20 +68,24 @@ def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> Non
 
 
 def derive_architecture(
-    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, contract: Contract
 ) -> Architecture:
     """The most probable architecture within the limits, with its provenance.
+
+    Args:
+        limits: the budget in them is the one for predictions, `contract.decoding_ms`.
 
     Raises:
         BudgetError: no network of the space is within the limits.
     """
     decoded = decode(space, scores, table, limits)
     header = table.header
-    name = f"{space.name}-{header.device}-{format_ms(limits.budget_ms).replace(' ', '')}"
+    name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
     architecture = space.architecture(decoded.choices, name)
     provenance: dict[str, str | int | float | bool | None] = {
         "device": header.device,
-        "budget_ms": limits.budget_ms,
+        "budget_ms": contract.budget_ms,
+        "confidence": contract.confidence,
         "predicted_ms": decoded.latency_ms,
         "log_probability": decoded.score,
         "optimality_gap": decoded.gap,
@@ -83,7 +95,13 @@ def derive_architecture(
 
 
 def describe(
-    folder: Path, architecture: Architecture, priced: PricedTable, accuracy: float | None
+    folder: Path,
+    architecture: Architecture,
+    priced: PricedTable,
+    contract: Contract,
+    *,
+    accuracy: float | None,
+    measured_ms: float | None,
 ) -> dict[str, Any]:
     """The content of `result.json`; the table is the copy in the folder."""
     header = priced.table.header
@@ -91,9 +109,11 @@ def describe(
         "run": str(folder),
         "architecture": str(folder / "architecture.json"),
         "device": header.device,
-        "budget_ms": architecture.provenance["budget_ms"],
+        "budget_ms": contract.budget_ms,
+        "confidence": contract.confidence,
+        "tolerance": contract.tolerance,
         "predicted_ms": architecture.provenance["predicted_ms"],
-        "measured_ms": None,
+        "measured_ms": measured_ms,
         "table": {
             "path": str(folder / "table.json"),
             "method": header.method,

@@ -8,13 +8,15 @@ from safetensors.torch import load_file
 
 from quadranas.config import resume_command
 from quadranas.decode import Limits, load_scores
+from quadranas.deployment import measure_network
 from quadranas.derivation import derive_architecture, describe, find_priced
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import load_preprocessing
 from quadranas.files import read_yaml
+from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device
 from quadranas.latency.table import build_command, load_table
-from quadranas.network import load_tensors
+from quadranas.network import build_subnet, load_tensors
 from quadranas.reporter import Reporter
 from quadranas.run_folder import RunFolder, save_tensors, whole_folder
 from quadranas.space import load_space, space_files
@@ -32,10 +34,12 @@ NEEDED = (
 def derive(
     run: Path,
     device: Device,
-    limits: Limits,
+    contract: Contract,
     output: Path,
     reporter: Reporter,
     *,
+    max_params: int | None = None,
+    max_macs: int | None = None,
     table: Path | None = None,
     device_file: str = "",
 ) -> dict[str, Any]:
@@ -47,6 +51,7 @@ def derive(
         run: a search's folder whose supernet is trained.
         output: a new folder, laid out like a run's.
         table: this very latency table instead of the usual one.
+        max_params, max_macs: upper bounds on the network.
         device_file: where the device came from if it is the user's own; for messages.
 
     Returns: the content of `result.json`; accuracy is none, nothing was tested.
@@ -71,9 +76,12 @@ def derive(
     config = read_yaml(folder / "config.yaml", "configuration")
     command = build_command(_named(folder, config), device_file or device.name)
     priced = find_priced(space, device.name, _table(device, folder, table), command=command)
-    reporter.message(priced.feasibility(space, limits.budget_ms))
+    reporter.message(priced.feasibility(space, contract))
     scores = load_scores(folder / "gates.json", space)
-    architecture = derive_architecture(space, scores, priced.table, limits)
+    limits = Limits(
+        budget_ms=contract.decoding_ms(priced.table), max_params=max_params, max_macs=max_macs
+    )
+    architecture = derive_architecture(space, scores, priced.table, limits, contract)
     supernet = build_supernet(space, seed=0)
     path = folder / "supernet.safetensors"
     try:
@@ -82,11 +90,18 @@ def derive(
         raise QuadranasError(f"cannot read weights {path}: {error}") from error
     load_tensors(supernet, tensors, str(path))
     given: dict[str, Any] = {"device": device_file or device.name, "table": None}
-    given |= {"budget": f"{limits.budget_ms!r}ms"}
-    given |= {"max_params": limits.max_params, "max_macs": limits.max_macs}
-    result = describe(output, architecture, priced, accuracy=None)
+    given |= {"budget": f"{contract.budget_ms!r}ms"}
+    given |= {"confidence": contract.confidence, "tolerance": contract.tolerance}
+    given |= {"max_params": max_params, "max_macs": max_macs}
+    inherited = supernet.subnet_tensors(architecture)
+    network = build_subnet(architecture)
+    load_tensors(network, inherited, str(path))
+    measured_ms = measure_network(architecture, network, device, priced, reporter)
+    result = describe(
+        output, architecture, priced, contract, accuracy=None, measured_ms=measured_ms
+    )
     with whole_folder(output) as target:
-        save_tensors(supernet.subnet_tensors(architecture), target / "subnet.safetensors")
+        save_tensors(inherited, target / "subnet.safetensors")
         preprocessing.save(target / "preprocessing.json")
         priced.table.save(target / "table.json")
         target.write_config(config | given)

@@ -1,13 +1,15 @@
 """export: hand a network over as a file, checked in its runtime against PyTorch."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quadranas.backends import onnxruntime
+from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.errors import PromiseMissedError, QuadranasError, unknown
 from quadranas.files import TEMPORARY
+from quadranas.latency.device import load_device
 from quadranas.network import Network
 from quadranas.trained import Subject
 
@@ -16,6 +18,8 @@ TOLERANCE = 1e-3
 """Largest allowed error relative to the largest logit, float32."""
 
 NUM_CHECK_IMAGES = 4
+
+THIS_MACHINE = load_device("host")
 
 
 def export(
@@ -57,8 +61,7 @@ def export(
             f"cannot write {output}: {error.strerror}", "Choose another --output."
         ) from error
     try:
-        onnxruntime.save(network, architecture.resolution, unchecked)
-        largest, relative, agreement = _compare(network, architecture.resolution, unchecked)
+        largest, relative, agreement = _save(network, architecture.resolution, unchecked)
         if not relative <= TOLERANCE:
             raise PromiseMissedError(
                 f"the exported file computes something else: largest error {largest:.3g}, "
@@ -82,12 +85,19 @@ def export(
 
 
 @torch.no_grad()
-def _compare(network: Network, resolution: int, path: Path) -> tuple[float, float, float]:
-    """Largest error, the same relative to the largest logit, and share of equal top-1 answers."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(NUM_CHECK_IMAGES, 3, resolution, resolution, generator=generator)
+def _save(network: Network, resolution: int, path: Path) -> tuple[float, float, float]:
+    """Write the file, and run what was written on random images beside PyTorch.
+
+    Returns: the largest error, the same relative to the largest logit, and the share of equal
+    top-1 answers.
+    """
+    shape = (NUM_CHECK_IMAGES, 3, resolution, resolution)
+    with closing(OnnxRuntimeBackend(THIS_MACHINE, Path())) as backend:
+        backend.compile(network, shape).save(path)
+        program = backend.load(path, shape)
+    images = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     expected = network.eval()(images)
-    got = onnxruntime.Session(path).run(images)
+    got = program.run(images)
     error = float((got - expected).abs().max())
     agreement = float((got.argmax(1) == expected.argmax(1)).float().mean())
     return error, error / max(float(expected.abs().max()), 1e-12), agreement

@@ -18,7 +18,8 @@ from quadranas.derivation import PricedTable, check_limits, find_priced
 from quadranas.errors import QuadranasError
 from quadranas.files import validate_partial
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.device import load_device
+from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
+from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
 from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace, SpaceFile, build_space, load_space_file
@@ -32,12 +33,14 @@ class Problem:
     space_file: SpaceFile
     space: SearchSpace
     priced: PricedTable
+    contract: Contract
     limits: Limits
+    device: Device
     dataset: Dataset
 
     @property
     def budget_ms(self) -> float:
-        """The latency budget, in milliseconds."""
+        """The budget for predictions, in milliseconds."""
         return self.limits.budget_ms
 
     def augmenter(self) -> Augmenter:
@@ -77,9 +80,14 @@ def pose_problem(
         Path(table_file) if table_file else None,
         command=build_command(named, overrides["device"]),
     )
-    reporter.message(priced.feasibility(space, budget_ms))
-    limits = Limits(
+    contract = Contract(
         budget_ms=budget_ms,
+        confidence=overrides.get("confidence"),
+        tolerance=overrides.get("tolerance", DEFAULT_TOLERANCE),
+    )
+    reporter.message(priced.feasibility(space, contract))
+    limits = Limits(
+        budget_ms=contract.decoding_ms(priced.table),
         max_params=overrides.get("max_params"),
         max_macs=overrides.get("max_macs"),
     )
@@ -94,7 +102,7 @@ def pose_problem(
         f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
     )
     config = resolve_config(SearchConfig, overrides, dataset, source)
-    return Problem(config, space_file, space, priced, limits, dataset)
+    return Problem(config, space_file, space, priced, contract, limits, device, dataset)
 
 
 def _copy(folder: Path | None, name: str) -> Path | None:

@@ -10,6 +10,7 @@ import yaml
 from quadranas import __version__
 from quadranas.architecture import Architecture, load_architecture
 from quadranas.config import SearchConfig, agreed
+from quadranas.deployment import measure_network
 from quadranas.derivation import derive_architecture, describe
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, evaluate
@@ -124,7 +125,9 @@ def _derive(problem: Problem, supernet: Supernet, folder: RunFolder) -> Architec
     scores = supernet.gates.scores(problem.space)
     scores.save(folder / "gates.json")
     save_tensors(supernet.state_dict(), folder / "supernet.safetensors")
-    architecture = derive_architecture(problem.space, scores, problem.priced.table, problem.limits)
+    architecture = derive_architecture(
+        problem.space, scores, problem.priced.table, problem.limits, problem.contract
+    )
     save_tensors(supernet.subnet_tensors(architecture), folder / "inherited.safetensors")
     architecture.save(folder / "architecture.json")
     return architecture
@@ -155,10 +158,18 @@ def _finish(
     network: Network,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Save the weights, test once, write the result."""
+    """Save the weights, test once, measure where the device is there, write the result."""
     save_tensors(network.state_dict(), folder / "subnet.safetensors")
     accuracy = evaluate(network, problem.dataset.test, problem.augmenter())
-    result = describe(folder.path, architecture, problem.priced, accuracy)
+    measured_ms = measure_network(architecture, network, problem.device, problem.priced, reporter)
+    result = describe(
+        folder.path,
+        architecture,
+        problem.priced,
+        problem.contract,
+        accuracy=accuracy,
+        measured_ms=measured_ms,
+    )
     result["seed"] = problem.config.seed
     result["versions"] = {"quadranas": __version__, "torch": torch.__version__}
     folder.write_result(result)

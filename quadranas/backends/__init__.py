@@ -1,1 +1,29 @@
 """Runtimes: one file each, to compile, run, time and save networks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quadranas.backends.interface import Backend
+from quadranas.backends.onnxruntime import OnnxRuntimeBackend
+from quadranas.backends.openvino import OpenVinoBackend
+from quadranas.latency.device import Device
+
+BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
+    "onnxruntime": OnnxRuntimeBackend,
+    "openvino": OpenVinoBackend,
+}
+"""Opens a device by the name of its runtime; the folder is the runtime's to keep records in."""
+
+
+def open_backend(device: Device, records: Path) -> Backend:
+    """Open a device for compiling and timing.
+
+    Args:
+        records: a folder for what the runtime learns and can use again, such as tuning records.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        QuadranasError: the device is not there, or cannot run at its precision.
+    """
+    assert device.runtime is not None, "choose the runtime first"
+    return BACKENDS[device.runtime](device, records)

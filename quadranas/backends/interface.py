@@ -1,14 +1,13 @@
-"""What every runtime offers: compile a network, run it, time it; and save it where that is possible.
+"""What every runtime offers: compile a network, run it, time it; save it where that is possible.
 
-A backend is opened for one device and belongs to whoever opened it. What it compiles is what is timed, and what
-`save` writes.
+A backend is opened for one device and belongs to whoever opened it. What it compiles is what is
+timed, and what `save` writes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -42,7 +41,8 @@ class Program(Protocol):
         """Milliseconds of each of so many calls, after one that is discarded.
 
         Raises:
-            DeviceLostError: the device no longer answers; the call can be made again on a backend opened anew.
+            DeviceLostError: the device no longer answers; the call can be made again on a backend
+                opened anew.
             QuadranasError: the device is emulated, so its times are no latencies.
         """
 
@@ -56,7 +56,7 @@ class SavableProgram(Program, Protocol):
 
 
 class Backend(Protocol):
-    """A runtime opened for a device."""
+    """A runtime opened for a device; `contextlib.closing` gives it back."""
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> Program:
         """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
@@ -75,12 +75,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the device. Programs must not be used any more."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...

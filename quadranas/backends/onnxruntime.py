@@ -1,91 +1,104 @@
-"""ONNX Runtime: save a network as ONNX, and run the file."""
+"""ONNX Runtime on this machine's CPU."""
 
-import importlib
-import logging
-import warnings
-from contextlib import suppress
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.files import TEMPORARY
-
-EXTRA = "onnxruntime"
-OPSET = 18
-
-
-def require_extra() -> None:
-    """See that the packages of the extra are installed.
-
-    Raises:
-        MissingExtraError: names the extra.
-    """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"exporting to ONNX needs the package {package!r}",
-                f"Install it with: pip install 'quadranas[{EXTRA}]'",
-            ) from error
+from quadranas.backends.interface import Backend, Provenance
+from quadranas.backends.onnx_file import BATCH, require_extra, to_onnx
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+from quadranas.latency.device import Device
+from quadranas.latency.host import cpu_name
 
 
-def save(network: nn.Module, resolution: int, path: Path) -> None:
-    """Write a network in evaluation mode as one ONNX file, for any batch size.
+class OnnxRuntimeBackend(Backend):
+    """Runs fp32: on a CPU, ONNX Runtime emulates other precisions."""
 
-    The input is `images`, (batch, 3, resolution, resolution), float32; the output `logits`.
-    The file appears whole or not at all.
+    max_parallel = 1
 
-    Raises:
-        MissingExtraError: ONNX is not installed.
-        QuadranasError: the file cannot be written.
-    """
-    require_extra()
-    network.eval()
-    example = (torch.zeros(2, 3, resolution, resolution),)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations (torch 2.13)
-        program = torch.onnx.export(
-            network,
-            example,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            verbose=False,
-        )
-    assert program is not None
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        program.save(str(temporary), external_data=False)
-        temporary.replace(path)
-    except OSError as error:
-        raise QuadranasError(
-            f"cannot write {path}: {error.strerror or error}", "Choose another --output."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    def __init__(self, device: Device, records: Path) -> None:
+        require_extra("onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        if device.precision != "fp32":
+            raise QuadranasError(
+                f"device {device.name!r}: ONNX Runtime on a CPU runs fp32, not {device.precision}",
+                "Set precision: fp32, or name another runtime.",
+            )
+        if device.target is not None:
+            raise QuadranasError(
+                f"device {device.name!r}: ONNX Runtime runs on this machine's CPU and takes no "
+                f"target, got {device.target!r}",
+                "Remove the key 'target'.",
+            )
+        self.threads = device.threads or 0
 
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
+        """See `Backend`."""
+        _, channels, resolution, _ = input_shape
+        content = to_onnx(network, channels, resolution)
+        return OnnxRuntimeProgram(content, input_shape, self.threads)
 
-class Session:
-    """A loaded ONNX file on the CPU."""
+    def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
+        """A saved program, for any batch size."""
+        return OnnxRuntimeProgram(path.read_bytes(), input_shape, self.threads)
 
-    def __init__(self, path: Path) -> None:
-        require_extra()
+    def provenance(self) -> Provenance:
+        """See `Backend`."""
+        import onnx
         import onnxruntime
 
-        self.session: Any = onnxruntime.InferenceSession(
-            str(path), providers=["CPUExecutionProvider"]
+        return Provenance(
+            runtime=f"ONNX Runtime {onnxruntime.__version__}",
+            hardware=cpu_name(),
+            versions={
+                "onnxruntime": onnxruntime.__version__,
+                "onnx": onnx.__version__,
+                "torch": torch.__version__,
+            },
         )
 
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class OnnxRuntimeProgram:
+    """An ONNX model in a session of its own."""
+
+    def __init__(self, content: bytes, input_shape: Sequence[int], threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_free_dimension_override_by_name(BATCH, input_shape[0])
+        self.content = content
+        self.session: Any = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+        generator = torch.Generator().manual_seed(0)
+        self.example = {"images": torch.randn(*input_shape, generator=generator).numpy()}
+
     def run(self, images: Tensor) -> Tensor:
-        """Shapes: (B, 3, H, W) to (B, num_classes), float32."""
-        (logits,) = self.session.run(None, {"images": images.contiguous().numpy()})
-        return torch.from_numpy(logits)
+        """See `Program`."""
+        (output,) = self.session.run(None, {"images": images.contiguous().numpy()})
+        return torch.from_numpy(output)
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """See `Program`."""
+        run, example = self.session.run, self.example
+        run(None, example)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter_ns()
+            run(None, example)
+            times.append((time.perf_counter_ns() - start) / 1e6)
+        return times
+
+    def save(self, path: Path) -> None:
+        """Write the ONNX model; it takes any batch size."""
+        write_atomically(path, self.content)

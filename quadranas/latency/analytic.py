@@ -10,7 +10,7 @@ from quadranas.architecture import OpSpec
 from quadranas.cost import Primitive, primitives
 from quadranas.latency.device import AnalyticModel
 
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:

@@ -1,7 +1,7 @@
 """Devices: what runs a network, described in YAML."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,7 @@ class AnalyticModel(Frozen):
 
 
 Runtime = Literal["onnxruntime", "openvino", "tvm", "cuda"]
+RUNTIMES: tuple[str, ...] = get_args(Runtime)
 
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
 """A host and a port, as in `192.168.0.7:9090`."""
@@ -84,7 +85,8 @@ class Device(Frozen):
         name: identifies its tables: `latency_tables/<space>/<name>.json`.
         title: the hardware in words.
         runtime: what runs and times networks there; none: the fastest that is installed here.
-        target: in the runtime's terms: an OpenVINO device name, a TVM target, a CUDA device's number.
+        target: in the runtime's terms: an OpenVINO device name, a TVM target, a CUDA device's
+            number.
         precision: of weights and activations; decides the bytes per element.
         threads: on the device; none where the notion does not apply.
         batch_size: images per call; latencies are those of a call.
@@ -101,6 +103,22 @@ class Device(Frozen):
     tuning_trials: int = Field(default=32, ge=0)
     reach: Reach = Reach()
     analytic: AnalyticModel | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is another machine, reached over the network."""
+        return self.reach.rpc is not None or self.reach.rpc_tracker is not None
+
+    def configured(self, **changes: Any) -> "Device":
+        """The device with other values for some keys; those of `reach` as `rpc`, `rpc_key` ...
+
+        Raises:
+            QuadranasError: a value is not accepted; names the key.
+        """
+        reach = {key: changes.pop(key) for key in list(changes) if key in Reach.model_fields}
+        content = self.model_dump() | changes
+        content["reach"] = content["reach"] | reach
+        return validate(Device, content, f"device {self.name!r}")
 
 
 def shipped_devices() -> dict[str, Path]:

@@ -5,16 +5,42 @@ import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from quadranas.architecture import Architecture, Frozen, OpSpec
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import read_json, shipped, validate, write_atomically
+from quadranas.latency.calibration import Agreement, Calibration
 from quadranas.space import SearchSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+class Measurement(Frozen):
+    """What the entries of a measured table were taken on, and how.
+
+    Args:
+        hardware: as it names itself.
+        target: the device in the runtime's terms; empty for the runtime's only one.
+        versions: of the packages that made the programs.
+        settings: what else decides the speed: tuning, clocks, driver.
+        num_rounds, repeats: every program was timed in so many rounds, so many calls in each.
+        num_disturbed: rounds in which the reference operation was slow.
+        noise: how far two halves of the rounds differ, median over the programs.
+        reference_ms: latency of the reference operation then.
+    """
+
+    hardware: str
+    target: str = ""
+    versions: dict[str, str]
+    settings: dict[str, str]
+    num_rounds: int = Field(ge=1)
+    repeats: int = Field(ge=1)
+    num_disturbed: int = Field(ge=0)
+    noise: float = Field(ge=0, allow_inf_nan=False)
+    reference_ms: PositiveFloat = Field(allow_inf_nan=False)
 
 
 class TableHeader(Frozen):
@@ -25,9 +51,13 @@ class TableHeader(Frozen):
         method: `analytic`, `emulated` or `measured`.
         fitted_to: for an analytic table, the source of the device model.
         expected_error: of a predicted network latency, in words.
-        statistic: what an entry is: `model`, or `minimum` of so many rounds.
+        unit: of every latency.
+        statistic: what an entry is: `model`, or which statistic of so many rounds.
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
         command, date, commit: how, when and from which source it was made.
+        measurement, calibration, validation: of a measured table: its circumstances, the whole
+            networks that the scale was fitted to, and fresh ones that tell how far it can be
+            trusted.
     """
 
     format_version: int = FORMAT_VERSION
@@ -42,6 +72,7 @@ class TableHeader(Frozen):
     precision: str
     threads: int | None = None
     batch_size: int = Field(default=1, ge=1)
+    unit: Literal["ms"] = "ms"
     statistic: str
     fitted_to: str = ""
     expected_error: str
@@ -51,6 +82,15 @@ class TableHeader(Frozen):
     command: str
     date: str
     commit: str
+    measurement: Measurement | None = None
+    calibration: Calibration | None = None
+    validation: Agreement | None = None
+
+    @model_validator(mode="after")
+    def _check_measured(self) -> Self:
+        if (self.method == "measured") != (self.measurement is not None):
+            raise ValueError("a measured table, and no other, has the section 'measurement'")
+        return self
 
     def summary(self) -> str:
         """One line of provenance for the terminal and the report."""
@@ -64,10 +104,19 @@ class TableHeader(Frozen):
 
 
 class TableEntry(Frozen):
-    """One operation's latency in milliseconds."""
+    """One operation's latency in milliseconds.
+
+    Args:
+        latency_ms: the table's statistic.
+        minimum_ms, median_ms, spread: of all calls that were timed, where it was measured; the
+            spread is the interquartile range relative to the median.
+    """
 
     op: OpSpec
     latency_ms: PositiveFloat = Field(allow_inf_nan=False)
+    minimum_ms: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    median_ms: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    spread: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class LatencyTable(Frozen):
@@ -146,11 +195,9 @@ class LatencyTable(Frozen):
     def save(self, path: Path) -> None:
         """Write the table as JSON, one entry a line."""
         lines = ",\n  ".join(
-            f'{{"op": {entry.op.model_dump_json(exclude_defaults=True)}, '
-            f'"latency_ms": {entry.latency_ms!r}}}'
-            for entry in self.entries
+            entry.model_dump_json(exclude_defaults=True) for entry in self.entries
         )
-        header = self.header.model_dump_json(indent=1)
+        header = self.header.model_dump_json(indent=1, exclude_none=True)
         write_atomically(path, f'{{"header": {header},\n"entries": [\n  {lines}\n]}}\n')
 
 

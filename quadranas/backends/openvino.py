@@ -1,0 +1,138 @@
+"""OpenVINO: any device that the installed runtime offers (CPU, GPU, NPU ...)."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import Backend, Provenance
+from quadranas.backends.onnx_file import require_extra, to_onnx
+from quadranas.errors import QuadranasError
+from quadranas.latency.device import Device
+
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+RUN = {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""The precision a compiled model says it runs in, in our words."""
+
+
+class OpenVinoBackend(Backend):
+    """Runs in the precision asked for, or refuses: OpenVINO's own choice is bf16 where it can."""
+
+    max_parallel = 1
+
+    def __init__(self, device: Device, records: Path) -> None:
+        require_extra("openvino", "openvino", "onnx", "onnxscript")
+        import openvino
+
+        self.core: Any = openvino.Core()
+        self.target = "CPU" if device.target is None else str(device.target)
+        self.device = device
+        offered = list(self.core.available_devices)
+        if self.target.split(".")[0] not in {name.split(".")[0] for name in offered}:
+            raise QuadranasError(
+                f"device {device.name!r}: OpenVINO {openvino.__version__} finds no device "
+                f"{self.target!r} on this machine; it offers: {', '.join(offered) or 'none'}",
+                "A Myriad stick needs --worker-python."
+                if self.target == "MYRIAD"
+                else "Install the driver, or set 'target' to one of these.",
+            )
+        if device.precision not in PRECISIONS:
+            raise self._refusal(f"OpenVINO takes {', '.join(PRECISIONS)}")
+
+    def _refusal(self, reason: str) -> QuadranasError:
+        name, precision = self.device.name, self.device.precision
+        return QuadranasError(
+            f"device {name!r}: {self.target} does not run {precision}: {reason}",
+            "Set another precision.",
+        )
+
+    def _properties(self) -> dict[str, Any]:
+        """What decides the speed, as far as the device knows it."""
+        wanted: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.device.precision],
+            "NUM_STREAMS": 1,
+            # The affinity of this process decides.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if self.device.threads is not None:
+            wanted["INFERENCE_NUM_THREADS"] = self.device.threads
+        known = set(self.core.get_property(self.target, "SUPPORTED_PROPERTIES"))
+        return {key: value for key, value in wanted.items() if key in known}
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OpenVinoProgram":
+        """See `Backend`."""
+        _, channels, resolution, _ = input_shape
+        model = self.core.read_model(to_onnx(network, channels, resolution))
+        model.reshape(list(input_shape))
+        try:
+            compiled = self.core.compile_model(model, self.target, self._properties())
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise QuadranasError(
+                f"device {self.device.name!r}: OpenVINO cannot compile for {self.target}: {reason}"
+            ) from error
+        self._check_precision(compiled)
+        return OpenVinoProgram(model, compiled, input_shape)
+
+    def _check_precision(self, compiled: Any) -> None:
+        if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
+            raise self._refusal("it does not say which precision it runs")
+        kind = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        runs = RUN.get(kind, {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}.get(kind, kind))
+        if runs != self.device.precision:
+            raise self._refusal(f"it would run {runs}")
+
+    def provenance(self) -> Provenance:
+        """See `Backend`."""
+        import onnx
+        import openvino
+
+        return Provenance(
+            runtime=f"OpenVINO {openvino.__version__.split('-')[0]} ({self.target})",
+            hardware=self.core.get_property(self.target, "FULL_DEVICE_NAME"),
+            versions={
+                "openvino": openvino.__version__,
+                "onnx": onnx.__version__,
+                "torch": torch.__version__,
+            },
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class OpenVinoProgram:
+    """A model compiled for a device."""
+
+    def __init__(self, model: Any, compiled: Any, input_shape: Sequence[int]) -> None:
+        self.model = model
+        self.request = compiled.create_infer_request()
+        generator = torch.Generator().manual_seed(0)
+        self.example = torch.randn(*input_shape, generator=generator).numpy()
+
+    def run(self, images: Tensor) -> Tensor:
+        """See `Program`."""
+        self.request.infer({0: images.contiguous().numpy()})
+        return torch.from_numpy(self.request.get_output_tensor(0).data.copy())
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """See `Program`."""
+        # The input lies in the request already; only the computation is repeated.
+        self.request.infer({0: self.example})
+        infer = self.request.infer
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter_ns()
+            infer()
+            times.append((time.perf_counter_ns() - start) / 1e6)
+        return times
+
+    def save(self, path: Path) -> None:
+        """Write OpenVINO's two files: `path` (.xml), and the weights beside it (.bin)."""
+        import openvino
+
+        openvino.save_model(self.model, str(path), compress_to_fp16=False)

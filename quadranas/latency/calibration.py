@@ -1,0 +1,111 @@
+"""From entries to whole networks: one scale factor, and how far predictions are from the truth."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
+from scipy import stats
+
+from quadranas.architecture import Frozen
+
+
+class NetworkLatency(Frozen):
+    """A whole network, predicted and measured, in milliseconds."""
+
+    name: str
+    predicted_ms: PositiveFloat = Field(allow_inf_nan=False)
+    measured_ms: PositiveFloat = Field(allow_inf_nan=False)
+
+    @property
+    def error(self) -> float:
+        """How much slower than predicted, relative to the prediction."""
+        return self.measured_ms / self.predicted_ms - 1
+
+
+class Calibration(Frozen):
+    """The whole networks that a table's scale was fitted to.
+
+    Args:
+        residual: standard deviation of what the scale leaves, relative to the prediction.
+    """
+
+    networks: tuple[NetworkLatency, ...] = Field(min_length=2)
+    residual: NonNegativeFloat = Field(allow_inf_nan=False)
+
+    def safety_factor(self, confidence: float) -> float:
+        """What to divide a budget by, for a network to keep it with this probability.
+
+        `1 + z * residual`, where z is the one-sided quantile of Student's distribution for one
+        more network, since the residual is itself estimated from a few.
+        """
+        size = len(self.networks)
+        z = float(stats.t.ppf(confidence, size - 1)) * math.sqrt(1 + 1 / size)
+        return 1 + z * self.residual
+
+
+class Agreement(Frozen):
+    """How predictions and measurements of fresh networks agree.
+
+    Args:
+        bias: mean of the signed error of the predictions, relative to the measurements.
+        mape: mean of the absolute one.
+        within_5, within_10: share of networks with an absolute error of at most 5 and 10 %.
+        kendall_tau: rank correlation.
+    """
+
+    networks: tuple[NetworkLatency, ...] = Field(min_length=2)
+    bias: FiniteFloat
+    mape: NonNegativeFloat
+    within_5: float = Field(ge=0, le=1)
+    within_10: float = Field(ge=0, le=1)
+    kendall_tau: float = Field(ge=-1, le=1)
+    command: str
+    date: str
+    commit: str
+
+    def summary(self) -> str:
+        """One line for the terminal and the provenance."""
+        return (
+            f"{self.mape:.1%} MAPE, bias {self.bias:+.1%}, {self.within_5:.0%} within 5 %, "
+            f"{self.within_10:.0%} within 10 %, Kendall tau {self.kendall_tau:.2f} "
+            f"on {len(self.networks)} fresh networks"
+        )
+
+
+def fit_scale(sums_ms: Sequence[float], measured_ms: Sequence[float], null_ms: float) -> float:
+    """The scale that minimises the squared relative error of `scale * sum + null`.
+
+    Args:
+        sums_ms: of each network's entries, without null calls.
+    """
+    sums, measured = np.asarray(sums_ms), np.asarray(measured_ms)
+    part, target = sums / measured, 1 - null_ms / measured
+    return float(part @ target / (part @ part))
+
+
+def calibrate(networks: Sequence[NetworkLatency]) -> Calibration:
+    """What a scale leaves on the networks it was fitted to, for which it took one freedom."""
+    squares = sum(network.error**2 for network in networks)
+    return Calibration(networks=tuple(networks), residual=math.sqrt(squares / (len(networks) - 1)))
+
+
+def agreement(
+    networks: Sequence[NetworkLatency], *, command: str, date: str, commit: str
+) -> Agreement:
+    """Predictions against measurements of networks that the calibration has not seen."""
+    predicted = np.array([network.predicted_ms for network in networks])
+    measured = np.array([network.measured_ms for network in networks])
+    errors = predicted / measured - 1
+    tau = float(stats.kendalltau(predicted, measured).statistic)
+    return Agreement(
+        networks=tuple(networks),
+        bias=float(errors.mean()),
+        mape=float(np.abs(errors).mean()),
+        within_5=float((np.abs(errors) <= 0.05).mean()),
+        within_10=float((np.abs(errors) <= 0.10).mean()),
+        kendall_tau=tau if math.isfinite(tau) else 0.0,
+        command=command,
+        date=date,
+        commit=commit,
+    )

@@ -1,0 +1,55 @@
+"""The machine quadranas runs on: its name, and how to keep a measurement on its own cores."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quadranas.errors import QuadranasError
+
+
+def cpu_name() -> str:
+    """The CPU's model as the operating system names it, with the instruction set's family."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in reversed(lines))
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    name = found.get("model name") or found.get("Model") or platform.processor()
+    family = (
+        f" family {found['cpu family']} model {found['model']}" if "cpu family" in found else ""
+    )
+    return f"{name or 'unknown CPU'}{family}, {platform.machine()}"
+
+
+def usable_cores() -> list[int]:
+    """The cores this process may run on, the last one first: interrupts prefer the first."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0), reverse=True)
+
+
+@contextmanager
+def pinned(threads: int | None) -> Iterator[None]:
+    """Keep this process, and the threads it starts, on as many cores as it has threads.
+
+    Raises:
+        QuadranasError: there are fewer cores than threads.
+    """
+    cores = usable_cores()
+    wanted = threads or len(cores)
+    if wanted > len(cores):
+        raise QuadranasError(
+            f"{wanted} threads were asked for, but this process may use {len(cores)} cores",
+            "Set fewer threads.",
+        )
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    os.sched_setaffinity(0, cores[:wanted])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -1,0 +1,128 @@
+"""The journal of a measurement: every timing, written down as it is taken.
+
+A line of JSON each; the first line says what is measured. A killed process loses at most the line
+it was writing.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Self
+
+from quadranas.errors import QuadranasError
+
+Identity = Mapping[str, str | int | None]
+Samples = dict[str, dict[int, list[float]]]
+"""Milliseconds of each call, by program and round."""
+
+
+class Journal:
+    """The timings of one measurement, in memory and on disk; open in one process at a time.
+
+    Args:
+        path: the file; made where there is none, continued where it belongs to the same
+            measurement. None: in memory only.
+        identity: what is measured, on what.
+
+    Raises:
+        QuadranasError: the file is of another measurement, damaged, in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, identity: Identity) -> None:
+        self.path = path
+        self.samples: Samples = {}
+        self.file: IO[bytes] | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise self._fault(error) from error
+        try:
+            self._lock(self.file)
+            self._read(self.file, identity)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
+        """Keep the timings of one program in one round."""
+        self._write({"program": program, "round": round_number, "ms": times_ms})
+        self.samples.setdefault(program, {})[round_number] = times_ms
+
+    def remove(self) -> None:
+        """Delete the file: what it holds has been written elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def num_timings(self) -> int:
+        """How many programs have been timed, counting every round."""
+        return sum(map(len, self.samples.values()))
+
+    def _lock(self, file: IO[bytes]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise QuadranasError(
+                f"another process is measuring into {self.path}",
+                "Wait for it, or choose another --output.",
+            ) from error
+
+    def _read(self, file: IO[bytes], identity: Identity) -> None:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # a torn line of a killed process
+            file.truncate(whole)
+        lines = content[:whole].splitlines()
+        if not lines:
+            self._write({"identity": dict(identity)})
+            return
+        try:
+            self._check(json.loads(lines[0])["identity"], identity)
+            for line in map(json.loads, lines[1:]):
+                times = [float(value) for value in line["ms"]]
+                self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
+        except (ValueError, LookupError, TypeError) as error:
+            raise QuadranasError(
+                f"{self.path} is no journal of a measurement, or damaged: {error}",
+                "Delete it to begin anew.",
+            ) from error
+
+    def _check(self, found: Identity, wanted: Identity) -> None:
+        for key in dict.fromkeys((*wanted, *found)):
+            if found.get(key) != wanted.get(key):
+                raise QuadranasError(
+                    f"{self.path} holds an unfinished measurement with {key} {found.get(key)!r}, "
+                    f"not {wanted.get(key)!r}",
+                    "Finish that one, delete the file to begin anew, or choose another --output.",
+                )
+
+    def _write(self, content: object) -> None:
+        if self.file is None:
+            return
+        try:
+            line = json.dumps(content).encode() + b"\n"
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: OSError) -> QuadranasError:
+        return QuadranasError(
+            f"cannot write {self.path}: {error.strerror or error}; what was measured is kept",
+            "Free some space or choose another --output, then give the same command again.",
+        )

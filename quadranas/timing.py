@@ -1,0 +1,216 @@
+"""Timing many programs so that they can be compared: in shuffled rounds.
+
+One pass over all programs in random order is a round, so that whatever slows the machine down for
+a while slows all of them alike. A program's latency is the first quartile of its rounds' minima.
+The minimum inside a round drops what disturbs single calls; the quartile over the rounds drops
+disturbed rounds, and lucky ones too: on a shared virtual machine (2 cores of a Zen 5, 2026-11-21)
+the least of all calls was reached by short programs in bursts that long ones could not share in,
+and two halves of one measurement differed by 1.4 % in it, but by 0.8 % in the quartile. A
+reference operation, timed several times in every round, tells which rounds were disturbed; they
+are repeated.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from quadranas.backends.interface import Program
+from quadranas.latency.journal import Journal
+from quadranas.reporter import Reporter
+
+REFERENCE = "reference"
+REFERENCES_PER_ROUND = 5
+
+DISTURBED = 0.05
+"""A round whose reference is slower than the quietest round's by more than this is disturbed."""
+
+DISAGREEMENT = 0.01
+"""A program whose latencies in odd and even rounds differ by more than this is timed again."""
+
+STATISTIC = "first quartile of the rounds' minima"
+
+TIMINGS = ".timings"
+"""What is appended to a file's name for the journal that its timings lie in until it is whole."""
+
+MAX_EXTRA = 10
+"""Rounds beyond the planned ones, for disturbed rounds and for programs that disagree."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often programs are timed: rounds, and calls in each after one that is discarded."""
+
+    num_rounds: int = 10
+    repeats: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A program's latency in milliseconds: the statistic, and the minimum and median of all calls.
+
+    Args:
+        spread: interquartile range of all calls, relative to their median.
+    """
+
+    latency_ms: float
+    minimum_ms: float
+    median_ms: float
+    spread: float
+    num_rounds: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Timings by program, and how quiet the machine was.
+
+    Args:
+        noise: median over the programs of how far odd and even rounds differ.
+        num_disturbed: rounds whose reference was slow.
+    """
+
+    programs: Mapping[str, Timing]
+    reference_ms: float
+    num_rounds: int
+    num_disturbed: int
+    noise: float
+
+
+def time_programs(
+    programs: Mapping[str, Program],
+    journal: Journal,
+    reporter: Reporter,
+    plan: Plan,
+    *,
+    max_parallel: int = 1,
+) -> Timings:
+    """Time programs in shuffled rounds; what the journal holds already is not timed again.
+
+    Args:
+        programs: by name; one of them is `REFERENCE`.
+        max_parallel: how many can be timed at once.
+    """
+    names = [name for name in programs if name != REFERENCE]
+    rounds = _Rounds(programs, journal, plan, max_parallel)
+    total = plan.num_rounds * (len(names) + REFERENCES_PER_ROUND)
+    phase = reporter.phase("timing", total, journal.num_timings)
+    started, done_before = time.monotonic(), journal.num_timings
+
+    def advance() -> None:
+        reporter.advance(phase, min(journal.num_timings, total))
+
+    for number in range(plan.num_rounds):
+        rounds.run(number, names, advance)
+        done = journal.num_timings
+        if done > done_before:
+            left_s = (time.monotonic() - started) / (done - done_before) * (total - done)
+            _say_round(reporter, number + 1, plan.num_rounds, left_s)
+    for number in range(plan.num_rounds, plan.num_rounds + MAX_EXTRA):
+        disturbed = _disturbed(journal)
+        quiet = number - len(disturbed)
+        again = names
+        if quiet >= plan.num_rounds:
+            again = [n for n in names if _disagreement(_rounds_of(n, journal)) > DISAGREEMENT]
+        if not again:
+            break
+        rounds.run(number, again, advance)
+    return _summarise(names, journal)
+
+
+class _Rounds:
+    """Runs rounds: every program once, in an order that the seed and the round's number decide."""
+
+    def __init__(
+        self, programs: Mapping[str, Program], journal: Journal, plan: Plan, max_parallel: int
+    ) -> None:
+        self.programs = programs
+        self.journal = journal
+        self.plan = plan
+        self.max_parallel = max_parallel
+
+    def run(self, number: int, names: Sequence[str], advance: Callable[[], None]) -> None:
+        order = list(names)
+        Random(f"{self.plan.seed} {number}").shuffle(order)
+        step = max(1, len(order) // REFERENCES_PER_ROUND)
+        for index in range(REFERENCES_PER_ROUND):
+            order.insert(index * (step + 1), f"{REFERENCE} {index}")
+        samples = self.journal.samples
+        todo = [name for name in order if number not in samples.get(name, {})]
+        for name, times in self._time(todo):
+            self.journal.add(name, number, times)
+            advance()
+
+    def _time(self, names: Sequence[str]) -> Iterable[tuple[str, list[float]]]:
+        def time_one(name: str) -> list[float]:
+            key = REFERENCE if name.startswith(f"{REFERENCE} ") else name
+            return self.programs[key].time_ms(self.plan.repeats)
+
+        if self.max_parallel == 1:
+            for name in names:
+                yield name, time_one(name)
+            return
+        with ThreadPoolExecutor(self.max_parallel) as pool:
+            yield from zip(names, pool.map(time_one, names), strict=True)
+
+
+def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:
+    if not reporter.console.is_terminal:
+        reporter.message(f"round {number} of {total}, {left_s / 60:.1f} min left")
+
+
+def _reference_ms(journal: Journal) -> dict[int, float]:
+    """The reference's latency in every round that has all of its timings."""
+    rounds: dict[int, list[float]] = {}
+    for index in range(REFERENCES_PER_ROUND):
+        for number, times in journal.samples.get(f"{REFERENCE} {index}", {}).items():
+            rounds.setdefault(number, []).append(min(times))
+    return {number: statistics.median(times) for number, times in rounds.items()}
+
+
+def _disturbed(journal: Journal) -> set[int]:
+    rounds = _reference_ms(journal)
+    quietest = min(rounds.values())
+    return {number for number, ms in rounds.items() if ms > quietest * (1 + DISTURBED)}
+
+
+def _latency_ms(rounds: Sequence[Sequence[float]]) -> float:
+    """The first quartile of the rounds' minima."""
+    return float(np.percentile([min(times) for times in rounds], 25))
+
+
+def _disagreement(rounds: Sequence[Sequence[float]]) -> float:
+    """How far odd and even rounds differ."""
+    low, high = sorted((_latency_ms(rounds[::2]), _latency_ms(rounds[1::2] or rounds)))
+    return high / low - 1
+
+
+def _rounds_of(name: str, journal: Journal) -> list[list[float]]:
+    return [times for _, times in sorted(journal.samples[name].items())]
+
+
+def _summarise(names: Sequence[str], journal: Journal) -> Timings:
+    timings = {}
+    for name in names:
+        rounds = _rounds_of(name, journal)
+        times = np.concatenate([np.asarray(times) for times in rounds])
+        quarter, median, three_quarters = np.percentile(times, [25, 50, 75])
+        timings[name] = Timing(
+            latency_ms=_latency_ms(rounds),
+            minimum_ms=float(times.min()),
+            median_ms=float(median),
+            spread=float((three_quarters - quarter) / median),
+            num_rounds=len(rounds),
+        )
+    references = list(_reference_ms(journal).values())
+    return Timings(
+        programs=timings,
+        reference_ms=float(np.percentile(references, 25)),
+        num_rounds=len(references),
+        num_disturbed=len(_disturbed(journal)),
+        noise=statistics.median(_disagreement(_rounds_of(name, journal)) for name in names),
+    )
