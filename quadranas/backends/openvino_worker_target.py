@@ -10,7 +10,8 @@ RELEASE = "2021.4"
 HOW_TO_INSTALL = (
     "Make an environment for it with a Python 3.6 to 3.9, such as: python3.8 -m venv myriad && "
     "myriad/bin/pip install openvino==2021.4.2\n"
-    "Name it in the device's YAML: reach: {worker_python: /path/to/myriad/bin/python}"
+    "Name it with --worker-python myriad/bin/python, or in the device's YAML as "
+    "reach: {worker_python: /path/to/myriad/bin/python}"
 )
 
 
@@ -38,8 +39,11 @@ TARGETS = {
     "MYRIAD": Target(
         precision="fp16", config={"MYRIAD_THROUGHPUT_STREAMS": "1"}, max_loaded=1, recovery_s=15
     ),
-    # Where the CPU has bfloat16, this release computes in it unless it is told not to.
-    "CPU": Target(precision="fp32", config={"ENFORCE_BF16": "NO"}, max_loaded=64),
+    # Where the CPU has bfloat16, this release computes in it unless it is told not to; and it picks
+    # the cores, where our own affinity is to decide.
+    "CPU": Target(
+        precision="fp32", config={"CPU_BIND_THREAD": "NO", "ENFORCE_BF16": "NO"}, max_loaded=64
+    ),
 }
 
 
