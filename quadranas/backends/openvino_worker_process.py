@@ -16,6 +16,9 @@ LAST_LINES = 5
 GRACE_S = 2.0
 """How long a worker that is told to stop may take to let go of its stick."""
 
+LOOK_S = 0.5
+"""How often to see whether it still lives, while waiting for an answer."""
+
 
 class WorkerLostError(Exception):
     """The worker died, hangs or talks nonsense; it has been ended."""
@@ -112,8 +115,12 @@ class WorkerProcess:
         poll.register(stdout, select.POLLIN)
         while b"\n" not in self._unread:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not poll.poll(left_s * 1e3):
+            if left_s <= 0:
                 raise WorkerLostError(f"no answer came in {timeout_s:g} s{self._last_words()}")
+            if not poll.poll(min(left_s, LOOK_S) * 1e3):
+                if _exit_code(self._process, 0) is None:
+                    continue
+                raise WorkerLostError(self._how_it_ended())  # a child of its holds the pipe
             received = os.read(stdout, 65536)
             if not received:
                 raise WorkerLostError(self._how_it_ended())
@@ -122,9 +129,7 @@ class WorkerProcess:
         return line
 
     def _how_it_ended(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE_S)
-        code = self._process.poll()
+        code = _exit_code(self._process, GRACE_S)
         if code is None:
             how = "it closed its pipes"
         elif code < 0:
@@ -140,16 +145,33 @@ class WorkerProcess:
         return "".join(f"\n  stderr: {line}" for line in last)
 
 
+def _exit_code(process: "subprocess.Popen[bytes]", patience_s: float) -> int | None:
+    """The exit code of a process that ends soon, negative for a signal.
+
+    It stays a zombie, so that the id of its process group is not given to others.
+    """
+    deadline = time.monotonic() + patience_s
+    while process.returncode is None:
+        end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if end is not None:
+            return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.005)
+    return process.returncode
+
+
 def _end(process: "subprocess.Popen[bytes]", grace_s: float = GRACE_S) -> None:
+    if process.returncode is not None:
+        return
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
         process.stdin.close()  # which asks it to end
     try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        pass
+        _exit_code(process, grace_s)
     finally:  # a second Ctrl-C must not spare it
-        process.kill()
+        # And what it forked: a new OpenVINO, found in the wrong interpreter, does when imported.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()

@@ -39,8 +39,8 @@ TARGETS = {
     "MYRIAD": Target(
         precision="fp16", config={"MYRIAD_THROUGHPUT_STREAMS": "1"}, max_loaded=1, recovery_s=15
     ),
-    # Where the CPU has bfloat16, this release computes in it unless it is told not to; and it picks
-    # the cores, where our own affinity is to decide.
+    # Where the CPU has bfloat16, this release computes in it unless it is told not to. It would
+    # also pick the cores; our own affinity is to decide.
     "CPU": Target(
         precision="fp32", config={"CPU_BIND_THREAD": "NO", "ENFORCE_BF16": "NO"}, max_loaded=64
     ),

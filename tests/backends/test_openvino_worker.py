@@ -319,20 +319,19 @@ if {end!r}:
 """
     owner = [sys.executable, "-c", code]
     started = subprocess.run(owner, capture_output=True, text=True, check=False)
-    worker = Path("/proc", started.stdout.strip())
-    assert worker != Path("/proc")
+    wait_for_end(int(started.stdout))
+
+
+def wait_for_end(process: int) -> None:
+    """One that ended may stay listed as a zombie: its parent is gone."""
+    status = Path(f"/proc/{process}/status")
     deadline = time.monotonic() + 10
-    while is_running(worker) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        with suppress(ProcessLookupError):
+            if not status.exists() or "\nState:\tZ" in status.read_text():
+                return
         time.sleep(0.02)
-    assert not is_running(worker)
-
-
-def is_running(process: Path) -> bool:
-    """From its folder in /proc; one that ended may stay listed as a zombie."""
-    try:
-        return "\nState:\tZ" not in (process / "status").read_text()
-    except OSError:
-        return False
+    raise AssertionError(f"process {process} still runs")
 
 
 @needs_worker
@@ -428,6 +427,16 @@ def test_a_stick_that_answered_before_counts_as_lost(
         with pytest.raises(DeviceLostError, match=r"lost 4 times .*NC_ERROR") as caught:
             program.time_ms(1)
         assert "plugged in" in caught.value.hint
+
+
+def test_what_the_worker_started_ends_with_it(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    child = tmp_path / "child"
+    python.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {child}\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(QuadranasError, match="ended with exit code 1"):
+        OpenVinoWorkerBackend(device(str(python)), Path())
+    wait_for_end(int(child.read_text()))
 
 
 def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
