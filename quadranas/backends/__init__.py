@@ -6,6 +6,7 @@ from pathlib import Path
 from quadranas.backends.interface import Backend
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.backends.openvino import OpenVinoBackend
+from quadranas.backends.openvino_worker import OpenVinoWorkerBackend
 from quadranas.latency.device import Device
 
 BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
@@ -26,4 +27,6 @@ def open_backend(device: Device, records: Path) -> Backend:
         QuadranasError: the device is not there, or cannot run at its precision.
     """
     assert device.runtime is not None, "choose the runtime first"
+    if device.runtime == "openvino" and device.reach.worker_python is not None:
+        return OpenVinoWorkerBackend(device, records)
     return BACKENDS[device.runtime](device, records)

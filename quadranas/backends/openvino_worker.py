@@ -1,0 +1,284 @@
+"""The Myriad X, through OpenVINO 2021.4.2 in a process of its own.
+
+OpenVINO dropped the Myriad after 2022.3, and the wheels that still drive it are for Python 3.6 to
+3.9. So the stick belongs to a worker in an old environment, which reads ONNX and is asked over
+pipes (`openvino_worker_process.py`, `openvino_worker_main.py`). The same wheel's CPU device is
+reached in the same way, which is how all this is tested where there is no stick.
+"""
+
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import Provenance
+from quadranas.backends.onnx_file import require_extra
+from quadranas.backends.openvino_worker_process import (
+    RefusedError,
+    WorkerLostError,
+    WorkerProcess,
+)
+from quadranas.backends.openvino_worker_target import (
+    HOW_TO_INSTALL,
+    RELEASE,
+    find_python,
+    find_target,
+)
+from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.latency.device import Device
+
+EXTRA = "myriad"
+OPSET = 13
+STICK_GONE = re.compile(r"NC_(ERROR|TIMEOUT|BUSY|DEVICE_NOT_FOUND|MYRIAD_ERROR)|X_LINK_")
+"""How the plugin says that the stick does not answer, as opposed to refusing a network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for the worker, and how often to ask again when it is lost.
+
+    Args:
+        load_s: for starting it, and for compiling a network.
+        call_s: for running or timing one.
+        retries: of a request, each with a worker started anew.
+    """
+
+    load_s: float = 120
+    call_s: float = 60
+    retries: int = 3
+
+
+class WorkerProgram:
+    """A network in the worker; it is loaded there again when need be."""
+
+    def __init__(self, backend: "OpenVinoWorkerBackend", path: Path, shape: Sequence[int]) -> None:
+        self._backend = backend
+        self.path = path
+        self.shape = tuple(shape)
+
+    def run(self, images: Tensor) -> Tensor:
+        """The network's output for one input of the shape it was compiled for, float32."""
+        if tuple(images.shape) != self.shape:
+            raise QuadranasError(
+                f"the network was compiled for {self.shape}, got {tuple(images.shape)}"
+            )
+        given, computed = self.path.with_suffix(".in.npy"), self.path.with_suffix(".out.npy")
+        np.save(given, images.detach().cpu().float().numpy())
+        self._backend.call(self, "run", images=str(given), output=str(computed))
+        return torch.from_numpy(np.load(computed))
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """Milliseconds of each of so many calls, after one that is discarded."""
+        latencies_ms: list[float] = self._backend.call(self, "time", repeats=repeats)["ms"]
+        return latencies_ms
+
+
+class OpenVinoWorkerBackend:
+    """OpenVINO 2021.4 on a Myriad stick, or on the CPU.
+
+    Args:
+        device: its target is an OpenVINO device, `MYRIAD` unless it says otherwise; its reach
+            names the interpreter.
+        records: not used, there is nothing to tune.
+
+    Raises:
+        QuadranasError: the device asks for what OpenVINO 2021.4 cannot do, or the worker does not
+            start; the hint says how to make its environment.
+        MissingExtraError: the ONNX package is not installed.
+    """
+
+    def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
+        require_extra(EXTRA, "onnx")
+        self._device = device
+        self._patience = patience or Patience()
+        self._name, self._target = find_target(device)
+        self._config = dict(self._target.config)
+        if self._name == "CPU" and device.threads is not None:
+            self._config["CPU_THREADS_NUM"] = str(device.threads)
+        self._python = find_python(device)
+        self._num_programs = 0
+        self._ever_loaded = False
+        self._loaded: dict[WorkerProgram, int] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="quadranas-worker-")
+        self.worker: WorkerProcess | None = None
+        try:
+            self._hello = self._first_hello()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def max_parallel(self) -> int:
+        """One: the stick, and the process that holds it, are asked one thing at a time."""
+        return 1
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> WorkerProgram:
+        """Export a network in evaluation mode to ONNX and load it in the worker.
+
+        Raises:
+            QuadranasError: it cannot be exported, or OpenVINO refuses it, or there is no stick.
+            DeviceLostError: the worker was lost again and again.
+        """
+        self._num_programs += 1
+        path = Path(self._folder.name) / f"{self._num_programs}.onnx"
+        _export(network, input_shape, path)
+        program = WorkerProgram(self, path, input_shape)
+        what = f"load {type(network).__name__} {tuple(input_shape)}"
+        self._insist(what, lambda worker: {"handle": self._handle(worker, program)})
+        return program
+
+    def call(self, program: WorkerProgram, do: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the worker to do something with a program, again if it is lost."""
+
+        def ask(worker: WorkerProcess) -> dict[str, Any]:
+            return self._ask(worker, do, handle=self._handle(worker, program), **arguments)
+
+        return self._insist(f"{do} a network of input {program.shape}", ask)
+
+    def provenance(self) -> Provenance:
+        """The release, the device as it names itself, and what was asked of the plugin."""
+        runtime = self._hello["openvino"].split("-")[0]
+        if self._hello["name"] is None:  # a stick may tell only once something runs on it
+            self._hello = self._insist("name its device", self._ask_hello)
+        return Provenance(
+            runtime=f"OpenVINO {runtime} ({self._name})",
+            hardware=self._hello["name"] or self._device.title,
+            versions={
+                "openvino": self._hello["openvino"],
+                "numpy": self._hello["numpy"],
+                "python": self._hello["python"],
+                "torch": torch.__version__,
+                "onnx opset": str(OPSET),
+            },
+            settings=self._config,
+        )
+
+    def close(self) -> None:
+        """End the worker, which lets go of the stick."""
+        try:
+            self._stop()
+        finally:
+            self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _first_hello(self) -> dict[str, Any]:
+        """Start the worker and see that it has the OpenVINO it needs."""
+        try:
+            hello = self._ask_hello(self._running())
+        except OSError as error:
+            fault = f"it cannot be started: {error.strerror or error}"
+        except (RefusedError, WorkerLostError) as error:
+            fault = f"OpenVINO {RELEASE} does not work there: {error}"
+        else:
+            if hello["openvino"].startswith(f"{RELEASE}."):
+                return hello
+            fault = f"it has OpenVINO {hello['openvino']}, needed is {RELEASE}"
+        raise QuadranasError(f"worker_python {self._python}: {fault}", HOW_TO_INSTALL)
+
+    def _ask_hello(self, worker: WorkerProcess) -> dict[str, Any]:
+        return worker.ask("hello", self._patience.load_s, device=self._name)
+
+    def _insist(self, what: str, ask: Callable[[WorkerProcess], dict[str, Any]]) -> dict[str, Any]:
+        """An answer, from a worker that is started again each time it is lost."""
+        for retries_left in reversed(range(self._patience.retries + 1)):
+            try:
+                return ask(self._running())
+            except RefusedError as refusal:
+                raise self._explained(what, refusal) from refusal
+            except (OSError, WorkerLostError) as loss:
+                self._stop()
+                if not retries_left:
+                    raise DeviceLostError(
+                        f"the OpenVINO worker for {self._name} was lost "
+                        f"{self._patience.retries + 1} times when asked to {what}; "
+                        f"the last time, {loss}",
+                        "See that the stick is plugged in and that no other process uses it, then "
+                        "give the command again.",
+                    ) from loss
+                time.sleep(self._target.recovery_s)
+        raise AssertionError("the last turn returns or raises")
+
+    def _ask(self, worker: WorkerProcess, do: str, **arguments: Any) -> dict[str, Any]:
+        """One request; a stick that answered before and does not now counts as a lost worker."""
+        timeout_s = self._patience.load_s if do == "load" else self._patience.call_s
+        try:
+            return worker.ask(do, timeout_s, **arguments)
+        except RefusedError as refusal:
+            if self._ever_loaded and STICK_GONE.search(str(refusal)):
+                raise WorkerLostError(f"it answered: {refusal}") from refusal
+            raise
+
+    def _handle(self, worker: WorkerProcess, program: WorkerProgram) -> int:
+        """The program's handle in the running worker; the least recently used one makes room."""
+        handle = self._loaded.pop(program, None)
+        if handle is None:
+            while len(self._loaded) >= self._target.max_loaded:
+                oldest = next(iter(self._loaded))
+                self._ask(worker, "unload", handle=self._loaded.pop(oldest))
+            onnx = str(program.path)
+            answer = self._ask(worker, "load", path=onnx, device=self._name, config=self._config)
+            handle = int(answer["handle"])
+            self._ever_loaded = True
+        self._loaded[program] = handle
+        return handle
+
+    def _explained(self, what: str, refusal: RefusedError) -> QuadranasError:
+        if STICK_GONE.search(str(refusal)):
+            return QuadranasError(
+                f"no Myriad stick answers as {self._name}: {refusal}",
+                "See that lsusb lists it (03e7:2485, Intel Movidius MyriadX), that a udev rule "
+                "lets you use devices of vendor 03e7, and that no other process uses it.",
+            )
+        return QuadranasError(f"OpenVINO {RELEASE} cannot {what} on {self._name}: {refusal}")
+
+    def _running(self) -> WorkerProcess:
+        if self.worker is None:
+            self.worker = WorkerProcess(self._python, Path(self._folder.name) / "worker.log")
+        return self.worker
+
+    def _stop(self) -> None:
+        self._loaded.clear()
+        if self.worker is not None:
+            self.worker.stop()
+            self.worker = None
+
+
+def _export(network: nn.Module, shape: Sequence[int], path: Path) -> None:
+    """Write ONNX that OpenVINO 2021.4 reads, of one input shape.
+
+    By the exporter that traces: it knows opset 13, and takes a tenth of the other one's time.
+
+    Raises:
+        QuadranasError: the network holds an operation that this opset lacks.
+    """
+    # torch 2.13 turns this log on by mistake (setup_onnx_logging), and on stdout
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation (torch 2.13)
+        try:
+            torch.onnx.export(
+                network, (torch.zeros(*shape),), path, dynamo=False, opset_version=OPSET
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise QuadranasError(
+                f"{type(network).__name__} cannot be written as ONNX of opset {OPSET}: {error}"
+            ) from error
