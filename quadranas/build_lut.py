@@ -11,7 +11,7 @@ from quadranas.architecture import OpSpec
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
-from quadranas.latency.device import RUNTIMES, Device
+from quadranas.latency.device import FASTEST, RUNTIMES, Device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import (
     LatencyTable,
@@ -29,8 +29,6 @@ from quadranas.timing import STATISTIC, TIMINGS, Plan
 CLASS_COUNTS = (10, 100, 1000)
 
 ANALYTIC = "analytic"
-FASTEST = "fastest"
-"""Of the runtimes installed on this machine; found out by timing."""
 
 COMPARED = (
     *("space", "device", "method", "backend", "runtime", "precision", "threads", "batch_size"),
@@ -99,7 +97,7 @@ class _Request:
         for key, value in wanted.items():
             if key in COMPARED and found[key] != value:
                 raise QuadranasError(
-                    f"{path} was made with {key} {found[key]!r}, not {value!r}",
+                    f"{path} was made with {key} {found[key]!r}; wanted is {value!r}",
                     f"{hint} choose another --output.",
                 )
 
@@ -111,8 +109,8 @@ class _Request:
 def build_lut(
     space: SearchSpace,
     device: Device,
-    reporter: Reporter,
     *,
+    reporter: Reporter | None = None,
     backend: str | None = None,
     output: Path | None = None,
     num_classes: Sequence[int] = (),
@@ -126,8 +124,9 @@ def build_lut(
     whole.
 
     Args:
-        backend: `analytic`, or the runtime to measure with. If not given: a device without an
-            analytic model is measured, and so is one that is described with a way to reach it.
+        reporter: told of the progress of a measurement.
+        backend: `analytic`, or the runtime to measure with. If not given, a device that has no
+            analytic model, or a description of how to reach it, is measured with its own.
         output: the table's file; `latency_tables/<space>/<device>.json` in the working folder if
             not given.
         num_classes: class counts to price the head for, besides the usual ones.
@@ -158,7 +157,7 @@ def build_lut(
         table = _analytic_table(request)
         table.save(request.target)
     else:
-        table = _measured_table(request, backend, reporter, plan or Plan())
+        table = _measured_table(request, backend, reporter or Reporter(quiet=True), plan or Plan())
     return request.target, table
 
 
@@ -166,7 +165,7 @@ def _default_backend(device: Device) -> str:
     reachable = bool(device.reach.model_dump(exclude_none=True))
     if device.analytic is not None and not reachable:
         return ANALYTIC
-    return device.runtime or FASTEST
+    return device.runtime or ANALYTIC
 
 
 def _analytic_table(request: _Request) -> LatencyTable:
@@ -181,6 +180,9 @@ def _analytic_table(request: _Request) -> LatencyTable:
     request.check(made)
     texts = {"fitted_to": model.fitted_to, "expected_error": model.expected_error}
     header = request.header(made | {"statistic": "model"} | texts)
+    if request.existing is not None:
+        kept = {key: getattr(request.existing.header, key) for key in ("scale", "null_ms")}
+        header = header.model_copy(update=kept)
     entries = [
         TableEntry(op=spec, latency_ms=op_latency_ms(spec, model, device.precision))
         for spec in request.missing
@@ -193,7 +195,7 @@ def _measured_table(
 ) -> LatencyTable:
     """Measure, save the table, and only then let go of the timings."""
     device, existing = request.device, request.existing
-    if existing is not None and existing.header.method == "measured" and device.runtime is None:
+    if existing is not None and existing.header.method == "measured" and device.runtime == FASTEST:
         device = as_measured(device, existing.header)
         reporter.message(f"completing the table as it was measured: {existing.header.summary()}")
     elif backend == FASTEST:

@@ -183,7 +183,7 @@ def build_lut_command(
         path, table = build_lut(
             load_space(space),
             load_device(device).configured(**given),
-            reporter,
+            reporter=reporter,
             backend=backend,
             output=output,
             num_classes=num_classes or (),

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from quadranas.architecture import load_architecture
-from quadranas.decode import MIN_USE, Limits
+from quadranas.decode import MIN_USE
 from quadranas.derive import derive
 from quadranas.errors import QuadranasError
+from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable, find_table
 from quadranas.network import build_subnet, load_weights
@@ -46,7 +47,8 @@ def all_latencies(space: SearchSpace, table: LatencyTable) -> list[float]:
 
 
 def run_derive(run: Path, device: str, output: Path, **limits: Any) -> dict[str, Any]:
-    return derive(run, load_device(device), Limits(**limits), output, Reporter(quiet=True))
+    contract = Contract(budget_ms=limits.pop("budget_ms"))
+    return derive(run, load_device(device), contract, output, Reporter(quiet=True), **limits)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -116,18 +116,15 @@ def test_a_run_through_the_command_line(
 def test_a_file_that_fails_the_check_replaces_nothing(
     tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    def compare(*args: object) -> tuple[float, float, float]:
+    (tmp_path / "net.onnx").write_text("the old one", encoding="utf-8")
+
+    def save(network: nn.Module, resolution: int, path: Path) -> tuple[float, float, float]:
+        path.write_text("the new one", encoding="utf-8")
         if fault == "interrupted":
             raise KeyboardInterrupt
         return 5.0, 0.5, 0.0
 
-    (tmp_path / "net.onnx").write_text("the old one", encoding="utf-8")
-
-    def save(network: nn.Module, resolution: int, path: Path) -> None:
-        path.write_text("the new one", encoding="utf-8")
-
-    monkeypatch.setattr("quadranas.export._compare", compare)
-    monkeypatch.setattr("quadranas.backends.onnxruntime.save", save)
+    monkeypatch.setattr("quadranas.export._save", save)
     raised = PromiseMissedError if fault == "wrong" else KeyboardInterrupt
     with pytest.raises(raised) as caught:
         export(open_subject(str(finished_run)), output=tmp_path / "net.onnx", force=True)
@@ -148,7 +145,7 @@ def test_a_missing_extra_is_named(
         export(open_subject(str(finished_run)), output=tmp_path / "net.onnx")
     outcome = call("export", finished_run, "--output", tmp_path / "net.onnx", "--json")
     assert outcome.code == 2
-    assert outcome.json()["error"] == f"exporting to ONNX needs the package {package!r}"
+    assert outcome.json()["error"] == f"'onnxruntime' needs the package {package!r}"
     assert listing(tmp_path) == []
 
 

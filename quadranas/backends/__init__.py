@@ -26,7 +26,7 @@ def open_backend(device: Device, records: Path) -> Backend:
         MissingExtraError: the runtime is not installed.
         QuadranasError: the device is not there, or cannot run at its precision.
     """
-    assert device.runtime is not None, "choose the runtime first"
+    assert device.runtime in BACKENDS, "choose the runtime first"
     if device.runtime == "openvino" and device.reach.worker_python is not None:
         return OpenVinoWorkerBackend(device, records)
     return BACKENDS[device.runtime](device, records)

@@ -25,7 +25,7 @@ def require_extra(extra: str, *packages: str) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise MissingExtraError(
-                f"the runtime {extra!r} needs the package {package!r}",
+                f"{extra!r} needs the package {package!r}",
                 f"Install it with: pip install 'quadranas[{extra}]'",
             ) from error
 

@@ -50,6 +50,8 @@ class AnalyticModel(Frozen):
 
 Runtime = Literal["onnxruntime", "openvino", "tvm", "cuda"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
+FASTEST = "fastest"
+"""Of the runtimes installed on this machine; found out by timing."""
 
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
 """A host and a port, as in `192.168.0.7:9090`."""
@@ -84,7 +86,8 @@ class Device(Frozen):
     Args:
         name: identifies its tables: `latency_tables/<space>/<name>.json`.
         title: the hardware in words.
-        runtime: what runs and times networks there; none: the fastest that is installed here.
+        runtime: what runs and times networks there, or `fastest` for this machine; none where
+            nothing can be measured.
         target: in the runtime's terms: an OpenVINO device name, a TVM target, a CUDA device's
             number.
         precision: of weights and activations; decides the bytes per element.
@@ -95,7 +98,7 @@ class Device(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
-    runtime: Runtime | None = None
+    runtime: Runtime | Literal["fastest"] | None = None
     target: str | int | dict[str, str | int | list[str]] | None = None
     precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
     threads: int | None = Field(default=None, ge=1)

@@ -13,10 +13,10 @@ from quadranas.latency.device import load_device, shipped_devices
 BOARD: dict[str, Any] = {
     "name": "board",
     "title": "a board",
-    "runtime": "a runtime",
     "precision": "fp32",
     "threads": 4,
     "analytic": {
+        "runtime": "a runtime",
         "fitted_to": "nothing",
         "expected_error": "unknown",
         "gmacs_per_s": {"conv": 10, "pointwise": 10, "depthwise": 3, "linear": 10},
@@ -64,7 +64,7 @@ def test_an_unknown_device_suggests_the_nearest() -> None:
         ({"precision": "fp8"}, r"board\.yaml: precision: .*fp8"),
         ({"threads": 0}, r"board\.yaml: threads: .*0"),
         ({"name": "../up"}, r"board\.yaml: name: "),
-        ({"analytic": {}}, r"board\.yaml: analytic\.fitted_to: required key is missing"),
+        ({"analytic": {}}, r"board\.yaml: analytic\.runtime: required key is missing"),
         (
             change("gmacs_per_s", {"conv": 1, "pointwize": 1, "depthwise": 1, "linear": 1}),
             r"board\.yaml: analytic\.gmacs_per_s\.pointwize: unknown key \(got 1\); accepted: "
@@ -78,7 +78,7 @@ def test_an_unknown_device_suggests_the_nearest() -> None:
         (change("overhead_us", -1), r"analytic\.overhead_us: .*-1"),
         (change("saturation", math.inf), r"analytic\.saturation: .*inf"),
         (change("saturation_channels", "both"), r"analytic\.saturation_channels: .*'both'"),
-        ({"batch_size": 8}, r"board\.yaml: batch_size: .*8"),
+        ({"batch_size": 0}, r"board\.yaml: batch_size: .*0"),
         (change("bandwidth_gb_per_s", -1), r"board\.yaml: analytic\.bandwidth_gb_per_s: .*-1"),
     ],
 )
