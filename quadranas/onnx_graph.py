@@ -61,6 +61,10 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    def size(self, name: str) -> int:
+        """Elements of a tensor; 0 if its shape is not known."""
+        return math.prod(self.shapes[name]) if name in self.shapes else 0
+
 
 def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
     """Read an ONNX file for a batch of one, where the file leaves the batch open.

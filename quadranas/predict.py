@@ -7,8 +7,9 @@ from typing import Any
 from quadranas.errors import QuadranasError
 from quadranas.latency.analytic import primitive_ms
 from quadranas.latency.device import AnalyticModel, Device
+from quadranas.onnx_fusion import fuse
 from quadranas.onnx_graph import Node, read_graph
-from quadranas.onnx_kernels import Kernel, find_kernels
+from quadranas.onnx_operators import Launch
 
 
 def predict(path: Path, device: Device, *, resolution: int | None = None) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def predict(path: Path, device: Device, *, resolution: int | None = None) -> dic
             "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
         )
     graph = read_graph(path, resolution=resolution)
-    kernels, unpriced = find_kernels(graph)
-    operators = [_operator(kernel, model, device.precision) for kernel in kernels]
+    launches, unpriced = fuse(graph)
+    operators = [_operator(launch, model, device.precision) for launch in launches]
     return {
         "model": str(path),
         "inputs": [list(graph.shapes.get(name, ())) for name in graph.inputs],
@@ -53,11 +54,11 @@ def predict(path: Path, device: Device, *, resolution: int | None = None) -> dic
     }
 
 
-def _operator(kernel: Kernel, model: AnalyticModel, precision: str) -> dict[str, Any]:
-    primitive = kernel.primitive
+def _operator(launch: Launch, model: AnalyticModel, precision: str) -> dict[str, Any]:
+    primitive = launch.primitive
     return {
-        "name": kernel.nodes[0].name,
-        "ops": [node.op for node in kernel.nodes],
+        "name": launch.nodes[0].name,
+        "ops": [node.op for node in launch.nodes],
         "kind": primitive.kind,
         "macs": primitive.num_macs,
         "params": primitive.num_params,

@@ -3,8 +3,8 @@
 `t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of
 the primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
 bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) cost nothing;
-LayerNorm, GELU, products and residual sums are memory traffic and a launch each; sigmoids may cost
-a device extra.
+LayerNorm, GELU, products and residual sums are memory traffic and a launch each; so are joins,
+unless the runtime lets tensors share memory. Sigmoids may cost a device extra.
 """
 
 from quadranas.architecture import OpSpec
@@ -26,7 +26,7 @@ def primitive_ms(primitive: Primitive, model: AnalyticModel, precision: str) -> 
     Args:
         precision: of a device, such as `fp16`.
     """
-    if primitive.kind == "folded":
+    if primitive.kind == "folded" or (primitive.kind == "join" and model.joins_in_place):
         return 0.0
     bytes_per_element = BYTES[precision]
     activations = (primitive.reads + primitive.writes) * bytes_per_element
