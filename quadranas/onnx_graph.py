@@ -80,18 +80,16 @@ def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
     content = _read(path)
     try:
         model = onnx.load_model_from_string(content)
-        has_nodes = len(model.graph.node) > 0
-    except Exception as error:  # protobuf's own, and others for names that are not UTF-8
+    except Exception as error:  # protobuf's own, which onnx does not name
         raise _refusal(path, f"not an ONNX file, or damaged ({_first_line(error)})") from error
-    if not has_nodes:
+    if not model.graph.node:
         raise _refusal(path, "not an ONNX file, or one without operators")
-    _drop_weights(onnx, model, path)
-    _fix_inputs(model, path, resolution)
     try:
+        _drop_weights(onnx, model, path)
+        _fix_inputs(model, path, resolution)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        return _plain(onnx, model)
+        return _plain(onnx, onnx.shape_inference.infer_shapes(model, data_prop=True))
     except QuadranasError:
         raise
     except Exception as error:  # whatever the library raises for a graph that is not well formed
@@ -133,6 +131,15 @@ def _first_line(error: Exception) -> str:
 def _printable(text: str) -> str:
     """A name as a terminal can show it."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _names(names: Iterable[str | bytes]) -> tuple[str, ...]:
+    """Names as text; protobuf hands over as bytes what is not UTF-8.
+
+    Raises:
+        UnicodeDecodeError: there is one that is not.
+    """
+    return tuple(name if isinstance(name, str) else name.decode() for name in names)
 
 
 def _drop_weights(onnx: Any, model: Any, path: Path) -> None:
@@ -179,7 +186,7 @@ def _fix_inputs(model: Any, path: Path, resolution: int | None) -> None:
     for value in model.graph.input:
         if value.name in constants:
             continue
-        name = _printable(value.name)
+        name = _printable(*_names([value.name]))
         if not value.type.tensor_type.HasField("shape"):
             raise _refusal(path, f"its input {name!r} has no shape", "Export it with one.")
         dims = value.type.tensor_type.shape.dim
@@ -235,8 +242,8 @@ def _plain(onnx: Any, model: Any) -> Graph:
         shapes=shapes,
         constants=frozenset(constants - {""}),
         values=values,
-        inputs=tuple(v.name for v in graph.input if v.name not in constants),
-        outputs=tuple(value.name for value in graph.output),
+        inputs=_names(v.name for v in graph.input if v.name not in constants),
+        outputs=_names(value.name for value in graph.output),
     )
 
 
@@ -255,13 +262,15 @@ def _node(proto: Any) -> Node:
             attributes[attribute.name] = attribute.i
         elif attribute.ints:
             attributes[attribute.name] = tuple(attribute.ints)
-    prefix = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
-    name = proto.name or next(iter(proto.output), "")
+    name, domain, op = _names([proto.name, proto.domain, proto.op_type])
+    outputs = _names(proto.output)
+    if not outputs:
+        raise ValueError(f"operator {_printable(name)!r} has no output")
     return Node(
-        name=_printable(name),
-        op=_printable(f"{prefix}{proto.op_type}"),
-        inputs=tuple(proto.input),
-        outputs=tuple(proto.output),
+        name=_printable(name or outputs[0]),
+        op=_printable(op if domain in ("", "ai.onnx") else f"{domain}.{op}"),
+        inputs=_names(proto.input),
+        outputs=outputs,
         attributes=attributes,
     )
 
