@@ -5,7 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from quadranas.cost import Primitive
-from quadranas.onnx_graph import Graph, Node, Shape
+from quadranas.onnx_graph import Graph, Node
+from quadranas.onnx_shapes import Shape
 
 VIEWS = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})

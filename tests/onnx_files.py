@@ -1,18 +1,21 @@
 """ONNX files as tests write them: a line per operator, in ONNX's own notation."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
-Weights = dict[str, tuple[int, ...] | list[int] | float]
+Weights: TypeAlias = Mapping[str, tuple[int, ...] | list[int] | float]
 """By name: the shape of an array of zeros, a list of integers, or a number."""
 
 
-def model(nodes: str, weights: Weights | None = None, image: Any = (1, 8, 16, 16)) -> Any:
+def model(
+    nodes: str, weights: Weights | None = None, image: Any = (1, 8, 16, 16), opset: int = 18
+) -> Any:
     """A model from `x`, of the shape of an image, to what the last line computes."""
     parsed = [onnx.parser.parse_node(line) for line in nodes.strip().splitlines()]
     graph = helper.make_graph(
@@ -22,7 +25,7 @@ def model(nodes: str, weights: Weights | None = None, image: Any = (1, 8, 16, 16
         [helper.make_tensor_value_info(parsed[-1].output[0], TensorProto.FLOAT, None)],
         [numpy_helper.from_array(_array(value), name) for name, value in (weights or {}).items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 def write(

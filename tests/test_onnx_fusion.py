@@ -105,7 +105,7 @@ HARD_SWISH = {
     "one operator": "y = HardSwish(a)",
     "hard sigmoid": "b = HardSigmoid<alpha=0.1666667>(a)\ny = Mul(a, b)",
     "clip": "b = Add(a, three)\nc = Clip(b, zero, six)\nd = Mul(a, c)\ny = Div(d, six)",
-    "clip, divided first": "b = Add(a, three)\nc = Clip(b, zero, six)\nd = Div(c, six)\ny = Mul(a, d)",
+    "clip, divided": "b = Add(a, three)\nc = Clip(b, zero, six)\nd = Div(c, six)\ny = Mul(a, d)",
 }
 
 

@@ -5,7 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,6 +39,36 @@ def test_an_open_batch_is_one_and_a_fixed_one_is_kept(tmp_path: Path) -> None:
     for batch, expected in (("batch", 1), (None, 1), (4, 4)):
         path = write(tmp_path / "net.onnx", shapes, weights, image=(batch, 8, 16, 16))
         assert read_graph(path).shapes["y"] == (expected, 2048)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 17])
+def test_shapes_are_computed_for_old_operator_sets_too(tmp_path: Path, opset: int) -> None:
+    """What `x.view(x.size(0), -1, x.size(2) // 2)` and `x.flatten(1)` have long become."""
+    axes = "<axes=[0]>({})" if opset < 13 else "({}, zeros)"
+    nodes = (
+        f"s = Shape(x)\nf = Gather(s, zero)\nu = Unsqueeze{axes.format('f')}\n"
+        f"h = Gather(s, last)\ni = Div(h, last)\nj = Unsqueeze{axes.format('i')}\n"
+        "t = Concat<axis=0>(u, rest, j)\na = Reshape(x, t)\nk = Shape(a)\n"
+        "l = Slice(k, zeros, ones)\nm = Concat<axis=0>(l, rest)\ny = Reshape(a, m)"
+    )
+    weights: Any = {"zeros": [0], "ones": [1], "rest": [-1]}
+    whole = model(nodes, weights, ("batch", 8, 16, 16), opset)
+    for name, value in (("zero", 0), ("last", 2)):
+        whole.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(whole.SerializeToString())
+    graph = read_graph(path)
+    assert [node.op for node in graph.nodes] == ["Reshape", "Reshape"]
+    assert (graph.shapes["a"], graph.shapes["y"]) == ((1, 256, 8), (1, 2048))
+
+
+def test_a_division_by_zero_in_a_shape_leaves_it_unknown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes = "s = Shape(x)\nt = Div(s, zero)\ny = Reshape(x, t)"
+    graph = read_graph(write(tmp_path / "net.onnx", nodes, {"zero": [0]}))
+    assert "y" not in graph.shapes
+    assert capfd.readouterr().err == ""
 
 
 def test_an_open_resolution_has_to_be_named(tmp_path: Path) -> None:
@@ -155,11 +187,16 @@ def whole_file() -> bytes:
     nodes = (
         "a = Conv<pads=[1,1,1,1], group=2>(x, w, b)\nb1 = BatchNormalization(a, b, b, b, b)\n"
         "c = Clip(b1, low)\nd = MaxPool<kernel_shape=[2,2]>(c)\ne = ReduceMean(d, axes)\n"
-        "f = Reshape(e, flat)\ng = Gemm<transB=1>(f, v)\nh = Split<num_outputs=2, axis=1>(g)\n"
-        "i = Transpose<perm=[1,0]>(h)\ny = Softmax(i)"
+        "f = Reshape(e, flat)\ng = Gemm<transB=1>(f, v)\nh, h2 = Split<axis=1>(g)\n"
+        "i = Transpose<perm=[1,0]>(h)\nj = Shape(i)\nk = Slice(j, one, two)\n"
+        "l = Concat<axis=0>(k, one)\nm = Reshape(i, l)\ny = Softmax(m)"
     )
     weights: Any = {"w": (8, 4, 3, 3), "b": (8,), "low": 0.0, "v": (10, 8)}
-    return bytes(model(nodes, weights | {"axes": [2, 3], "flat": [0, -1]}).SerializeToString())
+    return bytes(
+        model(
+            nodes, weights | {"axes": [2, 3], "flat": [0, -1], "one": [1], "two": [2]}, opset=13
+        ).SerializeToString()
+    )
 
 
 def outcome(path: Path, content: bytes) -> Any:
@@ -169,6 +206,12 @@ def outcome(path: Path, content: bytes) -> Any:
         return predict(path, load_device("vpu"))
     except QuadranasError as error:
         return error
+
+
+def test_the_file_to_be_damaged_is_whole(tmp_path: Path) -> None:
+    found = outcome(tmp_path / "net.onnx", whole_file())
+    assert found["unpriced"] == []
+    assert len(found["operators"]) == 7
 
 
 ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
