@@ -138,10 +138,11 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
         reads=sum(map(graph.size, set(inputs))),
         num_params=num_parameters(graph, node),
     )
-    if node.op in CONVOLUTIONS and len(graph.shapes[node.inputs[1]]) > 2:
-        _describe_convolution(graph, node, launch)
-    elif node.op in PRODUCTS:
-        _describe_product(graph, node, launch)
+    if node.op in CONVOLUTIONS | PRODUCTS:
+        if not _has_operands(graph, node):
+            return None
+        describe = _describe_product if node.op in PRODUCTS else _describe_convolution
+        describe(graph, node, launch)
     elif node.op in PASSES:
         launch.scales = launch.shifts = node.op in NORMS
         launch.activates = node.op in POOLS
@@ -152,6 +153,13 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
     elif node.op not in ELEMENTWISE:
         return None
     return launch
+
+
+def _has_operands(graph: Graph, node: Node) -> bool:
+    """Whether the file is sound here: two operands, of as many dimensions as they need."""
+    if len(node.inputs) < 2 or not all(node.inputs[:2]):
+        return False
+    return node.op in PRODUCTS or len(graph.shapes[node.inputs[1]]) > 2
 
 
 def _describe_convolution(graph: Graph, node: Node, launch: Launch) -> None:
@@ -172,8 +180,8 @@ def _describe_convolution(graph: Graph, node: Node, launch: Launch) -> None:
 
 
 def _channels_of_a_group(weights: Shape, groups: int, is_transposed: bool) -> tuple[int, int]:
-    first = max(weights[0] // groups, 1)
-    return (first, weights[1]) if is_transposed else (weights[1], first)
+    first, second = max(weights[0] // groups, 1), weights[1]
+    return (first, second) if is_transposed else (second, first)
 
 
 def _describe_product(graph: Graph, node: Node, launch: Launch) -> None:

@@ -18,8 +18,9 @@ LARGEST = 10**15
 
 SHAPE_ARITHMETIC = frozenset(
     {
-        *("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "ReduceProd"),
-        *("Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"),
+        *("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "ReduceProd", "Equal", "Where"),
+        *("Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Reshape", "Slice"),
+        *("Squeeze", "Unsqueeze"),
     }
 )
 
@@ -120,7 +121,8 @@ def integers(onnx: Any, model: Any) -> dict[str, Any]:
     return {
         name: onnx.numpy_helper.to_array(tensor)
         for name, tensor in tensors
-        if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= SMALL
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+        and math.prod(tensor.dims) <= SMALL
     }
 
 
@@ -138,7 +140,7 @@ def _compute_shapes(onnx: Any, model: Any, shapes: dict[str, Shape]) -> bool:
             result = np.array(whole[bounds.get("start", 0) : bounds.get("end")], np.int64)
         elif node.op_type in SHAPE_ARITHMETIC and all(name in values for name in node.input):
             result = _evaluate(onnx, model, node, {name: values[name] for name in node.input})
-        if result is not None and result.dtype == np.int64 and result.size <= SMALL:
+        if result is not None and result.dtype in (np.int64, np.bool_) and result.size <= SMALL:
             values[node.output[0]] = result
             tensor = onnx.numpy_helper.from_array(result)
             constant = onnx.helper.make_node("Constant", [], [node.output[0]], value=tensor)
@@ -149,8 +151,11 @@ def _compute_shapes(onnx: Any, model: Any, shapes: dict[str, Shape]) -> bool:
 
 def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:
     """What one operator makes of small integers, or nothing where that fails."""
+    if node.op_type == "ConstantOfShape" and max(map(_volume, inputs.values())) > SMALL:
+        return None
+    kinds = {np.dtype(np.int64): onnx.TensorProto.INT64, np.dtype(bool): onnx.TensorProto.BOOL}
     declared = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, value.shape)
+        onnx.helper.make_tensor_value_info(name, kinds[value.dtype], value.shape)
         for name, value in inputs.items()
     ]
     output = onnx.helper.make_empty_tensor_value_info(node.output[0])
@@ -162,3 +167,7 @@ def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:
     except Exception:  # nonsense in the file, for which the evaluator has no error of its own
         return None
     return result if isinstance(result, np.ndarray) else None
+
+
+def _volume(shape: Any) -> int:
+    return math.prod(abs(int(size)) for size in shape.reshape(-1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quadranas.onnx_fusion import fuse
-from quadranas.onnx_graph import read_graph
+from quadranas.onnx_graph import Graph, Node, read_graph
 from tests.onnx_files import Weights, write
 
 # Tensors of 8 channels; what the examples share.
@@ -147,3 +147,19 @@ def test_what_is_not_known_is_handed_back(tmp_path: Path) -> None:
     launches, unpriced = fuse(read_graph(write(tmp_path / "net.onnx", nodes, WEIGHTS)))
     assert [launch.nodes[0].op for launch in launches] == ["Conv", "Relu"]
     assert [node.op for node in unpriced] == ["Det", "Thing", "Relu"]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
+@pytest.mark.parametrize("inputs", [("x",), ("x", ""), ("", "x")])
+def test_an_operator_without_an_operand_is_handed_back(op: str, inputs: tuple[str, ...]) -> None:
+    """A damaged file whose shapes were inferred all the same."""
+    node = Node(name="n", op=op, inputs=inputs, outputs=("y",), attributes={})
+    graph = Graph(
+        nodes=(node,),
+        shapes={"x": (2, 2), "y": (2, 2)},
+        constants=frozenset(),
+        values={},
+        inputs=("x",),
+        outputs=("y",),
+    )
+    assert fuse(graph) == ([], [node])

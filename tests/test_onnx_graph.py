@@ -211,7 +211,7 @@ def outcome(path: Path, content: bytes) -> Any:
 def test_the_file_to_be_damaged_is_whole(tmp_path: Path) -> None:
     found = outcome(tmp_path / "net.onnx", whole_file())
     assert found["unpriced"] == []
-    assert len(found["operators"]) == 7
+    assert len(found["operators"]) == 6
 
 
 ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

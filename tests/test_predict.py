@@ -264,3 +264,34 @@ def test_faults_are_one_message(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
+
+
+class Attention(nn.Module):
+    """Patches, a class token, one block of a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(
+            16, 2, 32, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        out: Tensor = self.head(self.block(x)[:, 0])
+        return out
+
+
+@pytest.mark.parametrize("opset", [14, 18])
+def test_attention_is_priced_whole(tmp_path: Path, opset: int) -> None:
+    """Its shapes are computed in the file; 16 channels, 17 tokens, 2 heads, hidden layer of 32."""
+    path = tmp_path / "net.onnx"
+    axes = {"images": {0: "batch"}}
+    options = {"input_names": ["images"], "dynamic_axes": axes, "opset_version": opset}
+    result = predict(save(Attention(), path, size=32, dynamo=False, **options), load_device("cpu"))
+    assert result["unpriced"] == []
+    linear = 17 * 16 * (3 * 16 + 16 + 2 * 32)
+    assert result["macs"] == 16 * 192 * 16 + linear + 2 * 17 * 17 * 16 + 160
