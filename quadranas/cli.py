@@ -20,6 +20,7 @@ from quadranas.console import (
     fail,
     network_line,
     print_json,
+    print_prediction,
     print_result,
     reporting,
     say,
@@ -480,6 +481,25 @@ def profile(
         f"{result['model']} at {result['resolution']} pixels: {result['params'] / 1e6:.2f} M "
         f"parameters, {result['macs'] / 1e9:.3f} G MACs"
     )
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    device: DeviceName,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Of the input, where the file leaves it open.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Latency of any ONNX file, from a device's analytic model."""
+    from quadranas.latency.device import load_device
+    from quadranas.predict import predict as run_predict
+
+    result = run_predict(model, load_device(device), resolution=resolution)
+    if as_json:
+        return print_json(result)
+    print_prediction(result)
 
 
 def main() -> None:

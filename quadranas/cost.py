@@ -17,8 +17,10 @@ class Primitive:
 
     Args:
         kind: `conv`, `pointwise`, `depthwise`, `linear` (on a vector), `elementwise` (memory
-            traffic only: LayerNorm, GELU, products, sums, pooling) or `folded` (BatchNorm, ReLU6
-            and layer scale, which inference runtimes fold into the convolution before them).
+            traffic only: LayerNorm, GELU, products, sums, pooling), `sigmoid` (the same for
+            sigmoids and swishes, which some devices compute slowly), `join` (concatenation and
+            its reverse, which some runtimes need no copy for) or `folded` (BatchNorm, ReLU6 and
+            layer scale, which inference runtimes fold into the convolution before them).
         reads, writes: elements of activations; weights are counted by `num_params`.
     """
 

@@ -18,6 +18,7 @@ from quadranas.architecture import load_architecture
 from quadranas.cli import app
 from quadranas.run_folder import RunFolder
 from tests.command_line import CHECKOUT, Outcome, Server, call, listing
+from tests.onnx_files import write
 
 SEARCH = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy")
 TABLES = CHECKOUT / "latency_tables"
@@ -289,6 +290,11 @@ KEYS: dict[str, set[str]] = {
         *("path", "format", "precision", "resolution", "max_abs_error", "top1_agreement"),
         *("predicted_ms", "measured_ms", "size_bytes"),
     },
+    "predict net.onnx --device vpu": {
+        *("model", "inputs", "latency_ms", "is_lower_bound", "operators", "unpriced", "macs"),
+        *("params", "device", "title", "method", "runtime", "precision", "threads", "fitted_to"),
+        "expected_error",
+    },
 }
 
 
@@ -307,6 +313,7 @@ def test_stdout_is_one_json_object(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, tmp_path / "run")
+    write(tmp_path / "net.onnx", "y = Relu(x)")
     words = command.split()
     argv = [*SEARCH, "--config", small_config, *words[1:]] if words[0] == "SEARCH" else words
     outcome = call(*argv, "--json")

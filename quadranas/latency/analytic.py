@@ -3,7 +3,8 @@
 `t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of
 the primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
 bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) cost nothing;
-LayerNorm, GELU, products and residual sums are memory traffic and a launch each.
+LayerNorm, GELU, products and residual sums are memory traffic and a launch each; so are joins,
+unless the runtime lets tensors share memory. Sigmoids may cost a device extra.
 """
 
 from quadranas.architecture import OpSpec
@@ -11,16 +12,23 @@ from quadranas.cost import Primitive, primitives
 from quadranas.latency.device import AnalyticModel
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+"""Per element, by a device's precision."""
 
 
 def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:
     """Latency of one operation at batch 1, in milliseconds."""
-    return sum(_primitive_ms(p, model, BYTES[precision]) for p in primitives(spec))
+    return sum(primitive_ms(p, model, precision) for p in primitives(spec))
 
 
-def _primitive_ms(primitive: Primitive, model: AnalyticModel, bytes_per_element: int) -> float:
-    if primitive.kind == "folded":
+def primitive_ms(primitive: Primitive, model: AnalyticModel, precision: str) -> float:
+    """Latency of one kernel launch, in milliseconds; all that the package prices goes through it.
+
+    Args:
+        precision: of a device, such as `fp16`.
+    """
+    if primitive.kind == "folded" or (primitive.kind == "join" and model.joins_in_place):
         return 0.0
+    bytes_per_element = BYTES[precision]
     activations = (primitive.reads + primitive.writes) * bytes_per_element
     weights = primitive.num_params * bytes_per_element
     weight_bandwidth = model.bandwidth_gb_per_s
@@ -28,7 +36,10 @@ def _primitive_ms(primitive: Primitive, model: AnalyticModel, bytes_per_element:
         weight_bandwidth = model.linear_weights_gb_per_s
     # GB/s is bytes per microsecond times 1e-3.
     memory_us = activations / model.bandwidth_gb_per_s / 1e3 + weights / weight_bandwidth / 1e3
-    return (max(_compute_us(primitive, model), memory_us) + model.overhead_us) / 1e3
+    overhead_us = model.overhead_us
+    if primitive.kind == "sigmoid":
+        overhead_us += model.sigmoid_overhead_us
+    return (max(_compute_us(primitive, model), memory_us) + overhead_us) / 1e3
 
 
 def _compute_us(primitive: Primitive, model: AnalyticModel) -> float:

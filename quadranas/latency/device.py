@@ -34,6 +34,8 @@ class AnalyticModel(Frozen):
         saturation_channels: which channels limit the throughput, `in` or `out`.
         saturation: number of those channels at which half of the throughput is reached.
         overhead_us: of every kernel launch.
+        sigmoid_overhead_us: what a sigmoid, hard sigmoid, swish or hard swish takes beyond that.
+        joins_in_place: concatenated and split tensors share memory, so that nothing is copied.
         linear_weights_gb_per_s: bandwidth of a fully connected layer's weights, if it differs.
     """
 
@@ -44,6 +46,8 @@ class AnalyticModel(Frozen):
     bandwidth_gb_per_s: Rate
     linear_weights_gb_per_s: Rate | None = None
     overhead_us: float = Field(ge=0, le=1e9)
+    sigmoid_overhead_us: float = Field(default=0.0, ge=0, le=1e9)
+    joins_in_place: bool = False
     saturation_channels: str = Field(default="out", pattern="^(in|out)$")
     saturation: float = Field(default=0.0, ge=0, le=1e9)
 
