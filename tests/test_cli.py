@@ -88,7 +88,7 @@ FAULTS: dict[str, str] = {
     # names
     "serch": "No such command 'serch'. Did you mean 'search'?",
     "search --bugdet 3ms": "No such option: --bugdet",
-    "search --device vpuu --budget 3ms": "unknown device 'vpuu'; accepted: cpu, gpu, vpu; "
+    "search --device vpuu --budget 3ms": "unknown device 'vpuu'; accepted: cpu, gpu, host, vpu; "
     "did you mean 'vpu'?",
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
     "search --device device.yaml --budget 3ms": "device.yaml: precision: ",
@@ -97,7 +97,6 @@ FAULTS: dict[str, str] = {
     "spaces tiy": "did you mean 'toy'?",
     "spaces --device vpuu": "did you mean 'vpu'?",
     "devices vpuu": "did you mean 'vpu'?",
-    "build-lut --device cpu": "Missing option '--space'.",
     "build-lut --device cpu --space toy --backend analytik": "did you mean 'analytic'?",
     "profile quadranet36": "did you mean 'quadranet36_t'?",
     "train quadranet": "unknown model 'quadranet'",
@@ -271,7 +270,7 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 RUN_KEYS = {
     *("run", "architecture", "device", "budget_ms", "predicted_ms", "measured_ms", "table"),
-    *("params", "macs", "accuracy"),
+    *("params", "macs", "accuracy", "confidence", "tolerance"),
 }
 KEYS: dict[str, set[str]] = {
     "profile quadranet36_t": {"model", "resolution", "num_classes", "params", "macs", "layers"},
@@ -338,7 +337,7 @@ def test_nested_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for reachable in space["devices"].values():
         assert 0 < reachable["min_ms"] < reachable["max_ms"]
     devices = call("devices", "--json").json()["devices"]
-    assert [device["name"] for device in devices] == ["cpu", "gpu", "vpu"]
+    assert [device["name"] for device in devices] == ["cpu", "gpu", "host", "vpu"]
 
 
 @pytest.mark.parametrize(
