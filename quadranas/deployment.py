@@ -10,12 +10,9 @@ from quadranas.derivation import PricedTable
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
-from quadranas.measurement import as_measured, network_job, open_bench
+from quadranas.measurement import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.reporter import Reporter
 from quadranas.timing import Plan
-
-DRIFT = 0.1
-"""How much slower than in the table the reference operation may be before that is said."""
 
 
 def measure_network(
@@ -40,12 +37,7 @@ def measure_network(
     except QuadranasError as error:
         reporter.warning(f"the network is not measured: {error.message}")
         return None
-    drift = timings.reference_ms / header.measurement.reference_ms - 1
-    if drift > DRIFT:
-        reporter.warning(
-            f"{header.device} is {drift:.0%} slower now than when its table was measured; "
-            "other processes, or another clock?"
-        )
+    warn_of_drift(header, timings, reporter)
     return timings.programs[architecture.name].latency_ms
 
 

@@ -29,6 +29,9 @@ from quadranas.space import SearchSpace
 from quadranas.timing import REFERENCE, Plan, Timings, time_programs
 
 NULL = "null"
+DRIFT = 0.03
+"""How far from the table's the reference operation's latency may be before that is said."""
+
 RECORDS = Path("latency_tables") / ".records"
 """Where runtimes keep what they learned, by device: tuning records."""
 
@@ -208,6 +211,17 @@ def as_measured(device: Device, header: TableHeader) -> Device:
         threads=header.threads,
         batch_size=header.batch_size,
     )
+
+
+def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:
+    """Say so if the device is not as fast as it was when a table was measured."""
+    assert header.measurement is not None
+    drift = timings.reference_ms / header.measurement.reference_ms - 1
+    if abs(drift) > DRIFT:
+        reporter.warning(
+            f"{header.device} is {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} now than "
+            "when its table was measured: other processes, or another clock?"
+        )
 
 
 def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> Device:

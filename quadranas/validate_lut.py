@@ -16,7 +16,7 @@ from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable, build_command, find_table, locate_table
 from quadranas.lut_measurement import calibration_networks
-from quadranas.measurement import as_measured, network_job, open_bench
+from quadranas.measurement import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.probes import random_architectures
 from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace
@@ -64,6 +64,7 @@ def validate_lut(
         with Journal(path.with_name(f"{path.name}{VALIDATION}{TIMINGS}"), identity) as journal:
             jobs = {network.name: network_job(network) for network in networks}
             timings = bench.time(jobs, journal, reporter, plan)
+            warn_of_drift(header, timings, reporter)
             found = _agreement(table, networks, timings, command)
             update = {"validation": found, "expected_error": found.summary()}
             validated = table.model_copy(update={"header": header.model_copy(update=update)})

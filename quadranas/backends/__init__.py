@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from quadranas.backends.cuda import CudaBackend
 from quadranas.backends.interface import Backend
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.backends.openvino import OpenVinoBackend
@@ -12,6 +13,7 @@ from quadranas.latency.device import Device
 BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "openvino": OpenVinoBackend,
+    "cuda": CudaBackend,
 }
 """Opens a device by the name of its runtime; the folder is the runtime's to keep records in."""
 
