@@ -12,7 +12,7 @@ from quadranas.errors import QuadranasError, unknown
 from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import FASTEST, RUNTIMES, Device
-from quadranas.latency.journal import Journal
+from quadranas.latency.journal import Journal, read_identity
 from quadranas.latency.table import (
     LatencyTable,
     TableEntry,
@@ -52,6 +52,20 @@ class _Request:
     def missing(self) -> list[OpSpec]:
         kept = self.existing.latencies_ms if self.existing else {}
         return [spec for spec in self.specs if spec not in kept]
+
+    @property
+    def timings(self) -> Path:
+        """Where the timings lie until the table is whole."""
+        return self.target.with_name(f"{self.target.name}{TIMINGS}")
+
+    def begun_with(self) -> str | None:
+        """The runtime of a measurement that was stopped, or of the table that is there."""
+        if self.timings.is_file():
+            return str(read_identity(self.timings).get("backend") or "") or None
+        if self.target.is_file():
+            header = load_table(self.target).header
+            return header.backend if header.method == "measured" else None
+        return None
 
     def header(self, changes: Mapping[str, Any]) -> TableHeader:
         common = {
@@ -199,7 +213,12 @@ def _measured_table(
         device = as_measured(device, existing.header)
         reporter.message(f"completing the table as it was measured: {existing.header.summary()}")
     elif backend == FASTEST:
-        device = fastest_runtime(device, request.space, reporter)
+        begun = request.begun_with()
+        device = (
+            device.configured(runtime=begun)
+            if begun
+            else fastest_runtime(device, request.space, reporter)
+        )
     else:
         device = device.configured(runtime=backend)
     request = replace(request, device=device)
@@ -210,10 +229,11 @@ def _measured_table(
             "runtime": bench.provenance.runtime,
         }
         request.check(made, bench)
-        path = request.target.with_name(f"{request.target.name}{TIMINGS}")
-        with Journal(path, bench.identity("build-lut", request.space)) as journal:
+        with Journal(request.timings, bench.identity("build-lut", request.space)) as journal:
             if journal.num_timings:
-                reporter.message(f"continuing: {journal.num_timings} timings lie in {path}")
+                reporter.message(
+                    f"continuing: {journal.num_timings} timings lie in {journal.path}"
+                )
             networks = [] if existing else calibration_networks(request.space)
             measured = measure_entries(request.missing, networks, bench, journal, reporter, plan)
             table = _with_entries(request, made, measured)

@@ -70,6 +70,15 @@ Tolerance = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Measured excess that is no missed promise; default 0.05."),
 ]
+Rpc = Annotated[str | None, typer.Option("--rpc", help="TVM RPC server, HOST:PORT.")]
+RpcTracker = Annotated[
+    str | None, typer.Option("--rpc-tracker", help="TVM RPC tracker, HOST:PORT.")
+]
+RpcKey = Annotated[str | None, typer.Option("--rpc-key", help="The boards' key at the tracker.")]
+WorkerPython = Annotated[
+    str | None,
+    typer.Option("--worker-python", help="Python with openvino 2021.4.2, for a Myriad stick."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="A .safetensors file, not the run's own.")
@@ -94,18 +103,21 @@ def devices(
     names: Annotated[list[str] | None, typer.Argument(help="Devices; all if none.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Devices, and the spaces they have latency tables for."""
-    from quadranas.survey import survey_devices
+    """Devices, their latency tables, and the runtimes installed here to measure with."""
+    from quadranas.survey import installed_runtimes, survey_devices
 
-    found = survey_devices(names or [])
+    found, runtimes = survey_devices(names or []), installed_runtimes()
     if as_json:
-        return print_json({"devices": found})
+        return print_json({"devices": found, "runtimes": runtimes})
     for d in found:
         threads = f", threads: {d['threads']}" if d["threads"] else ""
-        say(f"{d['name']}  {d['title']}, {d['runtime']}, {d['precision']}{threads}")
+        say(
+            f"{d['name']}  {d['title']}, {d['runtime'] or 'not measured'}, {d['precision']}{threads}"
+        )
         say(f"     tables: {', '.join(d['tables']) or 'none'}")
         if d["expected_error"]:
             say(f"     analytic model; expected error {d['expected_error']}")
+    say(f"runtimes installed here: {', '.join(runtimes) or 'none'}")
 
 
 @app.command()
@@ -147,12 +159,10 @@ def build_lut_command(
     tuning_trials: Annotated[
         int | None, typer.Option(min=0, help="TVM: schedules tried per kernel.")
     ] = None,
-    rpc: Annotated[str | None, typer.Option(help="TVM RPC server, HOST:PORT.")] = None,
-    rpc_tracker: Annotated[str | None, typer.Option(help="TVM tracker, HOST:PORT.")] = None,
-    rpc_key: Annotated[str | None, typer.Option(help="The boards' key at the tracker.")] = None,
-    worker_python: Annotated[
-        str | None, typer.Option(help="Python with openvino 2021.4.2, for a Myriad stick.")
-    ] = None,
+    rpc: Rpc = None,
+    rpc_tracker: RpcTracker = None,
+    rpc_key: RpcKey = None,
+    worker_python: WorkerPython = None,
     output: Annotated[
         Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
     ] = None,
@@ -210,6 +220,10 @@ def validate_lut_command(
     table: TableFile = None,
     networks: Annotated[int, typer.Option(min=2, help="How many fresh networks.")] = 30,
     seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 0,
+    rpc: Rpc = None,
+    rpc_tracker: RpcTracker = None,
+    rpc_key: RpcKey = None,
+    worker_python: WorkerPython = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -218,10 +232,11 @@ def validate_lut_command(
     from quadranas.space import load_space
     from quadranas.validate_lut import validate_lut
 
+    reach = _given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
     with reporting(quiet) as reporter:
         result = validate_lut(
             load_space(space),
-            load_device(device),
+            load_device(device).configured(**reach),
             reporter,
             path=table,
             num_networks=networks,

@@ -1,5 +1,6 @@
 """devices and spaces: what can be searched, for which latency."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from quadranas.cost import count_macs
@@ -7,6 +8,14 @@ from quadranas.decode import reachable_ms
 from quadranas.latency.device import load_device, shipped_devices
 from quadranas.latency.table import build_command, find_table, locate_table, table_paths
 from quadranas.space import load_space, space_files
+
+NEEDED = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm"}
+"""The package of each runtime that is an extra."""
+
+
+def installed_runtimes() -> list[str]:
+    """The runtimes that this machine can measure with."""
+    return [name for name, package in NEEDED.items() if find_spec(package) is not None]
 
 
 def survey_devices(names: list[str]) -> list[dict[str, Any]]:

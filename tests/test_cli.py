@@ -274,7 +274,7 @@ RUN_KEYS = {
 }
 KEYS: dict[str, set[str]] = {
     "profile quadranet36_t": {"model", "resolution", "num_classes", "params", "macs", "layers"},
-    "devices": {"devices"},
+    "devices": {"devices", "runtimes"},
     "spaces toy": {"spaces"},
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary"),

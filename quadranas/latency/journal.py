@@ -19,6 +19,16 @@ Samples = dict[str, dict[int, list[float]]]
 """Milliseconds of each call, by program and round."""
 
 
+def read_identity(path: Path) -> Identity:
+    """What a journal is of; empty where not even that was written."""
+    try:
+        with path.open("rb") as file:
+            identity = json.loads(file.readline() or b"{}").get("identity", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return identity if isinstance(identity, dict) else {}
+
+
 class Journal:
     """The timings of one measurement, in memory and on disk; open in one process at a time.
 
