@@ -1,0 +1,253 @@
+"""TVM: compile and tune networks for a processor, this machine's or that of boards behind RPC.
+
+Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in MetaSchedule).
+"""
+
+import importlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import Provenance
+from quadranas.backends.tvm_import import import_network
+from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
+from quadranas.backends.tvm_reach import find_place
+from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
+from quadranas.backends.tvm_worker import Boards
+from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.files import TEMPORARY
+from quadranas.latency.device import Device
+
+if TYPE_CHECKING:
+    from quadranas.backends.tvm_tuning import Tuner
+
+EXTRA = "tvm"
+HANG_S = 60.0
+"""Silence after which a board counts as lost, beyond what a call is expected to take."""
+
+
+def require_extra() -> None:
+    """See that the packages of the extra are installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    for package in ("tvm", "cloudpickle", "psutil"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"compiling for a TVM target needs the package {package!r}",
+                f"Install it with: pip install 'quadranas[{EXTRA}]'",
+            ) from error
+
+
+def make_target(device: Device) -> Any:
+    """TVM's target of a device; this machine's processor where the device names none.
+
+    Raises:
+        QuadranasError: TVM does not know it.
+    """
+    import tvm
+
+    wanted = device.target
+    if wanted is None:
+        wanted = {"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())}
+    try:
+        if isinstance(wanted, str):
+            wanted = json.loads(wanted) if wanted.startswith("{") else {"kind": wanted}
+        if not isinstance(wanted, dict) or wanted.get("kind") != "llvm":
+            raise ValueError("it must be of kind 'llvm'")
+        return tvm.target.Target({"num-cores": device.threads or 1} | wanted)
+    except Exception as error:  # TVM raises many kinds
+        raise QuadranasError(
+            f"device {device.name}: TVM accepts no target {device.target!r}: "
+            f"{str(error).strip().splitlines()[-1]}",
+            "Name one as a mapping, such as "
+            "{kind: llvm, mtriple: aarch64-linux-gnu, mcpu: cortex-a76, num-cores: 1}.",
+        ) from error
+
+
+class TvmBackend:
+    """A processor, on this machine or on boards behind a TVM RPC server or tracker.
+
+    Args:
+        records: a folder for what tuning finds; a kernel in it is not tuned again.
+        hang_s: silence after which a board counts as lost.
+
+    Raises:
+        MissingExtraError: TVM is not installed.
+        QuadranasError: the precision, the target, no linker for it, or no board there.
+    """
+
+    def __init__(self, device: Device, records: Path, *, hang_s: float = HANG_S) -> None:
+        require_extra()
+        if device.precision != "fp32":
+            raise QuadranasError(
+                f"device {device.name}: with TVM the precision is fp32, got {device.precision}",
+                "Write precision: fp32 in the device's file.",
+            )
+        self.device = device
+        self.target = make_target(device)
+        self.triple = str(self.target.attrs.get("mtriple", "")) if device.target else ""
+        self.command = find_linker(self.triple)
+        self.link = make_link(self.command)
+        self.folder = tempfile.TemporaryDirectory(prefix="quadranas-tvm-")
+        self.compiling = threading.Lock()
+        self.num_programs = 0
+        self.boards: Boards | None = None
+        try:
+            self._open(records, hang_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, records: Path, hang_s: float) -> None:
+        place = find_place(self.device.reach)
+        if place is None and machine_of(self.triple) != machine_of(""):
+            raise QuadranasError(
+                f"device {self.device.name}: its target is {machine_of(self.triple)}, "
+                f"this machine is {machine_of('')}",
+                "Say where its board is: reach: {rpc: 'HOST:PORT'} in the device's file.",
+            )
+        self.boards = Boards(place, self.device.threads or 1, hang_s)
+        self.max_parallel = self.boards.found
+        self.facts = read_here() if place is None else self._read_facts()
+        self.tuner = self._make_tuner(records) if self.device.tuning_trials else None
+
+    def _make_tuner(self, records: Path) -> "Tuner":
+        from quadranas.backends.tvm_tuning import Tuner
+
+        assert self.boards is not None
+        trials, emulated = self.device.tuning_trials, bool(self.facts.emulator)
+        return Tuner(records, self.target, trials, self.boards, self.link, emulated)
+
+    def _read_facts(self) -> Facts:
+        assert self.boards is not None
+        reader = Path(self.folder.name) / "reader.so"
+        export(build_reader(self.target), reader, self.link)
+        contents = self.boards.call("read", str(reader), FILES)
+        return judge(contents, machine_of(self.triple))
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "TvmProgram":
+        """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
+
+        Raises:
+            QuadranasError: TVM cannot compile it, or no schedule of a kernel worked.
+            DeviceLostError: tuning lost the last board; what was tuned is kept.
+        """
+        import tvm
+        from tvm import relax
+
+        with self.compiling:  # TVM's compiler is not safe to enter twice
+            self.num_programs += 1
+            path = Path(self.folder.name) / f"program{self.num_programs}.so"
+            module = import_network(network, input_shape, self.target)
+            records = self.tuner.tune(module) if self.tuner is not None else nullcontext()
+            with self.target, records, tvm.transform.PassContext(opt_level=3):
+                if self.tuner is not None:
+                    module = relax.transform.MetaScheduleApplyDatabase()(module)
+                export(tvm.compile(module, self.target), path, self.link)
+        return TvmProgram(self, path, tuple(input_shape))
+
+    def call(self, method: str, *arguments: object, expected_s: float = 0.0) -> Any:
+        """What a method of `Board` returns on some board."""
+        assert self.boards is not None
+        return self.boards.call(method, *arguments, expected_s=expected_s)
+
+    def provenance(self) -> Provenance:
+        """What its latencies are taken on."""
+        trials = self.device.tuning_trials
+        tuning = {"tuning": "untuned"}
+        if trials:
+            from quadranas.backends.tvm_tuning import STRATEGY
+
+            tuning = {"tuning": "tuned", "tuning_trials": str(trials), "tuning_strategy": STRATEGY}
+        return Provenance(
+            runtime=f"TVM {version('apache-tvm')}",
+            hardware=self.facts.hardware,
+            versions={name: version(name) for name in ("apache-tvm", "apache-tvm-ffi", "torch")},
+            settings={"target": str(self.target), **tuning, **self.facts.settings},
+            emulated=bool(self.facts.emulator),
+        )
+
+    def close(self) -> None:
+        """Let go of the boards. Programs must not be used any more."""
+        if self.boards is not None:
+            self.boards.close()
+        self.folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class TvmProgram:
+    """A network as a shared library, which any board of the backend can load."""
+
+    def __init__(self, backend: TvmBackend, library: Path, input_shape: tuple[int, ...]) -> None:
+        self.backend, self.library, self.input_shape = backend, library, input_shape
+        self.call_s: float | None = None
+
+    def run(self, images: Tensor) -> Tensor:
+        """Shapes: as compiled, to (B, ...), float32."""
+        array = images.detach().contiguous().numpy()
+        return torch.from_numpy(self.backend.call("run", str(self.library), array))
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """Milliseconds of each of so many calls, after one that is discarded.
+
+        Raises:
+            DeviceLostError: no board is left.
+            QuadranasError: the device is emulated, so its times are no latencies.
+        """
+        if self.backend.facts.emulator:
+            raise QuadranasError(
+                f"device {self.backend.device.name} is emulated ({self.backend.facts.emulator}): "
+                "times under emulation are no latencies",
+                "Name a real board in the device's file, under reach.",
+            )
+        if self.call_s is None:  # so that a hang can be told from a slow network
+            (self.call_s,) = self._time_s(1, 0.0)
+        return [1e3 * seconds for seconds in self._time_s(repeats, 5 * repeats * self.call_s)]
+
+    def _time_s(self, repeats: int, expected_s: float) -> list[float]:
+        arguments = (str(self.library), self.input_shape, repeats)
+        seconds: list[float] = self.backend.call("time_s", *arguments, expected_s=expected_s)
+        return seconds
+
+    def save(self, path: Path) -> None:
+        """Write the shared library, whole or not at all.
+
+        Raises:
+            QuadranasError: the file cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}{TEMPORARY}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.library, temporary)
+            temporary.replace(path)
+        except OSError as error:
+            raise QuadranasError(
+                f"cannot write {path}: {error.strerror or error}", "Choose another --output."
+            ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
