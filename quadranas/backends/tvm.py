@@ -106,6 +106,7 @@ class TvmBackend:
         self.compiling = threading.Lock()
         self.num_programs = 0
         self.boards: Boards | None = None
+        self.tuner: Tuner | None = None
         try:
             self._open(records, hang_s)
         except BaseException:
@@ -123,7 +124,8 @@ class TvmBackend:
         self.boards = Boards(place, self.device.threads or 1, hang_s)
         self.max_parallel = self.boards.found
         self.facts = read_here() if place is None else self._read_facts()
-        self.tuner = self._make_tuner(records) if self.device.tuning_trials else None
+        if self.device.tuning_trials:
+            self.tuner = self._make_tuner(records)
 
     def _make_tuner(self, records: Path) -> "Tuner":
         from quadranas.backends.tvm_tuning import Tuner
@@ -183,6 +185,8 @@ class TvmBackend:
 
     def close(self) -> None:
         """Let go of the boards. Programs must not be used any more."""
+        if self.tuner is not None:
+            self.tuner.close()
         if self.boards is not None:
             self.boards.close()
         self.folder.cleanup()
