@@ -152,11 +152,12 @@ def _connect(place: Place) -> Any:
 def serve(handle: int) -> None:
     """Do what is asked over a connection until it ends.
 
-    The first message is the place and the threads of the board; every other one a method's name
-    and its arguments. An answer is `("done", value)`, `("failed", why)`, or `("lost", why)` where
-    the board does not answer any more.
+    It begins by saying that it is there. The first message to it is the place and the threads of
+    the board; every other one a method's name and its arguments. An answer is `("done", value)`,
+    `("failed", why)`, or `("lost", why)` where the board does not answer any more.
     """
     with Connection(handle) as connection:
+        connection.send(("done", None))
         place, threads = connection.recv()
         try:
             board = Board(place, threads)

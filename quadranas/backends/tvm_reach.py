@@ -72,17 +72,17 @@ def count_boards(place: Place) -> int:
     return free
 
 
-def is_reachable(place: Place | None) -> bool:
-    """Whether a board that was lost may be had again, or another in its stead, now."""
+def count_free(place: Place | None) -> int:
+    """How many boards could be had now, after one was lost: itself again, or others."""
     if place is None:
-        return True
+        return 1
     try:
-        if place.key is None:
-            _check_server(place)
-            return True
-        return _ask_tracker(place)[1] > 0
+        if place.key is not None:
+            return _ask_tracker(place)[1]
+        _check_server(place)
     except QuadranasError:
-        return False
+        return 0
+    return 1
 
 
 def _check_server(place: Place) -> None:

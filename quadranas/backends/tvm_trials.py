@@ -141,6 +141,10 @@ class BoardRunner(PyRunner):  # type: ignore[misc]
             for one in inputs
         ]
 
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown()
+
     def _try(self, library: str, tensors: list[tuple[str, list[int]]]) -> Any:
         if self.lost is not None:
             return RunnerResult(None, str(self.lost))

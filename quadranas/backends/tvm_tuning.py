@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +98,7 @@ class Tuner:
         outcomes = Outcomes()
         if self.builder is None:
             self.builder = KernelBuilder(self.link)
-        with _cpu_intrinsics():
+        with closing(runner), _cpu_intrinsics():
             self._tune_with(task, database, runner, outcomes)
         self.trials_run += outcomes.count
         if runner.lost is not None:

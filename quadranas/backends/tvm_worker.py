@@ -10,13 +10,20 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from quadranas.backends.tvm_reach import Place, count_boards, is_reachable
+from quadranas.backends.tvm_reach import Place, count_boards, count_free
 from quadranas.errors import DeviceLostError, QuadranasError
 
-OPEN_S = 60.0
-"""For TVM's import and the connection; a busy server does not answer at all."""
+START_S = 120.0
+"""For importing TVM on a busy machine."""
+CONNECT_S = 15.0
+"""For a session; a server that serves somebody else does not answer at all."""
 CLOSE_S = 3.0
-START = "import sys; from quadranas.backends.tvm_board import serve; serve(int(sys.argv[1]))"
+START = """
+import sys
+sys.modules["torch"] = None  # TVM 0.27 imports it where it can, which takes longer than all else
+from quadranas.backends.tvm_board import serve
+serve(int(sys.argv[1]))
+"""
 
 
 class BoardLostError(Exception):
@@ -44,7 +51,8 @@ class Worker:
             start_new_session=True,  # an interrupt is for the caller, who then closes
         )
         other.close()
-        self.exchange((place, threads), OPEN_S)
+        self._receive(START_S)
+        self.exchange((place, threads), CONNECT_S)
 
     def call(self, method: str, arguments: Sequence[object], timeout_s: float) -> Any:
         """What a method of the board returns.
@@ -59,19 +67,24 @@ class Worker:
         """Send a message and wait for its answer."""
         try:
             self.connection.send(message)
+        except OSError as error:
+            self.kill()
+            raise BoardLostError("the process that held it ended") from error
+        return self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
             if not self.connection.poll(timeout_s):
-                self.kill()
                 raise BoardLostError(f"it was silent for {timeout_s:.0f} s")
             outcome, value = self.connection.recv()
+            if outcome == "lost":
+                raise BoardLostError(value)
         except (EOFError, OSError) as error:
             self.kill()
             raise BoardLostError("the process that held it ended") from error
-        except BaseException:  # an interrupt: an answer would be taken for that of the next call
+        except BaseException:  # of an interrupt, too: the next call must not get this answer
             self.kill()
             raise
-        if outcome == "lost":
-            self.kill()
-            raise BoardLostError(value)
         if outcome == "failed":
             raise QuadranasError(f"TVM could not run a program: {value}")
         return value
@@ -204,13 +217,13 @@ class Boards:
             self.changed.notify()
 
     def _discard(self, worker: Worker) -> None:
-        """A board was lost: one fewer, unless it or another can be had again."""
+        """A board was lost: what is left are those held, and those that could be opened now."""
         worker.kill()
-        replaceable = is_reachable(self.place)
+        free = count_free(self.place)
         with self.changed:
             self.held.discard(worker)
-            if not replaceable:
-                self.usable -= 1
+            left = len(self.held) + max(self.opening, free)
+            self.usable = min(self.usable, left)
             self.changed.notify_all()
 
     def close(self) -> None:
