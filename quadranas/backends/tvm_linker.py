@@ -37,7 +37,7 @@ def find_linker(triple: str) -> list[str]:
         if found := shutil.which(name):
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "c++", "-target", f"{machine}-linux-gnu.{GLIBC}"]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
     package = "g++" if native else f"g++-{machine.replace('_', '-')}-linux-gnu"
     raise QuadranasError(
         f"no linker for {machine} was found: neither {names[0]} nor the Python package ziglang",
