@@ -5,28 +5,26 @@ Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in M
 
 import importlib
 import json
-import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quadranas.backends.interface import Provenance
 from quadranas.backends.tvm_import import import_network
 from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
+from quadranas.backends.tvm_program import TvmProgram
 from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
-from quadranas.backends.tvm_worker import Boards
+from quadranas.backends.tvm_worker import Boards, Worker
 from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.files import TEMPORARY
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, Reach
 
 if TYPE_CHECKING:
     from quadranas.backends.tvm_tuning import Tuner
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
 EXTRA = "tvm"
 HANG_S = 60.0
 """Silence after which a board counts as lost, beyond what a call is expected to take."""
+UPLOAD_BYTES_PER_S = 1e6
+"""At least."""
 
 
 def require_extra() -> None:
@@ -103,7 +103,8 @@ class TvmBackend:
         self.command = find_linker(self.triple)
         self.link = make_link(self.command)
         self.folder = tempfile.TemporaryDirectory(prefix="quadranas-tvm-")
-        self.compiling = threading.Lock()
+        self.compiling, self.greeting = threading.Lock(), threading.Lock()
+        self.facts: Facts | None = None
         self.num_programs = 0
         self.boards: Boards | None = None
         self.tuner: Tuner | None = None
@@ -121,9 +122,9 @@ class TvmBackend:
                 f"this machine is {machine_of('')}",
                 "Say where its board is: reach: {rpc: 'HOST:PORT'} in the device's file.",
             )
-        self.boards = Boards(place, self.device.threads or 1, hang_s)
+        self.facts = read_here() if place is None else None
+        self.boards = Boards(place, self.device.threads or 1, hang_s, self._greet)
         self.max_parallel = self.boards.found
-        self.facts = read_here() if place is None else self._read_facts()
         if self.device.tuning_trials:
             self.tuner = self._make_tuner(records)
 
@@ -131,17 +132,34 @@ class TvmBackend:
         from quadranas.backends.tvm_tuning import Tuner
 
         assert self.boards is not None
-        trials, emulated = self.device.tuning_trials, bool(self.facts.emulator)
+        trials, emulated = self.device.tuning_trials, bool(self.emulator)
         return Tuner(records, self.target, trials, self.boards, self.link, emulated)
 
-    def _read_facts(self) -> Facts:
-        assert self.boards is not None
-        reader = Path(self.folder.name) / "reader.so"
-        export(build_reader(self.target), reader, self.link)
-        contents = self.boards.call("read", str(reader), FILES)
-        return judge(contents, machine_of(self.triple))
+    def _greet(self, board: Worker) -> None:
+        """Learn what a board is, and that it is like the others."""
+        if self.device.reach == Reach():
+            return
+        with self.greeting:
+            reader = Path(self.folder.name) / "reader.so"
+            if not reader.exists():
+                export(build_reader(self.target), reader, self.link)
+            contents = board.call("read", (str(reader), FILES), HANG_S)
+            facts = judge(contents, machine_of(self.triple))
+            if self.facts is None:
+                self.facts = facts
+        if (facts.hardware, facts.emulator) != (self.facts.hardware, self.facts.emulator):
+            raise QuadranasError(
+                f"device {self.device.name}: the boards under its key differ: "
+                f"{self.facts.hardware} and {facts.hardware}",
+                "Register boards of different kinds under different keys.",
+            )
 
-    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "TvmProgram":
+    @property
+    def emulator(self) -> str:
+        """Why the device's times mean nothing; empty for a real one."""
+        return self.facts.emulator if self.facts is not None else ""
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> TvmProgram:
         """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
 
         Raises:
@@ -162,13 +180,15 @@ class TvmBackend:
                 export(tvm.compile(module, self.target), path, self.link)
         return TvmProgram(self, path, tuple(input_shape))
 
-    def call(self, method: str, *arguments: object, expected_s: float = 0.0) -> Any:
-        """What a method of `Board` returns on some board."""
+    def call(self, method: str, library: Path, *rest: object, expected_s: float = 0.0) -> Any:
+        """What a method of `Board` returns for a program on some board, which may lack it yet."""
         assert self.boards is not None
-        return self.boards.call(method, *arguments, expected_s=expected_s)
+        expected_s += library.stat().st_size / UPLOAD_BYTES_PER_S
+        return self.boards.call(method, str(library), *rest, expected_s=expected_s)
 
     def provenance(self) -> Provenance:
         """What its latencies are taken on."""
+        assert self.facts is not None
         trials = self.device.tuning_trials
         tuning = {"tuning": "untuned"}
         if trials:
@@ -180,7 +200,7 @@ class TvmBackend:
             hardware=self.facts.hardware,
             versions={name: version(name) for name in ("apache-tvm", "apache-tvm-ffi", "torch")},
             settings={"target": str(self.target), **tuning, **self.facts.settings},
-            emulated=bool(self.facts.emulator),
+            emulated=bool(self.emulator),
         )
 
     def close(self) -> None:
@@ -201,57 +221,3 @@ class TvmBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class TvmProgram:
-    """A network as a shared library, which any board of the backend can load."""
-
-    def __init__(self, backend: TvmBackend, library: Path, input_shape: tuple[int, ...]) -> None:
-        self.backend, self.library, self.input_shape = backend, library, input_shape
-        self.call_s: float | None = None
-
-    def run(self, images: Tensor) -> Tensor:
-        """Shapes: as compiled, to (B, ...), float32."""
-        array = images.detach().contiguous().numpy()
-        return torch.from_numpy(self.backend.call("run", str(self.library), array))
-
-    def time_ms(self, repeats: int) -> list[float]:
-        """Milliseconds of each of so many calls, after one that is discarded.
-
-        Raises:
-            DeviceLostError: no board is left.
-            QuadranasError: the device is emulated, so its times are no latencies.
-        """
-        if self.backend.facts.emulator:
-            raise QuadranasError(
-                f"device {self.backend.device.name} is emulated ({self.backend.facts.emulator}): "
-                "times under emulation are no latencies",
-                "Name a real board in the device's file, under reach.",
-            )
-        if self.call_s is None:  # so that a hang can be told from a slow network
-            (self.call_s,) = self._time_s(1, 0.0)
-        return [1e3 * seconds for seconds in self._time_s(repeats, 5 * repeats * self.call_s)]
-
-    def _time_s(self, repeats: int, expected_s: float) -> list[float]:
-        arguments = (str(self.library), self.input_shape, repeats)
-        seconds: list[float] = self.backend.call("time_s", *arguments, expected_s=expected_s)
-        return seconds
-
-    def save(self, path: Path) -> None:
-        """Write the shared library, whole or not at all.
-
-        Raises:
-            QuadranasError: the file cannot be written.
-        """
-        temporary = path.with_name(f".{path.name}{TEMPORARY}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.library, temporary)
-            temporary.replace(path)
-        except OSError as error:
-            raise QuadranasError(
-                f"cannot write {path}: {error.strerror or error}", "Choose another --output."
-            ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()

@@ -101,7 +101,8 @@ class Board:
     def pin(self, cores: Sequence[int]) -> None:
         """Follow the calling thread to its cores, where the board is this machine."""
         if self.session is None and set(cores) != os.sched_getaffinity(0):
-            os.sched_setaffinity(0, cores)
+            for thread in Path("/proc/self/task").iterdir():  # TVM's own threads, too
+                os.sched_setaffinity(int(thread.name), cores)
 
     def answers(self) -> bool:
         """Whether the connection holds."""

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
@@ -111,13 +111,16 @@ class Boards:
         place: none for this machine.
         threads: that a program may use on a board.
         hang_s: how long a board may be silent beyond what a job is expected to take.
+        greet: looks at every board that is opened, and may refuse it.
 
     Raises:
         QuadranasError: no board can be had.
     """
 
-    def __init__(self, place: Place | None, threads: int, hang_s: float) -> None:
-        self.place, self.threads, self.hang_s = place, threads, hang_s
+    def __init__(
+        self, place: Place | None, threads: int, hang_s: float, greet: Callable[[Worker], None]
+    ) -> None:
+        self.place, self.threads, self.hang_s, self.greet = place, threads, hang_s, greet
         self.found = 1 if place is None else count_boards(place)
         self.usable = self.found
         self.held: set[Worker] = set()
@@ -158,9 +161,8 @@ class Boards:
                 reason = str(error)
                 continue
             try:
-                cores = sorted(os.sched_getaffinity(0))
                 if self.place is None:
-                    worker.call("pin", [cores], self.hang_s)
+                    worker.call("pin", [sorted(os.sched_getaffinity(0))], self.hang_s)
                 value = worker.call(method, arguments, self.hang_s + expected_s)
             except BoardLostError as error:
                 reason = str(error)
@@ -177,8 +179,10 @@ class Boards:
         raise self._all_lost(reason)
 
     def _all_lost(self, reason: str) -> DeviceLostError:
-        where = f"at {self.place}" if self.place is not None else "on this machine"
-        if self.place is not None and self.place.key is not None:
+        if self.place is None:
+            return DeviceLostError(f"the process that runs TVM's programs ended: {reason}")
+        where = f"at {self.place}"
+        if self.place.key is not None:
             where = f"under the key {self.place.key!r} of the tracker {where}"
         return DeviceLostError(
             f"no board {where} answers any more{f': {reason}' if reason else ''}",
@@ -199,7 +203,13 @@ class Boards:
                 return self.idle.pop()
         worker = None
         try:
-            worker = Worker(self.place, self.threads)
+            opened = Worker(self.place, self.threads)
+            try:
+                self.greet(opened)
+            except BaseException:
+                opened.kill()
+                raise
+            worker = opened
         finally:
             with self.changed:
                 self.opening -= 1
