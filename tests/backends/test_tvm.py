@@ -318,6 +318,30 @@ def test_a_server_runs_times_and_tunes(tmp_path: Path) -> None:
                 program.time_ms(3)
 
 
+@pytest.mark.slow
+def test_tuning_that_lost_its_board_goes_on_where_it_was(tmp_path: Path) -> None:
+    op = build_op(HEAD).eval()
+    with server() as board:
+
+        def kill_after_the_first_kernel() -> None:
+            while not list(tmp_path.glob("*/tuned.json")):
+                time.sleep(0.01)
+            board.kill()
+
+        with TvmBackend(device(tuning_trials=8, reach=Reach(rpc=board.address)), tmp_path) as lost:
+            killer = threading.Thread(target=kill_after_the_first_kernel)
+            killer.start()
+            with pytest.raises(DeviceLostError, match=f"no board at {board.address} answers"):
+                lost.compile(op, (1, 8, 6, 6))
+            killer.join()
+    with server() as board:
+        reach = Reach(rpc=board.address)
+        with TvmBackend(device(tuning_trials=8, reach=reach), tmp_path) as backend:
+            assert error_of(backend, op, HEAD) < 1e-5
+            assert backend.tuner is not None
+            assert backend.tuner.trials_run == 8
+
+
 def test_boards_lost_in_the_middle_lose_nothing(tmp_path: Path) -> None:
     op = build_op(HEAD).eval()
     with boards(2, "x86") as (lender, *servers):
