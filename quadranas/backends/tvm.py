@@ -24,7 +24,7 @@ from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
 from quadranas.backends.tvm_worker import Boards, Worker
 from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.latency.device import Device, Reach
+from quadranas.latency.device import Device
 
 if TYPE_CHECKING:
     from quadranas.backends.tvm_tuning import Tuner
@@ -68,7 +68,7 @@ def make_target(device: Device) -> Any:
             wanted = json.loads(wanted) if wanted.startswith("{") else {"kind": wanted}
         if not isinstance(wanted, dict) or wanted.get("kind") != "llvm":
             raise ValueError("it must be of kind 'llvm'")
-        return tvm.target.Target({"num-cores": device.threads or 1} | wanted)
+        target = tvm.target.Target({"num-cores": device.threads or 1} | wanted)
     except Exception as error:  # TVM raises many kinds
         raise QuadranasError(
             f"device {device.name}: TVM accepts no target {device.target!r}: "
@@ -76,6 +76,13 @@ def make_target(device: Device) -> Any:
             "Name one as a mapping, such as "
             "{kind: llvm, mtriple: aarch64-linux-gnu, mcpu: cortex-a76, num-cores: 1}.",
         ) from error
+    cores = int(target.attrs["num-cores"])
+    if device.threads not in (None, cores):
+        raise QuadranasError(
+            f"device {device.name}: threads is {device.threads} and num-cores of its target {cores}",
+            "Write the same number for both.",
+        )
+    return target
 
 
 class TvmBackend:
@@ -123,7 +130,7 @@ class TvmBackend:
                 "Say where its board is: reach: {rpc: 'HOST:PORT'} in the device's file.",
             )
         self.facts = read_here() if place is None else None
-        self.boards = Boards(place, self.device.threads or 1, hang_s, self._greet)
+        self.boards = Boards(place, int(self.target.attrs["num-cores"]), hang_s, self._greet)
         self.max_parallel = self.boards.found
         if self.device.tuning_trials:
             self.tuner = self._make_tuner(records)
@@ -137,13 +144,20 @@ class TvmBackend:
 
     def _greet(self, board: Worker) -> None:
         """Learn what a board is, and that it is like the others."""
-        if self.device.reach == Reach():
+        if find_place(self.device.reach) is None:
             return
         with self.greeting:
             reader = Path(self.folder.name) / "reader.so"
             if not reader.exists():
                 export(build_reader(self.target), reader, self.link)
-            contents = board.call("read", (str(reader), FILES), HANG_S)
+            try:
+                contents = board.call("read", (str(reader), FILES), HANG_S)
+            except QuadranasError as error:
+                raise QuadranasError(
+                    f"device {self.device.name}: its board cannot run what is compiled for "
+                    f"{self.target}: {error.message}",
+                    "Correct the target, above all its mtriple.",
+                ) from error
             facts = judge(contents, machine_of(self.triple))
             if self.facts is None:
                 self.facts = facts

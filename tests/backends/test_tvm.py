@@ -228,6 +228,10 @@ def test_schedules_that_compile_too_long_are_failed_trials(
         ({"target": "cuda"}, "it must be of kind 'llvm'"),
         ({"target": {"kind": "llvm", "mcup": "x"}}, "accepts no target.*mcup"),
         (
+            {"target": {"kind": "llvm", "num-cores": 4}},
+            "threads is 1 and num-cores of its target 4",
+        ),
+        (
             {"target": {"kind": "llvm", "mtriple": "riscv64-linux-gnu"}},
             "its target is riscv64, this machine is",
         ),
@@ -305,6 +309,9 @@ def test_a_server_runs_times_and_tunes(tmp_path: Path) -> None:
     op = build_op(HEAD).eval()
     with server() as board:
         reach = Reach(rpc=board.address)
+        other = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
+        with pytest.raises(QuadranasError, match="its board cannot run what is compiled for"):
+            TvmBackend(device(target=other, reach=reach), tmp_path)
         with TvmBackend(device(tuning_trials=2, reach=reach), tmp_path) as backend:
             assert backend.max_parallel == 1
             assert error_of(backend, op, HEAD) < 1e-5
