@@ -79,7 +79,8 @@ def make_target(device: Device) -> Any:
     cores = int(target.attrs["num-cores"])
     if device.threads not in (None, cores):
         raise QuadranasError(
-            f"device {device.name}: threads is {device.threads} and num-cores of its target {cores}",
+            f"device {device.name}: threads is {device.threads} and num-cores of its target "
+            f"{cores}",
             "Write the same number for both.",
         )
     return target
