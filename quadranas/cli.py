@@ -111,9 +111,8 @@ def devices(
         return print_json({"devices": found, "runtimes": runtimes})
     for d in found:
         threads = f", threads: {d['threads']}" if d["threads"] else ""
-        say(
-            f"{d['name']}  {d['title']}, {d['runtime'] or 'not measured'}, {d['precision']}{threads}"
-        )
+        runtime = d["runtime"] or "not measured"
+        say(f"{d['name']}  {d['title']}, {runtime}, {d['precision']}{threads}")
         say(f"     tables: {', '.join(d['tables']) or 'none'}")
         if d["expected_error"]:
             say(f"     analytic model; expected error {d['expected_error']}")

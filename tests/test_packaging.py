@@ -19,8 +19,8 @@ SHIPPED = {
     "latency_tables": "quadranas/latency_tables",
     "quadranas/latency/devices": "quadranas/latency/devices",
 }
-RUNTIMES_AND_PLOTS = ("matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "tensorboard")
-HEAVY = {"torch", "kornia", "scipy", "sklearn", *RUNTIMES_AND_PLOTS}
+RUNTIMES = ("onnx", "onnxruntime", "onnxscript", "tvm")
+HEAVY = {"torch", "kornia", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", *RUNTIMES}
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ from quadranas.backends.interface import Backend
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.backends.openvino import OpenVinoBackend
 from quadranas.backends.openvino_worker import OpenVinoWorkerBackend
+from quadranas.backends.tvm import TvmBackend
 from quadranas.latency.device import Device
 
 BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "openvino": OpenVinoBackend,
+    "tvm": TvmBackend,
     "cuda": CudaBackend,
 }
 """Opens a device by the name of its runtime; the folder is the runtime's to keep records in."""

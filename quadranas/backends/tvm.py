@@ -1,0 +1,238 @@
+"""TVM: compile and tune networks for a processor, this machine's or that of boards behind RPC.
+
+Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in MetaSchedule).
+"""
+
+import importlib
+import json
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
+
+from quadranas.backends.interface import Provenance
+from quadranas.backends.tvm_import import import_network
+from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
+from quadranas.backends.tvm_program import TvmProgram
+from quadranas.backends.tvm_reach import find_place
+from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
+from quadranas.backends.tvm_worker import Boards, Worker
+from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.device import Device
+
+if TYPE_CHECKING:
+    from quadranas.backends.tvm_tuning import Tuner
+
+EXTRA = "tvm"
+HANG_S = 60.0
+"""Silence after which a board counts as lost, beyond what a call is expected to take."""
+UPLOAD_BYTES_PER_S = 1e6
+"""At least."""
+
+
+def require_extra() -> None:
+    """See that the packages of the extra are installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    for package in ("tvm", "cloudpickle", "psutil"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"compiling for a TVM target needs the package {package!r}",
+                f"Install it with: pip install 'quadranas[{EXTRA}]'",
+            ) from error
+
+
+def make_target(device: Device) -> Any:
+    """TVM's target of a device; this machine's processor where the device names none.
+
+    Raises:
+        QuadranasError: TVM does not know it.
+    """
+    import tvm
+
+    wanted = device.target
+    if wanted is None:
+        wanted = {"kind": "llvm", "mcpu": str(tvm.target.codegen.llvm_get_system_cpu())}
+    try:
+        if isinstance(wanted, str):
+            wanted = json.loads(wanted) if wanted.startswith("{") else {"kind": wanted}
+        if not isinstance(wanted, dict) or wanted.get("kind") != "llvm":
+            raise ValueError("it must be of kind 'llvm'")
+        target = tvm.target.Target({"num-cores": device.threads or 1} | wanted)
+    except Exception as error:  # TVM raises many kinds
+        raise QuadranasError(
+            f"device {device.name}: TVM accepts no target {device.target!r}: "
+            f"{str(error).strip().splitlines()[-1]}",
+            "Name one as a mapping, such as "
+            "{kind: llvm, mtriple: aarch64-linux-gnu, mcpu: cortex-a76, num-cores: 1}.",
+        ) from error
+    cores = int(target.attrs["num-cores"])
+    if device.threads not in (None, cores):
+        raise QuadranasError(
+            f"device {device.name}: threads is {device.threads} and num-cores of its target "
+            f"{cores}",
+            "Write the same number for both.",
+        )
+    return target
+
+
+class TvmBackend:
+    """A processor, on this machine or on boards behind a TVM RPC server or tracker.
+
+    Args:
+        records: a folder for what tuning finds; a kernel in it is not tuned again.
+        hang_s: silence after which a board counts as lost.
+
+    Raises:
+        MissingExtraError: TVM is not installed.
+        QuadranasError: the precision, the target, no linker for it, or no board there.
+    """
+
+    def __init__(self, device: Device, records: Path, *, hang_s: float = HANG_S) -> None:
+        require_extra()
+        if device.precision != "fp32":
+            raise QuadranasError(
+                f"device {device.name}: with TVM the precision is fp32, got {device.precision}",
+                "Write precision: fp32 in the device's file.",
+            )
+        self.device = device
+        self.target = make_target(device)
+        self.triple = str(self.target.attrs.get("mtriple", "")) if device.target else ""
+        self.command = find_linker(self.triple)
+        self.link = make_link(self.command)
+        self.folder = tempfile.TemporaryDirectory(prefix="quadranas-tvm-")
+        self.compiling, self.greeting = threading.Lock(), threading.Lock()
+        self.facts: Facts | None = None
+        self.num_programs = 0
+        self.boards: Boards | None = None
+        self.tuner: Tuner | None = None
+        try:
+            self._open(records, hang_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, records: Path, hang_s: float) -> None:
+        place = find_place(self.device.reach)
+        if place is None and machine_of(self.triple) != machine_of(""):
+            raise QuadranasError(
+                f"device {self.device.name}: its target is {machine_of(self.triple)}, "
+                f"this machine is {machine_of('')}",
+                "Say where its board is: reach: {rpc: 'HOST:PORT'} in the device's file.",
+            )
+        self.facts = read_here() if place is None else None
+        self.boards = Boards(place, int(self.target.attrs["num-cores"]), hang_s, self._greet)
+        self.max_parallel = self.boards.found
+        if self.device.tuning_trials:
+            self.tuner = self._make_tuner(records)
+
+    def _make_tuner(self, records: Path) -> "Tuner":
+        from quadranas.backends.tvm_tuning import Tuner
+
+        assert self.boards is not None
+        trials, emulated = self.device.tuning_trials, bool(self.emulator)
+        return Tuner(records, self.target, trials, self.boards, self.link, emulated)
+
+    def _greet(self, board: Worker) -> None:
+        """Learn what a board is, and that it is like the others."""
+        if find_place(self.device.reach) is None:
+            return
+        with self.greeting:
+            reader = Path(self.folder.name) / "reader.so"
+            if not reader.exists():
+                export(build_reader(self.target), reader, self.link)
+            try:
+                contents = board.call("read", (str(reader), FILES), HANG_S)
+            except QuadranasError as error:
+                raise QuadranasError(
+                    f"device {self.device.name}: its board cannot run what is compiled for "
+                    f"{self.target}: {error.message}",
+                    "Correct the target, above all its mtriple.",
+                ) from error
+            facts = judge(contents, machine_of(self.triple))
+            if self.facts is None:
+                self.facts = facts
+        if (facts.hardware, facts.emulator) != (self.facts.hardware, self.facts.emulator):
+            raise QuadranasError(
+                f"device {self.device.name}: the boards under its key differ: "
+                f"{self.facts.hardware} and {facts.hardware}",
+                "Register boards of different kinds under different keys.",
+            )
+
+    @property
+    def emulator(self) -> str:
+        """Why the device's times mean nothing; empty for a real one."""
+        return self.facts.emulator if self.facts is not None else ""
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> TvmProgram:
+        """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
+
+        Raises:
+            QuadranasError: TVM cannot compile it, or no schedule of a kernel worked.
+            DeviceLostError: tuning lost the last board; what was tuned is kept.
+        """
+        import tvm
+        from tvm import relax
+
+        with self.compiling:  # TVM's compiler is not safe to enter twice
+            self.num_programs += 1
+            path = Path(self.folder.name) / f"program{self.num_programs}.so"
+            module = import_network(network, input_shape, self.target)
+            records = self.tuner.tune(module) if self.tuner is not None else nullcontext()
+            with self.target, records, tvm.transform.PassContext(opt_level=3):
+                if self.tuner is not None:
+                    module = relax.transform.MetaScheduleApplyDatabase()(module)
+                export(tvm.compile(module, self.target), path, self.link)
+        return TvmProgram(self, path, tuple(input_shape))
+
+    def call(self, method: str, library: Path, *rest: object, expected_s: float = 0.0) -> Any:
+        """What a method of `Board` returns for a program on some board, which may lack it yet."""
+        assert self.boards is not None
+        expected_s += library.stat().st_size / UPLOAD_BYTES_PER_S
+        return self.boards.call(method, str(library), *rest, expected_s=expected_s)
+
+    def provenance(self) -> Provenance:
+        """What its latencies are taken on."""
+        assert self.facts is not None
+        trials = self.device.tuning_trials
+        tuning = {"tuning": "untuned"}
+        if trials:
+            from quadranas.backends.tvm_tuning import STRATEGY
+
+            tuning = {"tuning": "tuned", "tuning_trials": str(trials), "tuning_strategy": STRATEGY}
+        return Provenance(
+            runtime=f"TVM {version('apache-tvm')}",
+            hardware=self.facts.hardware,
+            versions={name: version(name) for name in ("apache-tvm", "apache-tvm-ffi", "torch")},
+            settings={"target": str(self.target), **tuning, **self.facts.settings},
+            emulated=bool(self.emulator),
+        )
+
+    def close(self) -> None:
+        """Let go of the boards. Programs must not be used any more."""
+        if self.tuner is not None:
+            self.tuner.close()
+        if self.boards is not None:
+            self.boards.close()
+        self.folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

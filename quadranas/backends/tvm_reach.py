@@ -1,0 +1,135 @@
+"""Where boards are: a TVM RPC server, or a tracker that lends several. Nothing here needs TVM."""
+
+import json
+import socket
+import struct
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from quadranas.errors import QuadranasError
+from quadranas.latency.device import Reach
+
+TRACKER_MAGIC = 0x2F271
+SUMMARY = 6
+SUCCESS = 0
+CONNECT_S = 4.0
+SETTLE_S = 3.0
+"""How long a board may take to be free again after its last user left."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A server, or with a key the boards that a tracker lends under it."""
+
+    host: str
+    port: int
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def find_place(reach: Reach) -> Place | None:
+    """Where a device is; none for this machine."""
+    address = reach.rpc or reach.rpc_tracker
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    return Place(host, int(port), reach.rpc_key)
+
+
+def count_boards(place: Place) -> int:
+    """How many boards can be had.
+
+    Raises:
+        QuadranasError: none, and how to start one.
+    """
+    if place.key is None:
+        _check_server(place)
+        return 1
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        registered, free = _ask_tracker(place)
+        mine = registered[place.key]
+        if mine == 0 or free == mine or (time.monotonic() > deadline and free):
+            break
+        if time.monotonic() > deadline:
+            raise QuadranasError(
+                f"all {mine} boards under the key {place.key!r} at {place} are in use",
+                "Wait until they are free, or end the programs that hold them.",
+            )
+        time.sleep(0.1)
+    if mine == 0:
+        known = ", ".join(f"{count} x {key!r}" for key, count in sorted(registered.items()))
+        raise QuadranasError(
+            f"the tracker at {place} has no board under the key {place.key!r}; "
+            f"it has {known or 'no board at all'}",
+            "Register one with, on the board: python -m tvm.exec.rpc_server "
+            f"--tracker {place} --key {place.key}",
+        )
+    return free
+
+
+def count_free(place: Place | None) -> int:
+    """How many boards could be had now, after one was lost: itself again, or others."""
+    if place is None:
+        return 1
+    try:
+        if place.key is not None:
+            return _ask_tracker(place)[1]
+        _check_server(place)
+    except QuadranasError:
+        return 0
+    return 1
+
+
+def _check_server(place: Place) -> None:
+    try:
+        socket.create_connection((place.host, place.port), CONNECT_S).close()
+    except OSError as error:
+        raise QuadranasError(
+            f"no TVM RPC server answers at {place}: {error.strerror or error}",
+            "Start it on the board with: "
+            f"python -m tvm.exec.rpc_server --host 0.0.0.0 --port {place.port}",
+        ) from error
+
+
+def _ask_tracker(place: Place) -> tuple[Counter[str], int]:
+    """How many boards are registered, by key, and how many are free under the place's key."""
+    try:
+        with socket.create_connection((place.host, place.port), CONNECT_S) as connection:
+            connection.settimeout(CONNECT_S)
+            connection.sendall(struct.pack("<i", TRACKER_MAGIC))
+            if struct.unpack("<i", _receive(connection, 4))[0] != TRACKER_MAGIC:
+                raise QuadranasError(f"what answers at {place} is no TVM RPC tracker")
+            request = json.dumps([SUMMARY]).encode()
+            connection.sendall(struct.pack("<i", len(request)) + request)
+            size = struct.unpack("<i", _receive(connection, 4))[0]
+            code, summary = json.loads(_receive(connection, size))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise QuadranasError(
+            f"no TVM RPC tracker answers at {place}: {reason}",
+            "Start it with: python -m tvm.exec.rpc_tracker --host 0.0.0.0 "
+            f"--port {place.port} --port-end {place.port + 1}",
+        ) from error
+    assert code == SUCCESS
+    return _count(summary, place.key)
+
+
+def _count(summary: dict[str, Any], key: str | None) -> tuple[Counter[str], int]:
+    names = [server["key"].removeprefix("server:") for server in summary["server_info"]]
+    queue = summary["queue_info"].get(key, {"free": 0})
+    return Counter(names), int(queue["free"])
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
+        if not part:
+            raise ConnectionError("it hung up")
+        received += part
+    return received

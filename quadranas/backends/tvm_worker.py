@@ -1,0 +1,247 @@
+"""Boards from the side that uses them: one process each, replaced when a board is lost."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from quadranas.backends.tvm_reach import Place, count_boards, count_free
+from quadranas.errors import DeviceLostError, QuadranasError
+
+START_S = 120.0
+"""For importing TVM on a busy machine."""
+CONNECT_S = 15.0
+"""For a session; a server that serves somebody else does not answer at all."""
+CLOSE_S = 3.0
+START = """
+import sys
+sys.modules["torch"] = None  # TVM 0.27 imports it where it can, which takes longer than all else
+from quadranas.backends.tvm_board import serve
+serve(int(sys.argv[1]))
+"""
+
+
+class BoardLostError(Exception):
+    """The board that a job was given to does not answer any more."""
+
+
+class Worker:
+    """A process that holds a board.
+
+    Raises:
+        BoardLostError: the board cannot be had.
+    """
+
+    def __init__(self, place: Place | None, threads: int) -> None:
+        self.connection, other = Pipe()
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, str(other.fileno())],
+            # On this machine TVM 0.27 would take the calling thread off the cores it is pinned to.
+            env=os.environ | {"PYTHONPATH": paths, "TVM_BIND_THREADS": "0"},
+            pass_fds=[other.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt is for the caller, who then closes
+        )
+        other.close()
+        self._receive(START_S)
+        self.exchange((place, threads), CONNECT_S)
+
+    def call(self, method: str, arguments: Sequence[object], timeout_s: float) -> Any:
+        """What a method of the board returns.
+
+        Raises:
+            BoardLostError: the connection broke, or nothing came for so long.
+            QuadranasError: the board refuses the job and is still there.
+        """
+        return self.exchange((method, arguments), timeout_s)
+
+    def exchange(self, message: object, timeout_s: float) -> Any:
+        """Send a message and wait for its answer."""
+        try:
+            self.connection.send(message)
+        except OSError as error:
+            self.kill()
+            raise BoardLostError("the process that held it ended") from error
+        return self._receive(timeout_s)
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            if not self.connection.poll(timeout_s):
+                raise BoardLostError(f"it was silent for {timeout_s:.0f} s")
+            outcome, value = self.connection.recv()
+            if outcome == "lost":
+                raise BoardLostError(value)
+        except (EOFError, OSError) as error:
+            self.kill()
+            raise BoardLostError("the process that held it ended") from error
+        except BaseException:  # of an interrupt, too: the next call must not get this answer
+            self.kill()
+            raise
+        if outcome == "failed":
+            raise QuadranasError(f"TVM could not run a program: {value}")
+        return value
+
+    def kill(self) -> None:
+        """Drop the board at once; the broken connection frees it."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+    def close(self) -> None:
+        """Let go of the board."""
+        self.connection.close()  # on which the process ends
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(CLOSE_S)
+        self.process.kill()
+        self.process.wait()
+
+
+class Boards:
+    """All boards of a device. A job goes to any that is idle, and to another if that one is lost.
+
+    Args:
+        place: none for this machine.
+        threads: that a program may use on a board.
+        hang_s: how long a board may be silent beyond what a job is expected to take.
+        greet: looks at every board that is opened, and may refuse it.
+
+    Raises:
+        QuadranasError: no board can be had.
+    """
+
+    def __init__(
+        self, place: Place | None, threads: int, hang_s: float, greet: Callable[[Worker], None]
+    ) -> None:
+        self.place, self.threads, self.hang_s, self.greet = place, threads, hang_s, greet
+        self.found = 1 if place is None else count_boards(place)
+        self.usable = self.found
+        self.held: set[Worker] = set()
+        self.idle: list[Worker] = []
+        self.opening = 0
+        self.changed = threading.Condition()
+        self.closed = False
+        if place is not None:
+            self._open_first(place)
+
+    def _open_first(self, place: Place) -> None:
+        try:
+            self._give_back(self._borrow())
+        except BoardLostError as error:
+            self.close()
+            raise QuadranasError(
+                f"what answers at {place} gives no board: {error}",
+                "See that a TVM RPC server runs there and that no other program uses it.",
+            ) from error
+
+    def call(
+        self, method: str, *arguments: object, expected_s: float = 0.0, attempts: int | None = None
+    ) -> Any:
+        """What a method of `Board` returns on some board.
+
+        Args:
+            attempts: on how many boards to try; by default on all, and once on one that came back.
+
+        Raises:
+            DeviceLostError: no board is left.
+            QuadranasError: the program fails.
+        """
+        reason = ""
+        for _ in range(attempts or self.found + 1):
+            try:
+                worker = self._borrow()
+            except BoardLostError as error:
+                reason = str(error)
+                continue
+            try:
+                if self.place is None:
+                    worker.call("pin", [sorted(os.sched_getaffinity(0))], self.hang_s)
+                value = worker.call(method, arguments, self.hang_s + expected_s)
+            except BoardLostError as error:
+                reason = str(error)
+                self._discard(worker)
+            except QuadranasError:
+                self._give_back(worker)
+                raise
+            except BaseException:
+                self._discard(worker)
+                raise
+            else:
+                self._give_back(worker)
+                return value
+        raise self._all_lost(reason)
+
+    def _all_lost(self, reason: str) -> DeviceLostError:
+        if self.place is None:
+            return DeviceLostError(f"the process that runs TVM's programs ended: {reason}")
+        where = f"at {self.place}"
+        if self.place.key is not None:
+            where = f"under the key {self.place.key!r} of the tracker {where}"
+        return DeviceLostError(
+            f"no board {where} answers any more{f': {reason}' if reason else ''}",
+            "See that the board is on and its RPC server runs, then give the same command again.",
+        )
+
+    def _borrow(self) -> Worker:
+        """An idle board, or one opened now, or wait for one."""
+        with self.changed:
+            while not self.idle:
+                if self.closed or self.usable == 0:
+                    raise self._all_lost("")
+                if len(self.held) + self.opening < self.usable:
+                    self.opening += 1
+                    break
+                self.changed.wait()
+            else:
+                return self.idle.pop()
+        worker = None
+        try:
+            opened = Worker(self.place, self.threads)
+            try:
+                self.greet(opened)
+            except BaseException:
+                opened.kill()
+                raise
+            worker = opened
+        finally:
+            with self.changed:
+                self.opening -= 1
+                if worker is None:
+                    self.usable -= 1
+                elif not self.closed:
+                    self.held.add(worker)
+                self.changed.notify_all()
+        return worker
+
+    def _give_back(self, worker: Worker) -> None:
+        with self.changed:
+            if worker in self.held:
+                self.idle.append(worker)
+            self.changed.notify()
+
+    def _discard(self, worker: Worker) -> None:
+        """A board was lost: what is left are those held, and those that could be opened now."""
+        worker.kill()
+        free = count_free(self.place)
+        with self.changed:
+            self.held.discard(worker)
+            left = len(self.held) + max(self.opening, free)
+            self.usable = min(self.usable, left)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of all boards."""
+        with self.changed:
+            self.closed = True
+            held, self.held = self.held, set()
+            self.idle.clear()
+            self.changed.notify_all()
+        for worker in held:
+            worker.close()
