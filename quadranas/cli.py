@@ -15,12 +15,33 @@ from rich.console import Console
 from rich.table import Table
 
 from quadranas import __version__
+from quadranas.cli_latency import COMMANDS
+from quadranas.cli_options import (
+    Budget,
+    Confidence,
+    ConfigFile,
+    Data,
+    DeviceName,
+    Json,
+    MaxMacs,
+    MaxParams,
+    Quiet,
+    Resume,
+    Run,
+    Seed,
+    SkipCorrupt,
+    Subject,
+    TableFile,
+    Tolerance,
+    Val,
+    Weights,
+    given,
+)
 from quadranas.console import (
     INTERRUPTED,
     fail,
     network_line,
     print_json,
-    print_prediction,
     print_result,
     reporting,
     say,
@@ -36,58 +57,6 @@ app = typer.Typer(
     help="Find, train and export the best network for a device and a latency budget.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
-DeviceName = Annotated[
-    str, typer.Option("--device", help="cpu, vpu, gpu, or a YAML file of one's own.")
-]
-Budget = Annotated[str, typer.Option("--budget", help="Such as 30ms, 0.3s or 250us.")]
-SpaceName = Annotated[str, typer.Option("--space", help="A space's name, or a YAML file.")]
-TableFile = Annotated[
-    Path | None, typer.Option("--table", help="This latency table, not the usual one.")
-]
-Data = Annotated[
-    str | None,
-    typer.Option("--data", help="Folder or zip of images by class; digits if not given."),
-]
-Val = Annotated[str | None, typer.Option("--val", help="Folder or zip with the test images.")]
-SkipCorrupt = Annotated[
-    bool | None, typer.Option("--skip-corrupt", help="Leave corrupt images out, and count them.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random; default 0.")]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML with keys of a run's config.yaml.")
-]
-MaxParams = Annotated[int | None, typer.Option("--max-params", min=1, help="Most parameters.")]
-MaxMacs = Annotated[
-    int | None, typer.Option("--max-macs", min=1, help="Most multiply-accumulates.")
-]
-Confidence = Annotated[
-    float | None,
-    typer.Option(help="Probability that the measured latency keeps the budget, such as 0.95."),
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Measured excess that is no missed promise; default 0.05."),
-]
-Rpc = Annotated[str | None, typer.Option("--rpc", help="TVM RPC server, HOST:PORT.")]
-RpcTracker = Annotated[
-    str | None, typer.Option("--rpc-tracker", help="TVM RPC tracker, HOST:PORT.")
-]
-RpcKey = Annotated[str | None, typer.Option("--rpc-key", help="The boards' key at the tracker.")]
-WorkerPython = Annotated[
-    str | None,
-    typer.Option("--worker-python", help="Python with openvino 2021.4.2, for a Myriad stick."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-Weights = Annotated[
-    Path | None, typer.Option("--weights", help="A .safetensors file, not the run's own.")
-]
-Subject = Annotated[
-    str, typer.Argument(help="An architecture file, a run folder, or a model's name.")
-]
-Run = Annotated[Path, typer.Argument(help="A search's run folder.")]
-
 
 @app.callback(invoke_without_command=True)
 def _version(
@@ -96,167 +65,6 @@ def _version(
     if version:
         say(f"quadranas {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def devices(
-    names: Annotated[list[str] | None, typer.Argument(help="Devices; all if none.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Devices, their latency tables, and the runtimes installed here to measure with."""
-    from quadranas.survey import installed_runtimes, survey_devices
-
-    found, runtimes = survey_devices(names or []), installed_runtimes()
-    if as_json:
-        return print_json({"devices": found, "runtimes": runtimes})
-    for d in found:
-        threads = f", threads: {d['threads']}" if d["threads"] else ""
-        runtime = d["runtime"] or "not measured"
-        say(f"{d['name']}  {d['title']}, {runtime}, {d['precision']}{threads}")
-        say(f"     tables: {', '.join(d['tables']) or 'none'}")
-        if d["expected_error"]:
-            say(f"     analytic model; expected error {d['expected_error']}")
-    say(f"runtimes installed here: {', '.join(runtimes) or 'none'}")
-
-
-@app.command()
-def spaces(
-    names: Annotated[list[str] | None, typer.Argument(help="Spaces; all if none.")] = None,
-    device: Annotated[
-        list[str] | None, typer.Option("--device", help="Devices; all shipped if none.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Search spaces: size, MACs, and the latencies they reach per device."""
-    from quadranas.latency.budget import format_ms
-    from quadranas.survey import survey_spaces
-
-    found = survey_spaces(names or [], device or [])
-    if as_json:
-        return print_json({"spaces": found})
-    for s in found:
-        say(
-            f"{s['name']}  {s['architectures']:.3g} architectures, {s['min_macs'] / 1e6:.4g} to "
-            f"{s['max_macs'] / 1e6:.4g} M MACs at {s['resolution']} pixels"
-        )
-        for name, d in s["devices"].items():
-            latency = f"{format_ms(d['min_ms'])} to {format_ms(d['max_ms'])}"
-            say(f"     {name:<5} {latency:<22} {d['summary']}")
-
-
-@app.command("build-lut")
-def build_lut_command(
-    device: DeviceName,
-    space: SpaceName = "quadranet-mobile",
-    backend: Annotated[
-        str | None,
-        typer.Option(help="analytic, onnxruntime, openvino, tvm, cuda, or fastest on this host."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="On the device.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16 or bf16.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call.")] = None,
-    tuning_trials: Annotated[
-        int | None, typer.Option(min=0, help="TVM: schedules tried per kernel.")
-    ] = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
-    ] = None,
-    only_missing: Annotated[
-        bool, typer.Option("--only-missing", help="Keep the entries of the existing table.")
-    ] = False,
-    num_classes: Annotated[
-        list[int] | None, typer.Option("--num-classes", min=1, help="Also price this head.")
-    ] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Make a device's latency table for a space; killed, it continues when called again."""
-    from quadranas.build_lut import build_lut
-    from quadranas.latency.device import load_device
-    from quadranas.space import load_space
-
-    given = _given(
-        threads=threads,
-        precision=precision,
-        batch_size=batch_size,
-        tuning_trials=tuning_trials,
-        rpc=rpc,
-        rpc_tracker=rpc_tracker,
-        rpc_key=rpc_key,
-        worker_python=worker_python,
-    )
-    with reporting(quiet) as reporter:
-        path, table = build_lut(
-            load_space(space),
-            load_device(device).configured(**given),
-            reporter=reporter,
-            backend=backend,
-            output=output,
-            num_classes=num_classes or (),
-            only_missing=only_missing,
-            command=_command_line(),
-        )
-    header = table.header
-    result = {
-        "path": str(path),
-        "device": header.device,
-        "space": header.space,
-        "entries": len(table.entries),
-        "method": header.method,
-        "summary": header.summary(),
-    }
-    print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
-
-
-@app.command("validate-lut")
-def validate_lut_command(
-    device: DeviceName,
-    space: SpaceName = "quadranet-mobile",
-    table: TableFile = None,
-    networks: Annotated[int, typer.Option(min=2, help="How many fresh networks.")] = 30,
-    seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 0,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Measure fresh random networks against a table's predictions, and note the result in it."""
-    from quadranas.latency.device import load_device
-    from quadranas.space import load_space
-    from quadranas.validate_lut import validate_lut
-
-    reach = _given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
-    with reporting(quiet) as reporter:
-        result = validate_lut(
-            load_space(space),
-            load_device(device).configured(**reach),
-            reporter,
-            path=table,
-            num_networks=networks,
-            seed=seed,
-            command=_command_line(),
-        )
-    print_result(result, as_json, f"{result['summary']}\nplot {result['plot']}")
-
-
-@app.command("merge-lut")
-def merge_lut_command(
-    tables: Annotated[list[Path], typer.Argument(help="Two or more tables of one device.")],
-    output: Annotated[Path, typer.Option(help="The merged table.")],
-    as_json: Json = False,
-) -> None:
-    """Put the entries of several tables of one device and space into one."""
-    from quadranas.merge_lut import merge_lut
-
-    merged = merge_lut(tables, output, command=_command_line())
-    result = {"path": str(output), "entries": len(merged.entries)}
-    print_result(result, as_json, f"{output}: {len(merged.entries)} entries")
 
 
 @app.command()
@@ -292,7 +100,7 @@ def search(
     from quadranas.run_folder import choose_folder
     from quadranas.search import search as run_search
 
-    overrides = load_overrides(config, SearchConfig) | _given(
+    overrides = load_overrides(config, SearchConfig) | given(
         device=device,
         budget=budget,
         space=space,
@@ -345,8 +153,8 @@ def derive(
     from quadranas.latency.contract import Contract
     from quadranas.latency.device import load_device
 
-    given = _given(confidence=confidence, tolerance=tolerance)
-    contract = Contract(budget_ms=parse_budget(budget), **given)
+    terms = given(confidence=confidence, tolerance=tolerance)
+    contract = Contract(budget_ms=parse_budget(budget), **terms)
     opened = load_device(device)
     folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
     with reporting(quiet) as reporter:
@@ -393,7 +201,7 @@ def train(
     from quadranas.train import train as run_train
     from quadranas.trained import open_subject
 
-    overrides = load_overrides(config, TrainConfig) | _given(
+    overrides = load_overrides(config, TrainConfig) | given(
         data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt
     )
     name = f"train-{Path(subject).absolute().name.removesuffix('.json')}"
@@ -423,8 +231,8 @@ def evaluate(
     from quadranas.train import measure_accuracy
     from quadranas.trained import open_subject
 
-    given = _given(data=data, val=val, skip_corrupt=skip_corrupt)
-    result = measure_accuracy(open_subject(subject, weights), given)
+    overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
+    result = measure_accuracy(open_subject(subject, weights), overrides)
     line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
     print_result(result, as_json, line)
 
@@ -497,23 +305,8 @@ def profile(
     )
 
 
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
-    device: DeviceName,
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Of the input, where the file leaves it open.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Latency of any ONNX file, from a device's analytic model."""
-    from quadranas.latency.device import load_device
-    from quadranas.predict import predict as run_predict
-
-    result = run_predict(model, load_device(device), resolution=resolution)
-    if as_json:
-        return print_json(result)
-    print_prediction(result)
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> None:
@@ -545,12 +338,3 @@ def _check_promise(result: dict[str, Any]) -> None:
     if missed:
         warn(f"promise missed: {missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _command_line() -> str:
-    return shlex.join(["quadranas", *sys.argv[1:]])
