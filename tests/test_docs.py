@@ -1,0 +1,36 @@
+"""The documents: what they show can be loaded, and the commands in them exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quadranas.cli import app
+from quadranas.latency.device import Device, load_device
+from tests.command_line import CHECKOUT
+
+DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+DEVICES = re.findall(
+    r"```yaml\n# (\S+)\n(.*?)```", (CHECKOUT / "docs/devices.md").read_text(), flags=re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("name", "text"), DEVICES)
+def test_the_devices_shown_are_accepted(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    device = load_device(str(tmp_path / name))
+    assert name == f"{device.name}.yaml"
+    assert device.runtime is not None
+
+
+def test_every_key_of_a_device_is_described() -> None:
+    text = (CHECKOUT / "docs/devices.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == set(Device.model_fields)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_shown_exist(path: Path) -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    shown = re.findall(r"^    quadranas ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown
+    assert set(shown) <= known
