@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from quadranas.architecture import Architecture, OpSpec
-from quadranas.backends import BACKENDS, open_backend
 from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.registry import BACKENDS, open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import pinned

@@ -21,8 +21,13 @@ CLOSE_S = 3.0
 START = """
 import sys
 sys.modules["torch"] = None  # TVM 0.27 imports it where it can, which takes longer than all else
-from quadranas.backends.tvm_board import serve
-serve(int(sys.argv[1]))
+try:
+    from quadranas.backends.tvm_board import serve
+except Exception as error:
+    from multiprocessing.connection import Connection
+    Connection(int(sys.argv[1])).send(("lost", f"it did not start: {error!r}"))
+else:
+    serve(int(sys.argv[1]))
 """
 
 
@@ -156,7 +161,7 @@ class Boards:
         reason = ""
         for _ in range(attempts or self.found + 1):
             try:
-                worker = self._borrow()
+                worker = self._borrow(reason)
             except BoardLostError as error:
                 reason = str(error)
                 continue
@@ -189,12 +194,16 @@ class Boards:
             "See that the board is on and its RPC server runs, then give the same command again.",
         )
 
-    def _borrow(self) -> Worker:
-        """An idle board, or one opened now, or wait for one."""
+    def _borrow(self, reason: str = "") -> Worker:
+        """An idle board, or one opened now, or wait for one.
+
+        Args:
+            reason: why the last one was lost.
+        """
         with self.changed:
             while not self.idle:
                 if self.closed or self.usable == 0:
-                    raise self._all_lost("")
+                    raise self._all_lost(reason)
                 if len(self.held) + self.opening < self.usable:
                     self.opening += 1
                     break
