@@ -20,7 +20,12 @@ from quadranas.latency.table import (
     load_table,
     table_paths,
 )
-from quadranas.lut_measurement import MeasuredEntries, calibration_networks, measure_entries
+from quadranas.lut_measurement import (
+    MeasuredEntries,
+    calibration_networks,
+    carrier_network,
+    measure_entries,
+)
 from quadranas.measurement import Bench, as_measured, fastest_runtime, open_bench
 from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace
@@ -235,7 +240,10 @@ def _measured_table(
                     f"continuing: {journal.num_timings} timings lie in {journal.path}"
                 )
             networks = [] if existing else calibration_networks(request.space)
-            measured = measure_entries(request.missing, networks, bench, journal, reporter, plan)
+            carrier = carrier_network(request.space)
+            measured = measure_entries(
+                *(request.missing, carrier, networks, bench, journal, reporter, plan)
+            )
             table = _with_entries(request, made, measured)
             table.save(request.target)
             journal.remove()

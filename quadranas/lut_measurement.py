@@ -1,36 +1,41 @@
 """The entries of a measured look-up table, and the scale that makes whole networks of them.
 
-An operation alone pays at both ends for what a network pays once: runtimes change the layout of
-a feature map where it enters and leaves (measured on 2026-11-21 with OpenVINO 2026.4 and
-mbconv-mobile: up to a third of an operation that changes the resolution; without the correction
-the networks of the calibration were 8 % off). So every shape of a feature map has its boundary,
-found by timing an operation that keeps the shape once and as a chain: `boundary = t(1) - t(op)`
-with `t(op) = (t(n) - t(1)) / (n - 1)`. An entry is what remains of a timing without the null
-call and half a boundary at each end.
+An operation alone is faster than inside a network, where others have emptied the caches of its
+weights, and slower, where a runtime changes the layout of the feature map at its ends: by a third
+both ways (OpenVINO 2026.4, mbconv-mobile, 2 cores of a Zen 5, 2026-11-21), which no single scale
+repairs. So operations are timed inside a carrier, the smallest network of the space: one that can
+follow itself, `t(op) = (t(carrier with n copies) - t(carrier)) / n`. Of those that cannot, since
+they change the shape, a network has one at each place. They are timed alone, without the null
+call and what entering and leaving their feature maps costs, and share one factor, with which the
+entries of the carrier add up to the carrier.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from quadranas.architecture import Architecture, OpSpec
+from quadranas.cost import count_macs
 from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate, fit_scale
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
-from quadranas.measurement import NULL, Bench, network_job, op_job
+from quadranas.measurement import NULL, Bench, Job, chain_job, network_job
 from quadranas.probes import keeps_shape, random_architectures
 from quadranas.reporter import Reporter
 from quadranas.space import SearchSpace
 from quadranas.timing import Plan, Timings
 
-COPIES = 4
-"""An operation that can follow itself is timed as a chain of so many."""
+COPIES = 8
+"""Of an operation in the carrier."""
+
+NUM_CARRIERS = 4
+"""The carrier is in every difference, so it is compiled and timed so many times."""
 
 IMAGE_CHANNELS = 3
 
-MIN_SHARE = 0.25
-"""Of an operation's own timing, whatever its boundaries cost."""
-
 NUM_CALIBRATION = 8
+TINY = 1e-3
+"""Of the carrier's latency: what an operation is taken to cost at least, whatever the noise."""
 PURPOSE = "calibration"
 
 
@@ -56,26 +61,59 @@ def calibration_networks(space: SearchSpace) -> list[Architecture]:
 
 def measure_entries(
     specs: Sequence[OpSpec],
+    carrier: Architecture,
     networks: Sequence[Architecture],
     bench: Bench,
     journal: Journal,
     reporter: Reporter,
     plan: Plan,
 ) -> MeasuredEntries:
-    """Time operations and calibration networks in the same shuffled rounds."""
-    shapes = dict.fromkeys(shape for spec in specs for shape in _ends(spec))
-    probes = {shape: _boundary_op(shape, specs) for shape in shapes}
-    jobs = {_chain(spec): op_job(spec, _copies(spec)) for spec in (*specs, *probes.values())}
-    jobs |= {_single(spec): op_job(spec, copies=1) for spec in probes.values()}
+    """Time operations, carrier and calibration networks in the same shuffled rounds.
+
+    Args:
+        carrier: `carrier_network` of the space.
+        networks: to calibrate with; none leaves the scale open.
+    """
+    wanted = tuple(dict.fromkeys((*specs, *carrier.ops())))
+    jobs = _carried_jobs(wanted, carrier) | _single_jobs(wanted)
     jobs |= {network.name: network_job(network) for network in networks}
     timings = bench.time(jobs, journal, reporter, plan)
-    null = timings.programs[NULL]
-    boundaries_ms = {shape: _boundary_ms(spec, timings) for shape, spec in probes.items()}
-    entries = tuple(_entry(spec, timings, boundaries_ms) for spec in specs)
-    scale, calibration = _calibrate(entries, networks, timings)
-    return MeasuredEntries(
-        entries, null.latency_ms, bench.describe(timings, plan), scale, calibration
-    )
+    entries = _entries(wanted, carrier, timings)
+    kept = tuple(entries[spec] for spec in specs)
+    scale, calibration = _calibrate(entries.values(), networks, timings)
+    null_ms = timings.programs[NULL].latency_ms
+    return MeasuredEntries(kept, null_ms, bench.describe(timings, plan), scale, calibration)
+
+
+def carrier_network(space: SearchSpace) -> Architecture:
+    """The smallest network of a space."""
+    return space.extreme(count_macs, largest=False)
+
+
+def _carried_jobs(specs: Iterable[OpSpec], carrier: Architecture) -> dict[str, Job]:
+    """The carrier, so many times, and with copies of each operation that can follow itself."""
+    ops = list(carrier.ops())
+    jobs = {name: chain_job(ops) for name in _carriers()}
+    for spec in filter(keeps_shape, specs):
+        place = next(i for i, op in enumerate(ops) if _fits_after(op, spec))
+        jobs[_carried(spec)] = chain_job([*ops[: place + 1], *[spec] * COPIES, *ops[place + 1 :]])
+    return jobs
+
+
+def _fits_after(op: OpSpec, spec: OpSpec) -> bool:
+    return (op.out_channels, op.out_resolution) == (spec.in_channels, spec.resolution)
+
+
+def _single_jobs(specs: Sequence[OpSpec]) -> dict[str, Job]:
+    """Operations that change the shape, alone, and for each shape one that keeps it, alone."""
+    jobs = {}
+    for spec in specs:
+        if not keeps_shape(spec):
+            jobs[_single(spec)] = chain_job([spec])
+            for keeper in (_keeper(shape) for shape in _ends(spec)):
+                jobs[_single(keeper)] = chain_job([keeper])
+                jobs[_double(keeper)] = chain_job([keeper, keeper])
+    return jobs
 
 
 Shape = tuple[int, int]
@@ -88,52 +126,76 @@ def _ends(spec: OpSpec) -> list[Shape]:
     return taken if spec.is_head else [*taken, (spec.out_channels, spec.out_resolution)]
 
 
-def _boundary_op(shape: Shape, specs: Sequence[OpSpec]) -> OpSpec:
-    """An operation that keeps a shape: one of the space's own if there is one."""
-    for spec in specs:
-        if keeps_shape(spec) and (spec.in_channels, spec.resolution) == shape:
-            return spec
+def _keeper(shape: Shape) -> OpSpec:
+    """A cheap operation that keeps a shape: its second copy costs what the first does inside."""
     channels, resolution = shape
     return OpSpec(
         kind="conv_bn", in_channels=channels, out_channels=channels, resolution=resolution
     )
 
 
-def _copies(spec: OpSpec) -> int:
-    return COPIES if keeps_shape(spec) else 1
+def _carriers() -> list[str]:
+    return [f"carrier {index}" for index in range(NUM_CARRIERS)]
 
 
-def _chain(spec: OpSpec) -> str:
-    return f"{spec} x{_copies(spec)}"
+def _carried(spec: OpSpec) -> str:
+    return f"carrier + {spec} x{COPIES}"
 
 
 def _single(spec: OpSpec) -> str:
-    return f"{spec} x1"
+    return f"{spec} alone"
 
 
-def _boundary_ms(spec: OpSpec, timings: Timings) -> float:
-    """What entering and leaving a feature map's shape costs, from an operation that keeps it."""
-    once, chain = (timings.programs[n].latency_ms for n in (_single(spec), _chain(spec)))
-    one_ms = (chain - once) / (COPIES - 1)
-    return max(once - timings.programs[NULL].latency_ms - one_ms, 0.0)
+def _double(spec: OpSpec) -> str:
+    return f"{spec} twice"
 
 
-def _entry(spec: OpSpec, timings: Timings, boundaries_ms: Mapping[Shape, float]) -> TableEntry:
-    """One operation and one null call."""
-    boundary_ms = sum(boundaries_ms[shape] for shape in _ends(spec)) / 2
-    timing, null = timings.programs[_chain(spec)], timings.programs[NULL]
-
-    def one_copy(all_ms: float, null_ms: float) -> float:
-        added_ms = max(all_ms - null_ms, 0.0)
-        return max(added_ms - boundary_ms, MIN_SHARE * added_ms) / _copies(spec) + null_ms
-
-    return TableEntry(
-        op=spec,
-        latency_ms=one_copy(timing.latency_ms, null.latency_ms),
-        minimum_ms=one_copy(timing.minimum_ms, null.minimum_ms),
-        median_ms=one_copy(timing.median_ms, null.median_ms),
-        spread=timing.spread,
+def _entries(
+    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings
+) -> dict[OpSpec, TableEntry]:
+    """One operation and one null call each."""
+    minimum, median, latency = (
+        _added_ms(specs, carrier, timings, statistic)
+        for statistic in ("minimum_ms", "median_ms", "latency_ms")
     )
+    null = timings.programs[NULL]
+    names = {s: _carried(s) if keeps_shape(s) else _single(s) for s in specs}
+    return {
+        spec: TableEntry(
+            op=spec,
+            latency_ms=latency[spec] + null.latency_ms,
+            minimum_ms=minimum[spec] + null.minimum_ms,
+            median_ms=median[spec] + null.median_ms,
+            spread=timings.programs[names[spec]].spread,
+        )
+        for spec in specs
+    }
+
+
+def _added_ms(
+    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings, statistic: str
+) -> dict[OpSpec, float]:
+    """What each operation adds to a network, in one statistic of the timings."""
+    ms = {name: float(getattr(t, statistic)) for name, t in timings.programs.items()}
+    carrier_ms = fmean(ms[name] for name in _carriers())
+    added = {}
+    for spec in specs:
+        if keeps_shape(spec):
+            added[spec] = max((ms[_carried(spec)] - carrier_ms) / COPIES, TINY * carrier_ms)
+        else:
+            alone_ms = ms[_single(spec)] - ms[NULL]
+            ends_ms = sum(_boundary_ms(_keeper(shape), ms) for shape in _ends(spec)) / 2
+            added[spec] = max(alone_ms - ends_ms, TINY * carrier_ms)
+    repeatable_ms = sum(added[op] for op in carrier.ops() if keeps_shape(op))
+    others_ms = sum(added[op] for op in carrier.ops() if not keeps_shape(op))
+    factor = max(carrier_ms - ms[NULL] - repeatable_ms, TINY * carrier_ms) / others_ms
+    return {s: value if keeps_shape(s) else factor * value for s, value in added.items()}
+
+
+def _boundary_ms(keeper: OpSpec, ms: Mapping[str, float]) -> float:
+    """What entering and leaving a shape costs: once, less what a copy costs inside."""
+    once_ms, twice_ms = ms[_single(keeper)], ms[_double(keeper)]
+    return max(2 * once_ms - twice_ms - ms[NULL], 0.0)
 
 
 def _calibrate(

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.probes import (
     REFERENCE_OP,
+    chain_probe,
     network_probe,
     null_probe,
-    op_probe,
     random_architectures,
 )
 from quadranas.reporter import Reporter
@@ -48,9 +48,9 @@ class Job:
     resolution: int
 
 
-def op_job(spec: OpSpec, copies: int) -> Job:
-    """An operation after itself, so many times."""
-    return Job(lambda: op_probe(spec, copies), spec.in_channels, spec.resolution)
+def chain_job(specs: Sequence[OpSpec]) -> Job:
+    """Operations one after another."""
+    return Job(lambda: chain_probe(specs), specs[0].in_channels, specs[0].resolution)
 
 
 def network_job(architecture: Architecture, network: nn.Module | None = None) -> Job:
@@ -122,7 +122,7 @@ class Bench:
         """Time networks together with a null call and the reference operation."""
         everything = {
             NULL: Job(null_probe, 1, 1),
-            REFERENCE: op_job(REFERENCE_OP, copies=1),
+            REFERENCE: chain_job([REFERENCE_OP]),
             **jobs,
         }
         programs = _Programs(everything, self._compile)

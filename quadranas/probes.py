@@ -1,5 +1,6 @@
 """Probes: small networks whose timings give an operation's latency, and random whole ones."""
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -20,11 +21,11 @@ def keeps_shape(spec: OpSpec) -> bool:
     return not spec.is_head and spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
-def op_probe(spec: OpSpec, copies: int = 1) -> nn.Module:
-    """An operation after itself, so many times, in evaluation mode."""
+def chain_probe(specs: Sequence[OpSpec]) -> nn.Module:
+    """Operations one after another, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(*(build_op(spec) for _ in range(copies))).eval()
+        return nn.Sequential(*map(build_op, specs)).eval()
 
 
 def null_probe() -> nn.Module:
