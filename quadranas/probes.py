@@ -20,7 +20,7 @@ def keeps_shape(spec: OpSpec) -> bool:
     return not spec.is_head and spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
-def op_probe(spec: OpSpec, copies: int = 1) -> nn.Module:
+def op_probe(spec: OpSpec, copies: int = 1) -> nn.Sequential:
     """An operation after itself, so many times, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

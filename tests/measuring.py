@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
+from quadranas.architecture import Architecture, OpSpec
+from quadranas.backends import BACKENDS
 from quadranas.backends.interface import Backend, Program, Provenance
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
+from quadranas.probes import REFERENCE_OP, network_probe, op_probe
 
 
 def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -34,6 +38,54 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     for module in (quadranas.backends.onnxruntime, quadranas.backends.openvino):
         patch.setattr(module, "to_onnx", remembered)
+
+
+class Machine:
+    """Takes its time for each operation, and for entering and leaving a shape of feature map.
+
+    Args:
+        specs: the operations that it may be asked for.
+        networks: the same for whole networks, which it runs `scale` times as slowly.
+    """
+
+    null_ms = 0.004
+
+    def __init__(
+        self, specs: Iterable[OpSpec], networks: Iterable[Architecture] = (), scale: float = 1.0
+    ) -> None:
+        self.scale = scale
+        self.specs: dict[tuple[str, int], OpSpec] = {}
+        self.networks = {str(network_probe(network)): network for network in networks}
+        self.ops_ms: dict[OpSpec, float] = {}
+        self.boundaries_ms: dict[tuple[int, int], float] = {}
+        for spec in (*specs, REFERENCE_OP):
+            self._know(spec)
+            for channels, resolution in self.ends(spec):
+                keeping = {"in_channels": channels, "out_channels": channels}
+                self._know(OpSpec(kind="conv_bn", resolution=resolution, **keeping))
+
+    def _know(self, spec: OpSpec) -> None:
+        self.specs[str(op_probe(spec)[0]), spec.resolution] = spec
+        self.ops_ms.setdefault(spec, Random(str(spec)).uniform(0.5, 1.5))
+        for shape in self.ends(spec):
+            self.boundaries_ms.setdefault(shape, Random(str(shape)).uniform(0, 0.3))
+
+    @staticmethod
+    def ends(spec: OpSpec) -> list[tuple[int, int]]:
+        """The feature maps that an operation enters and leaves, images and scores apart."""
+        found = [(spec.in_channels, spec.resolution), (spec.out_channels, spec.out_resolution)]
+        return found[spec.in_channels == 3 : 1 if spec.is_head else 2]
+
+    def network_ms(self, network: nn.Module, shape: Sequence[int]) -> float:
+        """What a probe takes."""
+        if isinstance(network, nn.ReLU):
+            return self.null_ms
+        if not isinstance(network, nn.Sequential):
+            ops = self.networks[str(network)].ops()
+            return self.null_ms + self.scale * sum(self.ops_ms[op] for op in ops)
+        spec = self.specs[str(network[0]), shape[2]]
+        boundary_ms = sum(self.boundaries_ms[end] for end in self.ends(spec)) / 2
+        return self.null_ms + boundary_ms + len(network) * self.ops_ms[spec]
 
 
 class ScriptedProgram(Program):
@@ -105,6 +157,11 @@ class ScriptedBackend(Backend):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def measured_by(backend: Backend, patch: pytest.MonkeyPatch) -> None:
+    """Have devices of the runtime `onnxruntime` measured by a script."""
+    patch.setitem(BACKENDS, "onnxruntime", lambda device, records: backend)
 
 
 def board(**changes: object) -> Device:
