@@ -21,7 +21,7 @@ def keeps_shape(spec: OpSpec) -> bool:
     return not spec.is_head and spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
-def chain_probe(specs: Sequence[OpSpec]) -> nn.Module:
+def chain_probe(specs: Sequence[OpSpec]) -> nn.Sequential:
     """Operations one after another, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.command_line import SMALL, Server, call
+from tests.measuring import remember_exports
 
 # Generated examples are the same in every run, and no example is judged by the clock.
 settings.register_profile("replay", derandomize=True, deadline=None, database=None)
@@ -105,6 +106,28 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -
     )
     assert outcome.code == 0, outcome.err
     return folder
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Has every network exported only once; the folder is for other processes to do the same."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        remember_exports(patch, folder)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def host_table(tmp_path_factory: pytest.TempPathFactory, exports: Path) -> Path:
+    """A table of the toy space, measured here with ONNX Runtime. Not to be changed."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("tables") / "host.json"
+    outcome = call(
+        *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
+        *("--output", path),
+    )
+    assert outcome.code == 0, outcome.err
+    return path
 
 
 @pytest.fixture(scope="session")

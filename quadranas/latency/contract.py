@@ -18,11 +18,21 @@ class Contract:
         confidence: of a network keeping the budget when it is measured; none: the prediction keeps
             it.
         tolerance: relative excess of the measured latency that is not yet a missed promise.
+
+    Raises:
+        QuadranasError: a confidence that is none, or that no budget is tight enough for.
     """
 
     budget_ms: float
     confidence: float | None = None
     tolerance: float = DEFAULT_TOLERANCE
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise QuadranasError(
+                f"the confidence must be at least 0.5 and less than 1, got {self.confidence}",
+                "Write a probability such as 0.95.",
+            )
 
     def decoding_ms(self, table: LatencyTable) -> float:
         """The budget for predictions: `budget / (1 + z * residual)` for a confidence.

@@ -7,16 +7,20 @@ it was writing.
 import errno
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from quadranas.errors import QuadranasError
 
 Identity = Mapping[str, str | int | None]
 Samples = dict[str, dict[int, list[float]]]
 """Milliseconds of each call, by program and round."""
+
+JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
+"""What reading a line raises that is no JSON, or not what was written."""
 
 
 def read_identity(path: Path) -> Identity:
@@ -103,15 +107,17 @@ class Journal:
         try:
             self._check(json.loads(lines[0])["identity"], identity)
             for line in map(json.loads, lines[1:]):
-                times = [float(value) for value in line["ms"]]
+                times = _times(line["ms"])
                 self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
-        except (ValueError, LookupError, TypeError) as error:
+        except JSON_FAULTS as error:
             raise QuadranasError(
                 f"{self.path} is no journal of a measurement, or damaged: {error}",
                 "Delete it to begin anew.",
             ) from error
 
-    def _check(self, found: Identity, wanted: Identity) -> None:
+    def _check(self, found: Any, wanted: Identity) -> None:
+        if not isinstance(found, dict):
+            raise TypeError("its first line does not say what is measured")
         for key in dict.fromkeys((*wanted, *found)):
             if found.get(key) != wanted.get(key):
                 raise QuadranasError(
@@ -136,3 +142,10 @@ class Journal:
             f"cannot write {self.path}: {error.strerror or error}; what was measured is kept",
             "Free some space or choose another --output, then give the same command again.",
         )
+
+
+def _times(values: Any) -> list[float]:
+    times = [float(value) for value in values]
+    if not times or not all(math.isfinite(ms) and ms > 0 for ms in times):
+        raise ValueError(f"{values} are no times")
+    return times

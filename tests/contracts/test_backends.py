@@ -1,0 +1,371 @@
+"""BackendContract: what every runtime promises. A runtime in BACKENDS is tested.
+
+Runtimes that are not installed and devices that are not here are skipped. The worker for the
+Myriad stick runs on the CPU of its OpenVINO 2021.4.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quadranas.architecture import OpSpec
+from quadranas.backends.interface import Backend, Program, SavableProgram
+from quadranas.backends.onnxruntime import OnnxRuntimeBackend
+from quadranas.backends.registry import BACKENDS, open_backend
+from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.device import RUNTIMES, Device
+from quadranas.layers import build_op
+from quadranas.network import build_subnet
+from quadranas.probes import REFERENCE_OP, chain_probe
+from quadranas.space import load_space, space_files
+from tests.command_line import CHECKOUT
+from tests.measuring import board
+
+pytestmark = pytest.mark.usefixtures("exports")
+
+Scrambler = Callable[..., nn.Module]
+
+WORKER = "openvino worker"
+WORKER_PYTHON = os.environ.get("QUADRANAS_WORKER_PYTHON", "")
+RUNTIME_NAMES = (*BACKENDS, WORKER)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cuda": {"runtime": "cuda", "threads": None},
+    "tvm": {"runtime": "tvm", "tuning_trials": 0},
+    WORKER: {"runtime": "openvino", "target": "CPU", "reach": {"worker_python": WORKER_PYTHON}},
+}
+"""What the description of a device needs besides the runtime's name."""
+
+ELSEWHERE = ("cuda",)
+"""Runtimes whose device need not be here."""
+
+TOLERANCE = 1e-4
+"""Absolute and relative: in float32 sums are taken in another order; bfloat16 misses it by far."""
+
+BATCH = 3
+
+
+def described(name: str, **changes: Any) -> Device:
+    return board(**({"runtime": name} | SETTINGS.get(name, {}) | changes))
+
+
+def opened(name: str, records: Path, **changes: Any) -> Backend:
+    """The runtime's backend; skips where it cannot be here."""
+    if name == WORKER and not WORKER_PYTHON:
+        pytest.skip("QUADRANAS_WORKER_PYTHON names no Python with OpenVINO 2021.4.2")
+    device = described(name, **changes)
+    try:
+        return open_backend(device, records)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    except QuadranasError as error:
+        if name in ELSEWHERE and device.precision == "fp32":
+            pytest.skip(error.message)
+        raise
+
+
+@pytest.fixture(scope="module", params=RUNTIME_NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def backend(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with closing(opened(name, tmp_path_factory.mktemp("records"))) as found:
+        yield found
+
+
+def small(spec: OpSpec) -> OpSpec:
+    """The operation with few channels and pixels."""
+    channels = {
+        "in_channels": 3 if spec.in_channels == 3 else 12,
+        "out_channels": 12 if spec.in_channels == spec.out_channels else 8,
+    }
+    changes = channels | {"resolution": 4 * spec.stride}
+    return OpSpec.model_validate(spec.model_dump() | changes)
+
+
+def first_of_every_kind() -> list[OpSpec]:
+    specs: dict[OpSpec, None] = {}
+    for space in space_files():
+        kinds: dict[str, OpSpec] = {}
+        for spec in load_space(space).specs():
+            kinds.setdefault(spec.kind, spec)
+        specs |= dict.fromkeys(map(small, kinds.values()))
+    return list(specs)
+
+
+def random_images(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def input_of(spec: OpSpec, batch: int = 1) -> Tensor:
+    return random_images(batch, spec.in_channels, spec.resolution, spec.resolution)
+
+
+def assert_agrees(program: Program, network: nn.Module, images: Tensor) -> None:
+    output = program.run(images)
+    assert output.dtype == torch.float32
+    with torch.no_grad():
+        expected = network.double()(images.double()).float()
+    network.float()
+    torch.testing.assert_close(output, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def network(scramble: Scrambler) -> nn.Module:
+    """A whole network that computes something."""
+    space = load_space("toy")
+    choices = space.extreme(lambda spec: spec.kernel_size, largest=True)
+    return scramble(build_subnet(choices)).eval()
+
+
+@pytest.fixture(scope="module")
+def program(backend: Backend, network: nn.Module) -> Program:
+    return backend.compile(network, (1, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def batch_program(backend: Backend, network: nn.Module) -> Program:
+    return backend.compile(network, (BATCH, 3, 32, 32))
+
+
+def test_every_runtime_can_be_named_for_a_device() -> None:
+    assert set(BACKENDS) <= set(RUNTIMES)
+
+
+def test_every_kind_of_the_shipped_spaces_is_among_the_examples() -> None:
+    kinds = {spec.kind for space in space_files() for spec in load_space(space).specs()}
+    assert {spec.kind for spec in first_of_every_kind()} == kinds
+
+
+@pytest.mark.parametrize("spec", first_of_every_kind(), ids=str)
+def test_an_operation_computes_what_pytorch_computes(
+    backend: Backend, scramble: Scrambler, spec: OpSpec
+) -> None:
+    op = scramble(build_op(spec)).eval()
+    images = input_of(spec)
+    assert_agrees(backend.compile(op, images.shape), op, images)
+
+
+def test_a_network_computes_what_pytorch_computes(program: Program, network: nn.Module) -> None:
+    assert_agrees(program, network, random_images(1, 3, 32, 32))
+
+
+def test_a_batch_computes_what_pytorch_computes(
+    batch_program: Program, network: nn.Module
+) -> None:
+    images = random_images(BATCH, 3, 32, 32)
+    assert_agrees(batch_program, network, images)
+    assert_agrees(batch_program, network, images.to(memory_format=torch.channels_last))
+
+
+def test_a_run_can_be_repeated(program: Program) -> None:
+    images, others = random_images(2, 3, 32, 32).chunk(2)
+    first = program.run(images)
+    kept = first.clone()
+    assert not torch.equal(program.run(others), kept)
+    assert torch.equal(first, kept)  # another run did not write over it
+    program.time_ms(2)
+    assert torch.equal(program.run(images), kept)
+
+
+def test_programs_do_not_mix(backend: Backend, program: Program, network: nn.Module) -> None:
+    images = random_images(1, 3, 32, 32)
+    before = program.run(images)
+    op = chain_probe([REFERENCE_OP])
+    other = backend.compile(op, (1, 32, 56, 56))
+    assert_agrees(other, op, input_of(REFERENCE_OP))
+    assert torch.equal(program.run(images), before)
+
+
+@pytest.mark.parametrize("repeats", [1, 7])
+def test_there_are_as_many_times_as_asked_for(program: Program, repeats: int) -> None:
+    times_ms = program.time_ms(repeats)
+    assert len(times_ms) == repeats
+    assert all(isinstance(ms, float) and math.isfinite(ms) and ms > 0 for ms in times_ms)
+
+
+def test_times_are_milliseconds(backend: Backend) -> None:
+    """The calls take less than everything together, and not a thousandth of it."""
+    program = backend.compile(chain_probe([REFERENCE_OP]), (1, 32, 56, 56))
+    shares = []
+    for _ in range(5):  # the process may be held up while it does not time anything
+        start = time.perf_counter()
+        called_ms = sum(program.time_ms(20))
+        shares.append(called_ms / ((time.perf_counter() - start) * 1e3))
+    assert max(shares) <= 1
+    assert max(shares) > 0.02
+
+
+def test_provenance_says_what_is_measured(backend: Backend) -> None:
+    provenance = backend.provenance()
+    assert any(character.isdigit() for character in provenance.runtime)
+    assert provenance.hardware.strip()
+    assert provenance.versions["torch"] == torch.__version__
+    assert all(isinstance(text, str) and text for text in provenance.versions.values())
+    assert all(isinstance(text, str) for text in provenance.settings.values())
+    assert provenance == backend.provenance()
+    assert not provenance.emulated
+    assert backend.max_parallel >= 1
+
+
+def reloaded(backend: Backend, path: Path, images: Tensor) -> Tensor:
+    """The output of a saved program in the runtime itself."""
+    if isinstance(backend, OnnxRuntimeBackend):
+        return backend.load(path, images.shape).run(images)
+    if path.suffix == ".xml":
+        import openvino
+
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        return torch.from_numpy(compiled([images.numpy()])[0].copy())
+    pytest.skip(f"{type(backend).__name__} reads no saved program")
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_a_saved_program_computes_the_same(
+    tmp_path: Path,
+    name: str,
+    backend: Backend,
+    program: Program,
+    batch_program: Program,
+    batch: int,
+) -> None:
+    images = random_images(batch, 3, 32, 32)
+    program = program if batch == 1 else batch_program
+    if not isinstance(program, SavableProgram):
+        pytest.skip(f"{name} saves no programs")
+    path = tmp_path / ("program.xml" if name == "openvino" else "program.onnx")
+    program.save(path)
+    again = reloaded(backend, path, images)
+    torch.testing.assert_close(again, program.run(images), rtol=1e-5, atol=1e-5)
+
+
+def extras() -> dict[str, list[str]]:
+    """The packages of every extra, as setup.cfg lists them."""
+    parser = ConfigParser()
+    parser.read(CHECKOUT / "setup.cfg", encoding="utf-8")
+    section = parser["options.extras_require"]
+    return {extra: section[extra].split() for extra in section}
+
+
+EXTRAS = {name: "myriad" if name == WORKER else name for name in RUNTIME_NAMES}
+NEEDED = [
+    (name, package)
+    for name, extra in EXTRAS.items()
+    for package in extras().get(extra, [])
+    if package.isidentifier()
+]
+
+
+@pytest.mark.parametrize(("name", "package"), NEEDED)
+def test_a_missing_package_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError) as caught:
+        open_backend(described(name), tmp_path)
+    assert f"quadranas[{EXTRAS[name]}]" in caught.value.hint
+
+
+ERROR = {
+    "fp32": (0.0, 1e-5),
+    "tf32": (5e-5, 1e-2),
+    "fp16": (5e-5, 1e-2),
+    "bf16": (5e-4, 1e-1),
+}
+"""How far from float64 a network's output is in a precision, relative to its size: a precision
+has 24, 11, 11 and 8 significant bits."""
+
+
+def relative_error(output: Tensor, network: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        exact = network.double()(images.double())
+    network.float()
+    return float((output.double() - exact).norm() / exact.norm())
+
+
+def layers(scramble: Scrambler) -> nn.Module:
+    """Sums long enough for their rounding to be seen."""
+    wide = [nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(3)]
+    return scramble(nn.Sequential(*wide, nn.Flatten(), nn.Linear(64 * 64, 16))).eval()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("name", RUNTIME_NAMES)
+def test_the_precision_asked_for_is_the_one_that_runs_or_it_is_refused(
+    tmp_path: Path, scramble: Scrambler, name: str, precision: str
+) -> None:
+    opened(name, tmp_path).close()  # or skip
+    deep, images = layers(scramble), random_images(1, 64, 8, 8)
+    refusal = ""
+    try:
+        with closing(opened(name, tmp_path, precision=precision)) as backend:
+            output = backend.compile(deep, images.shape).run(images)
+    except QuadranasError as error:
+        refusal = error.message
+    if refusal:
+        assert precision != "fp32", refusal
+        assert precision in refusal
+        assert "board" in refusal
+        return
+    assert precision in ERROR, f"{name} runs {precision}"
+    low, high = ERROR[precision]
+    assert low <= relative_error(output, deep, images) < high
+
+
+def test_onnx_runtime_refuses_what_it_would_emulate(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    for precision in ("fp16", "bf16", "int8"):
+        with pytest.raises(QuadranasError, match=f"'board'.*runs fp32, not {precision}") as caught:
+            open_backend(described("onnxruntime", precision=precision), tmp_path)
+        assert caught.value.hint == "Set precision: fp32, or name another runtime."
+
+
+def test_onnx_runtime_takes_no_target(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(QuadranasError, match="takes no target, got 'NPU'") as caught:
+        open_backend(described("onnxruntime", target="NPU"), tmp_path)
+    assert caught.value.hint == "Remove the key 'target'."
+
+
+def test_openvino_lists_the_devices_that_it_has(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    with pytest.raises(QuadranasError, match="finds no device 'NPUX' on this") as caught:
+        open_backend(described("openvino", target="NPUX"), tmp_path)
+    for offered in openvino.Core().available_devices:
+        assert offered in caught.value.message
+    with pytest.raises(QuadranasError, match="finds no device 'MYRIAD'") as caught:
+        open_backend(described("openvino", target="MYRIAD"), tmp_path)
+    assert "--worker-python" in caught.value.hint
+
+
+def test_openvino_left_to_itself_would_run_bf16(tmp_path: Path, scramble: Scrambler) -> None:
+    """So a backend that did not ask for fp32 would be found out by the tests above."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16, so OpenVINO would run fp32 anyway")
+    deep, images = layers(scramble), random_images(1, 64, 8, 8)
+    with closing(open_backend(described("openvino"), tmp_path)) as backend:
+        program = backend.compile(deep, images.shape)
+    assert isinstance(program, SavableProgram)
+    program.save(tmp_path / "deep.xml")
+    compiled = core.compile_model(str(tmp_path / "deep.xml"), "CPU")
+    by_default = torch.from_numpy(compiled([images.numpy()])[0].copy())
+    ours = relative_error(program.run(images), deep, images)
+    assert ours < ERROR["fp32"][1]
+    assert relative_error(by_default, deep, images) > 100 * ours

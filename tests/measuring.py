@@ -1,0 +1,182 @@
+"""Machines whose times are scripted, and real ONNX files that are exported only once."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import quadranas.backends.onnxruntime
+import quadranas.backends.openvino
+from quadranas.architecture import Architecture, OpSpec
+from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.onnx_file import to_onnx
+from quadranas.backends.registry import BACKENDS
+from quadranas.files import write_atomically
+from quadranas.latency.device import Device
+from quadranas.probes import REFERENCE_OP, chain_probe, network_probe
+
+
+def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Keep what PyTorch's exporter writes, which takes longer than everything else together.
+
+    It is the same file for the same network every time; processes that name one folder share it.
+    """
+
+    def remembered(network: nn.Module, channels: int, resolution: int) -> bytes:
+        digest = hashlib.sha256(f"{network} {channels} {resolution}".encode())
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        path = folder / f"{digest.hexdigest()}.onnx"
+        if not path.is_file():
+            write_atomically(path, to_onnx(network, channels, resolution))
+        return path.read_bytes()
+
+    for module in (quadranas.backends.onnxruntime, quadranas.backends.openvino):
+        patch.setattr(module, "to_onnx", remembered)
+
+
+class Machine:
+    """Takes its time for each operation, and for entering and leaving a shape of feature map.
+
+    Args:
+        specs: the operations that it may be asked for.
+        networks: the same for whole networks, which it runs `scale` times as slowly.
+        alone: how slowly it runs an operation that has nothing beside it.
+    """
+
+    null_ms = 0.004
+
+    def __init__(
+        self,
+        specs: Iterable[OpSpec],
+        networks: Iterable[Architecture] = (),
+        scale: float = 1.0,
+        alone: float = 1.0,
+    ) -> None:
+        self.scale = scale
+        self.alone = alone
+        self.specs: dict[tuple[str, int], OpSpec] = {}
+        self.networks = {str(network_probe(network)): network for network in networks}
+        self.ops_ms: dict[OpSpec, float] = {}
+        self.boundaries_ms: dict[tuple[int, int], float] = {}
+        for spec in (*specs, REFERENCE_OP):
+            self._know(spec)
+            for channels, resolution in self.ends(spec):
+                keeping = {"in_channels": channels, "out_channels": channels}
+                self._know(OpSpec(kind="conv_bn", resolution=resolution, **keeping))
+
+    def _know(self, spec: OpSpec) -> None:
+        self.specs[str(chain_probe([spec])[0]), spec.resolution] = spec
+        self.ops_ms.setdefault(spec, Random(str(spec)).uniform(0.5, 1.5))
+        for shape in self.ends(spec):
+            self.boundaries_ms.setdefault(shape, Random(str(shape)).uniform(0, 0.3))
+
+    @staticmethod
+    def ends(spec: OpSpec) -> list[tuple[int, int]]:
+        """The feature maps that an operation enters and leaves, images and scores apart."""
+        found = [(spec.in_channels, spec.resolution), (spec.out_channels, spec.out_resolution)]
+        return found[spec.in_channels == 3 : 1 if spec.is_head else 2]
+
+    def network_ms(self, network: nn.Module, shape: Sequence[int]) -> float:
+        """What a probe takes."""
+        if isinstance(network, nn.ReLU):
+            return self.null_ms
+        if not isinstance(network, nn.Sequential):
+            ops = self.networks[str(network)].ops()
+            return self.null_ms + self.scale * sum(self.ops_ms[op] for op in ops)
+        specs, resolution = [], shape[2]
+        for module in network:
+            specs.append(self.specs[str(module), resolution])
+            resolution = specs[-1].out_resolution
+        first, last = self.ends(specs[0]), self.ends(specs[-1])
+        ends = [*first[: specs[0].in_channels > 3], *last[len(last) - (not specs[-1].is_head) :]]
+        boundary_ms = sum(self.boundaries_ms[end] for end in ends) / 2
+        slower = self.alone if len(specs) == 1 else 1.0
+        return self.null_ms + boundary_ms + slower * sum(self.ops_ms[spec] for spec in specs)
+
+
+class ScriptedProgram(Program):
+    """Takes the times that it is given, call by call; the last are for all that follow."""
+
+    def __init__(self, times_ms: Iterable[Sequence[float] | float] | float) -> None:
+        script = [times_ms] if isinstance(times_ms, int | float) else times_ms
+        self.script: Iterator[Sequence[float] | float] = iter(script)
+        self.last: Sequence[float] | float = ()
+        self.calls = 0
+
+    def run(self, images: Tensor) -> Tensor:
+        """Whatever it is given."""
+        return images
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """The next times of the script."""
+        self.calls += 1
+        self.last = next(self.script, self.last)
+        if isinstance(self.last, int | float):
+            return [float(self.last)] * repeats
+        assert len(self.last) == repeats
+        return list(self.last)
+
+
+class ScriptedBackend(Backend):
+    """A machine that takes the time that a function says.
+
+    Args:
+        network_ms: of a network and its input's shape.
+        before: called before every timing, with how many there were; may raise.
+    """
+
+    max_parallel = 1
+
+    def __init__(
+        self,
+        network_ms: Callable[[nn.Module, Sequence[int]], float],
+        before: Callable[[int], None] = lambda count: None,
+        *,
+        emulated: bool = False,
+    ) -> None:
+        self.network_ms = network_ms
+        self.before = before
+        self.emulated = emulated
+        self.timed: Counter[str] = Counter()
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> Program:
+        """See `Backend`."""
+        backend, ms = self, self.network_ms(network, input_shape)
+        name = f"{network} {tuple(input_shape)}"
+
+        class Counted(ScriptedProgram):
+            def time_ms(self, repeats: int) -> list[float]:
+                backend.before(backend.timed.total())
+                backend.timed[name] += 1
+                return super().time_ms(repeats)
+
+        return Counted(ms)
+
+    def provenance(self) -> Provenance:
+        """See `Backend`."""
+        return Provenance(
+            runtime="scripted 1",
+            hardware="a script",
+            versions={"torch": torch.__version__},
+            emulated=self.emulated,
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def measured_by(backend: Backend, patch: pytest.MonkeyPatch) -> None:
+    """Have devices of the runtime `onnxruntime` measured by a script."""
+    patch.setitem(BACKENDS, "onnxruntime", lambda device, records: backend)
+
+
+def board(**changes: object) -> Device:
+    """A device of one's own, without an analytic model."""
+    content = {"name": "board", "title": "a board", "runtime": "onnxruntime", "precision": "fp32"}
+    return Device.model_validate(content | {"threads": 1} | changes)
