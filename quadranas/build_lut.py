@@ -195,9 +195,10 @@ def _measured_table(
 ) -> LatencyTable:
     """Measure, save the table, and only then let go of the timings."""
     device, existing = request.device, request.existing
-    if existing is not None and existing.header.method == "measured" and device.runtime == FASTEST:
-        device = as_measured(device, existing.header)
-        reporter.message(f"completing the table as it was measured: {existing.header.summary()}")
+    own = existing.header if existing is not None and device.runtime == FASTEST else None
+    if own is not None and (own.method, own.backend) == ("measured", backend):
+        device = as_measured(device, own)
+        reporter.message(f"completing the table as it was measured: {own.summary()}")
     elif backend == FASTEST:
         device = fastest_runtime(device, request.space, reporter)
     else:
@@ -228,9 +229,11 @@ def _with_entries(
     """The measured entries as a table of their own, or added to the existing one."""
     if request.existing is not None:
         header = request.existing.header
-        shift_ms = header.null_ms - measured.null_ms
         added = [
-            entry.model_copy(update={"latency_ms": entry.latency_ms + shift_ms})
+            # In this order an operation as fast as a null call stays so when it is rounded.
+            entry.model_copy(
+                update={"latency_ms": (entry.latency_ms - measured.null_ms) + header.null_ms}
+            )
             for entry in measured.entries
         ]
         return request.table(header, added)

@@ -68,10 +68,12 @@ def _rescaled(entry: TableEntry, own: TableHeader, wanted: TableHeader) -> Table
     if (own.scale, own.null_ms) == (wanted.scale, wanted.null_ms):
         return entry
 
-    def convert(latency_ms: float | None) -> float | None:
-        if latency_ms is None:
-            return None
-        return (latency_ms - own.null_ms) * own.scale / wanted.scale + wanted.null_ms
+    def convert(ms: float) -> float:
+        return (ms - own.null_ms) * own.scale / wanted.scale + wanted.null_ms
 
-    latencies = ("latency_ms", "minimum_ms", "median_ms")
-    return entry.model_copy(update={key: convert(getattr(entry, key)) for key in latencies})
+    update: dict[str, float | None] = {"latency_ms": convert(entry.latency_ms)}
+    for key in ("minimum_ms", "median_ms"):
+        # Single calls may be faster than the null call's statistic; then there is nothing to say.
+        ms = getattr(entry, key)
+        update[key] = convert(ms) if ms is not None and convert(ms) > 0 else None
+    return entry.model_copy(update=update)
