@@ -118,6 +118,19 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def host_table(tmp_path_factory: pytest.TempPathFactory, exports: Path) -> Path:
+    """A table of the toy space, measured here with ONNX Runtime. Not to be changed."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("tables") / "host.json"
+    outcome = call(
+        *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
+        *("--output", path),
+    )
+    assert outcome.code == 0, outcome.err
+    return path
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """Starts commands in processes of their own."""
     started = Server()

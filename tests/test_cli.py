@@ -279,6 +279,11 @@ KEYS: dict[str, set[str]] = {
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary"),
     },
+    "validate-lut --device host --space toy --table host.json --networks 2": {
+        *("networks", "bias", "mape", "within_5", "within_10", "kendall_tau"),
+        *("table", "plot", "summary"),
+    },
+    "merge-lut host.json host.json --output merged.json": {"path", "entries"},
     "SEARCH --output new": RUN_KEYS | {"report", "seed", "versions"},
     "search --resume --output run": RUN_KEYS | {"report", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
@@ -307,12 +312,15 @@ def test_stdout_is_one_json_object(
     tmp_path: Path,
     finished_run: Path,
     small_config: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, tmp_path / "run")
     write(tmp_path / "net.onnx", "y = Relu(x)")
+    if "host.json" in command:  # is measured first, so only for those that need it
+        shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")
     words = command.split()
     argv = [*SEARCH, "--config", small_config, *words[1:]] if words[0] == "SEARCH" else words
     outcome = call(*argv, "--json")
