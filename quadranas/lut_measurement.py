@@ -16,6 +16,7 @@ from statistics import fmean
 
 from quadranas.architecture import Architecture, OpSpec
 from quadranas.cost import count_macs
+from quadranas.errors import QuadranasError
 from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate, fit_scale
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
@@ -207,6 +208,11 @@ def _calibrate(
     added_ms = {entry.op: entry.latency_ms - null_ms for entry in entries}
     sums_ms = [sum(added_ms[op] for op in network.ops()) for network in networks]
     measured_ms = [timings.programs[network.name].latency_ms for network in networks]
+    if min(measured_ms) <= null_ms:
+        raise QuadranasError(
+            "whole networks take no longer than a null call, so there is nothing to calibrate",
+            "Measure on a quieter machine; delete the file of timings to begin anew.",
+        )
     scale = fit_scale(sums_ms, measured_ms, null_ms)
     latencies = [
         NetworkLatency(name=network.name, predicted_ms=scale * total + null_ms, measured_ms=ms)

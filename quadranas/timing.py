@@ -6,8 +6,8 @@ The minimum inside a round drops what disturbs single calls; the quartile over t
 disturbed rounds, and lucky ones too: on a shared virtual machine (2 cores of a Zen 5, 2026-11-21)
 the least of all calls was reached by short programs in bursts that long ones could not share in,
 and two halves of one measurement differed by 1.4 % in it, but by 0.8 % in the quartile. A
-reference operation, timed several times in every round, tells which rounds were disturbed; they
-are repeated.
+reference operation, timed several times in every round, tells which rounds were disturbed;
+another round is added for each.
 """
 
 import statistics

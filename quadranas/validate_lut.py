@@ -111,9 +111,11 @@ def fresh_networks(space: SearchSpace, number: int, seed: int) -> list[Architect
     step = len(fresh) / number
     if step < 1:
         raise QuadranasError(
-            f"space {space.name} has {len(fresh)} networks besides those of the calibration, "
-            f"fewer than {number}",
-            f"Validate with --networks {max(2, len(fresh))}.",
+            f"{number} fresh networks were asked for, but only {len(fresh)} of space "
+            f"{space.name} were found besides those of the calibration",
+            f"Validate with --networks {len(fresh)}."
+            if len(fresh) > 1
+            else "A space this small needs no validation: the calibration measured its networks.",
         )
     return [fresh[int(index * step)] for index in range(number)]
 

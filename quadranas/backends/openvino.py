@@ -1,5 +1,6 @@
 """OpenVINO: any device that the installed runtime offers (CPU, GPU, NPU ...)."""
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,4 +136,16 @@ class OpenVinoProgram:
         """Write OpenVINO's two files: `path` (.xml), and the weights beside it (.bin)."""
         import openvino
 
-        openvino.save_model(self.model, str(path), compress_to_fp16=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                written = Path(folder) / f"{path.stem}.xml"
+                openvino.save_model(self.model, str(written), compress_to_fp16=False)
+                # The description last: where it is, the weights are.
+                written.with_suffix(".bin").replace(path.with_suffix(".bin"))
+                written.replace(path)
+        except (OSError, RuntimeError) as error:
+            raise QuadranasError(
+                f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
+                "Free some space or choose another folder.",
+            ) from error

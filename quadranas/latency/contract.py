@@ -20,7 +20,8 @@ class Contract:
         tolerance: relative excess of the measured latency that is not yet a missed promise.
 
     Raises:
-        QuadranasError: a confidence that is none, or that no budget is tight enough for.
+        QuadranasError: a confidence that is none, or that no budget is tight enough for; a
+            tolerance that is none.
     """
 
     budget_ms: float
@@ -32,6 +33,11 @@ class Contract:
             raise QuadranasError(
                 f"the confidence must be at least 0.5 and less than 1, got {self.confidence}",
                 "Write a probability such as 0.95.",
+            )
+        if not 0 <= self.tolerance <= 1:
+            raise QuadranasError(
+                f"the tolerance must be from 0 to 1, got {self.tolerance}",
+                "Write a share of the budget such as 0.05.",
             )
 
     def decoding_ms(self, table: LatencyTable) -> float:
