@@ -50,6 +50,7 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 
 bench: $(STAMP)  ## measure what the README claims about speed
 	$(RUN)python experiments/benchmark/run.py $(ARGS)
+	$(RUN)python experiments/benchmark/tables.py $(ARGS)
 
 smoke: $(STAMP)  ## build-lut, search, derive, train and export on the toy space, in two minutes
 	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

@@ -13,7 +13,7 @@ another round is added for each.
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from random import Random
 
@@ -155,7 +155,13 @@ class _Rounds:
                 yield name, time_one(name)
             return
         with ThreadPoolExecutor(self.max_parallel) as pool:
-            yield from zip(names, pool.map(time_one, names), strict=True)
+            futures = {pool.submit(time_one, name): name for name in names}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:

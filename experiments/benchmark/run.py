@@ -1,4 +1,4 @@
-"""Ratios of the supernet's steps to plain training; decoding; tables; the data pipeline.
+"""Ratios of the supernet's steps to plain training; decoding times; the data pipeline.
 
 Every pair is interleaved: the supernet's step and the plain step of the identical sampled subnet,
 same images, same optimiser; best of three each, median over the paths. Memory is the peak of what
@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,19 +23,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from quadranas.architecture import Architecture
 from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.build_lut import build_lut
 from quadranas.config import GateConfig, WeightConfig
 from quadranas.data import load_dataset
 from quadranas.decode import Limits, decode, reachable_ms
 from quadranas.files import source_commit
 from quadranas.gates import SKIP, Sample
-from quadranas.latency.device import load_device
 from quadranas.latency.table import find_table
 from quadranas.network import build_subnet
 from quadranas.objective import BudgetController, ExpectedLatency
 from quadranas.space import SKIPPED, load_space, space_files
 from quadranas.supernet import Supernet, build_supernet
-from quadranas.timing import Plan
 from quadranas.training import Batch, GateTrainer, build_optimizer, generator_for, weight_step
 
 SPACE, DEVICE, RATE = "quadranet-mobile", "vpu", 1e-9
@@ -135,38 +131,6 @@ def measure_decoding() -> dict[str, float]:
     return seconds
 
 
-def measure_table(plan: Plan) -> dict[str, float]:
-    """Building this machine's table against its entries alone; predicting against a plain sum."""
-    space = load_space(SPACE)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        path = Path(folder) / "host.json"
-        _, table = build_lut(space, load_device("host"), output=path, plan=plan)
-        seconds = time.perf_counter() - start
-    entries_s = sum(entry.minimum_ms or 0.0 for entry in table.entries) / 1e3
-    network = space.extreme(table.op_ms, largest=True)
-    latencies, ops = table.latencies_ms, list(network.ops())
-    predict = rate(lambda: table.predict_ms(network))
-    by_hand = rate(lambda: sum(latencies[op] for op in ops))
-    return {
-        "build_s": seconds,
-        "entries_s": entries_s,
-        "overhead": seconds / entries_s,
-        "predictions_per_s": predict,
-        "plain_sums_per_s": by_hand,
-        "prediction_ratio": predict / by_hand,
-    }
-
-
-def rate(call: Callable[[], Any], number: int = 200) -> float:
-    """Calls per second."""
-    call()
-    start = time.perf_counter()
-    for _ in range(number):
-        call()
-    return number / (time.perf_counter() - start)
-
-
 def measure_pipeline(batch_size: int, resolution: int) -> tuple[Batch, dict[str, float]]:
     """A training batch, and images per second of loading and augmenting against training."""
     dataset = load_dataset(None, resolution=resolution)
@@ -201,14 +165,14 @@ def measure_pipeline(batch_size: int, resolution: int) -> tuple[Batch, dict[str,
 
 
 def main() -> None:
-    """Measure, print, and write `--output`."""
+    """Measure, print, and keep the figures in `--output`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paths", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--smoke", action="store_true", help="one path, one repeat")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="folder to keep the figures in")
     args = parser.parse_args()
     paths, repeats = (1, 1) if args.smoke else (args.paths, args.repeats)
     batch, pipeline = measure_pipeline(args.batch_size, args.resolution)
@@ -227,19 +191,13 @@ def main() -> None:
     results["decoding_s"] = measure_decoding()
     for name, seconds in results["decoding_s"].items():
         print(f"decoding {name}: {seconds:.2f} s")
-    table = results["table"] = measure_table(Plan(2, 2) if args.smoke else Plan())
-    print(
-        f"table of this machine: {table['build_s']:.0f} s, {table['overhead']:.0f} times the sum "
-        f"of its entries; {table['predictions_per_s']:.0f} predictions/s, "
-        f"{table['prediction_ratio']:.2f} times a plain sum over the same dictionary"
-    )
     results["pipeline"] = pipeline
     print(
         f"data pipeline {pipeline['pipeline_images_per_s']:.0f} images/s, training step "
         f"{pipeline['training_images_per_s']:.0f} images/s: {pipeline['ratio']:.1f} times"
     )
     if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+        (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,14 @@
 """Networks as ONNX: what ONNX Runtime and OpenVINO compile, and what `export` writes."""
 
-import importlib
 import logging
 import warnings
 
 import torch
 from torch import nn
 
-from quadranas.errors import MissingExtraError
-
 OPSET = 18
 BATCH = "batch"
 """The name of the free dimension."""
-
-
-def require_extra(extra: str, *packages: str) -> None:
-    """See that the packages of an extra are installed.
-
-    Raises:
-        MissingExtraError: names the extra.
-    """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{extra!r} needs the package {package!r}",
-                f"Install it with: pip install 'quadranas[{extra}]'",
-            ) from error
 
 
 def to_onnx(network: nn.Module, channels: int, resolution: int) -> bytes:

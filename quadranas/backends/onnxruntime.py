@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import Backend, Provenance
-from quadranas.backends.onnx_file import BATCH, require_extra, to_onnx
+from quadranas.backends.onnx_file import BATCH, to_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import Provenance
-from quadranas.backends.onnx_file import require_extra
 from quadranas.backends.openvino_worker_process import (
     RefusedError,
     WorkerLostError,

@@ -3,7 +3,6 @@
 Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in MetaSchedule).
 """
 
-import importlib
 import json
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
+from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import Provenance
 from quadranas.backends.tvm_import import import_network
 from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
@@ -23,7 +23,7 @@ from quadranas.backends.tvm_program import TvmProgram
 from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
 from quadranas.backends.tvm_worker import Boards, Worker
-from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 
 if TYPE_CHECKING:
@@ -34,22 +34,6 @@ HANG_S = 60.0
 """Silence after which a board counts as lost, beyond what a call is expected to take."""
 UPLOAD_BYTES_PER_S = 1e6
 """At least."""
-
-
-def require_extra() -> None:
-    """See that the packages of the extra are installed.
-
-    Raises:
-        MissingExtraError: names the extra.
-    """
-    for package in ("tvm", "cloudpickle", "psutil"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"compiling for a TVM target needs the package {package!r}",
-                f"Install it with: pip install 'quadranas[{EXTRA}]'",
-            ) from error
 
 
 def make_target(device: Device) -> Any:
@@ -99,7 +83,7 @@ class TvmBackend:
     """
 
     def __init__(self, device: Device, records: Path, *, hang_s: float = HANG_S) -> None:
-        require_extra()
+        require_extra(EXTRA, "tvm", "cloudpickle", "psutil")
         if device.precision != "fp32":
             raise QuadranasError(
                 f"device {device.name}: with TVM the precision is fp32, got {device.precision}",

@@ -1,0 +1,21 @@
+"""The packages that a runtime needs, which are installed with the extra of its name."""
+
+import importlib
+
+from quadranas.errors import MissingExtraError
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """See that the packages of an extra are installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{extra!r} needs the package {package!r}",
+                f"Install it with: pip install 'quadranas[{extra}]'",
+            ) from error
