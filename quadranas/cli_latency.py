@@ -21,6 +21,11 @@ from quadranas.cli_options import (
 )
 from quadranas.console import print_json, print_prediction, print_result, reporting, say
 
+DEFAULT_ROUNDS = 40
+Rounds = Annotated[
+    int, typer.Option(min=2, help="How often everything is timed, in random order.")
+]
+
 
 def devices_command(
     names: Annotated[list[str] | None, typer.Argument(help="Devices; all if none.")] = None,
@@ -86,6 +91,7 @@ def build_lut_command(
     output: Annotated[
         Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
     ] = None,
+    rounds: Rounds = DEFAULT_ROUNDS,
     only_missing: Annotated[
         bool, typer.Option("--only-missing", help="Keep the entries of the existing table.")
     ] = False,
@@ -99,6 +105,7 @@ def build_lut_command(
     from quadranas.build_lut import build_lut
     from quadranas.latency.device import load_device
     from quadranas.space import load_space
+    from quadranas.timing import Plan
 
     settings = given(
         threads=threads,
@@ -119,6 +126,7 @@ def build_lut_command(
             output=output,
             num_classes=num_classes or (),
             only_missing=only_missing,
+            plan=Plan(num_rounds=rounds),
             command=command_line(),
         )
     header = table.header
@@ -139,6 +147,7 @@ def validate_lut_command(
     table: TableFile = None,
     networks: Annotated[int, typer.Option(min=2, help="How many fresh networks.")] = 30,
     seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 0,
+    rounds: Rounds = DEFAULT_ROUNDS,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
@@ -149,6 +158,7 @@ def validate_lut_command(
     """Measure fresh random networks against a table's predictions, and note the result in it."""
     from quadranas.latency.device import load_device
     from quadranas.space import load_space
+    from quadranas.timing import Plan
     from quadranas.validate_lut import validate_lut
 
     reach = given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
@@ -160,6 +170,7 @@ def validate_lut_command(
             path=table,
             num_networks=networks,
             seed=seed,
+            plan=Plan(num_rounds=rounds),
             command=command_line(),
         )
     print_result(result, as_json, f"{result['summary']}\nplot {result['plot']}")

@@ -14,6 +14,9 @@ from quadranas.measurement import as_measured, network_job, open_bench, warn_of_
 from quadranas.reporter import Reporter
 from quadranas.timing import Plan
 
+PLAN = Plan(round_s=0.25)
+"""Ten seconds at least, however small the network."""
+
 
 def measure_network(
     architecture: Architecture,
@@ -33,7 +36,7 @@ def measure_network(
     try:
         with open_bench(as_measured(device, header)) as bench, Journal(None, {}) as journal:
             bench.check_same(header, priced.path)
-            timings = bench.time({architecture.name: job}, journal, reporter, Plan())
+            timings = bench.time({architecture.name: job}, journal, reporter, PLAN)
     except QuadranasError as error:
         reporter.warning(f"the network is not measured: {error.message}")
         return None

@@ -43,11 +43,17 @@ MAX_EXTRA = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """How often programs are timed: rounds, and calls in each after one that is discarded."""
+    """How often programs are timed: rounds, and calls in each after one that is discarded.
 
-    num_rounds: int = 10
+    Args:
+        round_s: the least a round takes. The speed of a shared machine moves by several per cent
+            within ten seconds and less, so a measurement must last for minutes, or wait between.
+    """
+
+    num_rounds: int = 40
     repeats: int = 5
     seed: int = 0
+    round_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,12 @@ class _Rounds:
             order.insert(index * (step + 1), f"{REFERENCE} {index}")
         samples = self.journal.samples
         todo = [name for name in order if number not in samples.get(name, {})]
+        started = time.monotonic()
         for name, times in self._time(todo):
             self.journal.add(name, number, times)
             advance()
+        if todo:
+            time.sleep(max(0.0, self.plan.round_s - (time.monotonic() - started)))
 
     def _time(self, names: Sequence[str]) -> Iterable[tuple[str, list[float]]]:
         def time_one(name: str) -> list[float]:

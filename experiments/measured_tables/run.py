@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ def measure(
 ) -> dict[str, Any]:
     """A table, and how far its predictions are from fresh networks."""
     space, device = load_space(name), load_device("host")
-    started = time.monotonic()
     command = f"python experiments/measured_tables/run.py ({name}, {runtime})"
     path.unlink(missing_ok=True)
     build_lut(
@@ -41,7 +39,6 @@ def measure(
         plan=plan,
         command=command,
     )
-    minutes = (time.monotonic() - started) / 60
     result = validate_lut(
         space, device, reporter, path=path, num_networks=networks, plan=plan, command=command
     )
@@ -53,7 +50,6 @@ def measure(
         "space": name,
         "runtime": header.runtime,
         "table": path.name,
-        "minutes": round(minutes, 1),
         "scale": header.scale,
         "residual": header.calibration.residual,
         "noise": header.measurement.noise,

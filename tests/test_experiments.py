@@ -1,0 +1,37 @@
+"""Every experiment runs, at a small size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import CHECKOUT
+
+EXPERIMENTS = sorted(CHECKOUT.glob("experiments/*/*.py"))
+RUNNABLE = [path for path in EXPERIMENTS if "--smoke" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_an_experiment_runs(path: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    done = subprocess.run(
+        [sys.executable, str(path), "--smoke"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {f: f.read_bytes() for f in path.parent.iterdir() if f.is_file()} == before
+
+
+def test_every_experiment_says_what_it_claims_and_what_came_out() -> None:
+    for folder in {path.parent for path in EXPERIMENTS}:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        for part in ("**Claim.**", "**Command", "**Obtained"):
+            assert part in text, folder.name
+        assert (folder / "results.json").is_file(), folder.name
