@@ -34,14 +34,10 @@ class Calibration(Frozen):
     residual: NonNegativeFloat = Field(allow_inf_nan=False)
 
     def safety_factor(self, confidence: float) -> float:
-        """What to divide a budget by, for a network to keep it with this probability.
-
-        `1 + z * residual`, where z is the one-sided quantile of Student's distribution for one
-        more network, since the residual is itself estimated from a few.
-        """
-        size = len(self.networks)
-        z = float(stats.t.ppf(confidence, size - 1)) * math.sqrt(1 + 1 / size)
-        return 1 + z * self.residual
+        """What to divide a budget by, for a network to keep it with this probability."""
+        return _safety_factor(
+            self.residual, len(self.networks), len(self.networks) - 1, confidence
+        )
 
 
 class Agreement(Frozen):
@@ -64,6 +60,16 @@ class Agreement(Frozen):
     date: str
     commit: str
 
+    @property
+    def residual(self) -> float:
+        """Root mean square of how much slower than predicted, the bias included."""
+        squares = sum(network.error**2 for network in self.networks)
+        return math.sqrt(squares / len(self.networks))
+
+    def safety_factor(self, confidence: float) -> float:
+        """What to divide a budget by, for a network to keep it with this probability."""
+        return _safety_factor(self.residual, len(self.networks), len(self.networks), confidence)
+
     def summary(self) -> str:
         """One line for the terminal and the provenance."""
         return (
@@ -71,6 +77,15 @@ class Agreement(Frozen):
             f"{self.within_10:.0%} within 10 %, Kendall tau {self.kendall_tau:.2f} "
             f"on {len(self.networks)} fresh networks"
         )
+
+
+def _safety_factor(residual: float, size: int, freedom: int, confidence: float) -> float:
+    """`1 + z * residual`: z is Student's one-sided quantile for one more network.
+
+    Student's, since the residual is itself estimated from a few networks.
+    """
+    z = float(stats.t.ppf(confidence, freedom)) * math.sqrt(1 + 1 / size)
+    return 1 + z * residual
 
 
 def fit_scale(sums_ms: Sequence[float], measured_ms: Sequence[float], null_ms: float) -> float:

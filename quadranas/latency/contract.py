@@ -43,13 +43,16 @@ class Contract:
     def decoding_ms(self, table: LatencyTable) -> float:
         """The budget for predictions: `budget / (1 + z * residual)` for a confidence.
 
+        The residual is that of the table's validation, which was another session and so knows how
+        far the device drifts between two; of its calibration where it was not validated.
+
         Raises:
             QuadranasError: the table has no residual, since it was not calibrated by measuring.
         """
         if self.confidence is None:
             return self.budget_ms
-        calibration = table.header.calibration
-        if calibration is None:
+        known = table.header.validation or table.header.calibration
+        if known is None:
             raise QuadranasError(
                 f"a confidence needs a measured table; that of device {table.header.device!r} is "
                 f"{table.header.method} and says only: expected error "
@@ -57,4 +60,4 @@ class Contract:
                 f"Leave out --confidence, or measure: "
                 f"{build_command(table.header.space, table.header.device)} --backend RUNTIME",
             )
-        return self.budget_ms / calibration.safety_factor(self.confidence)
+        return self.budget_ms / known.safety_factor(self.confidence)
