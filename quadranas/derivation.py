@@ -6,11 +6,22 @@ from typing import Any
 
 from quadranas.architecture import Architecture
 from quadranas.cost import count_macs, count_params
-from quadranas.decode import BlockScores, GateScores, Limits, check_budget, decode, reachable_ms
+from quadranas.decode import (
+    MIN_USE,
+    BlockScores,
+    GateScores,
+    Limits,
+    check_budget,
+    decode,
+    reachable_ms,
+)
 from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
 from quadranas.latency.table import LatencyTable, find_table, locate_table
 from quadranas.space import SearchSpace
+
+CONFIDENT_USE = 0.97
+"""The share to use of a budget that a confidence has tightened: the margin is in it already."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,26 @@ def find_priced(
     """A device's table for a space, and where it lies; the arguments are those of `find_table`."""
     found = locate_table(space.name, device, path, command=command)
     return PricedTable(found, find_table(space, device, path, command=command))
+
+
+def decoding_limits(
+    contract: Contract,
+    table: LatencyTable,
+    *,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+) -> Limits:
+    """The bounds for predictions that keep a contract.
+
+    Raises:
+        QuadranasError: a confidence is asked for that the table cannot give.
+    """
+    return Limits(
+        budget_ms=contract.decoding_ms(table),
+        max_params=max_params,
+        max_macs=max_macs,
+        min_use=MIN_USE if contract.confidence is None else CONFIDENT_USE,
+    )
 
 
 def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> None:

@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from quadranas.config import resume_command
-from quadranas.decode import Limits, load_scores
+from quadranas.decode import load_scores
 from quadranas.deployment import measure_network
-from quadranas.derivation import derive_architecture, describe, find_priced
+from quadranas.derivation import decoding_limits, derive_architecture, describe, find_priced
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import load_preprocessing
 from quadranas.files import read_yaml
@@ -78,9 +78,7 @@ def derive(
     priced = find_priced(space, device.name, _table(device, folder, table), command=command)
     reporter.message(priced.feasibility(space, contract))
     scores = load_scores(folder / "gates.json", space)
-    limits = Limits(
-        budget_ms=contract.decoding_ms(priced.table), max_params=max_params, max_macs=max_macs
-    )
+    limits = decoding_limits(contract, priced.table, max_params=max_params, max_macs=max_macs)
     architecture = derive_architecture(space, scores, priced.table, limits, contract)
     supernet = build_supernet(space, seed=0)
     path = folder / "supernet.safetensors"

@@ -14,7 +14,7 @@ from quadranas.config import (
 )
 from quadranas.data import Dataset
 from quadranas.decode import Limits
-from quadranas.derivation import PricedTable, check_limits, find_priced
+from quadranas.derivation import PricedTable, check_limits, decoding_limits, find_priced
 from quadranas.errors import QuadranasError
 from quadranas.files import validate_partial
 from quadranas.latency.budget import parse_budget
@@ -86,8 +86,9 @@ def pose_problem(
         tolerance=overrides.get("tolerance", DEFAULT_TOLERANCE),
     )
     reporter.message(priced.feasibility(space, contract))
-    limits = Limits(
-        budget_ms=contract.decoding_ms(priced.table),
+    limits = decoding_limits(
+        contract,
+        priced.table,
         max_params=overrides.get("max_params"),
         max_macs=overrides.get("max_macs"),
     )

@@ -1,6 +1,7 @@
 """validate-lut: measure fresh networks and say how far a table's predictions are from them."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,7 +134,8 @@ def draw_agreement(found: Agreement, title: str, path: Path) -> None:
     axes.plot(ends, ends, color="#57606a", lw=0.8)
     axes.plot(measured, predicted, "o", color="#0969da", ms=4)
     axes.set(xlim=ends, ylim=ends, xlabel="measured [ms]", ylabel="predicted [ms]", aspect="equal")
-    axes.set_title(f"{title}\n{found.summary()}", fontsize=8)
+    lines = textwrap.wrap(found.summary(), 64)
+    axes.set_title("\n".join([title, *lines]), fontsize=8)
     axes.legend(loc="upper left", frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

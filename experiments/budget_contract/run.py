@@ -14,7 +14,8 @@ import numpy as np
 
 from quadranas.build_lut import build_lut
 from quadranas.cost import count_macs
-from quadranas.decode import BlockScores, GateScores, Limits, decode, reachable_ms
+from quadranas.decode import BlockScores, GateScores, decode, reachable_ms
+from quadranas.derivation import decoding_limits
 from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
@@ -68,7 +69,8 @@ def main() -> None:
         budgets = [float(b) for b in np.linspace(low / factor, high, number + 1)[:-1]]
         jobs, rows = {}, []
         for index, budget_ms in enumerate(budgets):
-            limits = Limits(budget_ms=budget_ms * factor)
+            contract = Contract(budget_ms=budget_ms, confidence=args.confidence)
+            limits = decoding_limits(contract, table)
             decoded = decode(space, gates(space, index), table, limits)
             network = space.architecture(decoded.choices, f"network {index}")
             jobs[network.name] = network_job(network)
