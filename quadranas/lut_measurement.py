@@ -155,29 +155,26 @@ def _entries(
     specs: Sequence[OpSpec], carrier: Architecture, timings: Timings
 ) -> dict[OpSpec, TableEntry]:
     """One operation and one null call each."""
-    minimum, median, latency = (
-        _added_ms(specs, carrier, timings, statistic)
-        for statistic in ("minimum_ms", "median_ms", "latency_ms")
-    )
-    null = timings.programs[NULL]
-    names = {s: _carried(s) if keeps_shape(s) else _single(s) for s in specs}
-    return {
-        spec: TableEntry(
+    null_ms = timings.programs[NULL].latency_ms
+    entries = {}
+    for spec, added_ms in _added_ms(specs, carrier, timings).items():
+        program = timings.programs[_carried(spec) if keeps_shape(spec) else _single(spec)]
+        latency_ms = added_ms + null_ms
+        entries[spec] = TableEntry(
             op=spec,
-            latency_ms=latency[spec] + null.latency_ms,
-            minimum_ms=minimum[spec] + null.minimum_ms,
-            median_ms=median[spec] + null.median_ms,
-            spread=timings.programs[names[spec]].spread,
+            latency_ms=latency_ms,
+            minimum_ms=latency_ms * program.minimum_ms / program.latency_ms,
+            median_ms=latency_ms * program.median_ms / program.latency_ms,
+            spread=program.spread,
         )
-        for spec in specs
-    }
+    return entries
 
 
 def _added_ms(
-    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings, statistic: str
+    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings
 ) -> dict[OpSpec, float]:
-    """What each operation adds to a network, in one statistic of the timings."""
-    ms = {name: float(getattr(t, statistic)) for name, t in timings.programs.items()}
+    """What each operation adds to a network."""
+    ms = {name: timing.latency_ms for name, timing in timings.programs.items()}
     carrier_ms = fmean(ms[name] for name in _carriers())
     added = {}
     for spec in specs:

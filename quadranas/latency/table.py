@@ -108,8 +108,9 @@ class TableEntry(Frozen):
 
     Args:
         latency_ms: the table's statistic.
-        minimum_ms, median_ms, spread: of all calls that were timed, where it was measured; the
-            spread is the interquartile range relative to the median.
+        minimum_ms, median_ms: as far from it as they were in all calls of the program that the
+            operation was timed in, where it was measured.
+        spread: interquartile range of those calls, relative to their median.
     """
 
     op: OpSpec
