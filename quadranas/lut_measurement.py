@@ -163,8 +163,8 @@ def _entries(
         entries[spec] = TableEntry(
             op=spec,
             latency_ms=latency_ms,
-            minimum_ms=latency_ms * program.minimum_ms / program.latency_ms,
-            median_ms=latency_ms * program.median_ms / program.latency_ms,
+            minimum_ms=latency_ms * (program.minimum_ms / program.latency_ms),
+            median_ms=latency_ms * (program.median_ms / program.latency_ms),
             spread=program.spread,
         )
     return entries
