@@ -543,7 +543,7 @@ def test_a_space_with_too_few_networks_says_how_many_there_are(tmp_path: Path) -
     path = tmp_path / "ten.yaml"
     path.write_text(TEN_NETWORKS, encoding="utf-8")
     space = load_space(str(path))
-    with pytest.raises(QuadranasError, match="space ten has 2 networks besides") as caught:
+    with pytest.raises(QuadranasError, match="only 2 of space ten were found besides") as caught:
         fresh_networks(space, 3, 0)
     assert caught.value.hint == "Validate with --networks 2."
     assert len(fresh_networks(space, 2, 0)) == 2
