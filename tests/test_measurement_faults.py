@@ -268,7 +268,7 @@ def test_a_table_is_completed_with_an_operation_as_fast_as_a_null_call(
     outcome = call(*BUILD, "--only-missing")
     assert outcome.code == 0, outcome.err
     assert load_table(path).header == whole.header
-    assert {load_table(path).op_ms(head) for head in heads} == {0.0}
+    assert all(0 < load_table(path).op_ms(head) < 0.01 for head in heads)
 
 
 def test_every_program_is_timed_in_every_round(
@@ -278,5 +278,6 @@ def test_every_program_is_timed_in_every_round(
     measured_by(backend, monkeypatch)
     assert call(*BUILD).code == 0
     counts = Counter(backend.timed.values())
-    assert set(counts) == {10, 50}
-    assert counts[50] == 1  # the reference, five times a round
+    assert set(counts) == {40, 160, 200}
+    assert counts[160] == 1  # the carrier, of which there are four
+    assert counts[200] == 1  # the reference, five times a round

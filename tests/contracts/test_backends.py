@@ -263,11 +263,13 @@ def extras() -> dict[str, list[str]]:
 
 
 EXTRAS = {name: "myriad" if name == WORKER else name for name in RUNTIME_NAMES}
+WHEN_USED = ("tornado", "ziglang")
+"""For TVM's tracker, and for linking where there is no cross-compiler."""
 NEEDED = [
     (name, package)
     for name, extra in EXTRAS.items()
     for package in extras().get(extra, [])
-    if package.isidentifier()
+    if package.isidentifier() and package not in WHEN_USED
 ]
 
 
