@@ -58,10 +58,6 @@ def network_job(architecture: Architecture, network: nn.Module | None = None) ->
     return Job(lambda: network or network_probe(architecture), 3, architecture.resolution)
 
 
-class OtherHardwareError(QuadranasError):
-    """What is here is not what a table was measured on."""
-
-
 class Bench:
     """A device opened for timing."""
 
@@ -107,7 +103,7 @@ class Bench:
         }
         for key, (then, now) in pairs.items():
             if then != now:
-                raise OtherHardwareError(
+                raise QuadranasError(
                     f"{path} was measured with {key} {then!r}; here it is {now!r}",
                     f"Measure here with: {build_command(header.space, header.device)}",
                 )

@@ -4,10 +4,12 @@ A backend is opened for one device and belongs to whoever opened it. What it com
 timed, and what `save` writes.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,6 +31,16 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     emulated: bool = False
+
+
+def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:
+    """Milliseconds of each of so many calls in this process."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return times
 
 
 class Program(Protocol):
@@ -53,6 +65,24 @@ class SavableProgram(Program, Protocol):
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
+
+
+class ClosedOnExit:
+    """A backend that a `with` statement gives back."""
+
+    def close(self) -> None:
+        """See `Backend`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Backend(Protocol):

@@ -1,6 +1,5 @@
 """ONNX Runtime on this machine's CPU."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Backend, Provenance
+from quadranas.backends.interface import Backend, Provenance, call_times_ms
 from quadranas.backends.onnx_file import BATCH, to_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
@@ -93,12 +92,7 @@ class OnnxRuntimeProgram:
         """See `Program`."""
         run, example = self.session.run, self.example
         run(None, example)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter_ns()
-            run(None, example)
-            times.append((time.perf_counter_ns() - start) / 1e6)
-        return times
+        return call_times_ms(lambda: run(None, example), repeats)
 
     def save(self, path: Path) -> None:
         """Write the ONNX model; it takes any batch size."""

@@ -1,7 +1,6 @@
 """OpenVINO: any device that the installed runtime offers (CPU, GPU, NPU ...)."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Backend, Provenance
+from quadranas.backends.interface import Backend, Provenance, call_times_ms
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 RUN = {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+RUN |= {theirs: ours for ours, theirs in PRECISIONS.items()}
 """The precision a compiled model says it runs in, in our words."""
 
 
@@ -84,7 +84,7 @@ class OpenVinoBackend(Backend):
         if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
             raise self._refusal("it does not say which precision it runs")
         kind = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        runs = RUN.get(kind, {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}.get(kind, kind))
+        runs = RUN.get(kind, kind)
         if runs != self.device.precision:
             raise self._refusal(f"it would run {runs}")
 
@@ -125,13 +125,7 @@ class OpenVinoProgram:
         """See `Program`."""
         # The input lies in the request already; only the computation is repeated.
         self.request.infer({0: self.example})
-        infer = self.request.infer
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter_ns()
-            infer()
-            times.append((time.perf_counter_ns() - start) / 1e6)
-        return times
+        return call_times_ms(self.request.infer, repeats)
 
     def save(self, path: Path) -> None:
         """Write OpenVINO's two files: `path` (.xml), and the weights beside it (.bin)."""

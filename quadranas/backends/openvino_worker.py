@@ -13,15 +13,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Provenance
+from quadranas.backends.interface import ClosedOnExit, Provenance
 from quadranas.backends.openvino_worker_process import (
     RefusedError,
     WorkerLostError,
@@ -82,7 +81,7 @@ class WorkerProgram:
         return latencies_ms
 
 
-class OpenVinoWorkerBackend:
+class OpenVinoWorkerBackend(ClosedOnExit):
     """OpenVINO 2021.4 on a Myriad stick, or on the CPU.
 
     Args:
@@ -168,17 +167,6 @@ class OpenVinoWorkerBackend:
             self._stop()
         finally:
             self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _first_hello(self) -> dict[str, Any]:
         """Start the worker and see that it has the OpenVINO it needs."""

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Provenance
+from quadranas.backends.interface import ClosedOnExit, Provenance
 from quadranas.backends.tvm_import import import_network
 from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
 from quadranas.backends.tvm_program import TvmProgram
@@ -70,7 +69,7 @@ def make_target(device: Device) -> Any:
     return target
 
 
-class TvmBackend:
+class TvmBackend(ClosedOnExit):
     """A processor, on this machine or on boards behind a TVM RPC server or tracker.
 
     Args:
@@ -209,14 +208,3 @@ class TvmBackend:
         if self.boards is not None:
             self.boards.close()
         self.folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
