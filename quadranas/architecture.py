@@ -6,7 +6,7 @@ are operations too, so parameters, MACs and latency of a network are plain sums 
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -145,12 +145,32 @@ class Block(Frozen):
         return self
 
 
+class LayerChange(Frozen):
+    """A layer of a network that another one has replaced.
+
+    Args:
+        name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
+        kind: `quadratic` (second-order neurons in its place), `adapted` (itself, and a low-rank
+            quadratic term) or `removed` (nothing: its input is its output).
+        form, norm: of a quadratic layer (`quadranas.layers.quadratic`).
+        rank, dilation: of an adapted layer's quadratic term.
+    """
+
+    name: str = Field(min_length=1)
+    kind: Literal["quadratic", "adapted", "removed"]
+    form: str = "hadamard"
+    norm: bool = False
+    rank: int = Field(default=1, ge=1, le=MAX_CHANNELS)
+    dilation: int = Field(default=1, ge=1, le=63)
+
+
 class Architecture(Frozen):
     """A network written down: rebuilds it from itself alone.
 
     Args:
         space: the search space it was drawn from; empty for a reference model.
         layer_scale: initial value of the gammas on the residual branches.
+        changes: layers replaced in the network that the blocks describe.
         provenance: how it came about, as plain values (device, budget, predicted latency ...).
     """
 
@@ -161,6 +181,7 @@ class Architecture(Frozen):
     num_classes: int = Field(ge=1, le=MAX_CHANNELS)
     layer_scale: FiniteFloat = 1.0
     blocks: tuple[Block, ...] = Field(min_length=1)
+    changes: tuple[LayerChange, ...] = ()
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -226,6 +247,11 @@ class Architecture(Frozen):
             }
             for block in self.blocks
         ]
+        content["changes"] = [
+            change.model_dump(mode="json", exclude_defaults=True) for change in self.changes
+        ]
+        if not self.changes:
+            del content["changes"]
         write_json(path, content)
 
 

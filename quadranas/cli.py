@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quadranas import __version__
-from quadranas.cli_latency import COMMANDS
+from quadranas import __version__, cli_latency, cli_toolkit
 from quadranas.cli_options import (
     Budget,
     Confidence,
@@ -305,7 +304,7 @@ def profile(
     )
 
 
-for name, command in COMMANDS.items():
+for name, command in (cli_latency.COMMANDS | cli_toolkit.COMMANDS).items():
     app.command(name)(command)
 
 

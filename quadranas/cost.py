@@ -230,4 +230,10 @@ def count_macs(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
 def _as_ops(ops: OpSpec | Architecture | Iterable[OpSpec]) -> Iterable[OpSpec]:
     if isinstance(ops, OpSpec):
         return (ops,)
+    if isinstance(ops, Architecture) and ops.changes:
+        raise QuadranasError(
+            f"{ops.name} has {len(ops.changes)} replaced layers, whose cost its operations do not "
+            "tell",
+            "Count it with: quadranas profile MODEL --memory",
+        )
     return ops.ops() if isinstance(ops, Architecture) else ops

@@ -8,11 +8,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from quadranas.architecture import Architecture, Block
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.quadra import ResidualBranch
+from quadranas.layers.replacement import changed
 from quadranas.reference import reference_architecture
 
 INIT_STD = 0.02
@@ -56,7 +58,27 @@ class SubnetBlock(nn.ModuleDict):
 def build_subnet(architecture: Architecture) -> Network:
     """The network an architecture describes, with PyTorch's default initialisation."""
     scale = architecture.layer_scale
-    return Network({block.name: SubnetBlock(block, scale) for block in architecture.blocks})
+    network = Network({block.name: SubnetBlock(block, scale) for block in architecture.blocks})
+    if not architecture.changes:
+        return network
+    changed_network = changed(network, architecture.changes)
+    changed_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return changed_network
+
+
+def count_network(network: nn.Module, resolution: int) -> tuple[int, int]:
+    """Parameters of any network of images, and its MACs at batch 1.
+
+    For a network of plain operations `cost.py` counts the same from its description alone.
+    """
+    parameter = next(network.parameters())
+    image = torch.zeros(1, 3, resolution, resolution, device=parameter.device)
+    was_training = network.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(image.to(parameter.dtype))
+    network.train(was_training)
+    macs = counter.get_total_flops() // 2
+    return sum(parameter.numel() for parameter in network.parameters()), macs
 
 
 def create_model(

@@ -15,12 +15,12 @@ from quadranas.config import (
     resolve_config,
     resume_command,
 )
-from quadranas.cost import count_macs, count_params
 from quadranas.data import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, evaluate
 from quadranas.files import read_yaml, validate_partial
 from quadranas.loop import run_phase
+from quadranas.network import build_subnet, count_network
 from quadranas.network_training import NetworkTraining
 from quadranas.reporter import Reporter
 from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
@@ -76,7 +76,8 @@ def train(
     config = resolve_config(TrainConfig, overrides, dataset, source)
     wanted = _for_classes(subject, dataset)
     if not continuing:
-        needed_bytes = count_params(wanted) * BYTES_PER_WEIGHT * COPIES_ON_DISK
+        num_params = sum(p.numel() for p in build_subnet(wanted).parameters())
+        needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
         folder.create(needed_bytes, config.model_dump(mode="json"))
     folder.keep_preprocessing(Preprocessing.of(dataset))
     start = _keep_start(folder, Subject(wanted, weights=subject.weights))
@@ -96,11 +97,12 @@ def train(
     checkpoint = folder.latest_checkpoint(reporter) if continuing else None
     run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=config.checkpoint_seconds)
     save_tensors(training.network.state_dict(), folder / "subnet.safetensors")
+    params, macs = count_network(training.network, start.architecture.resolution)
     result = {
         "run": str(output),
         "architecture": str(folder / "architecture.json"),
-        "params": count_params(start.architecture),
-        "macs": count_macs(start.architecture),
+        "params": params,
+        "macs": macs,
         "accuracy": evaluate(training.network, dataset.test, augmenter),
     }
     folder.write_result(result)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.command_line import SMALL, Server, call
 from tests.measuring import remember_exports
@@ -27,25 +28,13 @@ def seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def count_by_hooks() -> Counter:
-    """Parameters, and MACs of one forward pass as forward hooks see them, for batch 1."""
+def count_by_torch() -> Counter:
+    """Parameters, and MACs of one forward pass as PyTorch counts them, for batch 1."""
 
     def count(model: nn.Module, images: Tensor) -> tuple[int, int]:
-        macs = 0
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            nonlocal macs
-            if isinstance(module, nn.Conv2d):
-                height, width = module.kernel_size
-                macs += output.numel() * height * width * module.in_channels // module.groups
-            elif isinstance(module, nn.Linear):
-                macs += output.numel() * module.in_features
-
-        handles = [module.register_forward_hook(hook) for module in model.modules()]
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(images)
-        for handle in handles:
-            handle.remove()
+        macs = counter.get_total_flops() // 2
         return sum(parameter.numel() for parameter in model.parameters()), macs
 
     return count

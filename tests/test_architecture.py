@@ -201,7 +201,7 @@ def smallest() -> Architecture:
         (["resolution"], 64, "takes 3 channels at 32 pixels, but receives 3 at 64"),
         (["resolution"], ..., "resolution: required key is missing"),
         (["name"], None, "name: Input should be a valid string (got None)"),
-        (["nmae"], "x", "nmae: unknown key (got 'x'); accepted: blocks, format_version"),
+        (["nmae"], "x", "nmae: unknown key (got 'x'); accepted: blocks, changes, format_version"),
         (["layer_scale"], float("nan"), "layer_scale: Input should be a finite number (got nan)"),
         (["provenance"], {"a": [1]}, "provenance.a: Input should be a valid string or"),
         (["format_version"], 2, "format_version 2 is newer than this quadranas reads (up to 1)"),

@@ -40,10 +40,10 @@ def test_reference_models_have_the_published_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFERENCE_MODELS)
 def test_reference_models_are_counted_as_pytorch_counts_them(
-    name: str, count_by_hooks: Counter
+    name: str, count_by_torch: Counter
 ) -> None:
     with torch.device("meta"):
-        found = count_by_hooks(create_model(name), torch.empty(1, 3, 224, 224))
+        found = count_by_torch(create_model(name), torch.empty(1, 3, 224, 224))
     network = reference_architecture(name)
     assert found == (count_params(network), count_macs(network))
 

@@ -34,3 +34,15 @@ def test_the_commands_shown_exist(path: Path) -> None:
     shown = re.findall(r"^    quadranas ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert shown
     assert set(shown) <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_python_shown_runs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its blocks in order, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, path.name, "exec"), names)

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from quadranas.architecture import OpSpec
 from quadranas.layers import build_op
 from quadranas.layers.mbconv import MBConv
 from quadranas.layers.quadra import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
-from quadranas.layers.quadratic import QuadraticDepthwiseConv2d, QuadraticLinear
+from quadranas.layers.quadratic import QuadraticLinear
 
 Scrambler = Callable[..., nn.Module]
 
@@ -31,58 +30,6 @@ def spec(kind: str, channels: int = 6, **changes: Any) -> OpSpec:
 
 def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
-
-
-# ---------------------------------------------------------------- quadratic layers
-
-
-def test_quadratic_linear_is_a_quadratic_form_of_rank_one() -> None:
-    layer = QuadraticLinear(5, 4)
-    x = torch.randn(7, 5)
-    a, b, c = layer.a, layer.b, layer.c
-    form = torch.einsum("oi,oj->oij", a.weight, b.weight)  # Wq = wa wb^T, one per output
-    linear = a.bias[:, None] * b.weight + b.bias[:, None] * a.weight + c.weight
-    expected = torch.einsum("ni,oij,nj->no", x, form, x) + x @ linear.T + a.bias * b.bias + c.bias
-    close(layer(x), expected)
-
-
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_quadratic_depthwise_convolution_is_one_on_every_patch(kernel_size: int) -> None:
-    layer = QuadraticDepthwiseConv2d(3, kernel_size)
-    x = torch.randn(2, 3, 6, 5)
-    patches = functional.unfold(x, kernel_size, padding=kernel_size // 2)
-    patches = patches.reshape(2, 3, kernel_size**2, 6 * 5)
-    a, b, c = (
-        (branch["weight"].flatten(1), branch["bias"])
-        for branch in (dict(conv.named_parameters()) for conv in (layer.a, layer.b, layer.c))
-    )
-    form = torch.einsum("ci,cj->cij", a[0], b[0])
-    linear = torch.einsum("c,ci->ci", a[1], b[0]) + torch.einsum("c,ci->ci", b[1], a[0]) + c[0]
-    expected = torch.einsum("ncip,cij,ncjp->ncp", patches, form, patches)
-    expected += torch.einsum("ci,ncip->ncp", linear, patches)
-    expected += (a[1] * b[1] + c[1])[:, None]
-    close(layer(x), expected.reshape(2, 3, 6, 5))
-
-
-def test_gradients_of_a_quadratic_layer_are_the_symbolic_ones() -> None:
-    """Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the back-propagation."""
-    layer = QuadraticLinear(5, 4)
-    x = torch.randn(7, 5, requires_grad=True)
-    g = torch.randn(7, 4)
-    layer(x).backward(g)
-    u, v = layer.a(x), layer.b(x)
-    gradients = {
-        layer.a.weight: (g * v).T @ x,
-        layer.b.weight: (g * u).T @ x,
-        layer.c.weight: g.T @ x,
-        layer.a.bias: (g * v).sum(0),
-        layer.b.bias: (g * u).sum(0),
-        layer.c.bias: g.sum(0),
-        x: (g * v) @ layer.a.weight + (g * u) @ layer.b.weight + g @ layer.c.weight,
-    }
-    for tensor, expected in gradients.items():
-        assert tensor.grad is not None
-        close(tensor.grad, expected)
 
 
 # ---------------------------------------------------------------- blocks

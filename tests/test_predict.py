@@ -94,10 +94,10 @@ def test_an_exported_network_costs_what_the_table_says(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_compared_networks_are_the_well_known_ones(name: str, count_by_hooks: Counter) -> None:
+def test_the_compared_networks_are_the_well_known_ones(name: str, count_by_torch: Counter) -> None:
     with torch.device("meta"):
         network = NETWORKS[name]().eval()
-        params, macs = count_by_hooks(network, torch.zeros(1, 3, 224, 224))
+        params, macs = count_by_torch(network, torch.zeros(1, 3, 224, 224))
     assert params == WELL_KNOWN[name][0]
     assert macs / 1e6 == pytest.approx(WELL_KNOWN[name][1], abs=0.6)
 

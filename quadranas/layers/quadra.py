@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadranas.architecture import OpSpec
-from quadranas.layers.quadratic import QuadraticDepthwiseConv2d, QuadraticLinear
+from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 
 NORM_EPS = 1e-6
 
@@ -75,12 +75,19 @@ class ResidualBranch(nn.Module):
 
 
 class QuadraticDepthwise(ResidualBranch):
-    """First half of a QuadraBlock: `x + gamma * QuadraDWConv(LayerNorm(x))`."""
+    """First half of a QuadraBlock: `x + gamma * QuadraDWConv(LayerNorm(x))`.
+
+    The branches are three separate convolutions, not one of 3C outputs: measured faster in ONNX
+    Runtime, OpenVINO and, in channels_last, in PyTorch's CPU training.
+    """
 
     def __init__(self, spec: OpSpec, layer_scale: float) -> None:
         super().__init__(spec.in_channels, layer_scale)
         self.norm = ChannelNorm(spec.in_channels)
-        self.conv = QuadraticDepthwiseConv2d(spec.in_channels, spec.kernel_size)
+        channels, kernel = spec.in_channels, spec.kernel_size
+        self.conv = QuadraticConv2d(
+            channels, channels, kernel, padding=kernel // 2, groups=channels, init="torch"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""
@@ -97,15 +104,18 @@ class FeedForward(ResidualBranch):
         super().__init__(spec.in_channels, layer_scale)
         channels, hidden = spec.in_channels, spec.hidden_channels
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        first = QuadraticLinear if spec.num_quadratic >= 1 else nn.Linear
-        second = QuadraticLinear if spec.num_quadratic >= 2 else nn.Linear
-        self.expand, self.project = first(channels, hidden), second(hidden, channels)
+        self.expand = _linear(channels, hidden, quadratic=spec.num_quadratic >= 1)
+        self.project = _linear(hidden, channels, quadratic=spec.num_quadratic >= 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""
         pixels = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
         pixels = self.gamma * self.project(functional.gelu(self.expand(pixels)))
         return self._add(x, pixels.permute(0, 3, 1, 2))  # (B, C, H, W)
+
+
+def _linear(cin: int, cout: int, *, quadratic: bool) -> nn.Module:
+    return QuadraticLinear(cin, cout, init="torch") if quadratic else nn.Linear(cin, cout)
 
 
 class NormHead(nn.Module):

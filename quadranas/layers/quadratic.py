@@ -1,39 +1,315 @@
-"""Quadratic layers: `y = a(x) * b(x) + c(x)` with first-order operators a, b, c.
+"""Quadratic layers: linear maps and convolutions of second-order neurons.
 
-Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701) and QuadraNet, Xu et al., ASP-DAC 2024
-(arXiv:2311.17956), Sec. III: the rank-1 factorisation of a quadratic neuron. Layout: B, C, H, W.
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), Table 1 and Sec. 3; QuadraNet, Xu et
+al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. `algebra.FORMS` lists the neurons.
+Layout: B, C, then one to three axes of space.
 """
+
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from quadranas.errors import QuadranasError
+from quadranas.layers import algebra
+
+Init = Literal["unit", "torch"]
+Size = int | tuple[int, ...]
 
 
-class QuadraticDepthwiseConv2d(nn.Module):
-    """Three depthwise KxK convolutions with bias, "same" padding, joined to a quadratic form.
+class QuadraticLayer(nn.Module):
+    """What linear and convolutional quadratic layers share: branches, norms, matrix, algebra.
 
-    Three separate convolutions, not one of 3C outputs: measured faster in ONNX Runtime, OpenVINO
-    and, in channels_last, in PyTorch's CPU training.
+    Attributes:
+        a, b, c: the branches of the form, each a `nn.Linear` or `nn.ConvNd`; others are absent.
+        matrix: (outputs, n, n), the quadratic forms of the bilinear neurons, or absent.
+        norms: a BatchNorm per branch, if asked for (QuadraLib normalises the branches).
+        memory_efficient: in training, keep only the input for the backward pass and compute the
+            branches again (factorised forms); the gradients are the same.
     """
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
+    def __init__(
+        self,
+        form: str,
+        operator: algebra.FirstOrderMap,
+        make_branch: Callable[[], nn.Module],
+        make_norm: Callable[[], BatchNorm] | None,
+        *,
+        num_outputs: int,
+        fan_in: int,
+        init: Init,
+        memory_efficient: bool,
+        factory: dict[str, Any],
+    ) -> None:
         super().__init__()
-        self.a, self.b, self.c = (
-            nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-            for _ in range(3)
+        self.form, self.operator, self.fan_in = form, operator, fan_in
+        self.memory_efficient = memory_efficient
+        known = algebra.find_form(form)
+        if init not in ("unit", "torch"):
+            raise QuadranasError(f"unknown init {init!r}; accepted: torch, unit")
+        for name in known.branches:
+            self.add_module(name, make_branch())
+        self.norms = nn.ModuleDict({name: make_norm() for name in known.branches if make_norm})
+        if known.matrix:
+            self.matrix = nn.Parameter(torch.empty(num_outputs, fan_in, fan_in, **factory))
+            nn.init.uniform_(self.matrix, -1 / fan_in, 1 / fan_in)
+        if init == "unit":
+            self.init_unit_variance()
+
+    @torch.no_grad()
+    def init_unit_variance(self) -> None:
+        """Draw weights with which inputs of unit variance give outputs of unit variance.
+
+        Normal weights, zero biases. Where a linear term stands beside the second-order one, the
+        latter begins small (`algebra.QUADRATIC_SHARE`), which keeps the variance over 50 such
+        layers in a row. Purely second-order neurons cannot keep it in a row whatever their
+        weights, because every layer squares a sample's deviation: put a LayerNorm between them.
+        """
+        normed, gains = len(self.norms) > 0, algebra.FORMS[self.form].gains
+        # A sum of squares: E[x^4] = 3 for a normal input
+        fan_in = self.fan_in * (3 if self.form == "input_square" else 1)
+        for (name, branch), gain in zip(self.branches.items(), gains, strict=False):
+            nn.init.normal_(branch.weight, std=((1 if normed else gain) / fan_in) ** 0.5)  # type: ignore[arg-type]
+            if branch.bias is not None:
+                nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+            if normed:
+                nn.init.constant_(self.norms[name].weight, gain**0.5)  # type: ignore[arg-type]
+        if algebra.FORMS[self.form].matrix:
+            nn.init.normal_(self.matrix, std=gains[-1] ** 0.5 / self.fan_in)
+
+    @property
+    def branches(self) -> dict[str, nn.Module]:
+        """The first-order branches by name."""
+        return {name: self.get_submodule(name) for name in algebra.FORMS[self.form].branches}
+
+    @property
+    def second_order(self) -> bool:
+        """Whether anything in it is quadratic."""
+        return self.form != "linear"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size')."""
+        x, branches = self._cast(x)
+        norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
+        known = algebra.FORMS[self.form]
+        if not known.branches:
+            return self._matrix_term(x)
+        frugal = (
+            self.memory_efficient
+            and torch.is_grad_enabled()
+            and (self.training or not norms)
+            and not torch.compiler.is_exporting()
+            and not (norms and torch.compiler.is_compiling())
         )
+        run = algebra.recomputed if frugal and self.form in algebra.FACTORISED else algebra.direct
+        y = run(self.form, self.operator, x, branches, norms)
+        return y + self._matrix_term(x) if known.matrix else y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (B, C, H, W) to (B, C, H, W)."""
-        return torch.addcmul(self.c(x), self.a(x), self.b(x))
+    def terms(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The first-order and the second-order part of the output; their sum is the output.
+
+        None where the form has no such part.
+        """
+        x, branches = self._cast(x)
+        norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
+        if self.form == "linear":
+            return algebra.direct("linear", self.operator, x, branches, norms), None
+        if self.form in ("hadamard", "bilinear"):
+            first = algebra.direct("linear", self.operator, x, branches[-1:], norms[-1:])
+            if self.form == "bilinear":
+                return first, self._matrix_term(x)
+            second = algebra.direct("product", self.operator, x, branches[:2], norms[:2])
+            return first, second
+        return None, self(x)
+
+    def _cast(self, x: Tensor) -> tuple[Tensor, list[algebra.Branch]]:
+        """Input and branches, in the type of an autocast region."""
+        tensors = []
+        for name, branch in self.branches.items():
+            cast = [algebra.autocast(tensor) for tensor in (branch.weight, branch.bias)]  # type: ignore[arg-type]
+            norm = [self.norms[name].weight, self.norms[name].bias] if len(self.norms) else []
+            tensors.append(algebra.Branch(*cast, *norm))
+        return algebra.autocast(x), tensors
+
+    def _matrix_term(self, x: Tensor) -> Tensor:
+        values = algebra.quadratic_forms(self.operator.patches(x), algebra.autocast(self.matrix))
+        return self.operator.arrange(values, x)
 
 
-class QuadraticLinear(nn.Module):
-    """Three linear layers with bias on the last axis, joined to a quadratic form."""
+class QuadraticLinear(QuadraticLayer):
+    """Second-order neurons on the last axis.
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(in_features, out_features) for _ in range(3))
+    Args:
+        bias: a bias in every branch.
+        form: the neuron, a key of `algebra.FORMS`.
+        norm: BatchNorm on the output of every branch.
+        init: `unit` keeps the variance (`init_unit_variance`); `torch` takes the branches as
+            PyTorch initialises them.
+        memory_efficient: see `QuadraticLayer`.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (..., in_features) to (..., out_features)."""
-        return torch.addcmul(self.c(x), self.a(x), self.b(x))
+    Raises:
+        QuadranasError: unknown form or init.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        form: str = "hadamard",
+        norm: bool = False,
+        init: Init = "unit",
+        memory_efficient: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            form,
+            algebra.LinearMap(),
+            lambda: nn.Linear(in_features, out_features, bias, **factory),
+            (lambda: nn.BatchNorm1d(out_features, **factory)) if norm else None,
+            num_outputs=out_features,
+            fan_in=in_features,
+            init=init,
+            memory_efficient=memory_efficient,
+            factory=factory,
+        )
+        self.in_features, self.out_features = in_features, out_features
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.in_features}, {self.out_features}, form={self.form!r}"
+
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class _QuadraticConv(QuadraticLayer):
+    """Second-order neurons on the patches of 1, 2 or 3 axes."""
+
+    num_axes: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | Literal["same", "valid"] = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        form: str = "hadamard",
+        norm: bool = False,
+        init: Init = "unit",
+        memory_efficient: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv, batch_norm = CONVS[self.num_axes], NORMS[self.num_axes]
+        kernel, step, spread = (
+            self._per_axis(name, size)
+            for name, size in (
+                ("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)
+            )
+        )  # fmt: skip
+        margin = self._margin(padding, kernel, step, spread)
+        operator = algebra.Convolution(
+            kernel_size=kernel, stride=step, padding=margin, dilation=spread, groups=groups
+        )
+        channels = (in_channels, out_channels)
+        if groups < 1 or any(count % groups for count in channels):
+            raise QuadranasError(
+                f"groups {groups} must divide in_channels {in_channels} and out_channels "
+                f"{out_channels}"
+            )
+        super().__init__(
+            form,
+            operator,
+            lambda: conv(*channels, kernel, step, margin, spread, groups, bias, **factory),  # type: ignore[arg-type]
+            (lambda: batch_norm(out_channels, **factory)) if norm else None,
+            num_outputs=out_channels,
+            fan_in=in_channels // groups * torch.Size(kernel).numel(),
+            init=init,
+            memory_efficient=memory_efficient,
+            factory=factory,
+        )
+        self.in_channels, self.out_channels = channels
+
+    def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
+        sizes = (value,) * self.num_axes if isinstance(value, int) else tuple(value)
+        lowest = 0 if name == "padding" else 1
+        if len(sizes) != self.num_axes or min(sizes) < lowest:
+            raise QuadranasError(
+                f"{name} {value} must be one whole number of at least {lowest}, or "
+                f"{self.num_axes} of them"
+            )
+        return sizes
+
+    def _margin(
+        self,
+        padding: Size | str,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> tuple[int, ...]:
+        if padding == "valid":
+            return (0,) * self.num_axes
+        if not isinstance(padding, str):
+            return self._per_axis("padding", padding)
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if padding != "same" or max(stride) > 1 or any(span % 2 for span in spans):
+            raise QuadranasError(
+                f"padding {padding!r} cannot be had with kernel_size {kernel}, stride {stride}, "
+                f"dilation {dilation}; accepted: whole numbers, 'valid', and 'same' with stride 1 "
+                "and a kernel that has a middle"
+            )
+        return tuple(span // 2 for span in spans)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        o = self.operator
+        return f"{self.in_channels}, {self.out_channels}, form={self.form!r}, {o}"
+
+
+class QuadraticConv1d(_QuadraticConv):
+    """Second-order neurons on patches of a line.
+
+    Its arguments are those of `nn.Conv1d`, then those of `QuadraticLinear`.
+
+    Raises:
+        QuadranasError: unknown form or init, or sizes that do not fit together.
+    """
+
+    num_axes = 1
+
+
+class QuadraticConv2d(_QuadraticConv):
+    """Second-order neurons on patches of an image.
+
+    Its arguments are those of `nn.Conv2d`, then those of `QuadraticLinear`.
+
+    Raises:
+        QuadranasError: unknown form or init, or sizes that do not fit together.
+    """
+
+    num_axes = 2
+
+
+class QuadraticConv3d(_QuadraticConv):
+    """Second-order neurons on patches of a volume.
+
+    Its arguments are those of `nn.Conv3d`, then those of `QuadraticLinear`.
+
+    Raises:
+        QuadranasError: unknown form or init, or sizes that do not fit together.
+    """
+
+    num_axes = 3

@@ -75,12 +75,12 @@ class TestOpContract:
     @settings(max_examples=25)
     @given(data=st.data())
     def test_cost_is_what_hooks_count(
-        self, kind: str, data: st.DataObject, count_by_hooks: Counter
+        self, kind: str, data: st.DataObject, count_by_torch: Counter
     ) -> None:
         spec = data.draw(st.sampled_from(SPECS[kind]))
         with torch.device("meta"):
             x = torch.empty(1, spec.in_channels, spec.resolution, spec.resolution)
-            counted = count_by_hooks(build_op(spec).eval(), x)
+            counted = count_by_torch(build_op(spec).eval(), x)
         assert counted == (count_params(spec), count_macs(spec))
 
     @settings(max_examples=25)

@@ -93,7 +93,7 @@ class TestSpaceContract:
             assert low < high
 
     def test_every_candidate_can_be_built_and_counted(
-        self, name: str, count_by_hooks: Counter
+        self, name: str, count_by_torch: Counter
     ) -> None:
         space = load_space(name)
         specs = space.specs()
@@ -103,18 +103,18 @@ class TestSpaceContract:
         for spec in specs:
             with torch.device("meta"):
                 x = torch.empty(1, spec.in_channels, spec.resolution, spec.resolution)
-                counted = count_by_hooks(build_op(spec).eval(), x)
+                counted = count_by_torch(build_op(spec).eval(), x)
             assert counted == (count_params(spec), count_macs(spec)), spec
 
     @pytest.mark.parametrize("largest", [False, True], ids=["smallest", "largest"])
     def test_extremes_run_and_cost_what_they_should(
-        self, name: str, largest: bool, count_by_hooks: Counter
+        self, name: str, largest: bool, count_by_torch: Counter
     ) -> None:
         space = load_space(name)
         network = space.extreme(count_macs, largest=largest)
         with torch.device("meta"):
             size = network.resolution
-            counted = count_by_hooks(build_subnet(network).eval(), torch.empty(1, 3, size, size))
+            counted = count_by_torch(build_subnet(network).eval(), torch.empty(1, 3, size, size))
         assert counted == (count_params(network), count_macs(network))
 
         small = network.adapted(resolution=32, num_classes=7)
@@ -130,7 +130,7 @@ def test_the_size_of_the_mobile_space_by_hand() -> None:
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_shipped_architectures_are_sound(path: Path, count_by_hooks: Counter) -> None:
+def test_shipped_architectures_are_sound(path: Path, count_by_torch: Counter) -> None:
     network = load_architecture(path)
     assert network.name == path.stem
     assert path.parent.name in space_files()
@@ -139,7 +139,7 @@ def test_shipped_architectures_are_sound(path: Path, count_by_hooks: Counter) ->
         assert space.architecture(space.choices_of(network)).blocks == network.blocks
     with torch.device("meta"):
         x = torch.empty(1, 3, network.resolution, network.resolution)
-        counted = count_by_hooks(build_subnet(network).eval(), x)
+        counted = count_by_torch(build_subnet(network).eval(), x)
     assert counted == (count_params(network), count_macs(network))
 
 

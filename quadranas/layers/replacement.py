@@ -1,0 +1,120 @@
+"""Putting other layers in the place of a network's own: one record per layer, read and written."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from quadranas.architecture import LayerChange
+from quadranas.errors import QuadranasError, nearest
+from quadranas.layers.quadratic import (
+    QuadraticConv1d,
+    QuadraticConv2d,
+    QuadraticConv3d,
+    QuadraticLayer,
+    QuadraticLinear,
+)
+
+QUADRATIC_CONVS: dict[type[nn.Module], type[Any]] = {
+    nn.Conv1d: QuadraticConv1d,
+    nn.Conv2d: QuadraticConv2d,
+    nn.Conv3d: QuadraticConv3d,
+}
+Model = TypeVar("Model", bound=nn.Module)
+FIRST_ORDER = (nn.Linear, *QUADRATIC_CONVS)
+"""The layers that have a quadratic version; subclasses with a forward of their own do not."""
+
+
+def is_first_order(module: nn.Module) -> bool:
+    """Whether a module is a layer that can be made quadratic or adapted."""
+    padded_with_zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+    return type(module) in FIRST_ORDER and padded_with_zeros
+
+
+def _quadratic(change: LayerChange, layer: nn.Module) -> nn.Module:
+    options: dict[str, Any] = {"form": change.form, "norm": change.norm}
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        return QuadraticLinear(layer.in_features, layer.out_features, bias, **options)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    quadratic: nn.Module = QUADRATIC_CONVS[type(layer)](
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        bias,
+        **options,
+    )
+    return quadratic
+
+
+def _removed(change: LayerChange, layer: nn.Module) -> nn.Module:
+    return nn.Identity()
+
+
+REPLACEMENTS: dict[str, Callable[[LayerChange, nn.Module], nn.Module]] = {
+    "quadratic": _quadratic,
+    "removed": _removed,
+}
+"""What each kind of change puts in a layer's place, drawn from PyTorch's generator."""
+
+
+def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
+    """A copy of a network with some layers replaced, in the order given.
+
+    Raises:
+        QuadranasError: no such layer, or one that cannot be replaced so.
+    """
+    model = copy.deepcopy(model)
+    for change in changes:
+        layer = find_layer(model, change.name)
+        if change.kind != "removed" and not is_first_order(layer):
+            kind = type(layer).__name__
+            padding = getattr(layer, "padding_mode", "zeros")
+            detail = f" padded with {padding!r}" if padding != "zeros" else ""
+            raise QuadranasError(
+                f"layer {change.name!r} is a {kind}{detail}, which has no quadratic version; "
+                "accepted: Linear, and Conv1d, Conv2d or Conv3d padded with zeros"
+            )
+        new = REPLACEMENTS[change.kind](change, layer)
+        parameter = next(layer.parameters(), None)
+        if parameter is not None:
+            new.to(parameter.device, parameter.dtype)
+        put_layer(model, change.name, new.train(layer.training))
+    return model
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """A layer by its path.
+
+    Raises:
+        QuadranasError: there is none; the nearest is suggested.
+    """
+    layers: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in layers or not name:
+        raise QuadranasError(
+            f"the network has no layer {name!r}{nearest(name, layers)}",
+            "Print the model to see the names of its layers.",
+        )
+    return layers[name]
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in another's place, by its path."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer]:
+    """The quadratic layers of a network by their paths."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuadraticLayer)}
+
+
+def set_memory_efficient(model: nn.Module, on: bool) -> None:
+    """Switch the memory-efficient back-propagation of all quadratic layers on or off."""
+    for layer in quadratic_layers(model).values():
+        layer.memory_efficient = on

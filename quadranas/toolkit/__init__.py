@@ -1,0 +1,1 @@
+"""The quadratic toolkit: what QuadraLib offers beyond layers, for any PyTorch network."""
