@@ -11,6 +11,7 @@ from quadranas.config import GateConfig
 from quadranas.errors import QuadranasError
 from quadranas.gates import Gates, gate_infos
 from quadranas.latency.table import LatencyTable, TableEntry, find_table
+from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.objective import BudgetController, ExpectedLatency
 from quadranas.self_check import HINT, ROUNDING, check_gradients
 from quadranas.space import SearchSpace, SpaceFile, build_space, load_space, load_space_file
@@ -126,15 +127,17 @@ def test_a_space_without_decisions_passes() -> None:
 
 def detach_a_weight(module: nn.Module) -> None:
     conv = module.conv
-    assert isinstance(conv, nn.Module)
-    layer = conv.b
-    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(conv, QuadraticConv2d)
+    a, b, c = conv.branches.values()
 
     def forward(x: Tensor) -> Tensor:
-        weight, bias = layer.weight.detach(), layer.bias
-        return nn.functional.conv2d(x, weight, bias, padding=layer.padding, groups=layer.groups)
+        weights: dict[str, Tensor] = dict(b.named_parameters())
+        weights["weight"] = weights["weight"].detach()
+        v: Tensor = torch.func.functional_call(b, weights, x)
+        y: Tensor = a(x) * v + c(x)
+        return y
 
-    layer.forward = forward  # type: ignore[method-assign,assignment]
+    conv.forward = forward  # type: ignore[method-assign]
 
 
 def ignore_a_weight(module: nn.Module) -> None:
