@@ -50,6 +50,7 @@ def measure_stage(channels: int, size: int, kernel: int, batch: int, name: str) 
     branches = [algebra.Branch(b.weight, b.bias) for b in layer.branches.values()]  # type: ignore[arg-type]
     inputs, call = [x, *layer.parameters()], (layer.form, layer.operator, x, branches, ())
 
+    torch.compiler.reset()  # so that each stage is compiled for its own shapes
     runs: dict[str, Callable[..., torch.Tensor]] = {
         "composition": algebra.direct,
         "recomputed": algebra.recomputed,

@@ -19,9 +19,10 @@ In millions of bytes at batch 128 (`floor_bytes`):
 their common borders in the GPU's cache): forward 2 N, the floor. Backward 12 N: one kernel reads
 `x` and `g` and writes `g v` and `g u`, with `u = a(x)` and `v = b(x)` computed again (4 N); one
 correlates `g v`, `g u` and `g` with the flipped weights (4 N); one sums their products with `x`
-for the weights (4 N). To reach 3 N, a tile would have to compute `u` and `v` on its border too.
-The composition moves 10 N forward (three convolutions, then product and sum) and, recomputing
-as here, 31 N backward.
+for the weights (4 N, if programs that share pixels run together: each does eight of the K^2
+taps), through at most 3 million bytes of partial sums. To reach 3 N, a tile would have to compute
+`u` and `v` on its border too. The composition moves 10 N forward (three convolutions, then product
+and sum) and, recomputing as here, 31 N backward.
 
 **Arithmetic.** A forward pass takes `3 K^2` multiply-adds per output: 147 for K = 7, or 37 per
 byte in 16 bits. A GPU that does fewer in the time its memory takes for a byte is bound by them.
@@ -42,8 +43,8 @@ from quadranas.layers.fused_depthwise_ops import quadratic_depthwise
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_KERNEL_SIZE = 13
-MAX_NUMEL = 2**31 - 1
-"""The kernels count elements in 32 bits."""
+MAX_NUMEL = 2**30
+"""The kernels count elements in 32 bits, and go past the last by less than as many again."""
 LOWEST_CAPABILITY = 8
 """Major compute capability from which on Triton supports NVIDIA's GPUs."""
 
@@ -80,9 +81,9 @@ def runs_fused(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> bool:
-    """Whether `fused` can take this call; PyTorch's own operations take the others.
+    """Whether `fused` can take this call; PyTorch's own operations take any other.
 
-    Without the package triton none is taken: the kernels are an optimisation.
+    Where the package triton is missing it takes none, silently: the kernels only save time.
     """
     return (
         HAS_TRITON
@@ -93,7 +94,7 @@ def runs_fused(
         and fits(operator, form, x.shape[1])
         and branches[0].weight.shape[0] == x.shape[1]
         and x.dtype in DTYPES
-        and all(branch.weight.dtype == x.dtype for branch in branches)
+        and all((b.weight.dtype, b.weight.device) == (x.dtype, x.device) for b in branches)
         and 0 < x.numel() <= MAX_NUMEL
         and torch.cuda.get_device_properties(x.device).major >= LOWEST_CAPABILITY
     )

@@ -1,6 +1,7 @@
 """Fused depthwise convolutions: when they run, what they must move, and the kernels elsewhere."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_the_kernels(interpreted: bool) -> None:
 
 
 @needs_triton
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs the x86-64 build of ptxas")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs the x86-64 build of ptxas")
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is needed for that; the interpreter accepts what the compiler does not."""
     import triton
