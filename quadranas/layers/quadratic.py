@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.errors import QuadranasError
-from quadranas.layers import algebra
+from quadranas.layers import algebra, fused_depthwise
 
 Init = Literal["unit", "torch"]
 Size = int | tuple[int, ...]
@@ -28,6 +28,8 @@ class QuadraticLayer(nn.Module):
         norms: a BatchNorm per branch, if asked for (QuadraLib normalises the branches).
         memory_efficient: in training, keep only the input for the backward pass and compute the
             branches again (factorised forms); the gradients are the same.
+            On a GPU with Triton it also lets depthwise convolutions run fused, in training or
+            not (`fused_depthwise`).
     """
 
     def __init__(
@@ -104,7 +106,10 @@ class QuadraticLayer(nn.Module):
             and not (norms and torch.compiler.is_compiling())
         )
         run = algebra.recomputed if frugal and self.form in algebra.FACTORISED else algebra.direct
-        y = run(self.form, self.operator, x, branches, norms)
+        call = (self.form, self.operator, x, branches, norms)
+        if self.memory_efficient and fused_depthwise.runs_fused(*call):
+            run = fused_depthwise.fused
+        y = run(*call)
         return y + self._matrix_term(x) if known.matrix else y
 
     def terms(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
