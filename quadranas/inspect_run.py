@@ -148,7 +148,7 @@ def _maps(pixels: np.ndarray, terms: Terms) -> str:
     caption = (
         "Mean absolute value of each term over the channels; every map has a scale of its own."
     )
-    return note(caption) + "".join(drawn)
+    return note(caption) + f'<div class="pairs">{"".join(drawn)}</div>'
 
 
 def _distributions(records: tuple[StepRecord, ...]) -> str:
@@ -160,5 +160,8 @@ def _distributions(records: tuple[StepRecord, ...]) -> str:
         f"{plot_layer(name, records)}</details>"
         for name in names
     )
-    caption = "Per layer: the median, and bands from 25 to 75 %, 5 to 95 % and 1 to 99 %."
+    caption = (
+        "Per layer: medians, with bands from 5 to 95 %, for activations also from 25 to 75 % and "
+        "1 to 99 %. A red cross: not all values were finite."
+    )
     return note(caption) + drawn

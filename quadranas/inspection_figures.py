@@ -15,10 +15,9 @@ from quadranas.inspection_data import QUANTILES, Distribution, LayerRecord, Step
 from quadranas.page import BLUE, ORANGE, RED, figure, note, plot_figure
 
 COLOURS = {"a": BLUE, "b": ORANGE, "c": "#3d8f5f", "matrix": BLUE}
-BANDS = tuple(zip(QUANTILES[:3], reversed(QUANTILES[4:]), strict=True))
-"""Pairs of quantiles, the widest first."""
-
-Numbers = Mapping[str, Sequence[float]]
+BANDS = ((0.01, 0.99), (0.05, 0.95), (0.25, 0.75))
+SHARED_BANDS = ((0.05, 0.95),)
+"""Pairs of quantiles: of a tensor alone, and of several in one panel."""
 
 
 def inspection_section(records: Sequence[StepRecord]) -> str:
@@ -121,14 +120,14 @@ def plot_layer(name: str, records: Sequence[StepRecord]) -> str:
 
 
 def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple[int, Distribution]]]) -> None:
-    """Medians as lines in bands of quantiles; a single record as its median alone."""
+    """Medians as lines in bands of quantiles; a cross where values are not finite."""
     for part, points in lines.items():
         steps = [step for step, _ in points]
         colour = COLOURS.get(part, BLUE)
         at = {
             level: [d.quantiles[index] for _, d in points] for index, level in enumerate(QUANTILES)
         }
-        for low, high in BANDS:
+        for low, high in SHARED_BANDS if len(lines) > 1 else BANDS:
             axes.fill_between(steps, at[low], at[high], color=colour, alpha=0.14, lw=0)
         axes.plot(steps, at[0.5], color=colour, lw=1.3, marker=".", ms=3, label=part)
         broken = [(step, 0.0) for step, d in points if d.num_nonfinite]
