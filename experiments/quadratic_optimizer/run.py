@@ -19,6 +19,7 @@ from quadranas.files import source_commit, write_json
 
 HERE = Path(__file__).parent
 GROUPS = {"second_order_lr": 0.1}
+DECAY = {"weight_decay": 0.01}  # what torch's AdamW does by default
 WARM_UP, BOUND = {"warmup_steps": 44}, {"max_product": 0.003}
 ADAMW: dict[str, Any] = {"optimizer": "AdamW", "lr": 4e-3}
 SGD: dict[str, Any] = {"optimizer": "SGD", "lr": 1e-2, "momentum": 0.9}
@@ -27,11 +28,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "AdamW": ADAMW,
     "AdamW, a tenth of the rate": ADAMW | {"lr": 4e-4},
     "AdamW, gradient norm at most 1": ADAMW | {"clip_norm": 1.0},
-    "AdamW, bound": ADAMW | {"groups": {"second_order_lr": 1.0}, "control": BOUND},
-    "AdamW, groups": ADAMW | {"groups": GROUPS},
-    "AdamW, groups, warm-up": ADAMW | {"groups": GROUPS, "control": WARM_UP},
-    "AdamW, groups, bound": ADAMW | {"groups": GROUPS, "control": BOUND},
-    "AdamW, groups, warm-up, bound": ADAMW | {"groups": GROUPS, "control": WARM_UP | BOUND},
+    "AdamW, bound": ADAMW | {"groups": DECAY | {"second_order_lr": 1.0}, "control": BOUND},
+    "AdamW, groups": ADAMW | {"groups": DECAY | GROUPS},
+    "AdamW, groups, warm-up": ADAMW | {"groups": DECAY | GROUPS, "control": WARM_UP},
+    "AdamW, groups, bound": ADAMW | {"groups": DECAY | GROUPS, "control": BOUND},
+    "AdamW, groups, warm-up, bound": ADAMW
+    | {"groups": DECAY | GROUPS, "control": WARM_UP | BOUND},
     "SGD, first-order network": SGD | {"form": "linear"},
     "SGD": SGD,
     "SGD, groups, warm-up, bound": SGD | {"groups": GROUPS, "control": WARM_UP | BOUND},

@@ -8,22 +8,24 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.inspection_data import NUM_BINS, QUANTILES
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
+from quadranas.layers.replacement import set_memory_efficient
 from quadranas.toolkit import Inspector
 from quadranas.toolkit.terms import describe, view_terms
 
 
-def network(memory_efficient: bool = True) -> nn.Module:
-    efficient = {"memory_efficient": memory_efficient}
-    return nn.Sequential(
-        QuadraticConv2d(3, 4, 3, norm=True, **efficient),
+def network(memory_efficient: bool = True) -> nn.Sequential:
+    model = nn.Sequential(
+        QuadraticConv2d(3, 4, 3, norm=True),
         nn.ReLU(inplace=True),
         nn.Conv2d(4, 4, 3, groups=2),
-        QuadraticConv2d(4, 4, 1, **efficient),
+        QuadraticConv2d(4, 4, 1),
         nn.Flatten(),
-        QuadraticLinear(64, 8, form="bilinear", **efficient),
-        QuadraticLinear(8, 8, form="product", **efficient),
+        QuadraticLinear(64, 8, form="bilinear"),
+        QuadraticLinear(8, 8, form="product"),
         nn.Linear(8, 5),
     )
+    set_memory_efficient(model, memory_efficient)
+    return model
 
 
 def images() -> Tensor:
@@ -40,8 +42,8 @@ def test_a_record_holds_what_the_step_computed(memory_efficient: bool) -> None:
         record = inspector.record(7)
     assert record.step == 7
     assert list(record.layers) == ["0", "3", "5", "6"]
-    hidden = plain[:3](x.double())  # type: ignore[index]
-    layer = plain[3]  # type: ignore[index]
+    hidden = plain[:3](x.double())
+    layer = plain[3]
     u, v, w = (branch(hidden) for branch in (layer.a, layer.b, layer.c))
     found = record.layers["3"]
     assert found.kind == "hadamard"
@@ -52,7 +54,7 @@ def test_a_record_holds_what_the_step_computed(memory_efficient: bool) -> None:
     y = (u * v + w).detach()
     assert found.activation.mean == pytest.approx(float(y.mean()), rel=1e-3)
     assert found.activation.max_abs == pytest.approx(float(y.abs().max()), rel=1e-4)
-    plain[4:](u * v + w).square().sum().backward()  # type: ignore[index]
+    plain[4:](u * v + w).square().sum().backward()
     for part in "abc":
         gradient = getattr(layer, part).weight.grad
         assert found.gradients[part].norm == pytest.approx(float(gradient.norm()), rel=1e-3)
@@ -87,7 +89,7 @@ def test_a_training_is_the_same_with_and_without() -> None:
     def train(inspected: bool) -> dict[str, Tensor]:
         torch.manual_seed(3)
         model = network()
-        model.append(nn.Dropout(0.3))  # type: ignore[operator]
+        model.append(nn.Dropout(0.3))
         optimizer = torch.optim.AdamW(model.parameters())
         inspector = Inspector(model, all_layers=True, every=2)
         for number, x in enumerate(data):
@@ -111,7 +113,7 @@ def test_detaching_forgets_what_was_not_recorded() -> None:
     inspector = Inspector(model)
     inspector.attach()
     inspector.attach()
-    assert len(model[0]._forward_hooks) == 1  # type: ignore[index]
+    assert len(model[0]._forward_hooks) == 1
     model(images())
     inspector.detach()
     with pytest.raises(QuadranasError, match="nothing to record at step 3"):
@@ -121,10 +123,10 @@ def test_detaching_forgets_what_was_not_recorded() -> None:
 def test_an_alarm_is_called_out_once() -> None:
     model, said = network(), []
     with torch.no_grad():
-        model[3].a.weight.fill_(1e-9)  # type: ignore[index]
-        model[3].b.weight.fill_(1e-9)  # type: ignore[index]
-        model[3].a.bias.zero_()  # type: ignore[index]
-        model[3].b.bias.zero_()  # type: ignore[index]
+        model[3].a.weight.fill_(1e-9)
+        model[3].b.weight.fill_(1e-9)
+        model[3].a.bias.zero_()
+        model[3].b.bias.zero_()
     inspector = Inspector(model, on_alarm=lambda alarm: said.append(alarm.text))
     for number in range(2):
         with inspector.step(number):
@@ -138,7 +140,7 @@ def test_numbers_that_are_not_finite_raise_an_alarm() -> None:
     model = network()
     inspector = Inspector(model)
     with torch.no_grad():
-        model[7].weight.fill_(float("inf"))  # type: ignore[index]
+        model[7].weight.fill_(float("inf"))
     with inspector.step(0):
         model(images()).mean().backward()
     kinds = {(alarm.layer, alarm.kind) for alarm in inspector.records[0].alarms}
@@ -184,8 +186,8 @@ def test_views_of_terms_are_means_over_channels() -> None:
     views = view_terms(model, x)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    hidden = model.eval()[:3](x).double()  # type: ignore[index]
-    layer = copy.deepcopy(model[3]).double()  # type: ignore[index]
+    hidden = model.eval()[:3](x).double()
+    layer = copy.deepcopy(model[3]).double()
     first, second = views["3"]
     assert first is not None
     assert second is not None

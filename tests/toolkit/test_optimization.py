@@ -22,7 +22,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
 }
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     return nn.Sequential(
         QuadraticConv2d(3, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -89,7 +89,7 @@ def test_the_warm_up_scales_plain_gradient_steps() -> None:
     model = network()
     optimizer = torch.optim.SGD(quadratic_parameter_groups(model, lr=0.1, second_order_lr=0.5))
     SecondOrderControl(optimizer, model, warmup_steps=3)
-    layer = model[0]  # type: ignore[index]
+    layer = model[0]
     for number in range(1, 6):
         before = layer.a.weight.double(), layer.c.weight.double()
         step(model, optimizer)
@@ -150,9 +150,9 @@ def test_a_removed_control_controls_nothing() -> None:
     optimizer = torch.optim.SGD(quadratic_parameter_groups(model, lr=0.1))
     control = SecondOrderControl(optimizer, model, max_product=1e-9)
     control.remove()
-    before = model[0].a.weight.clone()  # type: ignore[index]
+    before = model[0].a.weight.clone()
     step(model, optimizer)
-    assert model[0].a.weight.norm() > 0.5 * before.norm()  # type: ignore[index]
+    assert model[0].a.weight.norm() > 0.5 * before.norm()
 
 
 def product(layer: QuadraticLinear) -> Tensor:
