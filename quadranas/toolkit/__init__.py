@@ -6,5 +6,12 @@ from quadranas.toolkit.optimization import (
     clip_products,
     quadratic_parameter_groups,
 )
+from quadranas.toolkit.terms import view_terms
 
-__all__ = ["Inspector", "SecondOrderControl", "clip_products", "quadratic_parameter_groups"]
+__all__ = [
+    "Inspector",
+    "SecondOrderControl",
+    "clip_products",
+    "quadratic_parameter_groups",
+    "view_terms",
+]

@@ -1,5 +1,6 @@
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from quadranas.toolkit import Inspector
 from quadranas.toolkit.terms import describe, view_terms
 
 
-def network(memory_efficient: bool = True) -> nn.Sequential:
+def network(memory_efficient: bool = True) -> Any:
     model = nn.Sequential(
         QuadraticConv2d(3, 4, 3, norm=True),
         nn.ReLU(inplace=True),
@@ -86,7 +87,7 @@ def test_a_training_is_the_same_with_and_without() -> None:
     """Weights, running averages and random numbers, to the bit; no hook is left."""
     data = [images() for _ in range(5)]
 
-    def train(inspected: bool) -> dict[str, Tensor]:
+    def train(inspected: bool) -> Any:
         torch.manual_seed(3)
         model = network()
         model.append(nn.Dropout(0.3))
