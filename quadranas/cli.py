@@ -21,6 +21,7 @@ from quadranas.cli_options import (
     ConfigFile,
     Data,
     DeviceName,
+    Inspect,
     Json,
     MaxMacs,
     MaxParams,
@@ -90,6 +91,7 @@ def search(
     confidence: Confidence = None,
     tolerance: Tolerance = None,
     skip_corrupt: SkipCorrupt = None,
+    inspect: Inspect = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -113,6 +115,7 @@ def search(
         confidence=confidence,
         tolerance=tolerance,
         skip_corrupt=skip_corrupt,
+        inspect=inspect,
     )
     folder = output or choose_folder(
         run_name(overrides),
@@ -191,6 +194,7 @@ def train(
     weights: Weights = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     skip_corrupt: SkipCorrupt = None,
+    inspect: Inspect = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +205,12 @@ def train(
     from quadranas.trained import open_subject
 
     overrides = load_overrides(config, TrainConfig) | given(
-        data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt
+        data=data,
+        val=val,
+        seed=seed,
+        epochs=epochs,
+        skip_corrupt=skip_corrupt,
+        inspect=inspect,
     )
     name = f"train-{Path(subject).absolute().name.removesuffix('.json')}"
 

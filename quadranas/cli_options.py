@@ -50,6 +50,10 @@ WorkerPython = Annotated[
     str | None,
     typer.Option("--worker-python", help="Python with openvino 2021.4.2, for a Myriad stick."),
 ]
+Inspect = Annotated[
+    bool | None,
+    typer.Option("--inspect", help="Record distributions of the quadratic layers every epoch."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="A .safetensors file, not the run's own.")

@@ -79,7 +79,12 @@ class DataConfig(Frozen):
 
 
 class SearchConfig(DataConfig):
-    """All that decides the result of `quadranas search`."""
+    """All that decides the result of `quadranas search`, and what is recorded beside it.
+
+    Args:
+        inspect: whether to record distributions of the quadratic layers in every epoch of the
+            derived network's training.
+    """
 
     device: str
     budget: str = Field(coerce_numbers_to_str=True)
@@ -95,16 +100,18 @@ class SearchConfig(DataConfig):
     weights: WeightConfig = WeightConfig()
     gates: GateConfig
     augment: AugmentConfig
+    inspect: bool = False
 
 
 class TrainConfig(DataConfig):
-    """All that decides the result of `quadranas train`."""
+    """All that decides the result of `quadranas train`, and `inspect`, as of a search."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=2)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig
+    inspect: bool = False
 
 
 Config = TypeVar("Config", bound=DataConfig)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from quadranas.errors import QuadranasError
+from quadranas.inspection_data import StepRecord
 from quadranas.reporter import Reporter
 from quadranas.run_folder import RunFolder
 
@@ -28,6 +29,9 @@ class Phase(Protocol):
 
     def epoch_metrics(self, epoch: int) -> Metrics:
         """What an epoch's line of metrics holds besides the averages; epochs count from 0."""
+
+    def inspection(self) -> StepRecord | None:
+        """What was recorded of the layers in the epoch's last step, where that was asked for."""
 
     def alarms(self, metrics: Metrics) -> Iterable[str]:
         """What is wrong with an epoch, in words; nothing usually."""
@@ -61,6 +65,7 @@ def run_phase(
         first, num_metrics = checkpoint["step"], checkpoint["num_metrics"]
         sums = _Means(dict(checkpoint["sums"]), dict(checkpoint["counts"]))
     folder.keep_metrics(num_metrics)
+    folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
     saved_at = started_at = time.monotonic()
     with _curves(folder, num_metrics) as writer:
@@ -74,6 +79,10 @@ def run_phase(
                 folder.append_metrics(metrics)
                 num_metrics += 1
                 _write_curves(writer, metrics, num_metrics)
+                record = phase.inspection()
+                if record is not None:
+                    folder.append_inspection(record)
+                    _write_histograms(writer, record, num_metrics)
                 pace = (time.monotonic() - started_at) / (done - first)
                 reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
                 for text in phase.alarms(metrics):
@@ -128,3 +137,26 @@ def _write_curves(writer: Any, metrics: Metrics, number: int) -> None:
     for key, value in metrics.items():
         if isinstance(value, float):
             writer.add_scalar(f"{metrics['phase']}/{key}", value, number)
+
+
+def _write_histograms(writer: Any, record: StepRecord, number: int) -> None:
+    for name, layer in record.layers.items():
+        found = {f"weights/{part}": d for part, d in layer.weights.items()}
+        found |= {f"gradients/{part}": d for part, d in layer.gradients.items()}
+        if layer.activation is not None:
+            found["activations"] = layer.activation
+        for what, d in found.items():
+            finite = sum(d.counts)
+            if finite:
+                width = (d.high - d.low) / len(d.counts)
+                writer.add_histogram_raw(
+                    f"{name}/{what}",
+                    min=d.low,
+                    max=d.high,
+                    num=finite,
+                    sum=d.mean * finite,
+                    sum_squares=d.mean_square * finite,
+                    bucket_limits=[d.low + width * (bin + 1) for bin in range(len(d.counts))],
+                    bucket_counts=d.counts,
+                    global_step=number,
+                )

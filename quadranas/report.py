@@ -10,12 +10,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from quadranas import __version__
 from quadranas.cost import count_macs, count_params
 from quadranas.decode import MIN_USE, reachable_ms
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
+from quadranas.inspection_figures import inspection_section
 from quadranas.latency.budget import format_ms
+from quadranas.page import figure, html_page
+from quadranas.page import note as note_line
 from quadranas.report_data import (
     NUM_BUDGETS,
     RUN_FILES,
@@ -63,50 +65,20 @@ def _page(run: Run) -> str:
         "The network": _network(run),
         "Where the time goes": _latency(run),
         "Training": _training(run),
+        **_inspection(run),
         "Other budgets": _front(run),
         "Blocks": _block_table(run),
         "Provenance": _provenance(run),
         "Configuration": _configuration(run),
     }
-    body = "\n".join(
-        f"<section><h2>{name}</h2>{text}</section>" for name, text in sections.items()
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-{_state(run)}
-{_headline(run)}
-{body}
-<footer>Written by quadranas {__version__}.</footer>
-</main>
-</body>
-</html>
-"""
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{text}</p>'
+    return html_page(title, sections, before=_state(run) + "\n" + _headline(run))
 
 
 def _why_not(run: Run, *files: str) -> str:
     """The line of a section without data."""
     faults = [run.faults[name] for name in files if name in run.faults]
     text = "; ".join(faults) or "there is nothing to show"
-    return _note(f"{escape(text[0].upper() + text[1:])}.")
-
-
-def _figure(drawing: str, caption: str) -> str:
-    return (
-        f'<figure><div class="scroll">{drawing}</div><figcaption>{caption}</figcaption></figure>'
-    )
+    return note_line(f"{escape(text[0].upper() + text[1:])}.")
 
 
 def _percent(share: float, digits: int = 1) -> str:
@@ -166,7 +138,7 @@ def _headline(run: Run) -> str:
     )
     source = run.table.header.summary() if run.table else run.source
     note = "" if predicted_ms is None and budget_ms is None else f"Source of latencies: {source}."
-    return f'<div class="cards">{drawn}</div>{_note(escape(note))}'
+    return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
 
 
 def _tested_on(run: Run) -> str:
@@ -190,7 +162,7 @@ def _network(run: Run) -> str:
     caption += " Data flow from left to right, stage by stage."
     if run.table is not None:
         caption += f" Latency per stage on the right: {escape(run.source)}."
-    return _figure(draw_architecture(run.blocks, specs), caption)
+    return figure(draw_architecture(run.blocks, specs), caption)
 
 
 def _latency(run: Run) -> str:
@@ -217,8 +189,8 @@ def _latency(run: Run) -> str:
     total = f'<td>predicted</td><td class="n">{fixed_ms(total_ms, total_ms)}</td><td></td>'
     return (
         f'<div class="stack">{bar}</div><table>{head}{rows}<tr class="sum">{total}</tr></table>'
-        + _note(f"{_about_bar(run, total_ms)}Source: {escape(run.source)}.")
-        + _figure(plot_blocks(run.blocks), f"Source: {escape(run.source)}.")
+        + note_line(f"{_about_bar(run, total_ms)}Source: {escape(run.source)}.")
+        + figure(plot_blocks(run.blocks), f"Source: {escape(run.source)}.")
     )
 
 
@@ -238,7 +210,7 @@ def _about_bar(run: Run, total_ms: float) -> str:
 def _training(run: Run) -> str:
     note = ""
     if run.dropped_lines:
-        note = _note(
+        note = note_line(
             f"Lines of metrics.jsonl left out because they are no records: {run.dropped_lines}. "
             "A run that is killed while it writes leaves one."
         )
@@ -262,7 +234,12 @@ def _training(run: Run) -> str:
             "images trains the gates. The expected latency is the mean over the gates' "
             f"probabilities, by the table: {escape(run.source)}."
         )
-    return f'{_note(key)}{note}<div class="grid">{drawn}</div>'
+    return f'{note_line(key)}{note}<div class="grid">{drawn}</div>'
+
+
+def _inspection(run: Run) -> dict[str, str]:
+    """The section of an inspected run; none of another."""
+    return {"Inside the layers": inspection_section(run.records)} if run.records else {}
 
 
 def _front(run: Run) -> str:
@@ -270,7 +247,7 @@ def _front(run: Run) -> str:
     if run.space is None or run.table is None or not front:
         return _why_not(run, "gates.json", "space.yaml", "table.json")
     low, high = map(format_ms, reachable_ms(run.space, run.table))
-    return _figure(
+    return figure(
         plot_front(front, run.chosen, run.budget_ms),
         f"What <code>quadranas derive</code> gives for {NUM_BUDGETS} budgets over all that this "
         f"space can reach, {low} to {high}: the network most probable under the gates that uses "
@@ -299,7 +276,7 @@ def _block_table(run: Run) -> str:
     why = "" if run.scores else f" No probabilities: {escape(run.faults['gates.json'])}."
     return (
         f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
-        + _note(
+        + note_line(
             "Bars: probability of every candidate under the gates, the chosen one dark; keep: of "
             f"the whole block. Source of latencies: {escape(run.source)}.{why}"
         )
@@ -375,49 +352,3 @@ def _configuration(run: Run) -> str:
         return fault
     text = f"<pre>{escape(run.config_text)}</pre>"
     return f"{fault}<details><summary>config.yaml</summary>{text}</details>"
-
-
-CSS = """
-body{margin:0;background:#fafbfc;color:#24292f;font:15px/1.5 system-ui,-apple-system,"Segoe UI",
-Roboto,sans-serif}
-main{max-width:1000px;margin:0 auto;padding:24px 16px 48px}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 16px;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:0 0 12px}
-section,.card{background:#fff;border:1px solid #e4e7eb;border-radius:8px}
-section{padding:18px;margin:18px 0}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
-.card{padding:12px 14px;overflow-wrap:anywhere}
-.card b{display:block;font-size:1.5rem;line-height:1.2}
-.card span,.card small{display:block}
-.card small,.note,figcaption,footer{color:#57606a;font-size:.86rem;overflow-wrap:anywhere}
-.state{background:#fdf3df;border:1px solid #ecd9a9;border-radius:8px;padding:8px 14px}
-section>:last-child{margin-bottom:0}
-figure{margin:0}
-figcaption{margin-top:6px}
-.scroll{overflow-x:auto}
-svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}
-.plot,.drawing{display:block;width:100%;height:auto;stroke-linejoin:round}
-.scroll>.plot,.scroll>.drawing{min-width:680px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:14px}
-.phase{padding:1px 8px;border-radius:4px;color:#24292f}
-.stack{display:flex;height:26px;background:#f0f2f4;border-radius:4px;overflow:hidden}
-.stack+table{margin-top:10px}
-.key{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px}
-table{border-collapse:collapse;font-size:.88rem}
-th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid #eef0f3;white-space:nowrap}
-th{color:#57606a;font-weight:600}
-.n{text-align:right;font-variant-numeric:tabular-nums}
-.sum td{font-weight:600;border:0}
-.blocks{width:100%}
-.skipped{color:#8b949e}
-.gates{display:flex;gap:14px;align-items:center}
-.gate{display:block;flex:none}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:.9rem}
-dt{color:#57606a}
-dd{margin:0;overflow-wrap:anywhere}
-pre{overflow-x:auto;background:#f6f8fa;padding:12px;border-radius:6px;font-size:.82rem}
-@media(max-width:560px){
-dl{grid-template-columns:1fr}dd{margin-bottom:6px}section{padding:14px 12px}
-}
-@media print{section{break-inside:avoid}}
-"""

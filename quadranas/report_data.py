@@ -18,6 +18,7 @@ from quadranas.architecture import Architecture, OpSpec, load_architecture
 from quadranas.decode import GateScores, Limits, decode, load_scores, reachable_ms
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.files import read_json, read_text, read_yaml, validate
+from quadranas.inspection_data import RECORDS_FILE, StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable, load_table
 from quadranas.space import SearchSpace, load_space
@@ -117,6 +118,7 @@ class Run:
     space: SearchSpace | None
     scores: GateScores | None
     result: Result | None
+    records: tuple[StepRecord, ...]
     faults: dict[str, str]
 
     @property
@@ -244,6 +246,7 @@ def read_run(run: Path) -> Run:
         space=space,
         scores=read("gates.json", lambda path: _load_scores(path, space)),
         result=read("result.json", _load_result),
+        records=read(RECORDS_FILE, lambda path: read_records(run)) or (),
         faults=faults,
     )
 

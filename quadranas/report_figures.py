@@ -3,18 +3,15 @@
 Functions take plain data and return markup; the same data give the same bytes.
 """
 
-import io
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from quadranas.architecture import OpSpec
+from quadranas.page import BLUE, GREY, INK, ORANGE, PALE, RED, SOFT, plot
 from quadranas.report_data import (
     EXPANDING,
     SEARCHED,
@@ -42,24 +39,6 @@ PHASES = {
     "train": ("training", "#e5f0ea"),
 }
 """Per phase: its name in a figure and its colour."""
-
-BLUE, ORANGE, RED, INK = "#2f6fa8", "#d98a1f", "#b3372f", "#24292f"
-GREY, PALE, SOFT = "#7d8590", "#a3abb4", "#57606a"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "quadranas",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.facecolor": "none",
-}
 
 
 def part_of(kind: str) -> tuple[str, str]:
@@ -266,7 +245,7 @@ def plot_blocks(blocks: Sequence[BlockView]) -> str:
         axes.set_ylabel("latency [ms]")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2)
 
-    return _plot("blocks", "Latency per block", draw, (9.6, 3.3), pad=20)
+    return plot("blocks", "Latency per block", draw, (9.6, 3.3), pad=20)
 
 
 def _part_ms(block: BlockView, part: str) -> float:
@@ -340,7 +319,7 @@ def _curve(
         elif len(lines) > 1:
             axes.legend(loc="best")
 
-    return _plot(title.lower().replace(" ", "-"), title, draw, (4.2, 2.7), pad=16)
+    return plot(title.lower().replace(" ", "-"), title, draw, (4.2, 2.7), pad=16)
 
 
 def _mark_phases(axes: Axes, epochs: Sequence[Epoch]) -> None:
@@ -377,33 +356,4 @@ def plot_front(
         axes.grid(color="#e4e7eb", lw=0.6)
         axes.legend(loc="best")
 
-    return _plot("front", "Score against latency", draw, (9.6, 3.6))
-
-
-def _plot(
-    name: str,
-    title: str,
-    draw: Callable[[Axes], None],
-    size: tuple[float, float],
-    pad: float | None = None,
-) -> str:
-    """A matplotlib figure as `<svg>`; `name` makes its ids unique on the page.
-
-    Args:
-        pad: points between axes and title; without it the title is for screen readers only.
-    """
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        if pad is not None:
-            axes.set_title(title, pad=pad)
-        stream = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(stream, format="svg", metadata=no_metadata)
-    # What comes before is the XML prologue and a style that would leak into the page.
-    markup = stream.getvalue().partition("</defs>")[2].strip()
-    markup = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", markup)
-    view = f'viewBox="0 0 {size[0] * 72:g} {size[1] * 72:g}" aria-label="{escape(title)}"'
-    namespace = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg class="plot" {view} role="img" {namespace}>{markup}'
+    return plot("front", "Score against latency", draw, (9.6, 3.6))

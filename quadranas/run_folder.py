@@ -23,6 +23,7 @@ from torch import Tensor
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, load_preprocessing
 from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
+from quadranas.inspection_data import RECORDS_FILE, StepRecord
 from quadranas.reporter import Reporter
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
@@ -36,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self.inspection = path / RECORDS_FILE
         self.checkpoints = path / "checkpoints"
 
     def __truediv__(self, name: str) -> Path:
@@ -142,22 +144,19 @@ class RunFolder:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise QuadranasError(
-                f"cannot write {self.metrics}: {error.strerror}",
-                "Free some space, then continue with --resume.",
-            ) from error
+        _append_line(self.metrics, line)
+
+    def append_inspection(self, record: StepRecord) -> None:
+        """Add one line to the file of inspections."""
+        _append_line(self.inspection, record.model_dump(mode="json"))
 
     def keep_metrics(self, num_lines: int) -> None:
-        """Drop the lines written after a checkpoint was taken."""
-        if self.metrics.exists():
-            lines = read_text(self.metrics, "metrics").splitlines(keepends=True)[:num_lines]
-            write_atomically(self.metrics, "".join(lines))
+        """Drop the lines of metrics written after a checkpoint was taken."""
+        _keep_lines(self.metrics, num_lines)
+
+    def keep_inspections(self, num_lines: int) -> None:
+        """Drop the lines of inspections written after a checkpoint was taken."""
+        _keep_lines(self.inspection, num_lines)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint; the one before stays, older ones go.
@@ -266,6 +265,25 @@ def whole_folder(path: Path) -> Iterator[RunFolder]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _append_line(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot write {path}: {error.strerror}",
+            "Free some space, then continue with --resume.",
+        ) from error
+
+
+def _keep_lines(path: Path, num_lines: int) -> None:
+    if path.exists():
+        lines = read_text(path, "record of the run").splitlines(keepends=True)[:num_lines]
+        write_atomically(path, "".join(lines))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -148,6 +148,7 @@ def _finetuning(
         num_epochs=problem.config.schedule.finetune_epochs,
         batch_size=problem.config.batch_size,
         seed=problem.config.seed,
+        inspected=problem.config.inspect,
     )
 
 

@@ -120,6 +120,9 @@ class SupernetTraining:
             "learning_rate": learning_rate_at(last_step, self.num_steps, self.config.weights),
         }
 
+    def inspection(self) -> None:
+        """Nothing: the layers in use change from step to step."""
+
     def alarms(self, metrics: Metrics) -> Iterable[str]:
         """Gates that have collapsed early; an expectation that ended off the budget."""
         done, entropy = int(metrics["step"] or 0), float(metrics["entropy"] or 0.0)

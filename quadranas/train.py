@@ -93,6 +93,7 @@ def train(
         num_epochs=config.epochs,
         batch_size=config.batch_size,
         seed=config.seed,
+        inspected=config.inspect,
     )
     checkpoint = folder.latest_checkpoint(reporter) if continuing else None
     run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=config.checkpoint_seconds)

@@ -290,6 +290,7 @@ KEYS: dict[str, set[str]] = {
     "train run --epochs 1": {"run", "architecture", "params", "macs", "accuracy"},
     "eval run": {"model", "data", "num_images", "accuracy"},
     "report run": {"run", "report"},
+    "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "export run": {
         *("path", "format", "precision", "resolution", "max_abs_error", "top1_agreement"),
         *("predicted_ms", "measured_ms", "size_bytes"),
@@ -312,12 +313,14 @@ def test_stdout_is_one_json_object(
     tmp_path: Path,
     finished_run: Path,
     small_config: Path,
+    pictures: Path,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, tmp_path / "run")
+    shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     write(tmp_path / "net.onnx", "y = Relu(x)")
     if "host.json" in command:  # is measured first, so only for those that need it
         shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")

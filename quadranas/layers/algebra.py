@@ -298,9 +298,11 @@ class _Recomputed(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> Tensor:
         outputs = _outputs(form, operator, x, _branches(flat), norms)
-        if form == "hadamard":
+        if form == "hadamard" and not norms:
             return outputs[2].addcmul_(outputs[0], outputs[1])
-        return combine(form, outputs)
+        y = combine(form, outputs)
+        # A norm's output is a view here, and what follows may not change such a one in place.
+        return y.clone() if norms and y is outputs[0] else y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -127,7 +127,7 @@ class QuadraticLayer(nn.Module):
                 return first, self._matrix_term(x)
             second = algebra.direct("product", self.operator, x, branches[:2], norms[:2])
             return first, second
-        return None, self(x)
+        return None, self.forward(x)  # not a call, which would run the hooks again
 
     def _cast(self, x: Tensor) -> tuple[Tensor, list[algebra.Branch]]:
         """Input and branches, in the type of an autocast region."""

@@ -1,0 +1,164 @@
+"""What all pages share: their frame and style, and figures by matplotlib as inline SVG.
+
+A page is self-contained; the same data give the same bytes.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from html import escape
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quadranas import __version__
+
+BLUE, ORANGE, RED, INK = "#2f6fa8", "#d98a1f", "#b3372f", "#24292f"
+GREY, PALE, SOFT = "#7d8590", "#a3abb4", "#57606a"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quadranas",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "none",
+}
+
+
+def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> str:
+    """A whole page.
+
+    Args:
+        sections: markup by heading.
+        before: markup between the title and the sections.
+    """
+    body = "\n".join(
+        f"<section><h2>{name}</h2>{text}</section>" for name, text in sections.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{before}
+{body}
+<footer>Written by quadranas {__version__}.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def note(text: str) -> str:
+    """A small line; the text is markup."""
+    return f'<p class="note">{text}</p>'
+
+
+def figure(drawing: str, caption: str) -> str:
+    """A drawing over its caption, both markup."""
+    return (
+        f'<figure><div class="scroll">{drawing}</div><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def plot(
+    name: str,
+    title: str,
+    draw: Callable[[Axes], None],
+    size: tuple[float, float],
+    pad: float | None = None,
+) -> str:
+    """A plot as `<svg>`; `name` makes its ids unique on the page.
+
+    Args:
+        pad: points between axes and title; without it the title is for screen readers only.
+    """
+
+    def draw_figure(whole: Figure) -> None:
+        axes = whole.add_subplot()
+        draw(axes)
+        if pad is not None:
+            axes.set_title(title, pad=pad)
+
+    return plot_figure(name, title, draw_figure, size)
+
+
+def plot_figure(
+    name: str, title: str, draw: Callable[[Figure], None], size: tuple[float, float]
+) -> str:
+    """A matplotlib figure as `<svg>`; `name` makes its ids unique on the page."""
+    with matplotlib.style.context(["default", STYLE]):
+        whole = Figure(figsize=size, layout="constrained")
+        draw(whole)
+        stream = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        whole.savefig(stream, format="svg", metadata=no_metadata)
+    # What comes before is the XML prologue and a style that would leak into the page.
+    markup = stream.getvalue().partition("</defs>")[2].strip()
+    markup = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", markup)
+    view = f'viewBox="0 0 {size[0] * 72:g} {size[1] * 72:g}" aria-label="{escape(title)}"'
+    namespace = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg class="plot" {view} role="img" {namespace}>{markup}'
+
+
+CSS = """
+body{margin:0;background:#fafbfc;color:#24292f;font:15px/1.5 system-ui,-apple-system,"Segoe UI",
+Roboto,sans-serif}
+main{max-width:1000px;margin:0 auto;padding:24px 16px 48px}
+h1{font-size:1.6rem;line-height:1.25;margin:0 0 16px;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 12px}
+section,.card{background:#fff;border:1px solid #e4e7eb;border-radius:8px}
+section{padding:18px;margin:18px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
+.card{padding:12px 14px;overflow-wrap:anywhere}
+.card b{display:block;font-size:1.5rem;line-height:1.2}
+.card span,.card small{display:block}
+.card small,.note,figcaption,footer{color:#57606a;font-size:.86rem;overflow-wrap:anywhere}
+.state{background:#fdf3df;border:1px solid #ecd9a9;border-radius:8px;padding:8px 14px}
+section>:last-child{margin-bottom:0}
+figure{margin:0}
+figcaption{margin-top:6px}
+.scroll{overflow-x:auto}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}
+.plot,.drawing{display:block;width:100%;height:auto;stroke-linejoin:round}
+.scroll>.plot,.scroll>.drawing{min-width:680px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:14px}
+.pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px}
+.phase{padding:1px 8px;border-radius:4px;color:#24292f}
+.stack{display:flex;height:26px;background:#f0f2f4;border-radius:4px;overflow:hidden}
+.stack+table{margin-top:10px}
+.bar{height:10px;width:120px}
+.bar i{background:#2f6fa8}
+.key{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px}
+table{border-collapse:collapse;font-size:.88rem}
+th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid #eef0f3;white-space:nowrap}
+th{color:#57606a;font-weight:600}
+.n{text-align:right;font-variant-numeric:tabular-nums}
+.sum td{font-weight:600;border:0}
+.blocks{width:100%}
+.skipped{color:#8b949e}
+.gates{display:flex;gap:14px;align-items:center}
+.gate{display:block;flex:none}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:.9rem}
+dt{color:#57606a}
+dd{margin:0;overflow-wrap:anywhere}
+pre{overflow-x:auto;background:#f6f8fa;padding:12px;border-radius:6px;font-size:.82rem}
+@media(max-width:560px){
+dl{grid-template-columns:1fr}dd{margin-bottom:6px}section{padding:14px 12px}
+}
+@media print{section{break-inside:avoid}}
+"""
