@@ -118,6 +118,21 @@ def plan_conversion(
     return report
 
 
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that fit one of some patterns, as in a shell; all of them without patterns.
+
+    Raises:
+        QuadranasError: a pattern that no name fits.
+    """
+    for pattern in patterns:
+        if names and not any(fnmatchcase(name, pattern) for name in names):
+            raise QuadranasError(
+                f"no layer fits the pattern {pattern!r}", f"Layers: {', '.join(names[:8])} ..."
+            )
+    fits = (lambda name: any(fnmatchcase(name, p) for p in patterns)) if patterns else bool
+    return [name for name in names if fits(name)]
+
+
 def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers with weights of two axes or more, by their first paths."""
     return {
@@ -169,9 +184,7 @@ def _obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
     return ""
 
 
-def _chosen(
-    layers: dict[str, nn.Module], obstacles: dict[str, str], select: Select
-) -> set[str]:
+def _chosen(layers: dict[str, nn.Module], obstacles: dict[str, str], select: Select) -> set[str]:
     """The layers that meet a selector.
 
     Raises:

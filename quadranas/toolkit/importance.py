@@ -9,7 +9,7 @@ when the layer's output is set to zero.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from matplotlib.figure import Figure
@@ -102,24 +102,21 @@ def rank_layers(
     return sorted(ranked, key=lambda r: (-r.ri, -r.params_share * r.macs_share))  # stable
 
 
-def pick(ranking: Sequence[RankedLayer], count: int, *, removable: bool) -> list[str]:
-    """The names of the first layers of a ranking.
-
-    Args:
-        removable: pass over layers that cannot be removed.
+def pick(
+    ranking: Sequence[RankedLayer], count: int, verb: Literal["remove", "revert"]
+) -> list[str]:
+    """The names of the first layers of a ranking; of those that can be, to remove them.
 
     Raises:
         QuadranasError: there are not so many.
     """
-    names = [layer.name for layer in ranking if not (removable and layer.obstacle)]
+    names = [layer.name for layer in ranking if verb == "revert" or not layer.obstacle]
     if not 1 <= count <= len(names):
-        verb = "remove" if removable else "revert"
-        obstacles = [f"{layer.name}: {layer.obstacle}" for layer in ranking if layer.obstacle]
-        detail = f" ({'; '.join(obstacles[:3])})" if removable and obstacles else ""
+        fixed = [f"{layer.name}: {layer.obstacle}" for layer in ranking if layer.name not in names]
         raise QuadranasError(
-            f"cannot {verb} {count} layers: {len(names)} of the {len(ranking)} ranked ones can "
-            f"be{detail}",
-            f"Choose 1 to {len(names)}." if names else "",
+            f"cannot {verb} {count} layers: it can be done to {len(names)} of the {len(ranking)} "
+            "ranked ones",
+            "; ".join([*fixed[:5], f"choose 1 to {len(names)}" if names else "convert others"]),
         )
     return names[:count]
 
