@@ -96,7 +96,8 @@ def _conversion_text(result: dict[str, Any]) -> str:
 
 def _print_ranking(result: dict[str, Any]) -> None:
     """Print the layers by their index, the first to go at the top."""
-    table = Table("layer", "parameters", "P_M", "P_W", "dA", "RI", "done", "cannot be removed")
+    table = Table("layer", "parameters", "P_M", "P_W", "dA", "RI", "")
+    table.columns[0].overflow = "fold"
     for layer in result["ranking"]:
         name = layer["name"]
         done = "removed" if name in result["removed"] else ""
@@ -107,8 +108,7 @@ def _print_ranking(result: dict[str, Any]) -> None:
             f"{layer['macs_share']:.2%}",
             f"{layer['accuracy_drop']:+.2%}",
             "infinite" if layer["ri"] is None else f"{layer['ri']:.3g}",
-            "reverted" if name in result["reverted"] else done,
-            layer["obstacle"],
+            "reverted" if name in result["reverted"] else done or layer["obstacle"],
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
     if any(layer["ri"] is None for layer in result["ranking"]):

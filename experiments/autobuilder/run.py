@@ -38,6 +38,7 @@ def main() -> None:
     if args.data is None or args.val is None:
         parser.error("CIFAR-10 is needed: --data and --val (or --smoke)")
     images = open_images(args.data, args.val, args.held_out, num_left=50_000)
+    commit = source_commit()
     for seed in args.seeds:
         started = time.monotonic()
         found = build(images, WeightConfig(), args.epochs, seed) | {
@@ -46,7 +47,7 @@ def main() -> None:
             "minutes": round((time.monotonic() - started) / 60, 1),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "torch": torch.__version__,
-            "commit": source_commit(),
+            "commit": commit,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         }
         kept = json.loads(RESULTS.read_text())["seeds"] if RESULTS.is_file() else {}

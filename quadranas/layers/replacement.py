@@ -94,7 +94,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         QuadranasError: there is none; the nearest is suggested.
     """
-    layers: dict[str, nn.Module] = dict(model.named_modules())
+    layers: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in layers or not name:
         raise QuadranasError(
             f"the network has no layer {name!r}{nearest(name, layers)}",

@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd as Conv
+from torch.nn.utils.parametrize import ParametrizationList
 
 from quadranas.architecture import LayerChange
 from quadranas.errors import QuadranasError
@@ -82,7 +83,7 @@ def plan_conversion(
 ) -> list[LayerReport]:
     """What `convert` would do with every layer of a network that has weights, in order.
 
-    Normalisations, and layers inside quadratic ones, are not listed.
+    Normalisations, and the branches of quadratic layers, are not listed.
 
     Raises:
         QuadranasError: as `convert`.
@@ -112,8 +113,9 @@ def plan_conversion(
         )
     if not any(layer.change for layer in report):
         raise QuadranasError(
-            "no layer would be replaced: those selected are the first and the last one",
-            "Convert these too with keep_ends=False, or select others.",
+            f"no layer would be replaced: those selected are the network's first or last one "
+            f"({', '.join(sorted(ends & chosen))}), which stay",
+            "Select others; in Python, keep_ends=False converts these too.",
         )
     return report
 
@@ -138,16 +140,17 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if name
-        and not isinstance(_owner(model, name), QuadraticLayer)
-        and not isinstance(module, QuadraticLayer)
-        and _has_weights(module)
+        if name and not isinstance(_owner(model, name), QuadraticLayer) and _has_weights(module)
     }
 
 
 def _has_weights(module: nn.Module) -> bool:
-    if isinstance(module, Conv | nn.Linear):  # also where a parametrisation holds the weight
+    if isinstance(
+        module, Conv | nn.Linear | QuadraticLayer
+    ):  # also where a parametrisation holds the weight
         return True
+    if isinstance(module, ParametrizationList):  # a part of the layer around it
+        return False
     own = module.parameters(recurse=False)
     return any(isinstance(p, nn.UninitializedParameter) or p.ndim > 1 for p in own)
 
@@ -165,6 +168,8 @@ def _owner(model: nn.Module, name: str) -> nn.Module | None:
 def _obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
     """Why a layer cannot be replaced; empty where it can."""
     kind = type(layer).__name__
+    if isinstance(layer, QuadraticLayer):
+        return "it is quadratic already"
     owner = _owner(model, name)
     if owner is not None:
         return f"{type(owner).__name__} reads its weights itself"
@@ -228,7 +233,8 @@ def _nothing(
     named = selector.__name__ if isinstance(selector, type) else repr(selector)
     what = "the network" if selector is None else f"select {named}"
     found = "; ".join(sorted({f"{name}: {obstacles[name]}" for name in met})[:5])
-    unsupported = sorted({type(layers[name]).__name__ for name, why in obstacles.items() if why})
+    stuck = [layers[name] for name, why in obstacles.items() if why]
+    unsupported = sorted({type(m).__name__ for m in stuck if not isinstance(m, QuadraticLayer)})
     ready = [name for name, why in obstacles.items() if not why]
     return QuadranasError(
         f"{what} has no layer that can be made quadratic"

@@ -29,12 +29,10 @@ def why_not_removable(layer: nn.Module) -> str:
         return f"{type(layer).__name__} is neither linear, nor convolutional, nor quadratic"
     if getattr(layer, "transposed", False):
         return f"{type(layer).__name__} may change the size of its input"
-    sizes = ("in_channels", "out_channels")
-    if isinstance(getattr(layer, "operator", layer), nn.Linear) or hasattr(layer, "in_features"):
-        sizes = ("in_features", "out_features")
-    inputs, outputs = (getattr(layer, size) for size in sizes)
+    of = "features" if hasattr(layer, "in_features") else "channels"
+    inputs, outputs = getattr(layer, f"in_{of}"), getattr(layer, f"out_{of}")
     if inputs != outputs:
-        return f"it turns {inputs} channels into {outputs}"
+        return f"it turns {inputs} {of} into {outputs}"
     window = layer.operator if isinstance(layer, QuadraticLayer) else layer
     if isinstance(window, Conv | Convolution) and not _keeps_size(window):
         return "it changes the size of the image"
@@ -42,15 +40,11 @@ def why_not_removable(layer: nn.Module) -> str:
 
 
 def _keeps_size(window: Conv | Convolution) -> bool:
-    if any(step > 1 for step in window.stride) or window.padding == "same":
-        return all(step == 1 for step in window.stride)
+    if max(window.stride) > 1 or window.padding == "same":
+        return max(window.stride) == 1
     padding = (0,) * len(window.stride) if isinstance(window.padding, str) else window.padding
-    return all(
-        2 * margin == dilation * (kernel - 1)
-        for margin, dilation, kernel in zip(
-            padding, window.dilation, window.kernel_size, strict=True
-        )
-    )
+    spans = zip(padding, window.dilation, window.kernel_size, strict=True)
+    return all(2 * margin == dilation * (kernel - 1) for margin, dilation, kernel in spans)
 
 
 def remove(model: Model, names: Sequence[str]) -> Model:
