@@ -21,7 +21,7 @@ from quadranas.layers.replacement import changed, is_first_order
 
 Model = TypeVar("Model", bound=nn.Module)
 Selector: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-Select: TypeAlias = Selector | Sequence[Selector] | None
+Select: TypeAlias = Selector | Iterable[Selector] | None
 
 READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Modules that read the tensors of the layers inside them, which therefore have to stay."""
@@ -36,14 +36,12 @@ class LayerReport:
         kind: its class.
         change: how it is replaced; none where it stays.
         reason: why it stays; empty where it is replaced.
-        convertible: whether it has a quadratic version that could take its place.
     """
 
     name: str
     kind: str
     change: LayerChange | None = None
     reason: str = ""
-    convertible: bool = True
 
 
 def convert(
@@ -108,7 +106,6 @@ def plan_conversion(
                 kind=type(layer).__name__,
                 change=None if reason else change,
                 reason=reason,
-                convertible=not obstacles[name],
             )
         )
     if not any(layer.change for layer in report):
@@ -145,11 +142,9 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    if isinstance(
-        module, Conv | nn.Linear | QuadraticLayer
-    ):  # also where a parametrisation holds the weight
+    if isinstance(module, Conv | nn.Linear | QuadraticLayer):
         return True
-    if isinstance(module, ParametrizationList):  # a part of the layer around it
+    if isinstance(module, ParametrizationList):  # which holds the weight of the layer around it
         return False
     own = module.parameters(recurse=False)
     return any(isinstance(p, nn.UninitializedParameter) or p.ndim > 1 for p in own)
@@ -180,6 +175,8 @@ def _obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
         return f"{kind} padded with {padding!r} has no quadratic version"
     if not is_first_order(layer):
         return f"{kind} has no quadratic version"
+    if isinstance(layer, Conv) and layer.padding == "same" and not _has_middle(layer):
+        return f"{kind} pads two sides differently, having a kernel without a middle"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has hooks, such as a weight normalisation, that would be lost"
     weights = set(map(id, layer.parameters()))
@@ -189,30 +186,39 @@ def _obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
     return ""
 
 
+def _has_middle(conv: Conv) -> bool:
+    spans = zip(conv.dilation, conv.kernel_size, strict=True)
+    return all(dilation * (kernel - 1) % 2 == 0 for dilation, kernel in spans)
+
+
 def _chosen(layers: dict[str, nn.Module], obstacles: dict[str, str], select: Select) -> set[str]:
     """The layers that meet a selector.
 
     Raises:
         QuadranasError: one of the selectors meets no layer that can be replaced.
     """
-    if select is None:
-        selectors: list[Selector] = [lambda name, layer: True]
-    elif isinstance(select, Sequence) and not isinstance(select, str):
-        selectors = list(select)
-    else:
-        selectors = [select]
     chosen: set[str] = set()
-    for selector in selectors:
+    for selector in _selectors(select):
         met = {name for name, layer in layers.items() if _meets(selector, name, layer)}
         if not any(not obstacles[name] for name in met):
             raise _nothing(layers, obstacles, None if select is None else selector, met)
         chosen |= met
+    return chosen
+
+
+def _selectors(select: Select) -> list[Selector]:
+    if select is None:
+        return ["*"]
+    if isinstance(select, str | type) or callable(select):
+        return [select]
+    selectors = list(select) if isinstance(select, Iterable) else []
     if not selectors:
         raise QuadranasError(
-            "select is an empty list, which chooses no layer",
+            f"select {select!r} names no layer; accepted: layer types, patterns, functions of path "
+            "and layer, or a list of these",
             "Leave it out to convert all layers.",
         )
-    return chosen
+    return selectors
 
 
 def _meets(selector: Selector, name: str, layer: nn.Module) -> bool:
