@@ -214,8 +214,8 @@ def _selectors(select: Select) -> list[Selector]:
     selectors = list(select) if isinstance(select, Iterable) else []
     if not selectors:
         raise QuadranasError(
-            f"select {select!r} names no layer; accepted: layer types, patterns, functions of path "
-            "and layer, or a list of these",
+            f"select {select!r} names no layer; accepted: layer types, patterns, functions of "
+            "path and layer, or a list of these",
             "Leave it out to convert all layers.",
         )
     return selectors
