@@ -129,10 +129,10 @@ def plot_ranking(ranking: Sequence[RankedLayer]) -> Figure:
     rows = range(len(ranking))
     shares.barh([r - 0.2 for r in rows], [100 * r.params_share for r in ranking], 0.4, label="P_M")
     shares.barh([r + 0.2 for r in rows], [100 * r.macs_share for r in ranking], 0.4, label="P_W")
-    shares.set(xlabel="% of parameters and of MACs", yticks=list(rows), yticklabels=names)
+    shares.set(xlabel="share, %", yticks=list(rows), yticklabels=names)
     shares.legend()
     drops.barh(rows, [100 * layer.accuracy_drop for layer in ranking], color="tab:red")
-    drops.set(xlabel="accuracy drop dA, % points")
+    drops.set(xlabel="accuracy drop dA, %")
     finite = [layer.ri for layer in ranking if math.isfinite(layer.ri)]
     longest = max(finite, default=1.0) or 1.0
     for row, layer in enumerate(ranking):
@@ -140,7 +140,7 @@ def plot_ranking(ranking: Sequence[RankedLayer]) -> Figure:
         bar = 1.1 * longest if endless else layer.ri
         indices.barh(row, bar, color="none" if endless else "tab:green", edgecolor="tab:green")
         if endless:
-            indices.text(0.02 * longest, row, "infinite: masking does not hurt", va="center")
+            indices.text(0.02 * longest, row, "infinite (dA <= 0)", va="center")
     indices.set(xlabel="RI = P_M P_W / dA")
     shares.invert_yaxis()
     return figure

@@ -152,6 +152,6 @@ def test_the_plot_names_every_layer_and_says_what_is_infinite() -> None:
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         *("useless.0", "useless.1", "decisive")
     ]
-    assert [t.get_text() for t in figure.axes[2].texts] == 2 * ["infinite: masking does not hurt"]
+    assert [t.get_text() for t in figure.axes[2].texts] == 2 * ["infinite (dA <= 0)"]
     are_long = [bar.get_window_extent().width > 1 for bar in figure.axes[1].patches]
     assert are_long == [False, False, True]
