@@ -1,13 +1,128 @@
 """The commands of the quadratic toolkit."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from quadranas.cli_options import Json, Run, Weights
-from quadranas.console import print_result
+from quadranas.cli_options import Data, Json, Run, SkipCorrupt, Subject, Val, Weights, given
+from quadranas.console import print_result, say
+from quadranas.errors import QuadranasError
+
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", help="Pattern of layers' paths, such as 'blocks.stage3*'; repeat."),
+]
+
+
+def convert(
+    subject: Subject,
+    output: Annotated[Path, typer.Option(help="New folder, or a new .json file.")],
+    form: Annotated[str | None, typer.Option(help="The neuron; default: hadamard.")] = None,
+    layers: Layers = None,
+    norm: Annotated[bool, typer.Option("--norm", help="BatchNorm on every branch.")] = False,
+    remove: Annotated[
+        int | None, typer.Option(min=1, help="So many quadratic layers of a trained run go.")
+    ] = None,
+    revert: Annotated[
+        int | None, typer.Option(min=1, help="So many become first-order again.")
+    ] = None,
+    data: Data = None,
+    val: Val = None,
+    skip_corrupt: SkipCorrupt = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Make layers quadratic; or take a trained network's least important ones out."""
+    from quadranas.convert_network import convert_network, reduce_network
+    from quadranas.trained import open_subject
+
+    ranking = given(data=data, val=val, skip_corrupt=skip_corrupt)
+    reducing = remove is not None or revert is not None
+    _check_options(reducing, given(form=form, norm=norm or None), ranking | given(weights=weights))
+    opened = open_subject(subject, weights)
+    if not reducing:
+        chosen = given(form=form, layers=layers)
+        result = convert_network(opened, output, norm=norm, **chosen)
+        return print_result(result, as_json, _conversion_text(result))
+    result = reduce_network(
+        opened,
+        output,
+        num_removed=remove or 0,
+        num_reverted=revert or 0,
+        layers=layers or (),
+        overrides=ranking,
+    )
+    if not as_json:
+        _print_ranking(result)
+    print_result(result, as_json, _reduction_text(result))
+
+
+def _check_options(reducing: bool, converting: dict[str, Any], ranking: dict[str, Any]) -> None:
+    """Refuse options of the other of the command's two uses.
+
+    Raises:
+        QuadranasError: names the first one.
+    """
+    if reducing and converting:
+        raise QuadranasError(
+            f"--{next(iter(converting))} does not go with --remove and --revert",
+            "Convert first, train the result, then remove or revert layers of the trained run.",
+        )
+    if not reducing and ranking:
+        raise QuadranasError(
+            f"--{next(iter(ranking)).replace('_', '-')} is for ranking layers, with --remove or "
+            "--revert",
+            "Leave it out: a conversion needs no images and no weights.",
+        )
+
+
+def _conversion_text(result: dict[str, Any]) -> str:
+    kept = [f"  {layer['name']} ({layer['kind']}): {layer['reason']}" for layer in result["kept"]]
+    return "\n".join(
+        [
+            f"{len(result['replaced'])} layers made quadratic, {len(kept)} kept:",
+            *kept,
+            f"parameters {result['params_before']:,} to {result['params']:,}, MACs "
+            f"{result['macs_before']:,} to {result['macs']:,}\nwritten to {result['path']}",
+            f"next: quadranas train {shlex.quote(result['path'])}",
+        ]
+    )
+
+
+def _print_ranking(result: dict[str, Any]) -> None:
+    """Print the layers by their index, the first to go at the top."""
+    table = Table("layer", "parameters", "P_M", "P_W", "dA", "RI", "")
+    table.columns[0].overflow = "fold"
+    for layer in result["ranking"]:
+        name = layer["name"]
+        done = "removed" if name in result["removed"] else ""
+        table.add_row(
+            name,
+            f"{layer['params']:,}",
+            f"{layer['params_share']:.2%}",
+            f"{layer['macs_share']:.2%}",
+            f"{layer['accuracy_drop']:+.2%}",
+            "infinite" if layer["ri"] is None else f"{layer['ri']:.3g}",
+            "reverted" if name in result["reverted"] else done or layer["obstacle"],
+        )
+    Console(highlight=False, markup=False, emoji=False).print(table)
+    if any(layer["ri"] is None for layer in result["ranking"]):
+        say("infinite: masking the layer costs no accuracy; these are ordered by P_M * P_W")
+
+
+def _reduction_text(result: dict[str, Any]) -> str:
+    return (
+        f"{len(result['removed'])} layers removed, {len(result['reverted'])} reverted: "
+        f"{result['params']:,} parameters, {result['macs']:,} MACs, accuracy before any further "
+        f"training {result['accuracy']:.2%} on {result['num_images']} images of {result['data']}\n"
+        f"written to {result['run']}, with importance.json and importance.png\n"
+        f"next: quadranas train {shlex.quote(result['run'])}"
+    )
 
 
 def inspect(
@@ -33,5 +148,5 @@ def inspect(
     print_result(result, as_json, line)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {"convert": convert, "inspect": inspect}
 """The commands of this file by name."""

@@ -1,13 +1,12 @@
 """train: train one network, from scratch or from the weights it has, and test it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quadranas.architecture import Architecture, load_architecture
-from quadranas.augment import AugmentConfig, Augmenter
+from quadranas.architecture import load_architecture
+from quadranas.augment import Augmenter
 from quadranas.config import (
-    DataConfig,
     TrainConfig,
     agreed,
     merged,
@@ -15,16 +14,15 @@ from quadranas.config import (
     resolve_config,
     resume_command,
 )
-from quadranas.data import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, evaluate
-from quadranas.files import read_yaml, validate_partial
+from quadranas.files import validate_partial
 from quadranas.loop import run_phase
 from quadranas.network import build_subnet, count_network
 from quadranas.network_training import NetworkTraining
 from quadranas.reporter import Reporter
 from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
-from quadranas.trained import Subject
+from quadranas.trained import Subject, for_classes, inherited_config, open_test_images
 
 COPIES_ON_DISK = 8
 """Two checkpoints of weights and two moments each, the weights at the start and at the end."""
@@ -68,13 +66,13 @@ def train(
         if resume:
             reporter.message(f"{output} holds no run to continue; beginning one")
         validate_partial(TrainConfig, overrides, source)
-        overrides = merged(_inherited_config(subject, overrides), overrides)
+        overrides = merged(inherited_config(subject, overrides), overrides)
     if "train_resolution" in overrides:
         subject.architecture.adapted(resolution=overrides["train_resolution"])
     dataset = open_data(overrides, subject.architecture.resolution, source)
     subject.architecture.adapted(resolution=dataset.resolution)
     config = resolve_config(TrainConfig, overrides, dataset, source)
-    wanted = _for_classes(subject, dataset)
+    wanted = for_classes(subject, dataset)
     if not continuing:
         num_params = sum(p.numel() for p in build_subnet(wanted).parameters())
         needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
@@ -133,38 +131,6 @@ def _keep_start(folder: RunFolder, subject: Subject) -> Subject:
     return Subject(kept, weights=weights if weights.is_file() else None)
 
 
-def _inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the run the network lies in that also matter here.
-
-    With other data than the run's, what the data decided is left out.
-    """
-    if subject.folder is None or not (subject.folder / "config.yaml").is_file():
-        return {}
-    content = read_yaml(subject.folder / "config.yaml", "configuration")
-    keys = set(TrainConfig.model_fields)
-    if overrides.get("data", content.get("data")) != content.get("data"):
-        keys -= {"data", "val", "skip_corrupt", "train_resolution", "augment"}
-    return {key: value for key, value in content.items() if key in keys}
-
-
-def _for_classes(subject: Subject, dataset: Dataset) -> Architecture:
-    """The architecture with a head for the data's classes, if it has no weights yet."""
-    architecture = subject.architecture
-    if subject.weights is None:
-        return architecture.adapted(num_classes=dataset.num_classes)
-    if architecture.num_classes != dataset.num_classes:
-        raise QuadranasError(
-            f"{architecture.name} was trained for {architecture.num_classes} classes; "
-            f"the data have {dataset.num_classes}",
-            "Name other data with --data; or train the architecture.json file, from scratch.",
-        )
-    return architecture
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def measure_accuracy(
     subject: Subject, overrides: Mapping[str, Any], source: str | Path = "command line"
 ) -> dict[str, Any]:
@@ -178,29 +144,10 @@ def measure_accuracy(
     """
     subject.require_weights()
     network = subject.network()
-    given = _inherited_config(subject, overrides) | dict(overrides)
-    content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
-    trained_on = subject.preprocessing
-    if trained_on is not None:
-        content["train_resolution"] = trained_on.resolution
-    dataset = open_data(content, subject.architecture.resolution, source)
-    if trained_on is not None and trained_on.class_names != dataset.class_names:
-        raise QuadranasError(
-            f"the data's classes ({_some(dataset.class_names)}) are not those the network was "
-            f"trained for ({_some(trained_on.class_names)})",
-            "Name images of the same classes with --data.",
-        )
-    expected = trained_on or Preprocessing.of(dataset)
-    augmenter = Augmenter(
-        AugmentConfig(flip=False, crop_padding=0),
-        num_classes=dataset.num_classes,
-        mean=expected.mean,
-        std=expected.std,
-    )
-    _for_classes(subject, dataset)
+    images = open_test_images(subject, overrides, source)
     return {
         "model": subject.architecture.name,
-        "data": dataset.name,
-        "num_images": len(dataset.test),
-        "accuracy": evaluate(network, dataset.test, augmenter),
+        "data": images.dataset.name,
+        "num_images": len(images.dataset.test),
+        "accuracy": images.accuracy(network),
     }

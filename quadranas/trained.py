@@ -1,14 +1,20 @@
-"""Opening what a user names: a network, with its weights and preprocessing if it has any."""
+"""Opening what a user names: a network with its weights, and the images to test it on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from quadranas.architecture import Architecture
-from quadranas.config import resume_command
+from quadranas.augment import AugmentConfig, Augmenter
+from quadranas.config import DataConfig, TrainConfig, open_data, resume_command
+from quadranas.data import Dataset
 from quadranas.errors import QuadranasError
-from quadranas.evaluate import Preprocessing, load_preprocessing
+from quadranas.evaluate import Preprocessing, evaluate, load_preprocessing
+from quadranas.files import read_yaml
 from quadranas.naming import find_architecture
 from quadranas.network import Network, build_subnet, load_weights
 
@@ -80,3 +86,85 @@ def open_subject(name: str, weights: Path | None = None) -> Subject:
         weights=weights or (own_weights if own_weights.is_file() else None),
         preprocessing=load_preprocessing(stored) if stored.is_file() else None,
     )
+
+
+def inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the run the network lies in that also matter to another training or test.
+
+    With other data than the run's, what the data decided is left out.
+    """
+    if subject.folder is None or not (subject.folder / "config.yaml").is_file():
+        return {}
+    content = read_yaml(subject.folder / "config.yaml", "configuration")
+    keys = set(TrainConfig.model_fields)
+    if overrides.get("data", content.get("data")) != content.get("data"):
+        keys -= {"data", "val", "skip_corrupt", "train_resolution", "augment"}
+    return {key: value for key, value in content.items() if key in keys}
+
+
+def for_classes(subject: Subject, dataset: Dataset) -> Architecture:
+    """The architecture with a head for the data's classes, if it has no weights yet.
+
+    Raises:
+        QuadranasError: it has weights, for another number of classes.
+    """
+    architecture = subject.architecture
+    if subject.weights is None:
+        return architecture.adapted(num_classes=dataset.num_classes)
+    if architecture.num_classes != dataset.num_classes:
+        raise QuadranasError(
+            f"{architecture.name} was trained for {architecture.num_classes} classes; "
+            f"the data have {dataset.num_classes}",
+            "Name other data with --data; or train the architecture.json file, from scratch.",
+        )
+    return architecture
+
+
+@dataclass(frozen=True)
+class HeldOutImages:
+    """Data with a test split, and how a trained network wants to see their images."""
+
+    dataset: Dataset
+    augmenter: Augmenter
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Top-1 accuracy of a network on the test split."""
+        return evaluate(network, self.dataset.test, self.augmenter)
+
+
+def open_test_images(
+    subject: Subject, overrides: Mapping[str, Any], source: str | Path
+) -> HeldOutImages:
+    """The images to test a trained network on.
+
+    Args:
+        overrides: which data; those of the run the network lies in, if not given.
+
+    Raises:
+        QuadranasError: data of other classes than those trained for, or that do not serve.
+    """
+    given = inherited_config(subject, overrides) | dict(overrides)
+    content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
+    trained_on = subject.preprocessing
+    if trained_on is not None:
+        content["train_resolution"] = trained_on.resolution
+    dataset = open_data(content, subject.architecture.resolution, source)
+    if trained_on is not None and trained_on.class_names != dataset.class_names:
+        raise QuadranasError(
+            f"the data's classes ({_some(dataset.class_names)}) are not those the network was "
+            f"trained for ({_some(trained_on.class_names)})",
+            "Name images of the same classes with --data.",
+        )
+    for_classes(subject, dataset)
+    expected = trained_on or Preprocessing.of(dataset)
+    augmenter = Augmenter(
+        AugmentConfig(flip=False, crop_padding=0),
+        num_classes=dataset.num_classes,
+        mean=expected.mean,
+        std=expected.std,
+    )
+    return HeldOutImages(dataset, augmenter)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

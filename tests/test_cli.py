@@ -300,6 +300,13 @@ KEYS: dict[str, set[str]] = {
         *("params", "device", "title", "method", "runtime", "precision", "threads", "fitted_to"),
         "expected_error",
     },
+    "convert run --output new": {
+        *("path", "params_before", "params", "macs_before", "macs", "replaced", "kept"),
+    },
+    "convert run --remove 1 --output new": {
+        *("run", "architecture", "params", "macs", "accuracy", "data", "num_images"),
+        *("removed", "reverted", "ranking"),
+    },
 }
 
 

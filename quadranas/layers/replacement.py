@@ -94,7 +94,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         QuadranasError: there is none; the nearest is suggested.
     """
-    layers: dict[str, nn.Module] = dict(model.named_modules())
+    layers: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in layers or not name:
         raise QuadranasError(
             f"the network has no layer {name!r}{nearest(name, layers)}",
@@ -104,9 +104,12 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in another's place, by its path."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
+    """Put a layer in another's place, or in all of its places where the network shares it."""
+    old = model.get_submodule(name)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer)
 
 
 def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer]:

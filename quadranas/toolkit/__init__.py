@@ -1,17 +1,29 @@
 """The quadratic toolkit: what QuadraLib offers beyond layers, for any PyTorch network."""
 
+from quadranas.toolkit.conversion import LayerReport, convert, plan_conversion
+from quadranas.toolkit.importance import RankedLayer, pick, plot_ranking, rank_layers
 from quadranas.toolkit.inspection import Inspector
 from quadranas.toolkit.optimization import (
     SecondOrderControl,
     clip_products,
     quadratic_parameter_groups,
 )
+from quadranas.toolkit.reduction import remove, revert
 from quadranas.toolkit.terms import view_terms
 
 __all__ = [
     "Inspector",
+    "LayerReport",
+    "RankedLayer",
     "SecondOrderControl",
     "clip_products",
+    "convert",
+    "pick",
+    "plan_conversion",
+    "plot_ranking",
     "quadratic_parameter_groups",
+    "rank_layers",
+    "remove",
+    "revert",
     "view_terms",
 ]
