@@ -41,6 +41,7 @@ from quadranas.console import (
     fail,
     network_line,
     print_json,
+    print_memory,
     print_result,
     reporting,
     say,
@@ -283,14 +284,29 @@ def profile(
     subject: Subject,
     resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
     num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also predict the memory of training and inference.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once, with --memory; default: 1.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters and MACs of a model, per operation."""
+    """Parameters and MACs of a model, per operation; with --memory, per layer."""
     from quadranas.naming import find_architecture
     from quadranas.profile import profile as run_profile
 
     architecture = find_architecture(subject)
     adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
+    if memory:
+        from quadranas.profile_memory import profile_network_memory
+
+        result = profile_network_memory(adapted, batch or 1)
+        return print_json(result) if as_json else print_memory(result)
+    if batch is not None:
+        raise QuadranasError(
+            "--batch says how many images to predict the memory of", "Add --memory."
+        )
     result = run_profile(adapted)
     if as_json:
         return print_json(result)
