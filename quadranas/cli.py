@@ -328,6 +328,8 @@ def main() -> None:
     """Entry point of the console script."""
     # Threads that sleep while they wait: spinning ones made steps up to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch's profiler, which counts allocations, else announces its start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         code = app(prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:

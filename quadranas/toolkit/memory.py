@@ -5,25 +5,18 @@ works for a batch that would not fit. QuadraLib, Xu et al., MLSys 2022 (arXiv:22
 memory profiler of built models for the same question.
 """
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from quadranas.errors import QuadranasError
+from quadranas.toolkit.fake_network import fake_copy, without_memory
 from quadranas.toolkit.memory_tracker import LayerRecorder, Moment, StorageTracker
 from quadranas.toolkit.memory_workspace import BATCHED, measure_workspaces
 
@@ -124,8 +117,8 @@ def profile_memory(
     """Predict what a training step and an inference hold at most, and what each layer keeps.
 
     The training step is forward pass, loss, backward pass and optimiser step, gradients freed
-    after it, the optimiser's state already there. Only single kernels run for real, at batch 4 or
-    less, to see their workspace. The model is neither run nor changed, and may lie on `meta`.
+    after it, the optimiser's state already there. Only single kernels run for real, at batch 20
+    or less, to see their workspace. The model is neither run nor changed, and may lie on `meta`.
 
     Args:
         input_shape: of the one input, batch first.
@@ -139,8 +132,8 @@ def profile_memory(
             depend on its values, so that it cannot be followed without them.
     """
     _check(model, input_shape)
-    with _explaining(model, input_shape), FakeTensorMode(allow_non_fake_inputs=True):
-        network = _fake_copy(model, device)
+    with without_memory(model, input_shape):
+        network = fake_copy(model, device)
         kind = dtype or next(network.parameters()).dtype
         inputs = torch.empty(tuple(input_shape), dtype=kind, device=device)
         inputs.requires_grad_(differentiate_input)
@@ -164,40 +157,6 @@ def _check(model: nn.Module, input_shape: Sequence[int]) -> None:
             f"{type(model).__name__} has no trainable parameter, so it has no training step",
             "Set requires_grad on what is to be trained.",
         )
-
-
-@contextmanager
-def _explaining(model: nn.Module, input_shape: Sequence[int]) -> Iterator[None]:
-    name = type(model).__name__
-    try:
-        yield
-    except (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        UnsupportedOperatorException,
-    ) as error:
-        raise QuadranasError(
-            f"the memory of {name} cannot be predicted: {error.func} depends on values, or has no "
-            "rule for its shape",
-            "Measure it instead: quadranas.toolkit.measure_memory.",
-        ) from error
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise QuadranasError(
-            f"{name} does not train on an input of shape {tuple(input_shape)}: {error}"
-        ) from error
-
-
-def _fake_copy(model: nn.Module, device: str) -> Any:
-    """The model with fake tensors; its own are not copied."""
-    fakes: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        fake = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
-        )
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        fakes[id(tensor)] = fake
-    return copy.deepcopy(model, fakes)
 
 
 def _follow_training(

@@ -38,6 +38,7 @@ class Call:
 
     operation: Any
     arguments: tuple[Any, ...]
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class StorageTracker(TorchDispatchMode):
         if not self._summed:
             self.settle()
         if func in self.kernels:
-            self._keep(Call(func, tree_map_only(Tensor, _layout, args)))
+            self._keep(Call(func, *tree_map_only(Tensor, _layout, (args, kwargs))))
         if self.phase == "forward" and func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=output)
             self.macs[self.layer] += flops // 2
