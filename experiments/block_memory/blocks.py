@@ -16,6 +16,16 @@ KERNEL, WINDOW, EXPANSION, HEAD_CHANNELS = 7, 7, 4, 32
 GATING_ORDERS = {64: 2, 128: 3}
 """Orders of HorNet-T's gated convolutions by width (HorNet, Sec. 3.2)."""
 
+PAPER_MB = {
+    "skip": (5515, 12027),
+    "depthwise": (7364, 15711),
+    "swin": (12674, 23472),
+    "hornet": (10724, 20715),
+    "quadra_direct": (8108, 17191),
+    "quadra": (7794, 16730),
+}
+"""Table II of QuadraNet, Xu et al., ASP-DAC 2024, training memory at 64 and 128 channels."""
+
 
 class Mixing(ResidualBranch):
     """`x + gamma * mixer(LayerNorm(x))`."""
