@@ -18,12 +18,14 @@ from quadranas.errors import QuadranasError
 
 
 @contextmanager
-def without_memory(model: nn.Module, input_shape: Sequence[int]) -> Iterator[None]:
+def without_memory(model: nn.Module, input_shape: Sequence[int], device: str) -> Iterator[None]:
     """A context in which new tensors are fake, and failures tell what of the model is to blame.
 
     Raises:
-        QuadranasError: the model does not take the input, or computes shapes from values.
+        QuadranasError: the model does not take the input, has nothing to train or computes shapes
+            from values, or the device is not here.
     """
+    _check(model, input_shape, device)
     name = type(model).__name__
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -42,6 +44,25 @@ def without_memory(model: nn.Module, input_shape: Sequence[int]) -> Iterator[Non
         raise QuadranasError(
             f"{name} does not train on an input of shape {tuple(input_shape)}: {error}"
         ) from error
+
+
+def _check(model: nn.Module, input_shape: Sequence[int], device: str) -> None:
+    if not input_shape or min(input_shape) < 1:
+        raise QuadranasError(
+            f"input_shape {tuple(input_shape)} must be sizes of at least 1, the batch first"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise QuadranasError(
+            f"{type(model).__name__} has no trainable parameter, so it has no training step",
+            "Set requires_grad on what is to be trained.",
+        )
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        # Without CUDA, PyTorch 2.13 ends the process when autograd meets such a tensor
+        raise QuadranasError(
+            f"memory cannot be predicted for device {device!r} here; accepted: cpu, and cuda "
+            "where PyTorch finds a GPU"
+        )
 
 
 def fake_copy(model: nn.Module, device: str) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from quadranas.errors import QuadranasError
 from quadranas.toolkit.fake_network import fake_copy, without_memory
 from quadranas.toolkit.memory_tracker import LayerRecorder, Moment, StorageTracker
 from quadranas.toolkit.memory_workspace import BATCHED, measure_workspaces
@@ -124,15 +123,14 @@ def profile_memory(
         input_shape: of the one input, batch first.
         dtype: of the input; that of the first parameter if not given.
         loss: a scalar of the network's output.
-        device: where it would run: `cpu`, or `cuda`, whose workspaces are missing without a GPU.
+        device: where it would run, `cpu` or `cuda`; it must be here.
         differentiate_input: also compute the input's gradient, as inside of a larger network.
 
     Raises:
-        QuadranasError: the input does not fit, nothing is trainable, or the network's shapes
-            depend on its values, so that it cannot be followed without them.
+        QuadranasError: the input does not fit, nothing is trainable, the device is not here, or
+            the network's shapes depend on its values, so that it cannot be followed without them.
     """
-    _check(model, input_shape)
-    with without_memory(model, input_shape):
+    with without_memory(model, input_shape, device):
         network = fake_copy(model, device)
         kind = dtype or next(network.parameters()).dtype
         inputs = torch.empty(tuple(input_shape), dtype=kind, device=device)
@@ -145,18 +143,6 @@ def profile_memory(
         training=_peak(training, place),
         inference=_peak(inference, place),
     )
-
-
-def _check(model: nn.Module, input_shape: Sequence[int]) -> None:
-    if not input_shape or min(input_shape) < 1:
-        raise QuadranasError(
-            f"input_shape {tuple(input_shape)} must be sizes of at least 1, the batch first"
-        )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise QuadranasError(
-            f"{type(model).__name__} has no trainable parameter, so it has no training step",
-            "Set requires_grad on what is to be trained.",
-        )
 
 
 def _follow_training(

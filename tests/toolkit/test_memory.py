@@ -228,6 +228,18 @@ def test_what_cannot_be_predicted_is_said(
         profile_memory(model, shape)
 
 
+def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1", "tpu"):
+        with pytest.raises(QuadranasError, match=f"predicted for device '{device}' here"):
+            profile_memory(nn.Linear(4, 4), (2, 4), device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_takes_what_is_predicted() -> None:
+    check(network("quadranet25_t", 64), 2, 3, 64, 64, device="cuda")
+
+
 def run(*arguments: str | Path) -> dict[str, Any]:
     outcome = call("profile", *arguments, "--json")
     assert outcome.code == 0, outcome.err
