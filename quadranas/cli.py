@@ -42,6 +42,7 @@ from quadranas.console import (
     fail,
     network_line,
     print_json,
+    print_memory,
     print_result,
     reporting,
     say,
@@ -292,14 +293,29 @@ def profile(
     subject: Subject,
     resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
     num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also predict the memory of training and inference.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once, with --memory; default: 1.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters and MACs of a model, per operation."""
+    """Parameters and MACs of a model, per operation; with --memory, per layer."""
     from quadranas.naming import find_architecture
     from quadranas.profile import profile as run_profile
 
     architecture = find_architecture(subject)
     adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
+    if memory:
+        from quadranas.profile_memory import profile_network_memory
+
+        result = profile_network_memory(adapted, batch or 1)
+        return print_json(result) if as_json else print_memory(result)
+    if batch is not None:
+        raise QuadranasError(
+            "--batch says how many images to predict the memory of", "Add --memory."
+        )
     result = run_profile(adapted)
     if as_json:
         return print_json(result)
@@ -321,6 +337,8 @@ def main() -> None:
     """Entry point of the console script."""
     # Threads that sleep while they wait: spinning ones made steps up to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch's profiler, which counts allocations, else announces its start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         code = app(prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:

@@ -3,6 +3,8 @@
 from quadranas.toolkit.conversion import LayerReport, convert, plan_conversion
 from quadranas.toolkit.importance import RankedLayer, pick, plot_ranking, rank_layers
 from quadranas.toolkit.inspection import Inspector
+from quadranas.toolkit.memory import MemoryProfile, profile_memory
+from quadranas.toolkit.memory_measurement import MeasuredMemory, measure_memory
 from quadranas.toolkit.optimization import (
     SecondOrderControl,
     clip_products,
@@ -14,13 +16,17 @@ from quadranas.toolkit.terms import view_terms
 __all__ = [
     "Inspector",
     "LayerReport",
+    "MeasuredMemory",
+    "MemoryProfile",
     "RankedLayer",
     "SecondOrderControl",
     "clip_products",
     "convert",
+    "measure_memory",
     "pick",
     "plan_conversion",
     "plot_ranking",
+    "profile_memory",
     "quadratic_parameter_groups",
     "rank_layers",
     "remove",
