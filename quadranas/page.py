@@ -138,6 +138,7 @@ svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!import
 .scroll>.plot,.scroll>.drawing{min-width:680px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:14px}
 .pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px}
+.pairs .scroll>.plot{min-width:0}
 .phase{padding:1px 8px;border-radius:4px;color:#24292f}
 .stack{display:flex;height:26px;background:#f0f2f4;border-radius:4px;overflow:hidden}
 .stack+table{margin-top:10px}

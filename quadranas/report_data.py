@@ -236,6 +236,9 @@ def read_run(run: Path) -> Run:
     architecture = read("architecture.json", load_architecture)
     space = read("space.yaml", lambda path: _load_space(path, architecture))
     epochs, dropped_lines = read("metrics.jsonl", _load_epochs) or ((), 0)
+    records: tuple[StepRecord, ...] = ()
+    if (run / RECORDS_FILE).exists():  # without an inspection there is nothing amiss
+        records = read(RECORDS_FILE, lambda path: read_records(run)) or ()
     return Run(
         config_text=read("config.yaml", lambda path: read_text(path, "configuration")),
         config=read("config.yaml", lambda path: read_yaml(path, "configuration")) or {},
@@ -246,7 +249,7 @@ def read_run(run: Path) -> Run:
         space=space,
         scores=read("gates.json", lambda path: _load_scores(path, space)),
         result=read("result.json", _load_result),
-        records=read(RECORDS_FILE, lambda path: read_records(run)) or (),
+        records=records,
         faults=faults,
     )
 
