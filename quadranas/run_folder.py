@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save
-from torch import Tensor
 
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, load_preprocessing
@@ -266,11 +264,6 @@ def whole_folder(path: Path) -> Iterator[RunFolder]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors, atomically."""
-    write_atomically(path, save({name: t.contiguous() for name, t in tensors.items()}))
 
 
 def _digest(path: Path) -> str:

@@ -23,7 +23,9 @@ from quadranas.loop import run_phase
 from quadranas.network import build_subnet, count_network
 from quadranas.network_training import NetworkTraining
 from quadranas.reporter import Reporter
-from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.tensor_files import save_tensors
+from quadranas.toolkit.adaptation import set_trained
 from quadranas.trained import Subject
 
 COPIES_ON_DISK = 8
@@ -68,7 +70,7 @@ def train(
         if resume:
             reporter.message(f"{output} holds no run to continue; beginning one")
         validate_partial(TrainConfig, overrides, source)
-        overrides = merged(_inherited_config(subject, overrides), overrides)
+        overrides = merged(inherited_config(subject, overrides), overrides)
     if "train_resolution" in overrides:
         subject.architecture.adapted(resolution=overrides["train_resolution"])
     dataset = open_data(overrides, subject.architecture.resolution, source)
@@ -76,7 +78,9 @@ def train(
     config = resolve_config(TrainConfig, overrides, dataset, source)
     wanted = _for_classes(subject, dataset)
     if not continuing:
-        num_params = sum(p.numel() for p in build_subnet(wanted).parameters())
+        untrained = build_subnet(wanted)
+        set_trained(untrained, config.trainable)  # it can be, or this says why not
+        num_params = sum(p.numel() for p in untrained.parameters())
         needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
         folder.create(needed_bytes, config.model_dump(mode="json"))
     folder.keep_preprocessing(Preprocessing.of(dataset))
@@ -84,9 +88,11 @@ def train(
     augmenter = Augmenter(
         config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
+    network = start.network(seed=config.seed)
+    set_trained(network, config.trainable)
     training = NetworkTraining(
         "train",
-        start.network(seed=config.seed),
+        network,
         dataset,
         augmenter,
         config.weights,
@@ -132,7 +138,7 @@ def _keep_start(folder: RunFolder, subject: Subject) -> Subject:
     return Subject(kept, weights=weights if weights.is_file() else None)
 
 
-def _inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the run the network lies in that also matter here.
 
     With other data than the run's, what the data decided is left out.
@@ -177,7 +183,7 @@ def measure_accuracy(
     """
     subject.require_weights()
     network = subject.network()
-    given = _inherited_config(subject, overrides) | dict(overrides)
+    given = inherited_config(subject, overrides) | dict(overrides)
     content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
     trained_on = subject.preprocessing
     if trained_on is not None:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from quadranas.errors import QuadranasError, nearest
+from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import is_first_order
 
@@ -14,7 +15,7 @@ Selection = str | type[nn.Module] | Predicate | Iterable[str | type[nn.Module]]
 """A type of layer, a pattern of names such as `blocks.*.expand`, several of them, or a function
 of a layer's name and the layer."""
 
-SECOND_ORDER = (QuadraticLayer,)
+SECOND_ORDER = (QuadraticLayer, AdaptedLayer)
 """Layers with a quadratic term: the first-order layers inside them are parts of their neurons."""
 
 
