@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import torch
+from comparison import SCRATCH
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from quadranas.architecture import Architecture, Block, LayerChange, OpSpec
 from quadranas.data import Dataset, ImageSet
 from quadranas.network import Network, build_subnet
-from quadranas.toolkit import select_layers
+from quadranas.toolkit import adapt, select_layers
 
 STAGES = ((24, 2), (48, 2), (96, 2))
 KERNEL, EXPANSION = 3, 3
@@ -41,16 +42,27 @@ def first_order(num_classes: int) -> Architecture:
         OpSpec(kind="linear_head", in_channels=width, out_channels=num_classes, resolution=pixels)
     )
     blocks = tuple(Block(name=n, ops=(op,)) for n, op in zip(names, ops, strict=True))
-    return Architecture(
-        name="first order", resolution=32, num_classes=num_classes, blocks=blocks
+    return Architecture(name="first order", resolution=32, num_classes=num_classes, blocks=blocks)
+
+
+def ways(source: Network, num_classes: int) -> dict[str, Network]:
+    """The networks to train on the new domain; all but the first begin with the source's weights.
+
+    The high-order one has quadratic depthwise convolutions `a(x) * b(x) + c(x)`.
+    """
+    architecture = first_order(num_classes)
+    fine_tuned = build_subnet(architecture)
+    fine_tuned.load_state_dict(source.state_dict())
+    changes = tuple(
+        LayerChange(name=n, kind="quadratic") for n in select_layers(source, DEPTHWISE)
     )
-
-
-def high_order(architecture: Architecture) -> Network:
-    """The same with quadratic depthwise convolutions `a(x) * b(x) + c(x)`, untrained."""
-    names = select_layers(build_subnet(architecture), DEPTHWISE)
-    changes = tuple(LayerChange(name=name, kind="quadratic") for name in names)
-    return build_subnet(architecture.model_copy(update={"changes": changes}))
+    return {
+        SCRATCH: build_subnet(architecture.model_copy(update={"changes": changes})),
+        "fine-tuned, first order": fine_tuned,
+        "adapted": adapt(source, where=DEPTHWISE),
+        "adapted, dilation 1": adapt(source, dilation=1, where=DEPTHWISE),
+        "adapted, quadratic terms alone": adapt(source, where=DEPTHWISE, train="quadratic"),
+    }
 
 
 def shifted(dataset: Dataset, num_train: int, num_test: int) -> Dataset:

@@ -4,15 +4,14 @@ import argparse
 import os
 import time
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
-from networks import ADAPTED, first_order, high_order, shifted
+from comparison import SCRATCH, compared
+from networks import first_order, shifted, ways
 
 from quadranas.augment import AugmentConfig, Augmenter
 from quadranas.config import WeightConfig
@@ -22,24 +21,23 @@ from quadranas.files import source_commit, write_json
 from quadranas.latency.host import cpu_name
 from quadranas.network import Network, build_subnet, count_network
 from quadranas.network_training import NetworkTraining
-from quadranas.toolkit import adapt
 
-HERE, POINTS, RATE = Path(__file__).parent, 12, 4e-3
-SCRATCH, TUNED = "from scratch, high order", "fine-tuned"
+HERE = Path(__file__).parent
+PRETRAINING, FROM_SCRATCH, SHORT, NUM_POINTS = 5, 36, 3, 9
+"""Epochs of each kind of training, and how often the accuracy is taken."""
 
 
-def trained(
-    network: Network, dataset: Dataset, epochs: int, rate: float, seed: int
-) -> list[dict[str, float]]:
-    """Train by the project's recipe; test accuracy and CPU seconds of training at 12 points."""
-    augment = AugmentConfig(flip=True, crop_padding=4)
-    moments: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
-    augmenter = Augmenter(augment, num_classes=dataset.num_classes, **moments)
-    weights = WeightConfig(learning_rate=rate)
-    training = NetworkTraining(
-        "train", network, dataset, augmenter, weights, num_epochs=epochs, batch_size=64, seed=seed
+def trained(network: Network, dataset: Dataset, epochs: int, seed: int) -> list[dict[str, float]]:
+    """Train by the project's recipe; test accuracy and CPU seconds of training at some points."""
+    augmenter = Augmenter(
+        AugmentConfig(flip=True, crop_padding=4),
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
     )
-    marks = {round(training.num_steps * (i + 1) / POINTS) for i in range(POINTS)}
+    options: dict[str, Any] = {"num_epochs": epochs, "batch_size": 64, "seed": seed}
+    training = NetworkTraining("train", network, dataset, augmenter, WeightConfig(), **options)
+    marks = {round(training.num_steps * (i + 1) / NUM_POINTS) for i in range(NUM_POINTS)}
     curve, cpu_s = [], 0.0
     for number in range(training.num_steps):
         start = time.process_time()
@@ -52,28 +50,8 @@ def trained(
     return curve
 
 
-def reached(curve: list[dict[str, float]], target: float) -> dict[str, float] | None:
-    """The first point of a curve at or above an accuracy."""
-    return next((point for point in curve if point["accuracy"] >= target), None)
-
-
-def summary(curves: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """One way over all seeds: its accuracy, and its cost of the target beside from scratch."""
-    final = [100 * seed[name][-1]["accuracy"] for seed in curves]
-    shares: dict[str, list[float | None]] = {"steps": [], "cpu_s": []}
-    for seed in curves:
-        target = seed[SCRATCH][-1]["accuracy"]
-        own, scratch = reached(seed[name], target), reached(seed[SCRATCH], target)
-        for unit, found in shares.items():
-            found.append(own[unit] / scratch[unit] if own and scratch else None)
-    return {
-        "accuracy_percent": {"mean": np.mean(final), "std": np.std(final, ddof=min(1, len(final) - 1))},
-        "cost_of_target_over_scratch": shares,
-    }
-
-
 def main() -> None:
-    """Pre-train once; for every seed train in every way on the shifted domain; compare."""
+    """Pre-train once; train in every way on the shifted domain, for every seed; compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="CIFAR-10's training images, a folder or zip")
     parser.add_argument("--val", help="its test images")
@@ -81,20 +59,39 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load_dataset(args.data, val=args.val, resolution=32)
-    num_seeds, pretraining, scratch, images = (1, 1, 2, 256) if args.smoke else (3, 6, 12, 15_000)
-    domain = shifted(dataset, images, images // 3)
-    architecture = first_order(dataset.num_classes)
+    num_seeds, num_train, num_test = (1, 512, 100) if args.smoke else (3, 5_000, 5_000)
+    domain = shifted(dataset, num_train, num_test)
     torch.manual_seed(0)
-    source = build_subnet(architecture)
-    before = trained(source, dataset, pretraining, RATE, 0)
+    source = build_subnet(first_order(dataset.num_classes))
+    epochs = (1, 2, 1) if args.smoke else (PRETRAINING, FROM_SCRATCH, SHORT)
+    pretraining = trained(source, dataset, epochs[0], 0)
     curves = []
     for seed in range(num_seeds):
         torch.manual_seed(seed)
-        ways = {
-            SCRATCH: (high_order(architecture), scratch, RATE),
-            TUNED: (build_subnet(architecture), 1, RATE),
-            "adapted": (adapt(source, where=ADAPTED), 1, RATE),
-            "adapted, quadratic terms alone": (adapt(source, where=ADAPTED, train="quadratic"), 1, RATE),
-        }
-        ways[TUNED][0].load_state_dict(source.state_dict())
-        curves.append({n: trained(w[0], domain, w[1], w[2], seed) for n, w in ways.items()})
+        networks = ways(source, dataset.num_classes)
+        sizes = {name: count_network(network, 32) for name, network in networks.items()}
+        curves.append(
+            {
+                name: trained(network, domain, epochs[1 if name == SCRATCH else 2], seed)
+                for name, network in networks.items()
+            }
+        )
+    rows = {name: compared(curves, name) for name in sizes}
+    for name, row in rows.items():
+        row["params"], row["macs"] = sizes[name]
+        print(name, row)
+    results = {
+        "results": rows,
+        "pretraining": pretraining[-1],
+        "hardware": f"{cpu_name()}, 1 thread",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": source_commit(),
+        "curves": curves,
+    }
+    if not args.smoke:
+        write_json(HERE / "results.json", results)
+
+
+if __name__ == "__main__":
+    main()
