@@ -104,9 +104,14 @@ class SearchConfig(DataConfig):
 
 
 class TrainConfig(DataConfig):
-    """All that decides the result of `quadranas train`, and `inspect`, as of a search."""
+    """All that decides the result of `quadranas train`, and `inspect`, as of a search.
+
+    Args:
+        trainable: every parameter, or the quadratic terms of adapted layers alone.
+    """
 
     epochs: int = Field(ge=1)
+    trainable: Literal["all", "quadratic"] = "all"
     batch_size: int = Field(default=64, ge=2)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     weights: WeightConfig = WeightConfig()

@@ -15,10 +15,12 @@ from quadranas.errors import QuadranasError
 from quadranas.files import read_text, write_atomically, write_json
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network import Network, build_subnet, count_network, load_tensors
-from quadranas.run_folder import RunFolder, save_tensors, whole_folder
-from quadranas.toolkit.conversion import matching, plan_conversion
+from quadranas.run_folder import RunFolder, whole_folder
+from quadranas.tensor_files import save_tensors
+from quadranas.toolkit.conversion import plan_conversion
 from quadranas.toolkit.importance import RankedLayer, pick, plot_ranking, rank_layers
 from quadranas.toolkit.reduction import remove, revert
+from quadranas.toolkit.selection import matching
 from quadranas.trained import Subject, open_test_images
 
 

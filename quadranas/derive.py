@@ -18,9 +18,10 @@ from quadranas.latency.device import Device
 from quadranas.latency.table import build_command, load_table
 from quadranas.network import build_subnet, load_tensors
 from quadranas.reporter import Reporter
-from quadranas.run_folder import RunFolder, save_tensors, whole_folder
+from quadranas.run_folder import RunFolder, whole_folder
 from quadranas.space import load_space, space_files
 from quadranas.supernet import build_supernet
+from quadranas.tensor_files import save_tensors
 
 NEEDED = (
     "config.yaml",

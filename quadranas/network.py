@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +13,7 @@ from quadranas.layers import build_op
 from quadranas.layers.quadra import ResidualBranch
 from quadranas.layers.replacement import changed
 from quadranas.reference import reference_architecture
+from quadranas.tensor_files import read_tensors
 
 INIT_STD = 0.02
 
@@ -124,23 +122,31 @@ def load_published_weights(model: Network, path: str | Path) -> None:
         QuadranasError: unreadable, or tensors missing, left over, or of another shape; or no
             QuadraNet, so that no such checkpoint exists.
     """
-    tensors = _read_tensors(Path(path))
+    load_published_tensors(model, read_tensors(Path(path)), str(path))
+
+
+def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """The same with tensors that were read already.
+
+    Raises:
+        QuadranasError: as there.
+    """
     try:
-        renamed = {_published_name(name): name for name in model.state_dict()}
+        renamed = {published_name(name): name for name in model.state_dict()}
     except ValueError as error:
         raise QuadranasError(
-            f"{path} does not fit this model, which is no QuadraNet",
+            f"{source} does not fit this model, which is no QuadraNet",
             "Published checkpoints exist for the models of create_model().",
         ) from error
     missing = sorted(set(renamed) - set(tensors))
     unused = sorted(set(tensors) - set(renamed))
     if missing or unused:
         raise QuadranasError(
-            f"{path} does not fit this model: {len(missing)} tensors missing "
+            f"{source} does not fit this model: {len(missing)} tensors missing "
             f"{missing[:3]}, {len(unused)} left over {unused[:3]}",
             "Create the model whose checkpoint this is.",
         )
-    load_tensors(model, {renamed[name]: tensor for name, tensor in tensors.items()}, str(path))
+    load_tensors(model, {renamed[name]: tensor for name, tensor in tensors.items()}, source)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -149,7 +155,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         QuadranasError: unreadable, or tensors missing, left over, or of another shape.
     """
-    load_tensors(model, _read_tensors(Path(path)), str(path))
+    load_tensors(model, read_tensors(Path(path)), str(path))
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -175,28 +181,6 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     model.load_state_dict(dict(tensors))
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise QuadranasError(f"cannot read weights {path}: {error}") from error
-    except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
-        raise QuadranasError(
-            f"cannot read weights {path}: damaged, or it holds more than tensors, which is not "
-            "executed",
-            "Save it again as .safetensors, or as a plain state dict.",
-        ) from error
-    for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, dict) and key in content else content
-    items = content.items() if isinstance(content, dict) else [(None, content)]
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
-        raise QuadranasError(f"cannot read weights {path}: expected named tensors")
-    return dict(items)
-
-
 PUBLISHED_PARTS = {
     "quadratic_depthwise.norm": "norm1",
     "quadratic_depthwise.conv.a": "QuadraConv.conv1",
@@ -208,8 +192,15 @@ PUBLISHED_PARTS = {
 }
 
 
-def _published_name(name: str) -> str:
-    """A tensor's name in the published checkpoints for its name in ours."""
+def published_name(name: str, parts: Mapping[str, str] = PUBLISHED_PARTS) -> str:
+    """A tensor's name in the published checkpoints for its name in ours.
+
+    Args:
+        parts: what the parts of a block are called there.
+
+    Raises:
+        ValueError: the tensor is no part of a QuadraNet.
+    """
     _, block, rest = name.split(".", 2)
     if block == "head":
         part = rest.removeprefix("norm_head.")
@@ -225,4 +216,4 @@ def _published_name(name: str) -> str:
     if part == "gamma":
         return f"{prefix}.gamma{1 if op == 'quadratic_depthwise' else 2}"
     group, _, leaf = rest.rpartition(".")
-    return f"{prefix}.{PUBLISHED_PARTS.get(group, group)}.{leaf}"
+    return f"{prefix}.{parts.get(group, group)}.{leaf}"

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save
-from torch import Tensor
 
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing, load_preprocessing
@@ -284,11 +282,6 @@ def _keep_lines(path: Path, num_lines: int) -> None:
     if path.exists():
         lines = read_text(path, "record of the run").splitlines(keepends=True)[:num_lines]
         write_atomically(path, "".join(lines))
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors, atomically."""
-    write_atomically(path, save({name: t.contiguous() for name, t in tensors.items()}))
 
 
 def _digest(path: Path) -> str:

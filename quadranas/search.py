@@ -20,9 +20,10 @@ from quadranas.network import Network, build_subnet, load_weights
 from quadranas.network_training import NetworkTraining
 from quadranas.problem import Problem, pose_problem
 from quadranas.reporter import Reporter
-from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.supernet import Supernet, build_supernet
 from quadranas.supernet_training import SupernetTraining
+from quadranas.tensor_files import save_tensors
 from quadranas.training import derived_seed
 
 COPIES_ON_DISK = 8

@@ -21,7 +21,9 @@ from quadranas.loop import run_phase
 from quadranas.network import build_subnet, count_network
 from quadranas.network_training import NetworkTraining
 from quadranas.reporter import Reporter
-from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder, save_tensors
+from quadranas.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.tensor_files import save_tensors
+from quadranas.toolkit.adaptation import set_trained
 from quadranas.trained import Subject, for_classes, inherited_config, open_test_images
 
 COPIES_ON_DISK = 8
@@ -74,7 +76,9 @@ def train(
     config = resolve_config(TrainConfig, overrides, dataset, source)
     wanted = for_classes(subject, dataset)
     if not continuing:
-        num_params = sum(p.numel() for p in build_subnet(wanted).parameters())
+        untrained = build_subnet(wanted)
+        set_trained(untrained, config.trainable)  # it can be, or this says why not
+        num_params = sum(p.numel() for p in untrained.parameters())
         needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
         folder.create(needed_bytes, config.model_dump(mode="json"))
     folder.keep_preprocessing(Preprocessing.of(dataset))
@@ -82,9 +86,11 @@ def train(
     augmenter = Augmenter(
         config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
+    network = start.network(seed=config.seed)
+    set_trained(network, config.trainable)
     training = NetworkTraining(
         "train",
-        start.network(seed=config.seed),
+        network,
         dataset,
         augmenter,
         config.weights,

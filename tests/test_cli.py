@@ -289,6 +289,10 @@ KEYS: dict[str, set[str]] = {
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {"run", "architecture", "params", "macs", "accuracy"},
     "eval run": {"model", "data", "num_images", "accuracy"},
+    "adapt run --output new": {
+        *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
+        *("params", "macs", "params_before", "macs_before", "quadratic_params"),
+    },
     "report run": {"run", "report"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "export run": {

@@ -16,8 +16,8 @@ from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasErr
 from quadranas.export import TOLERANCE, export
 from quadranas.naming import find_architecture
 from quadranas.network import build_subnet
-from quadranas.run_folder import save_tensors
 from quadranas.space import load_space
+from quadranas.tensor_files import save_tensors
 from quadranas.trained import Subject, open_subject
 from tests.command_line import call, listing
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from quadranas.errors import QuadranasError
 from quadranas.evaluate import Preprocessing
 from quadranas.reporter import Reporter
-from quadranas.run_folder import RunFolder, choose_folder, save_tensors, whole_folder
+from quadranas.run_folder import RunFolder, choose_folder, whole_folder
+from quadranas.tensor_files import save_tensors
 from tests.command_line import listing
 
 CONFIG = {"seed": 0}

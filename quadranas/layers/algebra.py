@@ -8,7 +8,7 @@ one shape) and, in the bilinear forms, of a matrix per output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -168,6 +168,7 @@ class Convolution:
         to 3 times as long for depthwise kernels of 5 and 7 (torch 2.13, one core of an EPYC).
         """
         axes = range(2, gradient.ndim)
+        turned = mask[0] and self._turns(weight)
         along, along_weight, _ = torch.ops.aten.convolution_backward(
             gradient,
             x,
@@ -179,9 +180,31 @@ class Convolution:
             False,  # not transposed
             [0] * len(self.stride),
             self.groups,
-            (*mask[:2], False),
+            [mask[0] and not turned, mask[1], False],
         )
+        if turned:
+            along = self._turned(gradient, weight)
         return along, along_weight, gradient.sum((0, *axes)) if mask[2] else None
+
+    def _turns(self, weight: Tensor) -> bool:
+        """Whether the input's gradient is quicker had by `_turned`.
+
+        So for dilated depthwise convolutions on the CPU: 0.4 ms against 5.2 (torch 2.13, 64 x 72
+        channels x 16 x 16, 3x3, dilation 2, one core of an AMD EPYC, 2026-11-21).
+        """
+        depthwise = weight.shape[:2] == (self.groups, 1)
+        fits = all(p <= span for p, span in zip(self.padding, self._spans(), strict=True))
+        dilated = max(self.dilation) > 1 and max(self.stride) == 1
+        return depthwise and dilated and fits and weight.device.type == "cpu"
+
+    def _turned(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The input's gradient as a convolution with the turned kernels."""
+        margin = tuple(span - p for span, p in zip(self._spans(), self.padding, strict=True))
+        kernels = weight.flip(list(range(2, weight.dim())))
+        return replace(self, padding=margin)(gradient, kernels, None)
+
+    def _spans(self) -> list[int]:
+        return [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
 
     def patches(self, x: Tensor) -> Tensor:
         """See `FirstOrderMap`; cut out by a convolution, which works in every dimension."""

@@ -318,3 +318,11 @@ class QuadraticConv3d(_QuadraticConv):
     """
 
     num_axes = 3
+
+
+QUADRATIC_CONVS: dict[type[nn.Module], type[Any]] = {
+    nn.Conv1d: QuadraticConv1d,
+    nn.Conv2d: QuadraticConv2d,
+    nn.Conv3d: QuadraticConv3d,
+}
+"""The quadratic version of each convolution."""

@@ -8,19 +8,9 @@ from torch import nn
 
 from quadranas.architecture import LayerChange
 from quadranas.errors import QuadranasError, nearest
-from quadranas.layers.quadratic import (
-    QuadraticConv1d,
-    QuadraticConv2d,
-    QuadraticConv3d,
-    QuadraticLayer,
-    QuadraticLinear,
-)
+from quadranas.layers.adapted import AdaptedLayer
+from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
 
-QUADRATIC_CONVS: dict[type[nn.Module], type[Any]] = {
-    nn.Conv1d: QuadraticConv1d,
-    nn.Conv2d: QuadraticConv2d,
-    nn.Conv3d: QuadraticConv3d,
-}
 Model = TypeVar("Model", bound=nn.Module)
 FIRST_ORDER = (nn.Linear, *QUADRATIC_CONVS)
 """The layers that have a quadratic version; subclasses with a forward of their own do not."""
@@ -52,15 +42,29 @@ def _quadratic(change: LayerChange, layer: nn.Module) -> nn.Module:
     return quadratic
 
 
+def _adapted(change: LayerChange, layer: nn.Module) -> nn.Module:
+    try:
+        return AdaptedLayer(layer, rank=change.rank, dilation=change.dilation)
+    except QuadranasError as error:
+        raise QuadranasError(
+            f"layer {change.name!r}: {error.message}",
+            "Choose a lower rank, or leave this layer out.",
+        ) from error
+
+
 def _removed(change: LayerChange, layer: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
 REPLACEMENTS: dict[str, Callable[[LayerChange, nn.Module], nn.Module]] = {
     "quadratic": _quadratic,
+    "adapted": _adapted,
     "removed": _removed,
 }
-"""What each kind of change puts in a layer's place, drawn from PyTorch's generator."""
+"""What each kind of change puts in a layer's place, drawn from PyTorch's generator.
+
+An adapted layer goes on holding the layer it replaces; the others leave its weights behind.
+"""
 
 
 def changed(model: Model, changes: Iterable[LayerChange]) -> Model:

@@ -1,0 +1,131 @@
+"""Quadratic adaptation: a pre-trained first-order layer and, beside it, a low-rank quadratic term.
+
+Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192): the pre-trained weights are the primary
+term; the quadratic one is low-rank, atrous in convolutions, and zero at the start.
+Layout: B, C, then one to three axes of space.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from quadranas.errors import QuadranasError
+from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
+
+
+class AdaptedLayer(nn.Module):
+    """A first-order layer `f` and a quadratic term of rank r: `f(x) + P (A x * B x)`.
+
+    A and B are `f`'s operator with r outputs and without biases: the matrix itself, or the
+    convolution with its kernel, stride and groups, but dilated and padded more, so that the
+    outputs keep their size while they see farther. P mixes the r products into every output and
+    is zero at the start: the layer then computes exactly what `f` does, and P is what the first
+    gradient reaches. Output o has the quadratic form `x^T (sum_k P_ok a_k b_k^T) x`. In a grouped
+    convolution every group has r products of its own and nothing crosses groups; in a depthwise
+    one that is r per channel.
+
+    With n inputs (of a patch, within a group), m outputs and g groups, the term adds
+    `r (2 n g + m)` parameters, and as many MACs at every output position. In training it keeps
+    its input and the r products (`quadranas.layers.algebra.recomputed`).
+
+    Args:
+        layer: the pre-trained layer; it becomes a part of this one, its weights as they are.
+        rank: r, at most `max_rank(layer)`.
+        dilation: of A and B, relative to the layer's own; 1 for a term that sees the same patch.
+
+    Raises:
+        QuadranasError: an impossible rank or dilation.
+    """
+
+    def __init__(self, layer: nn.Module, *, rank: int = 1, dilation: int = 2) -> None:
+        super().__init__()
+        limit = max_rank(layer)
+        if not 1 <= rank <= limit:
+            raise QuadranasError(
+                f"rank {rank} does not fit {layer}: a quadratic term of it has rank 1 to {limit}"
+            )
+        if dilation < 1:
+            raise QuadranasError(f"dilation must be at least 1, got {dilation}")
+        self.rank, self.dilation = rank, dilation
+        self.first_order = layer
+        self.product: QuadraticLayer
+        self.mix: nn.Module
+        self._cropped = False
+        if isinstance(layer, nn.Linear):
+            self.product = QuadraticLinear(layer.in_features, rank, False, form="product")
+            self.mix = nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            self._build_convolutions(layer)
+        nn.init.zeros_(self.mix.weight)
+        parameter = next(layer.parameters())
+        self.to(parameter.device, parameter.dtype)
+
+    def _build_convolutions(self, layer: Any) -> None:
+        dilation = tuple(d * self.dilation for d in layer.dilation)
+        spans = [
+            around + (new - old) * (size - 1)
+            for around, new, old, size in zip(
+                _total_padding(layer), dilation, layer.dilation, layer.kernel_size, strict=True
+            )
+        ]
+        # A kernel without a middle may want one pixel more on one side: it gets it on both, and
+        # what is too much of the output is cut off.
+        self._cropped = any(span % 2 for span in spans)
+        channels = self.rank * layer.groups
+        self.product = QUADRATIC_CONVS[type(layer)](
+            layer.in_channels,
+            channels,
+            layer.kernel_size,
+            layer.stride,
+            tuple(-(-span // 2) for span in spans),
+            dilation,
+            layer.groups,
+            False,
+            form="product",
+        )
+        self.mix = type(layer)(channels, layer.out_channels, 1, groups=layer.groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: those of the first-order layer."""
+        first, second = self.terms(x)
+        return first + second
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first-order and the second-order part of the output; their sum is the output."""
+        first = self.first_order(x)
+        products = self.product(x)
+        if self._cropped:
+            for axis in range(-len(self.first_order.kernel_size), 0):  # type: ignore[arg-type]
+                products = products.narrow(axis, 0, first.shape[axis])
+        return first, self.mix(products)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"rank={self.rank}, dilation={self.dilation}"
+
+
+def max_rank(layer: Any) -> int:
+    """The largest rank of a layer's quadratic term: its width.
+
+    That is the smaller of inputs and outputs, counted within a group; where a group has a single
+    output, as in depthwise convolutions, the inputs, beyond which no quadratic form's rank goes.
+    """
+    if isinstance(layer, nn.Linear):
+        fan_in, num_outputs = layer.in_features, layer.out_features
+    else:
+        fan_in, num_outputs = layer.weight[0].numel(), layer.out_channels // layer.groups
+    return fan_in if num_outputs == 1 else min(fan_in, num_outputs)
+
+
+def _total_padding(layer: Any) -> list[int]:
+    """Both sides together, per axis."""
+    if layer.padding == "valid":
+        return [0] * len(layer.kernel_size)
+    if layer.padding == "same":
+        return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return [2 * one_side for one_side in layer.padding]
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The adapted layers of a network by their paths."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}

@@ -1,0 +1,48 @@
+"""Named tensors in files: safetensors, and torch files read without executing anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors, atomically; one under two names is written twice."""
+    copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    write_atomically(path, save(copies))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a torch file read with `weights_only=True`.
+
+    In a torch file they may stand alone or under the key `model` or `state_dict`.
+
+    Raises:
+        QuadranasError: unreadable, damaged, or holding more than tensors.
+    """
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise QuadranasError(f"cannot read weights {path}: {error}") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
+        raise QuadranasError(
+            f"cannot read weights {path}: damaged, or it holds more than tensors, which is not "
+            "executed",
+            "Save it again as .safetensors, or as a plain state dict.",
+        ) from error
+    for key in ("model", "state_dict"):
+        content = content[key] if isinstance(content, dict) and key in content else content
+    items = content.items() if isinstance(content, dict) else [(None, content)]
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
+        raise QuadranasError(f"cannot read weights {path}: expected named tensors")
+    return dict(items)
