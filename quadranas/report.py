@@ -126,11 +126,7 @@ def _headline(run: Run) -> str:
         cards.append(("test accuracy", _percent(result.accuracy), _tested_on(run)))
     else:
         cards.append(("test accuracy", "unknown", "not tested yet"))
-    if run.architecture is not None:
-        params, macs = count_params(run.architecture), count_macs(run.architecture)
-        pixels = run.architecture.resolution
-        cards.append(("parameters", _count(params), f"{params:,}"))
-        cards.append(("MACs", _count(macs), f"at {pixels}{TIMES}{pixels} px"))
+    cards += _size_cards(run)
     drawn = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span>'
         f"<small>{escape(note)}</small></div>"
@@ -139,6 +135,25 @@ def _headline(run: Run) -> str:
     source = run.table.header.summary() if run.table else run.source
     note = "" if predicted_ms is None and budget_ms is None else f"Source of latencies: {source}."
     return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
+
+
+def _size_cards(run: Run) -> list[tuple[str, str, str]]:
+    """Parameters and MACs; of a network with replaced layers, as its result tells them."""
+    architecture = run.architecture
+    if architecture is None:
+        return []
+    if not architecture.changes:
+        params, macs = count_params(architecture), count_macs(architecture)
+    elif run.result is not None and run.result.params and run.result.macs:
+        params, macs = run.result.params, run.result.macs
+    else:
+        return []
+    changed = f", {len(architecture.changes)} layers replaced" if architecture.changes else ""
+    pixels = architecture.resolution
+    return [
+        ("parameters", _count(params), f"{params:,}{changed}"),
+        ("MACs", _count(macs), f"at {pixels}{TIMES}{pixels} px"),
+    ]
 
 
 def _tested_on(run: Run) -> str:

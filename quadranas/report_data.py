@@ -64,6 +64,8 @@ class Result(BaseModel):
     predicted_ms: FiniteFloat | None = None
     measured_ms: FiniteFloat | None = None
     accuracy: FiniteFloat | None = None
+    params: int | None = None
+    macs: int | None = None
 
     model_config = ConfigDict(extra="allow")
 

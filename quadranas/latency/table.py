@@ -161,7 +161,16 @@ class LatencyTable(Frozen):
         """Latency of a whole network, in milliseconds.
 
         The sum is rounded once: the same operations in another order have the same latency.
+
+        Raises:
+            QuadranasError: some of its layers were replaced, which no table has entries for.
         """
+        if architecture.changes:
+            raise QuadranasError(
+                f"{architecture.name} has {len(architecture.changes)} replaced layers, which "
+                "latency tables do not price",
+                "Export it, and name the file: quadranas predict FILE.onnx --device DEVICE",
+            )
         try:
             added_ms = math.fsum(map(self.op_ms, architecture.ops()))
         except MissingEntryError:

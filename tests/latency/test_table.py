@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quadranas.architecture import LayerChange
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import load_device
@@ -196,3 +197,11 @@ def test_an_entry_below_a_null_call_is_refused(tmp_path: Path, toy_table: Latenc
     path = saved(tmp_path / "table.json", toy_table, null_ms=1000.0)
     with pytest.raises(QuadranasError, match="below null_ms"):
         load_table(path)
+
+
+def test_replaced_layers_have_no_latency(toy_table: LatencyTable) -> None:
+    network = load_space("toy").extreme(toy_table.op_ms, largest=True)
+    change = LayerChange(name="blocks.stem.patch_stem.conv", kind="quadratic")
+    changed = network.model_copy(update={"changes": (change,)})
+    with pytest.raises(QuadranasError, match="has 1 replaced layers, which latency tables do not"):
+        toy_table.predict_ms(changed)

@@ -77,6 +77,15 @@ def test_an_architecture_is_converted(architecture: Path, tmp_path: Path) -> Non
     assert listing(tmp_path) == ["quadratic.json"]
 
 
+def test_a_trained_converted_network_has_a_report_and_an_export(run: Path, tmp_path: Path) -> None:
+    page = call("report", run, "--json").json()["report"]
+    params = read_json(run / "result.json", "result")["params"]
+    assert f"{params:,}, 6 layers replaced" in Path(page).read_text(encoding="utf-8")
+    pytest.importorskip("onnxruntime")
+    exported = call("export", run, "--format", "onnx", "--output", tmp_path / "q.onnx", "--json")
+    assert exported.json()["predicted_ms"] is None
+
+
 def test_layers_and_form_are_chosen(architecture: Path, tmp_path: Path) -> None:
     outcome = call(
         *("convert", architecture, "--output", tmp_path / "new", "--form", "product"),
