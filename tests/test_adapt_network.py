@@ -112,7 +112,7 @@ def test_weights_may_come_from_a_file(finished_run: Path, tmp_path: Path) -> Non
         (["--rank", "99"], "rank 99 does not fit"),
         (["--rank", "0"], "rank: Input should be greater than or equal to 1 (got 0)"),
         (["--train", "some"], "unknown train 'some'; accepted: all, quadratic"),
-        (["--layers", "nothing*"], "no layer of the network is named 'nothing*'"),
+        (["--layers", "nothing*"], "select 'nothing*' has no layer that can be made quadratic"),
         (["--weights", "missing.safetensors"], "cannot read weights missing.safetensors"),
         (["--weights", "timm:convnext_tiny"], "'timm' needs the package 'timm'"),
     ],
