@@ -14,7 +14,7 @@ from quadranas.toolkit import adapt, select_layers
 
 STAGES = ((24, 2), (48, 2), (96, 2))
 KERNEL, EXPANSION = 3, 3
-DEPTHWISE = "blocks.stage*.mbconv.layers.3"
+DEPTHWISE, PROJECTION = "blocks.stage*.mbconv.layers.3", "blocks.stage*.mbconv.layers.6"
 BLUR_PIXELS, NOISE = 1.0, 0.1
 
 
@@ -59,9 +59,12 @@ def ways(source: Network, num_classes: int) -> dict[str, Network]:
     return {
         SCRATCH: build_subnet(architecture.model_copy(update={"changes": changes})),
         "fine-tuned, first order": fine_tuned,
-        "adapted": adapt(source, where=DEPTHWISE),
+        "adapted, dilation 2": adapt(source, where=DEPTHWISE),
         "adapted, dilation 1": adapt(source, dilation=1, where=DEPTHWISE),
-        "adapted, quadratic terms alone": adapt(source, where=DEPTHWISE, train="quadratic"),
+        "adapted, projections": adapt(source, rank=4, where=PROJECTION),
+        "adapted, dilation 1, terms alone": adapt(
+            source, dilation=1, where=DEPTHWISE, train="quadratic"
+        ),
     }
 
 

@@ -23,7 +23,7 @@ from quadranas.network import Network, build_subnet, count_network
 from quadranas.network_training import NetworkTraining
 
 HERE = Path(__file__).parent
-PRETRAINING, FROM_SCRATCH, SHORT, NUM_POINTS = 5, 36, 3, 9
+PRETRAINING, FROM_SCRATCH, SHORT, NUM_POINTS = 5, 48, 5, 9
 """Epochs of each kind of training, and how often the accuracy is taken."""
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load_dataset(args.data, val=args.val, resolution=32)
-    num_seeds, num_train, num_test = (1, 512, 100) if args.smoke else (3, 5_000, 5_000)
+    num_seeds, num_train, num_test = (1, 512, 100) if args.smoke else (3, 2_500, 5_000)
     domain = shifted(dataset, num_train, num_test)
     torch.manual_seed(0)
     source = build_subnet(first_order(dataset.num_classes))
