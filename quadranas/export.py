@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from quadranas.backends.interface import Conversion
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.errors import PromiseMissedError, QuadranasError, unknown
 from quadranas.files import TEMPORARY
@@ -93,7 +94,7 @@ def _save(network: Network, resolution: int, path: Path) -> tuple[float, float, 
     """
     shape = (NUM_CHECK_IMAGES, 3, resolution, resolution)
     with closing(OnnxRuntimeBackend(THIS_MACHINE, Path())) as backend:
-        backend.compile(network, shape).save(path)
+        backend.convert(network, Conversion(input_shape=shape, dynamic_batch=True), path)
         program = backend.load(path, shape)
     images = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     expected = network.eval()(images)

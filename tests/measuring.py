@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
 from quadranas.architecture import Architecture, OpSpec
-from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.interface import Backend, Conversion, Program, Provenance
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.backends.registry import BACKENDS
 from quadranas.files import write_atomically
@@ -27,13 +27,13 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
     It is the same file for the same network every time; processes that name one folder share it.
     """
 
-    def remembered(network: nn.Module, channels: int, resolution: int) -> bytes:
-        digest = hashlib.sha256(f"{network} {channels} {resolution}".encode())
+    def remembered(network: nn.Module, conversion: Conversion) -> bytes:
+        digest = hashlib.sha256(f"{network} {conversion}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.numpy().tobytes())
         path = folder / f"{digest.hexdigest()}.onnx"
         if not path.is_file():
-            write_atomically(path, to_onnx(network, channels, resolution))
+            write_atomically(path, to_onnx(network, conversion))
         return path.read_bytes()
 
     for module in (quadranas.backends.onnxruntime, quadranas.backends.openvino):

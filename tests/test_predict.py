@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiments.published_latencies.networks import NETWORKS
 from quadranas.architecture import Architecture
+from quadranas.backends.interface import Conversion
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.cost import count_macs
 from quadranas.errors import QuadranasError
@@ -83,7 +84,9 @@ def test_an_exported_network_costs_what_the_table_says(
         architecture = small_mbconv()
     else:
         architecture = load_space(name).extreme(count_macs, largest=largest)
-    content = to_onnx(build_subnet(architecture), 3, architecture.resolution)
+    shape = (1, 3, architecture.resolution, architecture.resolution)
+    conversion = Conversion(input_shape=shape, dynamic_batch=True)
+    content = to_onnx(build_subnet(architecture), conversion)
     (tmp_path / "net.onnx").write_bytes(content)
     for device in map(load_device, ("cpu", "vpu", "gpu")):
         result = predict(tmp_path / "net.onnx", device)

@@ -1,16 +1,18 @@
-"""What every runtime offers: compile a network, run it, time it; save it where that is possible.
+"""What every runtime offers: compile a network, run it, time it; or through a file, where it can.
 
-A backend is opened for one device and belongs to whoever opened it. What it compiles is what is
-timed, and what `save` writes.
+A backend is opened for one device and belongs to whoever opened it. Where a runtime reads its
+programs from files, what it compiles is what it would convert to a file and load from there.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -43,6 +45,12 @@ def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:
     return times
 
 
+def as_shape(input_shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The four sizes of an input, (B, C, H, W)."""
+    batch, channels, height, width = input_shape
+    return batch, channels, height, width
+
+
 class Program(Protocol):
     """A compiled network, for one input shape."""
 
@@ -59,12 +67,21 @@ class Program(Protocol):
         """
 
 
-@runtime_checkable
-class SavableProgram(Program, Protocol):
-    """A program that can be handed over as a file."""
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """How a network becomes a file.
 
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+    Args:
+        input_shape: (B, C, H, W) of the file's input.
+        dynamic_batch: B is only an example, the file takes any.
+        opset: of ONNX; the runtime's own choice if none.
+        half_weights: weights are stored in half precision.
+    """
+
+    input_shape: tuple[int, int, int, int]
+    dynamic_batch: bool = False
+    opset: int | None = None
+    half_weights: bool = False
 
 
 class ClosedOnExit:
@@ -105,3 +122,55 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the device. Programs must not be used any more."""
+
+
+@runtime_checkable
+class FileBackend(Backend, Protocol):
+    """A runtime whose programs can be handed over as files."""
+
+    lowering: Sequence[str]
+    """Names of the passes (`lowering.py`) that networks go through on their way to a file."""
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """Write a network in evaluation mode as a file, and files beside it of the same stem.
+
+        They are written whole or not at all, and the same network gives the same bytes where the
+        format allows.
+
+        Raises:
+            QuadranasError: the network or the conversion does not suit the runtime.
+        """
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> Program:
+        """Make a file that `convert` wrote ready to run on inputs of one shape.
+
+        Raises:
+            QuadranasError: the runtime cannot read it, or it takes inputs of another shape.
+            DeviceLostError: the device no longer answers.
+        """
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """How many operators of each type a file holds, by the runtime's names for them."""
+
+
+@runtime_checkable
+class QuantizingBackend(FileBackend, Protocol):
+    """A runtime whose files can be quantised to 8 bits after training."""
+
+    def quantize(
+        self,
+        source: Path,
+        target: Path,
+        images: Sequence[NDArray[np.float32]],
+        kept: Collection[str],
+    ) -> None:
+        """Write a converted file again with 8-bit weights and activations.
+
+        Args:
+            images: for calibration, each an input of the file, (B, C, H, W).
+            kept: layers (paths in the network, such as `blocks.stage1_block1.feed_forward.expand`)
+                that stay as they are.
+        """
+
+    def layers(self, path: Path) -> list[str]:
+        """The layers of a converted file that `quantize` would quantise, in their order."""

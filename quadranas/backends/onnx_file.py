@@ -1,36 +1,131 @@
-"""Networks as ONNX: what ONNX Runtime and OpenVINO compile, and what `export` writes."""
+"""Networks as ONNX: what ONNX Runtime, OpenVINO and the Myriad's worker read."""
 
+import ast
 import logging
 import warnings
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
 
+from quadranas.backends.interface import Conversion
+from quadranas.errors import QuadranasError
+
 OPSET = 18
+"""The oldest that PyTorch's newer exporter writes, so the one that most readers know."""
+
+TRACED_OPSETS = range(13, OPSET)
+"""These are written by PyTorch's older exporter, which traces."""
+
+LAYER_NORM_OPSET = 17
+"""LayerNormalization came with it."""
+
+NEWEST_OPSET = 23
 BATCH = "batch"
 """The name of the free dimension."""
 
 
-def to_onnx(network: nn.Module, channels: int, resolution: int) -> bytes:
-    """A network in evaluation mode as an ONNX model, for any batch size.
+def is_old(conversion: Conversion) -> bool:
+    """Whether a conversion asks for an opset without LayerNormalization."""
+    return conversion.opset is not None and conversion.opset < LAYER_NORM_OPSET
 
-    The input is `images`, (batch, channels, resolution, resolution), float32; the output `logits`.
+
+def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
+    """A network in evaluation mode as an ONNX model.
+
+    The input is `images`, (B, C, H, W), float32; the output `logits`. Nodes are named after the
+    layer that they belong to: `blocks.stage1_entry.patch_stem.conv/Conv`. What only describes
+    where they come from is left out, which halves the file of a small network.
+
+    Raises:
+        QuadranasError: the opset is not supported, or lacks an operation of the network.
     """
-    network.eval()
-    example = (torch.zeros(2, channels, resolution, resolution),)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations (torch 2.13)
-        program = torch.onnx.export(
-            network,
-            example,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-            opset_version=OPSET,
-            verbose=False,
+    opset = OPSET if conversion.opset is None else conversion.opset
+    if opset not in (*TRACED_OPSETS, *range(OPSET, NEWEST_OPSET + 1)):
+        raise QuadranasError(
+            f"ONNX opset {opset} is not supported; accepted: {TRACED_OPSETS[0]} to {NEWEST_OPSET}",
+            f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read.",
         )
-    assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    write = _trace if opset in TRACED_OPSETS else _capture
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own deprecations (torch 2.13)
+            model = write(network.eval(), conversion, opset)
+    except torch.onnx.OnnxExporterError as error:
+        raise QuadranasError(
+            f"{type(network).__name__} cannot be written as ONNX of opset {opset}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    _name_nodes(model)
+    content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def _capture(network: nn.Module, conversion: Conversion, opset: int) -> Any:
+    """By way of torch.export."""
+    _, channels, height, width = conversion.input_shape
+    # An example of one image would be taken for a constant.
+    batch = 2 if conversion.dynamic_batch else conversion.input_shape[0]
+    free = ({0: torch.export.Dim(BATCH)},) if conversion.dynamic_batch else None
+    program = torch.onnx.export(
+        network,
+        (torch.zeros(batch, channels, height, width),),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=free,
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _trace(network: nn.Module, conversion: Conversion, opset: int) -> Any:
+    import io
+
+    import onnx
+
+    # torch 2.13 turns this log on by mistake (setup_onnx_logging), and on stdout
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    free = {"images": {0: BATCH}, "logits": {0: BATCH}} if conversion.dynamic_batch else None
+    file = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (torch.zeros(*conversion.input_shape),),
+        file,  # type: ignore[arg-type] # a buffer serves, too
+        dynamo=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_axes=free,
+        opset_version=opset,
+    )
+    return onnx.load_from_string(file.getvalue())
+
+
+def _name_nodes(model: Any) -> None:
+    """Name every node after its layer, and drop the exporter's notes."""
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        name = f"{_layer_of(node)}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    graph = model.graph
+    values = (*graph.value_info, *graph.initializer, *graph.input, *graph.output)
+    for noted in (model, graph, *values):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+
+
+def _layer_of(node: Any) -> str:
+    """The path of the module that a node comes from; empty for the network itself."""
+    notes = {note.key: note.value for note in node.metadata_props}
+    scopes = notes.get("pkg.torch.onnx.name_scopes")
+    if scopes is not None:  # outermost first; the last is the operation
+        layers: list[str] = ast.literal_eval(scopes)
+        return layers[-2] if len(layers) > 1 else ""
+    return ".".join(part for part in node.name.split("/")[:-1] if part)

@@ -1,5 +1,6 @@
 """ONNX Runtime on this machine's CPU."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Backend, Provenance, call_times_ms
-from quadranas.backends.onnx_file import BATCH, to_onnx
+from quadranas.backends.interface import (
+    Backend,
+    Conversion,
+    Provenance,
+    as_shape,
+    call_times_ms,
+)
+from quadranas.backends.lowering import lower
+from quadranas.backends.onnx_file import BATCH, is_old, to_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
@@ -20,6 +28,7 @@ class OnnxRuntimeBackend(Backend):
     """Runs fp32: on a CPU, ONNX Runtime emulates other precisions."""
 
     max_parallel = 1
+    lowering = ("fold_batch_norm",)
 
     def __init__(self, device: Device, records: Path) -> None:
         require_extra("onnxruntime", "onnx", "onnxscript", "onnxruntime")
@@ -38,13 +47,27 @@ class OnnxRuntimeBackend(Backend):
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
         """See `Backend`."""
-        _, channels, resolution, _ = input_shape
-        content = to_onnx(network, channels, resolution)
-        return OnnxRuntimeProgram(content, input_shape, self.threads)
+        conversion = Conversion(input_shape=as_shape(input_shape))
+        return OnnxRuntimeProgram(self._content(network, conversion), input_shape, self.threads)
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """See `FileBackend`."""
+        write_atomically(path, self._content(network, conversion))
+
+    def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
+        passes = [*self.lowering, "decompose_layer_norm"] if is_old(conversion) else self.lowering
+        return to_onnx(lower(network, passes), conversion)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
-        """A saved program, for any batch size."""
+        """See `FileBackend`."""
         return OnnxRuntimeProgram(path.read_bytes(), input_shape, self.threads)
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`."""
+        import onnx
+
+        graph = onnx.load(path).graph
+        return dict(Counter(node.op_type for node in graph.node).most_common())
 
     def provenance(self) -> Provenance:
         """See `Backend`."""
@@ -76,7 +99,6 @@ class OnnxRuntimeProgram:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_free_dimension_override_by_name(BATCH, input_shape[0])
-        self.content = content
         self.session: Any = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
@@ -93,7 +115,3 @@ class OnnxRuntimeProgram:
         run, example = self.session.run, self.example
         run(None, example)
         return call_times_ms(lambda: run(None, example), repeats)
-
-    def save(self, path: Path) -> None:
-        """Write the ONNX model; it takes any batch size."""
-        write_atomically(path, self.content)

@@ -1,6 +1,7 @@
 """OpenVINO: any device that the installed runtime offers (CPU, GPU, NPU ...)."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import Backend, Provenance, call_times_ms
+from quadranas.backends.interface import (
+    Backend,
+    Conversion,
+    Provenance,
+    as_shape,
+    call_times_ms,
+)
+from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
@@ -24,6 +32,7 @@ class OpenVinoBackend(Backend):
     """Runs in the precision asked for, or refuses: OpenVINO's own choice is bf16 where it can."""
 
     max_parallel = 1
+    lowering = ("fold_batch_norm", "decompose_layer_norm")
 
     def __init__(self, device: Device, records: Path) -> None:
         require_extra("openvino", "openvino", "onnx", "onnxscript")
@@ -67,10 +76,47 @@ class OpenVinoBackend(Backend):
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OpenVinoProgram":
         """See `Backend`."""
-        _, channels, resolution, _ = input_shape
-        model = self.core.read_model(to_onnx(network, channels, resolution))
-        model.reshape(list(input_shape))
+        return self._compiled(self._model(network, as_shape(input_shape)), input_shape)
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """See `FileBackend`: `path` (.xml) describes the network, the .bin beside it the weights.
+
+        Raises:
+            QuadranasError: the files cannot be written.
+        """
+        model = self._model(network, conversion.input_shape, conversion.dynamic_batch)
+        write_model(model, path, half_weights=conversion.half_weights)
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> "OpenVinoProgram":
+        """See `FileBackend`."""
+        return self._compiled(self.read(path), input_shape)
+
+    def read(self, path: Path) -> Any:
+        """A model from its files.
+
+        Raises:
+            QuadranasError: OpenVINO cannot read them.
+        """
         try:
+            return self.core.read_model(path)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise QuadranasError(f"OpenVINO cannot read {path}: {reason}") from error
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`."""
+        operators = self.read(path).get_ordered_ops()
+        return dict(Counter(op.get_type_name() for op in operators).most_common())
+
+    def _model(
+        self, network: nn.Module, shape: tuple[int, int, int, int], dynamic_batch: bool = False
+    ) -> Any:
+        conversion = Conversion(input_shape=shape, dynamic_batch=dynamic_batch)
+        return self.core.read_model(to_onnx(lower(network, self.lowering), conversion))
+
+    def _compiled(self, model: Any, input_shape: Sequence[int]) -> "OpenVinoProgram":
+        try:
+            model.reshape(list(input_shape))
             compiled = self.core.compile_model(model, self.target, self._properties())
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -78,7 +124,7 @@ class OpenVinoBackend(Backend):
                 f"device {self.device.name!r}: OpenVINO cannot compile for {self.target}: {reason}"
             ) from error
         self._check_precision(compiled)
-        return OpenVinoProgram(model, compiled, input_shape)
+        return OpenVinoProgram(compiled, input_shape)
 
     def _check_precision(self, compiled: Any) -> None:
         if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
@@ -110,8 +156,7 @@ class OpenVinoBackend(Backend):
 class OpenVinoProgram:
     """A model compiled for a device."""
 
-    def __init__(self, model: Any, compiled: Any, input_shape: Sequence[int]) -> None:
-        self.model = model
+    def __init__(self, compiled: Any, input_shape: Sequence[int]) -> None:
         self.request = compiled.create_infer_request()
         generator = torch.Generator().manual_seed(0)
         self.example = torch.randn(*input_shape, generator=generator).numpy()
@@ -127,20 +172,25 @@ class OpenVinoProgram:
         self.request.infer({0: self.example})
         return call_times_ms(self.request.infer, repeats)
 
-    def save(self, path: Path) -> None:
-        """Write OpenVINO's two files: `path` (.xml), and the weights beside it (.bin)."""
-        import openvino
 
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                written = Path(folder) / f"{path.stem}.xml"
-                openvino.save_model(self.model, str(written), compress_to_fp16=False)
-                # The description last: where it is, the weights are.
-                written.with_suffix(".bin").replace(path.with_suffix(".bin"))
-                written.replace(path)
-        except (OSError, RuntimeError) as error:
-            raise QuadranasError(
-                f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
-                "Free some space or choose another folder.",
-            ) from error
+def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
+    """Write OpenVINO's two files, whole or not at all.
+
+    Raises:
+        QuadranasError: they cannot be written.
+    """
+    import openvino
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / f"{path.stem}.xml"
+            openvino.save_model(model, str(written), compress_to_fp16=half_weights)
+            # The description last: where it is, the weights are.
+            written.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            written.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise QuadranasError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
+            "Free some space or choose another folder.",
+        ) from error

@@ -147,6 +147,7 @@ def small_network() -> nn.Module:
 )
 def test_it_is_exported(build: Callable[[], nn.Module], scramble: Scrambler) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
+    from quadranas.backends.interface import Conversion
     from quadranas.backends.onnx_file import to_onnx
 
     adapted = scramble(adapt(build())).eval()
@@ -154,6 +155,8 @@ def test_it_is_exported(build: Callable[[], nn.Module], scramble: Scrambler) -> 
         expected = adapted(IMAGES)
         program = torch.export.export(adapted, (IMAGES,))
         torch.testing.assert_close(program.module()(IMAGES), expected)
-    session = onnxruntime.InferenceSession(to_onnx(adapted, 3, 32))
+    session = onnxruntime.InferenceSession(
+        to_onnx(adapted, Conversion(input_shape=(2, 3, 32, 32), dynamic_batch=True))
+    )
     (got,) = session.run(None, {"images": IMAGES.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-3, atol=1e-3)
