@@ -1,20 +1,78 @@
 """The bundle: a folder with a file for a runtime, and all that its user must know."""
 
-from typing import Any, Literal
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
-from quadranas.architecture import Architecture, Frozen
+from quadranas.architecture import MAX_RESOLUTION, Architecture, Frozen
+from quadranas.errors import QuadranasError
+from quadranas.files import read_json, validate, write_json
 from quadranas.latency.device import Device
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+CARD = "model-card.md"
+SCRIPT = "infer.py"
 
 FileFormat = Literal["onnx", "openvino", "tvm", "torch", "executorch"]
 Precision = Literal["fp32", "fp16", "int8"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
+"""Plain, so that it cannot lead out of the bundle."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]
 
 
-class InputDescription(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class FormatFacts:
+    """What a format can hold.
+
+    Args:
+        runtime: runs the files; a name in `BACKENDS`.
+        artefact: the file's name in a bundle.
+        free_batch: a file can take any number of images at once.
+    """
+
+    runtime: str
+    artefact: str
+    precisions: tuple[Precision, ...]
+    free_batch: bool
+
+
+FORMATS: Mapping[str, FormatFacts] = {
+    "onnx": FormatFacts(
+        runtime="onnxruntime",
+        artefact="model.onnx",
+        precisions=("fp32", "int8"),
+        free_batch=True,
+    ),
+    "openvino": FormatFacts(
+        runtime="openvino",
+        artefact="model.xml",
+        precisions=("fp32", "fp16", "int8"),
+        free_batch=True,
+    ),
+    "tvm": FormatFacts(runtime="tvm", artefact="model.so", precisions=("fp32",), free_batch=False),
+    "torch": FormatFacts(
+        runtime="torch", artefact="model.pt2", precisions=("fp32",), free_batch=True
+    ),
+    "executorch": FormatFacts(
+        runtime="executorch", artefact="model.pte", precisions=("fp32",), free_batch=False
+    ),
+}
+
+
+class Described(Frozen):
+    """Plain data that JSON can hold: its numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class InputDescription(Described):
     """What the file takes.
 
     Args:
@@ -24,7 +82,7 @@ class InputDescription(Frozen):
     """
 
     name: str = "images"
-    shape: tuple[int | None, int, int, int]
+    shape: tuple[Size | None, Size, Size, Size]
     layout: Literal["NCHW"] = "NCHW"
     element_type: Literal["float32"] = "float32"
     channel_order: Literal["RGB"] = "RGB"
@@ -32,10 +90,29 @@ class InputDescription(Frozen):
         "shorter side, bilinear, then the centre"
     )
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _, channels, height, width = self.shape
+        if channels != 3 or height != width:
+            raise ValueError(f"the shape must be (B, 3, R, R), got {self.shape}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        return self
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call; 1 where the file takes any number."""
+        return self.shape[0] or 1
+
+    @property
+    def resolution(self) -> int:
+        """Height and width, in pixels."""
+        return self.shape[2]
 
 
-class Agreement(Frozen):
+class Agreement(Described):
     """How the file's outputs compare with PyTorch's.
 
     Args:
@@ -53,7 +130,7 @@ class Agreement(Frozen):
     top1_agreement: float
 
 
-class Accuracy(Frozen):
+class Accuracy(Described):
     """Top-1 accuracy on labelled validation images, before and after.
 
     Args:
@@ -68,7 +145,7 @@ class Accuracy(Frozen):
     trained_resolution: int
 
 
-class LatencyNote(Frozen):
+class LatencyNote(Described):
     """A latency and where it comes from.
 
     Args:
@@ -80,27 +157,31 @@ class LatencyNote(Frozen):
     source: str
 
 
-class Latency(Frozen):
+class Latency(Described):
     """Predicted and measured latency of the file, of one call.
 
     Args:
         fp32: of the same network in fp32, measured in the same rounds.
         deviation: of measured from predicted, where both are of the same device and runtime.
+        not_predicted, not_measured: why there is no such latency.
     """
 
     predicted: LatencyNote | None = None
     measured: LatencyNote | None = None
     fp32: LatencyNote | None = None
     deviation: float | None = None
+    not_predicted: str = ""
+    not_measured: str = ""
 
 
-class BranchRange(Frozen):
+class BranchRange(Described):
     """The values of one part of a quadratic layer on the calibration images.
 
     Args:
         part: a branch (`a`, `b`, `c`), the `product` of the first two, or the `output`.
         typical: the value that 99 % of the magnitudes stay below.
-        signal_to_noise_db: that 8 bits over the whole range leave.
+        signal_to_noise_db: that 8 bits over the whole range leave, of the median channel; 0 means
+            that rounding is as large as the values.
     """
 
     layer: str
@@ -111,7 +192,7 @@ class BranchRange(Frozen):
     signal_to_noise_db: float
 
 
-class Quantization(Frozen):
+class Quantization(Described):
     """How an int8 file came about.
 
     Args:
@@ -128,7 +209,7 @@ class Quantization(Frozen):
     ranges: tuple[BranchRange, ...] = ()
 
 
-class Manifest(Frozen):
+class Manifest(Described):
     """All that is known of an exported network; `manifest.json`.
 
     Args:
@@ -150,11 +231,11 @@ class Manifest(Frozen):
     format: FileFormat
     precision: Precision
     opset: int | None = None
-    artefact: str
-    files: dict[str, str]
-    size_bytes: int
-    params: int
-    macs: int
+    artefact: FileName
+    files: dict[FileName, Sha256]
+    size_bytes: int = Field(ge=0)
+    params: int = Field(ge=0)
+    macs: int = Field(ge=0)
     operators: dict[str, int]
     lowering: tuple[str, ...]
     runtime: str
@@ -170,3 +251,106 @@ class Manifest(Frozen):
     latency: Latency = Latency()
     table: dict[str, Any] | None = None
     architecture: Architecture
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.artefact not in self.files:
+            raise ValueError(f"files has no checksum of the artefact, {self.artefact!r}")
+        num_classes = self.architecture.num_classes
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(f"{len(self.class_names)} class_names for {num_classes} classes")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those that were exported."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def artefact(self) -> Path:
+        """The file for the runtime."""
+        return self.folder / self.manifest.artefact
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a bundle but the manifest, for `Manifest.files`.
+
+    Raises:
+        QuadranasError: a file cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    return {name: _sha256(folder / name) for name in names}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, after all other files: without it a folder is no bundle.
+
+    Raises:
+        QuadranasError: it cannot be written.
+    """
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest, and compare every file with its checksum.
+
+    Raises:
+        QuadranasError: not a bundle, one from a newer version, or a file is missing or is not the
+            one that was exported.
+    """
+    path = folder / MANIFEST
+    try:
+        _check_folder(folder, path)
+    except OSError as error:
+        raise QuadranasError(f"cannot read {folder}: {error.strerror or error}") from error
+    content = read_json(path, "manifest")
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise QuadranasError(
+            f"{path}: format_version {version} is newer than this quadranas reads (up to "
+            f"{FORMAT_VERSION})",
+            "Upgrade with: pip install --upgrade quadranas",
+        )
+    manifest = validate(Manifest, content, path)
+    for name, expected in manifest.files.items():
+        _check_file(folder / name, expected)
+    return Bundle(folder, manifest)
+
+
+def _check_folder(folder: Path, manifest: Path) -> None:
+    if not folder.is_dir():
+        raise QuadranasError(
+            f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected a bundle",
+            "Name the folder that quadranas export wrote.",
+        )
+    if not manifest.is_file():
+        raise QuadranasError(
+            f"{folder} has no {MANIFEST}: it is no bundle, or its export was interrupted",
+            "Write one with: quadranas export RUN --format onnx",
+        )
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise QuadranasError(
+            f"{path} is missing; {MANIFEST} lists it",
+            "Copy the whole folder again, or export again.",
+        )
+    found = _sha256(path)
+    if found != expected:
+        raise QuadranasError(
+            f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, "
+            f"that in {MANIFEST} with {expected[:12]}",
+            "It is damaged or was edited. Copy the folder again, or export again.",
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error

@@ -9,8 +9,8 @@ from quadranas.latency.device import load_device, shipped_devices
 from quadranas.latency.table import build_command, find_table, locate_table, table_paths
 from quadranas.space import load_space, space_files
 
-NEEDED = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tvm": "tvm"}
-"""The package of each runtime that is an extra."""
+NEEDED = {name: name for name in ("onnxruntime", "openvino", "tvm", "torch", "executorch")}
+"""The package of each runtime, all but `torch` an extra; a GPU is not found by its package."""
 
 
 def installed_runtimes() -> list[str]:

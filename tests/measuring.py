@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
+import quadranas.backends.openvino_worker
 from quadranas.architecture import Architecture, OpSpec
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
 from quadranas.backends.onnx_file import to_onnx
@@ -36,7 +37,8 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
             write_atomically(path, to_onnx(network, conversion))
         return path.read_bytes()
 
-    for module in (quadranas.backends.onnxruntime, quadranas.backends.openvino):
+    backends = quadranas.backends
+    for module in (backends.onnxruntime, backends.openvino, backends.openvino_worker):
         patch.setattr(module, "to_onnx", remembered)
 
 

@@ -8,10 +8,10 @@ from quadranas.build_lut import build_lut
 from quadranas.cost import count_macs
 from quadranas.decode import reachable_ms
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import load_device
+from quadranas.latency.device import RUNTIMES, load_device
 from quadranas.latency.table import find_table, load_table
 from quadranas.space import load_space, space_files
-from quadranas.survey import survey_devices, survey_spaces
+from quadranas.survey import NEEDED, installed_runtimes, survey_devices, survey_spaces
 
 
 def test_every_shipped_device_has_a_table_of_every_space() -> None:
@@ -27,6 +27,15 @@ def test_every_shipped_device_has_a_table_of_every_space() -> None:
         assert device["analytic"] is True
         assert device["expected_error"]
     assert survey_devices(["vpu"]) == [devices[3]]
+
+
+def test_runtimes_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(NEEDED) == set(RUNTIMES) - {"cuda"}
+    absent = ("executorch", "tvm")
+    monkeypatch.setattr(
+        "quadranas.survey.find_spec", lambda name: None if name in absent else name
+    )
+    assert installed_runtimes() == ["onnxruntime", "openvino", "torch"]
 
 
 def test_spaces_say_what_they_reach() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quadranas.errors import QuadranasError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -82,6 +84,20 @@ class Conversion:
     dynamic_batch: bool = False
     opset: int | None = None
     half_weights: bool = False
+
+    def refuse(self, runtime: str, *names: str) -> None:
+        """See that what a runtime cannot do is not asked for.
+
+        Raises:
+            QuadranasError: it is; names the key.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value:
+                raise QuadranasError(
+                    f"{runtime} files take no {name}, got {value}",
+                    "Leave it out for this runtime.",
+                )
 
 
 class ClosedOnExit:

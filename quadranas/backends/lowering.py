@@ -15,43 +15,79 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from quadranas.layers.quadra import ChannelNorm, FeedForward
-from quadranas.layers.quadratic import QuadraticConv2d
+from quadranas.layers.quadra import ChannelNorm, FeedForward, QuadraticDepthwise
+from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLayer
 
 Pass = Callable[[nn.Module], nn.Module]
 
 
 class DecomposedNorm(nn.Module):
-    """LayerNorm in elementary operations, over the last axis or over channels."""
+    """LayerNorm in elementary operations, over the last axes or over channels."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
-        self.eps, self.axis = norm.eps, 1 if isinstance(norm, ChannelNorm) else -1
-        shape = (-1, 1, 1) if self.axis == 1 else (-1,)
-        self.weight = nn.Parameter(norm.weight.detach().reshape(shape))
-        self.bias = nn.Parameter(norm.bias.detach().reshape(shape))
+        self.eps, sizes = norm.eps, norm.normalized_shape
+        over_channels = isinstance(norm, ChannelNorm)
+        self.axes = (1,) if over_channels else tuple(range(-len(sizes), 0))
+        shape = (-1, 1, 1) if over_channels else sizes
+        weight, bias = (  # with elementwise_affine or bias false there are none
+            initial(sizes) if parameter is None else parameter.detach()
+            for parameter, initial in ((norm.weight, torch.ones), (norm.bias, torch.zeros))
+        )
+        self.weight = nn.Parameter(weight.reshape(shape))
+        self.bias = nn.Parameter(bias.reshape(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., C), or (B, C, H, W), to the same."""
-        centred = x - x.mean(self.axis, keepdim=True)
-        variance = (centred * centred).mean(self.axis, keepdim=True)
+        centred = x - x.mean(self.axes, keepdim=True)
+        variance = (centred * centred).mean(self.axes, keepdim=True)
         return centred / torch.sqrt(variance + self.eps) * self.weight + self.bias
 
 
 class ConvolutionalFeedForward(nn.Module):
-    """A feed-forward part whose linear layers are 1x1 convolutions."""
+    """A feed-forward part of 1x1 convolutions, its layer scale in the last of them."""
 
-    def __init__(self, part: FeedForward) -> None:
+    def __init__(self, part: "FeedForward | UnscaledFeedForward") -> None:
         super().__init__()
-        self.norm = ChannelNorm(part.norm.normalized_shape[0])
+        self.norm = ChannelNorm(part.norm.normalized_shape[0]).to(part.norm.weight.dtype)
         self.norm.load_state_dict(part.norm.state_dict())
         self.expand, self.project = map(_pointwise, (part.expand, part.project))
-        self.gamma = nn.Parameter(part.gamma.detach()[:, None, None])
+        if isinstance(part, FeedForward):
+            _scale([self.project], part.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""
         out: Tensor = self.project(functional.gelu(self.expand(self.norm(x))))
-        return x + self.gamma * out
+        return x + out
+
+
+class UnscaledDepthwise(nn.Module):
+    """First half of a QuadraBlock, its layer scale in the convolution."""
+
+    def __init__(self, part: QuadraticDepthwise) -> None:
+        super().__init__()
+        self.norm, self.conv = part.norm, part.conv
+        _scale(_scaled_branches(part.conv), part.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) to (B, C, H, W)."""
+        out: Tensor = self.conv(self.norm(x))
+        return x + out
+
+
+class UnscaledFeedForward(nn.Module):
+    """Second half of a QuadraBlock, its layer scale in the last linear layer."""
+
+    def __init__(self, part: FeedForward) -> None:
+        super().__init__()
+        self.norm, self.expand, self.project = part.norm, part.expand, part.project
+        _scale(_scaled_branches(part.project), part.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) to (B, C, H, W)."""
+        pixels = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+        out: Tensor = self.project(functional.gelu(self.expand(pixels)))
+        return x + out.permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
 class JoinedBranches(nn.Module):
@@ -87,9 +123,25 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     for parent in network.modules():
         if isinstance(parent, nn.Sequential):
             for index, (conv, norm) in enumerate(pairwise(list(parent))):
-                if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+                if (
+                    type(conv) is nn.Conv2d
+                    and isinstance(norm, nn.BatchNorm2d)
+                    and norm.running_mean is not None  # else it takes the batch's own
+                ):
                     parent[index], parent[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return network
+
+
+def fold_layer_scale(network: nn.Module) -> nn.Module:
+    """Put the layer scales of QuadraBlocks into the layers before them."""
+
+    def folds(kind: type[nn.Module], layer: str) -> Callable[[nn.Module], bool]:
+        return lambda module: (
+            isinstance(module, kind) and bool(_scaled_branches(getattr(module, layer)))
+        )
+
+    network = _replaced(network, folds(QuadraticDepthwise, "conv"), UnscaledDepthwise)
+    return _replaced(network, folds(FeedForward, "project"), UnscaledFeedForward)
 
 
 def decompose_layer_norm(network: nn.Module) -> nn.Module:
@@ -98,11 +150,16 @@ def decompose_layer_norm(network: nn.Module) -> nn.Module:
 
 
 def linear_as_convolution(network: nn.Module) -> nn.Module:
-    """Make the linear layers of feed-forward parts 1x1 convolutions, without transpositions."""
+    """Make the linear layers of feed-forward parts 1x1 convolutions, without transpositions.
+
+    Those whose norm is decomposed already are left as they are.
+    """
 
     def matches(module: nn.Module) -> bool:
-        return isinstance(module, FeedForward) and all(
-            type(layer) is nn.Linear for layer in (module.expand, module.project)
+        return (
+            isinstance(module, FeedForward | UnscaledFeedForward)
+            and type(module.norm) is nn.LayerNorm
+            and all(type(layer) is nn.Linear for layer in (module.expand, module.project))
         )
 
     return _replaced(network, matches, ConvolutionalFeedForward)
@@ -125,7 +182,13 @@ def join_branches(network: nn.Module) -> nn.Module:
 
 PASSES: dict[str, Pass] = {
     pass_.__name__: pass_
-    for pass_ in (fold_batch_norm, decompose_layer_norm, linear_as_convolution, join_branches)
+    for pass_ in (
+        fold_batch_norm,
+        fold_layer_scale,
+        linear_as_convolution,
+        decompose_layer_norm,
+        join_branches,
+    )
 }
 
 
@@ -149,6 +212,25 @@ def _replaced(
             if matches(child):
                 parent.add_module(name, make(child))
     return network
+
+
+def _scaled_branches(layer: nn.Module) -> list[nn.Module]:
+    """The layers that scale a layer's output when they are scaled; none where that is unknown."""
+    if type(layer) in (nn.Linear, nn.Conv2d):
+        return [layer]
+    if not isinstance(layer, QuadraticLayer) or len(layer.norms):
+        return []
+    if layer.form in ("product", "hadamard"):
+        return [branch for name, branch in layer.branches.items() if name != "b"]
+    return []
+
+
+def _scale(layers: Iterable[nn.Module], gamma: Tensor) -> None:
+    """Multiply the outputs of layers, channel by channel."""
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            shape = (-1, *(1 for _ in parameter.shape[1:]))
+            parameter.data = parameter.detach() * gamma.detach().reshape(shape)
 
 
 def _pointwise(layer: nn.Module) -> nn.Conv2d:

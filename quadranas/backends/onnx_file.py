@@ -4,6 +4,7 @@ import ast
 import logging
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,36 @@ def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
     _name_nodes(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def read_onnx(path: Path) -> Any:
+    """A model from its file.
+
+    Raises:
+        QuadranasError: it cannot be read.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(path)
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # protobuf has a kind of its own
+        raise QuadranasError(
+            f"{path} is no ONNX model, or it is damaged: {error}", "Convert the network again."
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise QuadranasError(f"{path} is no ONNX model: it is empty", "Convert the network again.")
+    return model
+
+
+def count_nodes(path: Path) -> dict[str, int]:
+    """How many nodes of each operator a file has.
+
+    Raises:
+        QuadranasError: it cannot be read.
+    """
+    return dict(Counter(node.op_type for node in read_onnx(path).graph.node).most_common())
 
 
 def _capture(network: nn.Module, conversion: Conversion, opset: int) -> Any:

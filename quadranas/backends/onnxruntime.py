@@ -1,11 +1,12 @@
 """ONNX Runtime on this machine's CPU."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
@@ -17,7 +18,8 @@ from quadranas.backends.interface import (
     call_times_ms,
 )
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import BATCH, is_old, to_onnx
+from quadranas.backends.onnx_file import BATCH, count_nodes, is_old, to_onnx
+from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
@@ -28,7 +30,7 @@ class OnnxRuntimeBackend(Backend):
     """Runs fp32: on a CPU, ONNX Runtime emulates other precisions."""
 
     max_parallel = 1
-    lowering = ("fold_batch_norm",)
+    lowering = ("fold_batch_norm", "fold_layer_scale")
 
     def __init__(self, device: Device, records: Path) -> None:
         require_extra("onnxruntime", "onnx", "onnxscript", "onnxruntime")
@@ -52,6 +54,7 @@ class OnnxRuntimeBackend(Backend):
 
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
         """See `FileBackend`."""
+        conversion.refuse("ONNX Runtime", "half_weights")
         write_atomically(path, self._content(network, conversion))
 
     def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
@@ -60,14 +63,53 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
         """See `FileBackend`."""
-        return OnnxRuntimeProgram(path.read_bytes(), input_shape, self.threads)
+        from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+        try:
+            program = OnnxRuntimeProgram(path.read_bytes(), input_shape, self.threads)
+        except OSError as error:
+            raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+        except (
+            failures.Fail,
+            failures.InvalidArgument,
+            failures.InvalidGraph,
+            failures.InvalidProtobuf,
+        ) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise QuadranasError(
+                f"ONNX Runtime cannot read {path}: {reason}", "Convert the network again."
+            ) from error
+        wanted, given = tuple(program.session.get_inputs()[0].shape), tuple(input_shape)
+        if wanted != given:
+            raise QuadranasError(
+                f"{path} takes inputs of {wanted}, got {given}",
+                "Convert the network for this shape.",
+            )
+        return program
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`."""
+        return count_nodes(path)
+
+    def quantize(
+        self,
+        source: Path,
+        target: Path,
+        images: Sequence[NDArray[np.float32]],
+        kept: Collection[str],
+    ) -> None:
+        """See `QuantizingBackend`.
+
+        Raises:
+            QuadranasError: a layer to keep is none of the file's; the file cannot be written.
+        """
+        quantize_onnx(source, target, images, kept)
+
+    def layers(self, path: Path) -> list[str]:
+        """See `QuantizingBackend`."""
         import onnx
 
-        graph = onnx.load(path).graph
-        return dict(Counter(node.op_type for node in graph.node).most_common())
+        return layers_of(onnx.load(path))
 
     def provenance(self) -> Provenance:
         """See `Backend`."""

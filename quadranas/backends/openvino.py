@@ -2,11 +2,13 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
@@ -19,6 +21,11 @@ from quadranas.backends.interface import (
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import to_onnx
+from quadranas.backends.openvino_quantization import (
+    compact_description,
+    layers_of,
+    quantized_model,
+)
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 
@@ -32,7 +39,12 @@ class OpenVinoBackend(Backend):
     """Runs in the precision asked for, or refuses: OpenVINO's own choice is bf16 where it can."""
 
     max_parallel = 1
-    lowering = ("fold_batch_norm", "decompose_layer_norm")
+    lowering = (
+        "fold_batch_norm",
+        "fold_layer_scale",
+        "linear_as_convolution",
+        "decompose_layer_norm",
+    )
 
     def __init__(self, device: Device, records: Path) -> None:
         require_extra("openvino", "openvino", "onnx", "onnxscript")
@@ -84,6 +96,7 @@ class OpenVinoBackend(Backend):
         Raises:
             QuadranasError: the files cannot be written.
         """
+        conversion.refuse("OpenVINO", "opset")
         model = self._model(network, conversion.input_shape, conversion.dynamic_batch)
         write_model(model, path, half_weights=conversion.half_weights)
 
@@ -108,11 +121,37 @@ class OpenVinoBackend(Backend):
         operators = self.read(path).get_ordered_ops()
         return dict(Counter(op.get_type_name() for op in operators).most_common())
 
+    def quantize(
+        self,
+        source: Path,
+        target: Path,
+        images: Sequence[NDArray[np.float32]],
+        kept: Collection[str],
+    ) -> None:
+        """See `QuantizingBackend`.
+
+        Raises:
+            MissingExtraError: NNCF is not installed.
+            QuadranasError: a layer to keep is none of the file's; the files cannot be written.
+        """
+        model = quantized_model(self.read(source), images, kept)
+        write_model(model, target)
+
+    def layers(self, path: Path) -> list[str]:
+        """See `QuantizingBackend`."""
+        return layers_of(self.read(path))
+
     def _model(
         self, network: nn.Module, shape: tuple[int, int, int, int], dynamic_batch: bool = False
     ) -> Any:
+        from openvino._offline_transformations import apply_moc_transformations
+
         conversion = Conversion(input_shape=shape, dynamic_batch=dynamic_batch)
-        return self.core.read_model(to_onnx(lower(network, self.lowering), conversion))
+        model = self.core.read_model(to_onnx(lower(network, self.lowering), conversion))
+        # What openvino.convert_model does after reading, without its reports over the network:
+        # fuses LayerNorm and GELU and folds constants, so that the file holds what is run.
+        apply_moc_transformations(model, True)
+        return model
 
     def _compiled(self, model: Any, input_shape: Sequence[int]) -> "OpenVinoProgram":
         try:
@@ -186,6 +225,8 @@ def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder) / f"{path.stem}.xml"
             openvino.save_model(model, str(written), compress_to_fp16=half_weights)
+            description = compact_description(written.read_text(encoding="utf-8"))
+            written.write_text(description, encoding="utf-8")
             # The description last: where it is, the weights are.
             written.with_suffix(".bin").replace(path.with_suffix(".bin"))
             written.replace(path)

@@ -9,9 +9,8 @@ reached in the same way, which is how all this is tested where there is no stick
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import ClosedOnExit, Provenance
+from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance, as_shape
+from quadranas.backends.lowering import lower
+from quadranas.backends.onnx_file import count_nodes, read_onnx, to_onnx
 from quadranas.backends.openvino_worker_process import (
     RefusedError,
     WorkerLostError,
@@ -33,6 +34,7 @@ from quadranas.backends.openvino_worker_target import (
     find_target,
 )
 from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 
 EXTRA = "myriad"
@@ -95,6 +97,14 @@ class OpenVinoWorkerBackend(ClosedOnExit):
         MissingExtraError: the ONNX package is not installed.
     """
 
+    # Without transpositions first, so that norms are written out over channels.
+    lowering = (
+        "fold_batch_norm",
+        "fold_layer_scale",
+        "linear_as_convolution",
+        "decompose_layer_norm",
+    )
+
     def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
         require_extra(EXTRA, "onnx")
         self._device = device
@@ -127,11 +137,52 @@ class OpenVinoWorkerBackend(ClosedOnExit):
             QuadranasError: it cannot be exported, or OpenVINO refuses it, or there is no stick.
             DeviceLostError: the worker was lost again and again.
         """
+        content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
+        return self._loaded_program(content, input_shape, type(network).__name__)
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """See `FileBackend`: ONNX of opset 13 at most, of one input shape."""
+        conversion.refuse(f"OpenVINO {RELEASE}'s ONNX", "dynamic_batch", "half_weights")
+        write_atomically(path, self._content(network, conversion))
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> WorkerProgram:
+        """See `FileBackend`."""
+        model = read_onnx(path)
+        opset = max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+        if opset > OPSET:
+            raise QuadranasError(
+                f"{path} is of opset {opset}; OpenVINO {RELEASE} reads {OPSET} at most",
+                f"Convert the network for this device, or with opset {OPSET}.",
+            )
+        sizes = model.graph.input[0].type.tensor_type.shape.dim
+        wanted, given = tuple(size.dim_value for size in sizes), tuple(input_shape)
+        if wanted != given:
+            raise QuadranasError(
+                f"{path} takes inputs of {wanted}, got {given}",
+                "Convert the network for this shape.",
+            )
+        return self._loaded_program(path.read_bytes(), input_shape, str(path))
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`."""
+        return count_nodes(path)
+
+    def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
+        opset = OPSET if conversion.opset is None else conversion.opset
+        if opset > OPSET:
+            raise QuadranasError(
+                f"OpenVINO {RELEASE} reads ONNX of opset {OPSET} at most, got opset {opset}",
+                "Leave it out for this device.",
+            )
+        return to_onnx(lower(network, self.lowering), replace(conversion, opset=opset))
+
+    def _loaded_program(self, content: bytes, shape: Sequence[int], name: str) -> WorkerProgram:
+        """A program of the worker's own, which goes on when the file it came from is gone."""
         self._num_programs += 1
         path = Path(self._folder.name) / f"{self._num_programs}.onnx"
-        _export(network, input_shape, path)
-        program = WorkerProgram(self, path, input_shape)
-        what = f"load {type(network).__name__} {tuple(input_shape)}"
+        path.write_bytes(content)
+        program = WorkerProgram(self, path, shape)
+        what = f"load {name} {tuple(shape)}"
         self._insist(what, lambda worker: {"handle": self._handle(worker, program)})
         return program
 
@@ -248,25 +299,3 @@ class OpenVinoWorkerBackend(ClosedOnExit):
         if self.worker is not None:
             self.worker.stop()
             self.worker = None
-
-
-def _export(network: nn.Module, shape: Sequence[int], path: Path) -> None:
-    """Write ONNX that OpenVINO 2021.4 reads, of one input shape.
-
-    By the exporter that traces: it knows opset 13, and takes a tenth of the other one's time.
-
-    Raises:
-        QuadranasError: the network holds an operation that this opset lacks.
-    """
-    # torch 2.13 turns this log on by mistake (setup_onnx_logging), and on stdout
-    torch._C._jit_set_onnx_log_output_stream("stderr")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecation (torch 2.13)
-        try:
-            torch.onnx.export(
-                network, (torch.zeros(*shape),), path, dynamo=False, opset_version=OPSET
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise QuadranasError(
-                f"{type(network).__name__} cannot be written as ONNX of opset {OPSET}: {error}"
-            ) from error

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quadranas.backends.cuda import CudaBackend
+from quadranas.backends.executorch import ExecuTorchBackend
 from quadranas.backends.interface import Backend
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
 from quadranas.backends.openvino import OpenVinoBackend
 from quadranas.backends.openvino_worker import OpenVinoWorkerBackend
+from quadranas.backends.pytorch import PyTorchBackend
 from quadranas.backends.tvm import TvmBackend
 from quadranas.latency.device import Device
 
@@ -15,6 +17,8 @@ BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
     "openvino": OpenVinoBackend,
     "tvm": TvmBackend,
+    "torch": PyTorchBackend,
+    "executorch": ExecuTorchBackend,
     "cuda": CudaBackend,
 }
 """Opens a device by the name of its runtime; the folder is the runtime's to keep records in."""

@@ -4,6 +4,7 @@ Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in M
 """
 
 import json
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -12,17 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import ClosedOnExit, Provenance
+from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance
+from quadranas.backends.lowering import lower
 from quadranas.backends.tvm_import import import_network
+from quadranas.backends.tvm_library import check_library, count_kernels
 from quadranas.backends.tvm_linker import export, find_linker, machine_of, make_link
 from quadranas.backends.tvm_program import TvmProgram
 from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
 from quadranas.backends.tvm_worker import Boards, Worker
-from quadranas.errors import QuadranasError
+from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 
 if TYPE_CHECKING:
@@ -80,6 +85,8 @@ class TvmBackend(ClosedOnExit):
         MissingExtraError: TVM is not installed.
         QuadranasError: the precision, the target, no linker for it, or no board there.
     """
+
+    lowering = ("fold_batch_norm", "fold_layer_scale")
 
     def __init__(self, device: Device, records: Path, *, hang_s: float = HANG_S) -> None:
         require_extra(EXTRA, "tvm", "cloudpickle", "psutil")
@@ -164,19 +171,61 @@ class TvmBackend(ClosedOnExit):
             QuadranasError: TVM cannot compile it, or no schedule of a kernel worked.
             DeviceLostError: tuning lost the last board; what was tuned is kept.
         """
+        path = self._new_library()
+        self._build(network, input_shape, path)
+        return TvmProgram(self, path, tuple(input_shape))
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """See `FileBackend`: a shared library (.so) for the device's processor, weights included.
+
+        Raises:
+            QuadranasError: as `compile`, or for a conversion of another kind than fixed and fp32.
+            DeviceLostError: as `compile`.
+        """
+        conversion.refuse("TVM", "dynamic_batch", "opset", "half_weights")
+        library = self._new_library()
+        self._build(network, conversion.input_shape, library)
+        write_atomically(path, library.read_bytes())
+        library.unlink()
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> TvmProgram:
+        """See `FileBackend`."""
+        check_library(path, machine_of(self.triple))
+        # Boards know libraries by their names and keep them, so that each needs one of its own.
+        library = self._new_library()
+        shutil.copyfile(path, library)
+        program = TvmProgram(self, library, tuple(input_shape))
+        try:
+            program.run(torch.zeros(*input_shape))
+        except DeviceLostError:
+            raise
+        except QuadranasError as error:
+            raise QuadranasError(
+                f"{path} does not run with inputs of {tuple(input_shape)}: {error.message}",
+                "Convert the network for this shape.",
+            ) from error
+        return program
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`: kernels, of which the network may call each more than once."""
+        return count_kernels(path)
+
+    def _new_library(self) -> Path:
+        with self.compiling:
+            self.num_programs += 1
+            return Path(self.folder.name) / f"program{self.num_programs}.so"
+
+    def _build(self, network: nn.Module, input_shape: Sequence[int], path: Path) -> None:
         import tvm
         from tvm import relax
 
         with self.compiling:  # TVM's compiler is not safe to enter twice
-            self.num_programs += 1
-            path = Path(self.folder.name) / f"program{self.num_programs}.so"
-            module = import_network(network, input_shape, self.target)
+            module = import_network(lower(network, self.lowering), input_shape, self.target)
             records = self.tuner.tune(module) if self.tuner is not None else nullcontext()
             with self.target, records, tvm.transform.PassContext(opt_level=3):
                 if self.tuner is not None:
                     module = relax.transform.MetaScheduleApplyDatabase()(module)
                 export(tvm.compile(module, self.target), path, self.link)
-        return TvmProgram(self, path, tuple(input_shape))
 
     def call(self, method: str, library: Path, *rest: object, expected_s: float = 0.0) -> Any:
         """What a method of `Board` returns for a program on some board, which may lack it yet."""

@@ -1,7 +1,5 @@
 """What the TVM backend compiles."""
 
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +7,6 @@ import torch
 from torch import Tensor
 
 from quadranas.errors import QuadranasError
-from quadranas.files import TEMPORARY
 
 if TYPE_CHECKING:
     from quadranas.backends.tvm import TvmBackend
@@ -49,22 +46,3 @@ class TvmProgram:
             "time_s", self.library, self.input_shape, repeats, expected_s=expected_s
         )
         return seconds
-
-    def save(self, path: Path) -> None:
-        """Write the shared library, whole or not at all.
-
-        Raises:
-            QuadranasError: the file cannot be written.
-        """
-        temporary = path.with_name(f".{path.name}{TEMPORARY}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.library, temporary)
-            temporary.replace(path)
-        except OSError as error:
-            raise QuadranasError(
-                f"cannot write {path}: {error.strerror or error}", "Choose another --output."
-            ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()

@@ -52,7 +52,7 @@ class AnalyticModel(Frozen):
     saturation: float = Field(default=0.0, ge=0, le=1e9)
 
 
-Runtime = Literal["onnxruntime", "openvino", "tvm", "cuda"]
+Runtime = Literal["onnxruntime", "openvino", "tvm", "torch", "executorch", "cuda"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
 FASTEST = "fastest"
 """Of the runtimes installed on this machine; found out by timing."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quadranas.backends.interface import Conversion
 from quadranas.backends.tvm import TvmBackend
 from quadranas.errors import DeviceLostError, QuadranasError
 from quadranas.latency.device import Device, Reach, load_device
@@ -80,6 +81,24 @@ def test_a_tuned_network_computes_the_same_and_has_no_latency(
             board.kill()
             with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
                 program.run(images)
+
+
+def test_a_library_is_written_and_run_there(
+    tmp_path: Path, network: nn.Module, images: Tensor
+) -> None:
+    paths = [tmp_path / name / "model.so" for name in ("a", "b")]
+    with (
+        server(PYTHON) as board,
+        TvmBackend(cortex_a76(Reach(rpc=board.address), trials=0), tmp_path) as backend,
+    ):
+        for path in paths:
+            backend.convert(network, Conversion(input_shape=(1, 3, 16, 16)), path)
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert backend.count_operators(paths[0])["layer_norm"] > 0
+        output = backend.load(paths[0], images.shape).run(images)
+        assert float((output - expected(network, images)).abs().max()) < 1e-5
+        with pytest.raises(QuadranasError, match=r"model\.so does not run with inputs of"):
+            backend.load(paths[0], (1, 3, 32, 32))
 
 
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="one linker is tested")

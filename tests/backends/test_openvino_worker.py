@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.architecture import OpSpec
-from quadranas.backends.interface import Backend
+from quadranas.backends.interface import Backend, Conversion
+from quadranas.backends.onnx_file import to_onnx
 from quadranas.backends.openvino_worker import OpenVinoWorkerBackend, Patience
 from quadranas.backends.openvino_worker_process import SCRIPT
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
@@ -71,7 +72,7 @@ def children() -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Backend]:
+def shared() -> Iterator[OpenVinoWorkerBackend]:
     with OpenVinoWorkerBackend(device(), Path()) as backend:
         yield backend
 
@@ -177,6 +178,25 @@ def test_provenance_names_runtime_hardware_and_settings(shared: Backend) -> None
     assert provenance.settings["ENFORCE_BF16"] == "NO"
     assert not provenance.emulated
     assert shared.max_parallel == 1
+
+
+@needs_worker
+@pytest.mark.usefixtures("exports")
+def test_newer_opsets_are_refused(
+    shared: OpenVinoWorkerBackend, network: nn.Module, tmp_path: Path
+) -> None:
+    images = torch.randn(SHAPE)
+    new, old = tmp_path / "new.onnx", tmp_path / "old.onnx"
+    with pytest.raises(QuadranasError, match=r"reads ONNX of opset 13 at most, got opset 17"):
+        shared.convert(network, Conversion(input_shape=SHAPE, opset=17), new)
+    new.write_bytes(to_onnx(network, Conversion(input_shape=SHAPE)))
+    with pytest.raises(QuadranasError, match=r"new\.onnx is of opset 18; .* reads 13 at most"):
+        shared.load(new, SHAPE)
+    shared.convert(network, Conversion(input_shape=SHAPE, opset=13), old)
+    assert_right(shared.load(old, SHAPE).run(images), network, images)
+    counts = shared.count_operators(old)
+    assert counts["Conv"] > 0
+    assert "LayerNormalization" not in counts
 
 
 @needs_worker

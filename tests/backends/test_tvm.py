@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from quadranas.architecture import OpSpec
 from quadranas.backends import tvm_trials
-from quadranas.backends.interface import Backend, SavableProgram
-from quadranas.backends.tvm import TvmBackend
-from quadranas.backends.tvm_linker import find_linker
+from quadranas.backends.interface import Backend, Conversion
+from quadranas.backends.tvm import TvmBackend, make_target
+from quadranas.backends.tvm_import import import_network
+from quadranas.backends.tvm_linker import export, find_linker, make_link
 from quadranas.backends.tvm_reader import judge
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
@@ -106,21 +108,54 @@ def test_untuned_is_said(untuned: TvmBackend) -> None:
     assert untuned.max_parallel == 1
 
 
-def test_a_saved_program_computes_the_same(untuned: TvmBackend, tmp_path: Path) -> None:
+def test_a_library_needs_nothing_but_tvm(untuned: TvmBackend, tmp_path: Path) -> None:
     import tvm
 
     images = example(HEAD)
-    program = untuned.compile(build_op(HEAD).eval(), images.shape)
-    assert isinstance(program, SavableProgram)
-    program.save(tmp_path / "new" / "model.so")
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.so"]
-    library = tvm.runtime.load_module(str(tmp_path / "new" / "model.so"))
+    op = build_op(HEAD).eval()
+    path = tmp_path / "new" / "model.so"
+    untuned.convert(op, Conversion(input_shape=(1, 8, 6, 6)), path)
+    assert [file.name for file in path.parent.iterdir()] == ["model.so"]
+    assert untuned.count_operators(path) == {"fused_matmul_add": 1, "mean": 1}
+    library = tvm.runtime.load_module(str(path))
     output = tvm.relax.VirtualMachine(library, tvm.cpu())["main"](
         tvm.runtime.tensor(images.numpy())
     )
-    assert torch.equal(torch.from_numpy(output.numpy()), program.run(images))
-    with pytest.raises(QuadranasError, match="cannot write"):
-        program.save(tmp_path / "new" / "model.so" / "below.so")
+    loaded = untuned.load(path, images.shape)
+    assert torch.equal(torch.from_numpy(output.numpy()), loaded.run(images))
+
+
+def test_libraries_of_one_name_do_not_mix(untuned: TvmBackend, tmp_path: Path) -> None:
+    """As the model.so of two folders; a board knows its programs by their names."""
+    images, outputs = example(HEAD), []
+    for folder in ("a", "b"):
+        op = build_op(HEAD).eval()
+        untuned.convert(op, Conversion(input_shape=(1, 8, 6, 6)), tmp_path / folder / "model.so")
+        program = untuned.load(tmp_path / folder / "model.so", images.shape)
+        with torch.no_grad():
+            assert float((program.run(images) - op(images)).abs().max()) < 1e-5
+        outputs.append(program.run(images))
+    assert not torch.equal(*outputs)
+
+
+def test_a_library_for_another_processor_is_refused(untuned: TvmBackend, tmp_path: Path) -> None:
+    other = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    target = make_target(device(target=other))
+    op, link = nn.Conv2d(3, 4, 1).eval(), make_link(find_linker("aarch64-linux-gnu"))
+    paths = [tmp_path / "a.so", tmp_path / "b.so"]
+    for path in paths:
+        export(tvm_compiled(import_network(op, (1, 3, 4, 4), target), target), path, link)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert untuned.count_operators(paths[0]) == {"fused_conv2d_add": 1}
+    with pytest.raises(QuadranasError, match=r"a\.so is for aarch64, the .* target is x86_64"):
+        untuned.load(paths[0], (1, 3, 4, 4))
+
+
+def tvm_compiled(module: Any, target: Any) -> Any:
+    import tvm
+
+    with target, tvm.transform.PassContext(opt_level=3):
+        return tvm.compile(module, target)
 
 
 def test_a_wrong_input_is_refused_and_the_next_one_works(untuned: TvmBackend) -> None:

@@ -6,11 +6,14 @@ Myriad stick runs on the CPU of its OpenVINO 2021.4.
 
 import math
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.architecture import OpSpec
-from quadranas.backends.interface import Backend, Program, SavableProgram
-from quadranas.backends.onnxruntime import OnnxRuntimeBackend
+from quadranas.backends import onnx_file, onnxruntime, openvino, openvino_worker
+from quadranas.backends.interface import Backend, Conversion, FileBackend, Program
 from quadranas.backends.registry import BACKENDS, open_backend
-from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import RUNTIMES, Device
 from quadranas.layers import build_op
 from quadranas.network import build_subnet
@@ -53,6 +56,34 @@ TOLERANCE = 1e-4
 """Absolute and relative: in float32 sums are taken in another order; bfloat16 misses it by far."""
 
 BATCH = 3
+SHAPE = (1, 3, 32, 32)
+
+SUFFIXES = {
+    "onnxruntime": ".onnx",
+    "openvino": ".xml",
+    "tvm": ".so",
+    "torch": ".pt2",
+    "executorch": ".pte",
+    WORKER: ".onnx",
+}
+"""The runtimes that have files, and how their names end."""
+
+DYNAMIC = ("onnxruntime", "openvino", "torch")
+TAKEN = {"onnxruntime": ("opset",), "openvino": ("half_weights",)}
+"""The options that a format has."""
+
+PRODUCTS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "onnxruntime": "^Mul$",
+        "openvino": "^Multiply$",
+        "tvm": "multiply",
+        "torch": "^aten.addcmul$",
+        "executorch": "^XNNMultiply$",
+        WORKER: "^Mul$",
+    }.items()
+}
+"""How each runtime names the product of a quadratic layer."""
 
 
 def described(name: str, **changes: Any) -> Device:
@@ -221,37 +252,151 @@ def test_provenance_says_what_is_measured(backend: Backend) -> None:
     assert backend.max_parallel >= 1
 
 
-def reloaded(backend: Backend, path: Path, images: Tensor) -> Tensor:
-    """The output of a saved program in the runtime itself."""
-    if isinstance(backend, OnnxRuntimeBackend):
-        return backend.load(path, images.shape).run(images)
-    if path.suffix == ".xml":
-        import openvino
-
-        compiled = openvino.Core().compile_model(
-            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        return torch.from_numpy(compiled([images.numpy()])[0].copy())
-    pytest.skip(f"{type(backend).__name__} reads no saved program")
+def stored(backend: Backend) -> FileBackend:
+    """The backend of a runtime that has files; skips others."""
+    if not isinstance(backend, FileBackend):
+        pytest.skip(f"{type(backend).__name__} has no files")
+    return backend
 
 
-@pytest.mark.parametrize("batch", [1, BATCH])
-def test_a_saved_program_computes_the_same(
-    tmp_path: Path,
-    name: str,
-    backend: Backend,
-    program: Program,
-    batch_program: Program,
-    batch: int,
+@pytest.fixture(scope="module")
+def converted(
+    backend: Backend, name: str, network: nn.Module, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The network as a file for one image, in a folder that did not exist."""
+    path = tmp_path_factory.mktemp("files") / "new" / f"network{SUFFIXES.get(name, '')}"
+    stored(backend).convert(network, Conversion(input_shape=(1, 3, 32, 32)), path)
+    return path
+
+
+def test_every_runtime_but_cuda_has_files() -> None:
+    assert set(SUFFIXES) == {*RUNTIME_NAMES} - {"cuda"}
+
+
+def test_a_file_computes_what_a_compiled_program_does(
+    backend: Backend, program: Program, converted: Path
 ) -> None:
-    images = random_images(batch, 3, 32, 32)
-    program = program if batch == 1 else batch_program
-    if not isinstance(program, SavableProgram):
-        pytest.skip(f"{name} saves no programs")
-    path = tmp_path / ("program.xml" if name == "openvino" else "program.onnx")
-    program.save(path)
-    again = reloaded(backend, path, images)
-    torch.testing.assert_close(again, program.run(images), rtol=1e-5, atol=1e-5)
+    images = random_images(1, 3, 32, 32)
+    loaded = stored(backend).load(converted, images.shape)
+    torch.testing.assert_close(loaded.run(images), program.run(images), rtol=1e-5, atol=1e-5)
+    assert len(loaded.time_ms(2)) == 2
+    assert {path.stem for path in converted.parent.iterdir()} == {"network"}
+
+
+def test_a_file_can_go_when_it_is_loaded(
+    backend: Backend, converted: Path, tmp_path: Path
+) -> None:
+    for path in converted.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    images = random_images(1, 3, 32, 32)
+    loaded = stored(backend).load(tmp_path / converted.name, images.shape)
+    before = loaded.run(images)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert torch.equal(loaded.run(images), before)
+
+
+def test_a_file_takes_any_batch_where_it_is_asked_to(
+    backend: Backend, name: str, network: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / f"dynamic{SUFFIXES.get(name, '')}"
+    conversion = Conversion(input_shape=(1, 3, 32, 32), dynamic_batch=True)
+    if name not in DYNAMIC:
+        with pytest.raises(QuadranasError, match="take no dynamic_batch"):
+            stored(backend).convert(network, conversion, path)
+        assert not list(tmp_path.iterdir())
+        return
+    stored(backend).convert(network, conversion, path)
+    for batch in (1, BATCH):
+        images = random_images(batch, 3, 32, 32)
+        assert_agrees(stored(backend).load(path, images.shape), network, images)
+
+
+@pytest.mark.parametrize("shape", [(BATCH, 3, 32, 32), (1, 3, 64, 64)], ids=str)
+def test_a_file_for_another_shape_is_refused(
+    backend: Backend, name: str, converted: Path, shape: tuple[int, ...]
+) -> None:
+    if name == "openvino":
+        pytest.skip("OpenVINO gives its files other shapes")
+    with pytest.raises(QuadranasError, match=r"with inputs of|takes inputs of") as caught:
+        stored(backend).load(converted, shape)
+    assert str(converted) in caught.value.message
+
+
+@pytest.mark.parametrize("fault", ["absent", "empty", "foreign", "cut"])
+def test_a_file_that_cannot_be_read_is_one_error(
+    backend: Backend, converted: Path, tmp_path: Path, fault: str
+) -> None:
+    for path in converted.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    broken = tmp_path / converted.name
+    content = broken.read_bytes()
+    broken.unlink()
+    if fault != "absent":
+        contents = {"empty": b"", "foreign": b"GIF89a" * 99, "cut": content[: len(content) // 2]}
+        broken.write_bytes(contents[fault])
+    for read in (stored(backend).count_operators, lambda path: stored(backend).load(path, SHAPE)):
+        with pytest.raises(QuadranasError) as caught:
+            read(broken)
+        assert str(broken) in caught.value.message
+        assert not isinstance(caught.value, DeviceLostError)
+
+
+def test_a_file_says_what_it_consists_of(backend: Backend, name: str, converted: Path) -> None:
+    counts = stored(backend).count_operators(converted)
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
+    found = sum(count for kind, count in counts.items() if PRODUCTS[name].search(kind))
+    assert found >= 1, counts
+
+
+def test_the_same_network_gives_the_same_bytes(
+    backend: Backend,
+    name: str,
+    scramble: Scrambler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (onnxruntime, openvino, openvino_worker):  # each time anew
+        monkeypatch.setattr(module, "to_onnx", onnx_file.to_onnx)
+    spec = OpSpec(
+        kind="quadratic_depthwise", in_channels=4, out_channels=4, kernel_size=3, resolution=8
+    )
+    op = scramble(build_op(spec)).eval()
+    contents = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        path = folder / f"other {folder.name}" / f"op{SUFFIXES.get(name, '')}"
+        stored(backend).convert(op, Conversion(input_shape=(1, 4, 8, 8)), path)
+        contents.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_a_file_that_cannot_be_written_is_one_error(
+    backend: Backend, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    path = tmp_path / "file" / f"op{SUFFIXES.get(name, '')}"
+    with pytest.raises(QuadranasError, match="cannot write"):
+        stored(backend).convert(
+            nn.Conv2d(3, 4, 1).eval(), Conversion(input_shape=(1, 3, 4, 4)), path
+        )
+
+
+ASKED: dict[str, dict[str, Any]] = {"half_weights": {"half_weights": True}, "opset": {"opset": 21}}
+
+
+@pytest.mark.parametrize("option", ASKED)
+def test_what_a_format_lacks_is_refused(
+    backend: Backend, name: str, tmp_path: Path, option: str
+) -> None:
+    if option in TAKEN.get(name, ()):
+        pytest.skip(f"{name} takes {option}")
+    with pytest.raises(QuadranasError, match=option):
+        stored(backend).convert(
+            nn.Conv2d(3, 4, 1).eval(),
+            replace(Conversion(input_shape=(1, 3, 4, 4)), **ASKED[option]),
+            tmp_path / f"op{SUFFIXES.get(name, '')}",
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def extras() -> dict[str, list[str]]:
@@ -345,10 +490,10 @@ def test_onnx_runtime_takes_no_target(tmp_path: Path) -> None:
 
 
 def test_openvino_lists_the_devices_that_it_has(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    package = pytest.importorskip("openvino")
     with pytest.raises(QuadranasError, match="finds no device 'NPUX' on this") as caught:
         open_backend(described("openvino", target="NPUX"), tmp_path)
-    for offered in openvino.Core().available_devices:
+    for offered in package.Core().available_devices:
         assert offered in caught.value.message
     with pytest.raises(QuadranasError, match="finds no device 'MYRIAD'") as caught:
         open_backend(described("openvino", target="MYRIAD"), tmp_path)
@@ -357,15 +502,14 @@ def test_openvino_lists_the_devices_that_it_has(tmp_path: Path) -> None:
 
 def test_openvino_left_to_itself_would_run_bf16(tmp_path: Path, scramble: Scrambler) -> None:
     """So a backend that did not ask for fp32 would be found out by the tests above."""
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
+    package = pytest.importorskip("openvino")
+    core = package.Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bf16, so OpenVINO would run fp32 anyway")
     deep, images = layers(scramble), random_images(1, 64, 8, 8)
     with closing(open_backend(described("openvino"), tmp_path)) as backend:
         program = backend.compile(deep, images.shape)
-    assert isinstance(program, SavableProgram)
-    program.save(tmp_path / "deep.xml")
+        stored(backend).convert(deep, Conversion(input_shape=(1, 64, 8, 8)), tmp_path / "deep.xml")
     compiled = core.compile_model(str(tmp_path / "deep.xml"), "CPU")
     by_default = torch.from_numpy(compiled([images.numpy()])[0].copy())
     ours = relative_error(program.run(images), deep, images)

@@ -1,0 +1,189 @@
+"""PyTorch itself on this machine's CPU: networks as `torch.export` leaves them, run eagerly."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import (
+    Backend,
+    Conversion,
+    Provenance,
+    as_shape,
+    call_times_ms,
+)
+from quadranas.backends.lowering import lower
+from quadranas.backends.pytorch_archive import count_targets, read_archive
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+from quadranas.latency.device import Device
+from quadranas.latency.host import cpu_name
+
+KEPT_NOTES = ("val", "nn_module_stack")
+"""Of what PyTorch notes about a node: its shape, and the layer that it belongs to."""
+
+
+class PyTorchBackend(Backend):
+    """Runs fp32. A file (.pt2) is read without running code that it might hold."""
+
+    max_parallel = 1
+    # Eagerly every operation is a pass over memory: with join_branches the smallest network of
+    # quadranet-mobile at 224 pixels took 0.92 of the time, with linear_as_convolution 0.98, with
+    # both 0.94 (2026-11-21, one thread of an AMD EPYC).
+    lowering = ("fold_batch_norm", "fold_layer_scale", "join_branches")
+
+    def __init__(self, device: Device, records: Path) -> None:
+        if device.precision != "fp32":
+            raise QuadranasError(
+                f"device {device.name!r}: PyTorch on a CPU runs fp32, not {device.precision}",
+                "Set precision: fp32, or name another runtime.",
+            )
+        if device.target is not None:
+            raise QuadranasError(
+                f"device {device.name!r}: the runtime torch runs on this machine's CPU and takes "
+                f"no target, got {device.target!r}",
+                "Remove the key 'target'; an NVIDIA GPU has the runtime cuda.",
+            )
+        self.threads = device.threads
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "PyTorchProgram":
+        """See `Backend`."""
+        conversion = Conversion(input_shape=as_shape(input_shape))
+        return PyTorchProgram(self._exported(network, conversion), input_shape, self.threads)
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+        """See `FileBackend`: an archive of `torch.export` (.pt2)."""
+        conversion.refuse("PyTorch", "opset", "half_weights")
+        program = self._exported(network, conversion)
+        archive = io.BytesIO()  # its records are then named the same whatever the file is
+        with _quiet():
+            torch.export.save(program, archive)
+        write_atomically(path, archive.getvalue())
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> "PyTorchProgram":
+        """See `FileBackend`."""
+        content = read_archive(path)
+        try:
+            with _quiet():
+                program = torch.export.load(io.BytesIO(content))
+            wanted = _shape_of(program)
+        except Exception as error:  # PyTorch raises many kinds
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise QuadranasError(
+                f"PyTorch {torch.__version__} cannot read {path}: {reason[0]}",
+                "Convert the network again.",
+            ) from error
+        given = tuple(input_shape)
+        if len(wanted) != len(given) or any(
+            size not in (None, other) for size, other in zip(wanted, given, strict=True)
+        ):
+            accepted = tuple("any" if size is None else size for size in wanted)
+            raise QuadranasError(
+                f"{path} takes inputs of {accepted}, got {given}",
+                "Convert the network for this shape.",
+            )
+        return PyTorchProgram(program, input_shape, self.threads)
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`."""
+        return count_targets(path)
+
+    def _exported(self, network: nn.Module, conversion: Conversion) -> Any:
+        batch, *sizes = conversion.input_shape
+        # An example of one image would be taken for a constant.
+        example = torch.zeros(2 if conversion.dynamic_batch else batch, *sizes)
+        free = ({0: torch.export.Dim("batch")},) if conversion.dynamic_batch else None
+        try:
+            with _quiet(), torch.no_grad():
+                program = torch.export.export(
+                    lower(network, self.lowering), (example,), dynamic_shapes=free
+                )
+        except Exception as error:  # PyTorch raises many kinds
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise QuadranasError(
+                f"{type(network).__name__} cannot be exported by PyTorch {torch.__version__}: "
+                f"{reason[0]}"
+            ) from error
+        for node in program.graph.nodes:  # the rest are paths of this machine, and code
+            node.meta = {key: value for key, value in node.meta.items() if key in KEPT_NOTES}
+        program.example_inputs = None  # which would be pickled
+        program._guards_code = []
+        return program
+
+    def provenance(self) -> Provenance:
+        """See `Backend`."""
+        return Provenance(
+            runtime=f"PyTorch {torch.__version__}, eager",
+            hardware=cpu_name(),
+            versions={"torch": torch.__version__},
+            settings={"mkldnn": str(torch.backends.mkldnn.is_available())},
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class PyTorchProgram:
+    """An exported network; PyTorch has the program's number of threads while it runs."""
+
+    def __init__(self, program: Any, input_shape: Sequence[int], threads: int | None) -> None:
+        with _quiet():
+            # What guards check is checked here already, once a call.
+            self.module: nn.Module = program.module(check_guards=False)
+        self.shape = tuple(input_shape)
+        self.threads = threads or torch.get_num_threads()
+        self.example = torch.randn(self.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(self, images: Tensor) -> Tensor:
+        """See `Program`."""
+        if tuple(images.shape) != self.shape:
+            raise QuadranasError(f"the program takes {self.shape}, got {tuple(images.shape)}")
+        with running_with(self.threads):
+            output: Tensor = self.module(images)
+        return output.clone()  # outside of inference mode it can be used like any other
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """See `Program`."""
+        module, example = self.module, self.example
+        with running_with(self.threads):
+            module(example)
+            return call_times_ms(lambda: module(example), repeats)
+
+
+@contextmanager
+def running_with(threads: int) -> Iterator[None]:
+    """Inference with so many threads; the caller's own number returns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shape_of(program: Any) -> tuple[int | None, ...]:
+    """The input's sizes; none where any will do."""
+    (name,) = program.graph_signature.user_inputs
+    (value,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's own deprecations and remarks (torch 2.13)."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
