@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quadranas import __version__, cli_latency, cli_toolkit
+from quadranas import __version__, cli_export, cli_latency, cli_toolkit
 from quadranas.cli_options import (
     Budget,
     Confidence,
@@ -256,39 +256,6 @@ def report(run: Run, as_json: Json = False) -> None:
 
 
 @app.command()
-def export(
-    subject: Subject,
-    file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    output: Annotated[
-        Path | None, typer.Option(help="File; default: subnet.onnx in the run folder, or here.")
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(help="Of the input; default: the deployment resolution.")
-    ] = None,
-    weights: Weights = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a network as a file for a runtime, and check it there against PyTorch."""
-    from quadranas.export import export as run_export
-    from quadranas.trained import open_subject
-
-    opened = open_subject(subject, weights)
-    opened.require_weights()
-    target = output or (opened.folder or Path()) / f"subnet.{file_format}"
-    result = run_export(
-        opened, output=target, file_format=file_format, resolution=resolution, force=force
-    )
-    print_result(
-        result,
-        as_json,
-        f"{result['path']}: {result['size_bytes'] / 2**20:.2f} MiB, input "
-        f"{result['resolution']} pixels\nONNX Runtime against PyTorch: largest error "
-        f"{result['max_abs_error']:.2e}, top-1 agreement {result['top1_agreement']:.0%}",
-    )
-
-
-@app.command()
 def profile(
     subject: Subject,
     resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
@@ -329,7 +296,7 @@ def profile(
     )
 
 
-for name, command in (cli_latency.COMMANDS | cli_toolkit.COMMANDS).items():
+for name, command in (cli_latency.COMMANDS | cli_toolkit.COMMANDS | cli_export.COMMANDS).items():
     app.command(name)(command)
 
 

@@ -1,104 +1,439 @@
-"""export: hand a network over as a file, checked in its runtime against PyTorch."""
+"""export: hand a network over as a bundle whose file is proven equal to PyTorch, and timed."""
 
-from contextlib import closing
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from quadranas.backends.interface import Conversion
-from quadranas.backends.onnxruntime import OnnxRuntimeBackend
-from quadranas.errors import PromiseMissedError, QuadranasError, unknown
-from quadranas.files import TEMPORARY
-from quadranas.latency.device import load_device
-from quadranas.network import Network
+from quadranas import __version__
+from quadranas.architecture import Architecture
+from quadranas.backends.interface import Conversion, FileBackend, QuantizingBackend
+from quadranas.backends.onnx_file import OPSET
+from quadranas.bundle import (
+    CARD,
+    FORMATS,
+    MANIFEST,
+    SCRIPT,
+    Accuracy,
+    Agreement,
+    InputDescription,
+    Latency,
+    LatencyNote,
+    Manifest,
+    Quantization,
+    checksums,
+    write_manifest,
+)
+from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.export_images import ExportImages, open_export_images
+from quadranas.export_latency import (
+    describe_latency,
+    find_prediction_table,
+    is_comparable,
+    measured,
+    predicted,
+)
+from quadranas.export_target import ExportOptions, ExportTarget, find_target
+from quadranas.files import source_commit, write_atomically
+from quadranas.inference_script import inference_script
+from quadranas.latency.table import LatencyTable
+from quadranas.measurement import open_device
+from quadranas.model_card import model_card
+from quadranas.network import Network, count_network
+from quadranas.proof import (
+    TOLERANCES,
+    Comparison,
+    compare,
+    first_diverging_layer,
+    program_outputs,
+    pytorch_outputs,
+)
+from quadranas.quantization import quantized
+from quadranas.reporter import Reporter
+from quadranas.run_folder import whole_folder
 from quadranas.trained import Subject
 
-FORMATS = ("onnx",)
-TOLERANCE = 1e-3
-"""Largest allowed error relative to the largest logit, float32."""
+NUM_IMAGES = 1000
+NUM_REMOTE_IMAGES = 16
+"""Every image travels to a board and back, which may be an emulated one."""
 
-NUM_CHECK_IMAGES = 4
+NUM_CALIBRATION_IMAGES = 128
+FREE_BATCH = 8
+"""The batch that a file for any is checked with."""
 
-THIS_MACHINE = load_device("host")
+WORTH_A_WARNING = 0.02
+"""Accuracy lost to another resolution than that of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the steps of an export share."""
+
+    subject: Subject
+    architecture: Architecture
+    network: Network
+    options: ExportOptions
+    target: ExportTarget
+    images: ExportImages
+    backend: FileBackend
+    reporter: Reporter
+
+    @property
+    def conversion(self) -> Conversion:
+        """How the network becomes a file."""
+        size = self.architecture.resolution
+        return Conversion(
+            input_shape=(self.batch, 3, size, size),
+            dynamic_batch=self.options.batch is None,
+            opset=self.target.opset,
+            half_weights=self.options.precision == "fp16",
+        )
+
+    @property
+    def batch(self) -> int:
+        """Images at once when checking."""
+        return FREE_BATCH if self.options.batch is None else self.options.batch
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the file is to be quantised."""
+        return self.options.precision == "int8"
+
+    def outputs(self, path: Path) -> Tensor:
+        """What a file computes for the validation images."""
+        program = self.backend.load(path, self.conversion.input_shape)
+        return program_outputs(program, self.images.batches(self.batch))[: self.images.num_images]
+
+    def accuracy(self, outputs: Tensor) -> float:
+        """Share of validation images whose first answer is right."""
+        return float((outputs.argmax(1) == self.images.labels).float().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """What was found out about a file."""
+
+    comparison: Comparison
+    accuracy: Accuracy | None
+    quantization: Quantization | None
+    latency: Latency
 
 
 def export(
     subject: Subject,
-    *,
     output: Path,
-    file_format: str = "onnx",
-    resolution: int | None = None,
+    options: ExportOptions,
+    reporter: Reporter,
+    *,
+    overrides: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write the file, run it on random images, compare with PyTorch.
+    """Write a bundle: the file, checked in its runtime on real images and timed, and its papers.
 
     Args:
-        resolution: of the input; the architecture's deployment resolution if not given.
-        force: replace an existing file.
+        output: the bundle, a new folder.
+        overrides: which data to check with; those of the run the network lies in, if not given.
+        force: replace a bundle that lies there.
 
-    Returns: path, format, precision, max_abs_error, top1_agreement, predicted_ms (of the
-    deployment resolution, else none), measured_ms, size_bytes.
+    Returns: bundle, path, format, precision, resolution, max_abs_error, relative_error,
+    top1_agreement, accuracy, accuracy_pytorch, predicted_ms, measured_ms, deviation, size_bytes,
+    kept and more; `missed` says what of a budget is not kept, empty if all is.
 
     Raises:
-        QuadranasError: unknown format, missing extra, or a file in the way.
-        PromiseMissedError: the file's outputs differ from PyTorch's; it is not kept.
+        QuadranasError: an option that does not fit, a missing extra, a device that is not there,
+            or a folder in the way; nothing is left behind.
+        PromiseMissedError: the file computes something else, or int8 costs too much accuracy; it
+            is not kept.
     """
-    if file_format not in FORMATS:
-        raise unknown("format", file_format, FORMATS)
-    if output.is_dir():
-        raise QuadranasError(f"{output} is a folder", "Name a file with --output.")
-    if output.exists() and not force:
+    options.check()
+    target = find_target(options, subject.architecture)
+    _check_output(output, force)
+    architecture = subject.architecture.adapted(resolution=options.resolution)
+    images = _open_images(subject, architecture, target, options, overrides or {})
+    table = find_prediction_table(
+        subject.architecture, target.device, subject.folder, options.table
+    )
+    network = subject.network().eval()
+    with (
+        whole_folder(output, replace=force) as folder,
+        tempfile.TemporaryDirectory() as scratch,
+        open_device(target.checked_on) as backend,
+    ):
+        assert isinstance(backend, FileBackend)
+        work = _Work(
+            subject=subject,
+            architecture=architecture,
+            network=network,
+            options=options,
+            target=target,
+            images=images,
+            backend=backend,
+            reporter=reporter,
+        )
+        manifest = _write(work, folder.path, Path(scratch), table)
+        write_manifest(folder.path, manifest)
+    return _result(output, manifest, target, options)
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Refuse a file, and a folder that is no bundle even with `force`."""
+    if output.is_file() or output.suffix in {Path(f.artefact).suffix for f in FORMATS.values()}:
+        raise QuadranasError(
+            f"the output {output} is a file; a bundle is a folder", "Name a folder with --output."
+        )
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise QuadranasError(
+            f"{output} exists and is no bundle: it has no {MANIFEST}",
+            "Choose another --output.",
+        )
+    if not force:
         raise QuadranasError(
             f"{output} exists already", "Add --force to replace it, or choose another --output."
         )
-    architecture = subject.architecture.adapted(resolution=resolution)
-    network = subject.network()
-    unchecked = output.with_name(f".{output.name}{TEMPORARY}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+
+
+def _open_images(
+    subject: Subject,
+    architecture: Architecture,
+    target: ExportTarget,
+    options: ExportOptions,
+    overrides: Mapping[str, Any],
+) -> ExportImages:
+    usual = NUM_REMOTE_IMAGES if target.checked_on.is_remote else NUM_IMAGES
+    number = options.num_images or usual
+    images = open_export_images(subject, overrides, architecture.resolution, number)
+    if options.precision == "int8" and not images.labelled:
         raise QuadranasError(
-            f"cannot write {output}: {error.strerror}", "Choose another --output."
-        ) from error
-    try:
-        largest, relative, agreement = _save(network, architecture.resolution, unchecked)
-        if not relative <= TOLERANCE:
-            raise PromiseMissedError(
-                f"the exported file computes something else: largest error {largest:.3g}, "
-                f"{relative:.2g} of the largest logit; accepted: {TOLERANCE:g}; nothing is kept"
+            f"int8 is judged by the accuracy it costs, and nobody knows which images "
+            f"{architecture.name} was trained for",
+            "Name a run folder, or the weights and the images: --weights FILE --data DATA.",
+        )
+    return images
+
+
+def _write(work: _Work, folder: Path, scratch: Path, table: LatencyTable | None) -> Manifest:
+    """Write everything but the manifest; returns it."""
+    known = FORMATS[work.options.file_format]
+    path = folder / known.artefact
+    plain = scratch / known.artefact if work.is_int8 else path
+    work.reporter.message(f"writing {path.name} for {work.target.checked_on.name}")
+    # Before the file, since PyTorch may use more cores than the device is given.
+    expected = pytorch_outputs(work.network, work.images.batches(work.batch))
+    expected = expected[: work.images.num_images]
+    work.backend.convert(work.network, work.conversion, plain)
+    _check_agreement(work, work.outputs(plain), expected)
+    quantization = _quantize(work, plain, path, expected) if work.is_int8 else None
+    outputs = work.outputs(path)
+    found = _Findings(
+        comparison=compare(outputs, expected),
+        accuracy=_accuracy(work, outputs, expected),
+        quantization=quantization,
+        latency=_latency(work, path, plain, table),
+    )
+    manifest = _describe(work, path, table, found)
+    write_atomically(folder / CARD, model_card(manifest))
+    write_atomically(folder / SCRIPT, inference_script(manifest.format))
+    return manifest.model_copy(update={"files": checksums(folder)})
+
+
+def _check_agreement(work: _Work, outputs: Tensor, expected: Tensor) -> None:
+    """See that a file in floating point computes what PyTorch computes.
+
+    Raises:
+        PromiseMissedError: it does not; names the first layer where it begins.
+    """
+    tolerance = _tolerance(work)
+    comparison = compare(outputs, expected)
+    if comparison.relative <= tolerance:
+        return
+    images = next(work.images.batches(work.batch))
+    layer = first_diverging_layer(work.backend, work.network, work.conversion, images, tolerance)
+    raise PromiseMissedError(
+        f"the exported file computes something else: largest error {comparison.largest:.3g}, "
+        f"{comparison.relative:.2g} of the largest logit; accepted: {tolerance:g}; "
+        f"first diverging layer: {layer or 'none when exported one by one'}; nothing is kept"
+    )
+
+
+def _tolerance(work: _Work) -> float:
+    return TOLERANCES["fp16" if work.options.precision == "fp16" else "fp32"]
+
+
+def _quantize(work: _Work, source: Path, target: Path, expected: Tensor) -> Quantization:
+    if not isinstance(work.backend, QuantizingBackend):
+        raise QuadranasError(
+            f"what runs on device {work.target.checked_on.name!r} cannot be quantised here",
+            "Leave out --worker-python, or choose --precision fp32.",
+        )
+    return quantized(
+        work.backend,
+        source,
+        target,
+        network=work.network,
+        images=work.images.calibration(NUM_CALIBRATION_IMAGES, work.batch),
+        accuracy=lambda path: work.accuracy(work.outputs(path)),
+        reference_accuracy=work.accuracy(expected),
+        max_drop=work.options.max_drop,
+        reporter=work.reporter,
+    )
+
+
+def _accuracy(work: _Work, outputs: Tensor, expected: Tensor) -> Accuracy | None:
+    """Accuracy before and after; warns where the resolution costs a lot of it."""
+    images = work.images
+    if not images.labelled:
+        return None
+    found = Accuracy(
+        images=images.name,
+        num_images=images.num_images,
+        pytorch=work.accuracy(expected),
+        exported=work.accuracy(outputs),
+        trained_resolution=images.dataset.resolution,
+    )
+    if images.dataset.resolution != images.resolution:
+        trained = pytorch_outputs(work.network, images.batches(work.batch, as_trained=True))
+        before = work.accuracy(trained[: images.num_images])
+        if before - found.pytorch > WORTH_A_WARNING:
+            work.reporter.warning(
+                f"the network was trained at {images.dataset.resolution} pixels, where its "
+                f"accuracy is {before:.1%}; at the file's {images.resolution} it is "
+                f"{found.pytorch:.1%}. Export with --resolution {images.dataset.resolution}, "
+                f"or train at {images.resolution}"
             )
-        unchecked.replace(output)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    priced = architecture == subject.architecture
+    return found
+
+
+def _latency(work: _Work, path: Path, plain: Path, table: LatencyTable | None) -> Latency:
+    """What the table says of the deployment resolution, and what the file takes."""
+    options, device = work.options, work.target.checked_on
+    deployed = work.subject.architecture
+    prediction = (
+        predicted(deployed, table)
+        if work.architecture.resolution == deployed.resolution
+        else f"tables are for {deployed.resolution} pixels"
+    )
+    shape = (options.batch or 1, *work.conversion.input_shape[1:])
+    programs = {"file": work.backend.load(path, shape)}
+    if work.is_int8:
+        programs["fp32"] = work.backend.load(plain, shape)
+    measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
+    if not work.backend.provenance().emulated:
+        measurement = measured(work.backend, device, programs, work.reporter)
+    comparable = (
+        work.target.is_checked_there
+        and shape[0] == device.batch_size
+        and is_comparable(table, device, options.precision)
+    )
+    return describe_latency(prediction, measurement, comparable=comparable)
+
+
+def _describe(work: _Work, path: Path, table: LatencyTable | None, found: _Findings) -> Manifest:
+    """The manifest, with the checksums of the files that lie there already."""
+    provenance, images = work.backend.provenance(), work.images
+    size, known = work.architecture.resolution, images.preprocessing
+    params, macs = count_network(work.network, size)
+    return Manifest(
+        name=work.architecture.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        quadranas=__version__,
+        commit=source_commit(),
+        format=work.options.file_format,
+        precision=work.options.precision,
+        opset=work.target.opset or (OPSET if path.suffix == ".onnx" else None),
+        artefact=path.name,
+        files=checksums(path.parent),
+        size_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
+        params=params,
+        macs=macs,
+        operators=work.backend.count_operators(path),
+        lowering=tuple(work.backend.lowering),
+        runtime=provenance.runtime,
+        hardware=provenance.hardware,
+        versions=dict(provenance.versions),
+        device=work.target.checked_on,
+        input=InputDescription(
+            shape=(work.options.batch, 3, size, size),
+            mean=known.mean if known else None,
+            std=known.std if known else None,
+        ),
+        class_names=known.class_names if known else None,
+        trained=work.subject.weights is not None,
+        agreement=Agreement(
+            images=images.name,
+            num_images=images.num_images,
+            max_abs_error=found.comparison.largest,
+            relative_error=found.comparison.relative,
+            tolerance=None if work.is_int8 else _tolerance(work),
+            top1_agreement=found.comparison.top1_agreement,
+        ),
+        accuracy=found.accuracy,
+        quantization=found.quantization,
+        latency=found.latency,
+        table=table.header.model_dump(mode="json") if table else None,
+        architecture=work.architecture,
+    )
+
+
+def _result(
+    output: Path, manifest: Manifest, target: ExportTarget, options: ExportOptions
+) -> dict[str, Any]:
+    latency, accuracy = manifest.latency, manifest.accuracy
+    predicted_ms = latency.predicted.ms if latency.predicted else None
+    measured_ms = latency.measured.ms if latency.measured else None
     return {
-        "path": str(output),
-        "format": file_format,
-        "precision": "fp32",
-        "resolution": architecture.resolution,
-        "max_abs_error": largest,
-        "top1_agreement": agreement,
-        "predicted_ms": architecture.provenance.get("predicted_ms") if priced else None,
-        "measured_ms": None,
-        "size_bytes": output.stat().st_size,
+        "bundle": str(output),
+        "path": str(output / manifest.artefact),
+        "format": manifest.format,
+        "precision": manifest.precision,
+        "resolution": manifest.input.shape[2],
+        "runtime": manifest.runtime,
+        "max_abs_error": manifest.agreement.max_abs_error,
+        "relative_error": manifest.agreement.relative_error,
+        "top1_agreement": manifest.agreement.top1_agreement,
+        "num_images": manifest.agreement.num_images,
+        "accuracy": accuracy.exported if accuracy else None,
+        "accuracy_pytorch": accuracy.pytorch if accuracy else None,
+        "device": target.device.name,
+        "predicted_ms": predicted_ms,
+        "measured_on": target.checked_on.name if measured_ms is not None else None,
+        "measured_ms": measured_ms,
+        "fp32_ms": latency.fp32.ms if latency.fp32 else None,
+        "deviation": latency.deviation,
+        "budget_ms": options.budget_ms,
+        "params": manifest.params,
+        "size_bytes": manifest.size_bytes,
+        "operators": manifest.operators,
+        "kept": list(manifest.quantization.kept) if manifest.quantization else [],
+        "not_predicted": latency.not_predicted,
+        "not_measured": latency.not_measured,
+        "missed": _missed(latency, target, options),
     }
 
 
-@torch.no_grad()
-def _save(network: Network, resolution: int, path: Path) -> tuple[float, float, float]:
-    """Write the file, and run what was written on random images beside PyTorch.
+def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> str:
+    """What a file misses of its budget, in words; empty where it is kept or none was given.
 
-    Returns: the largest error, the same relative to the largest logit, and the share of equal
-    top-1 answers.
+    Only what was measured on the device itself may exceed the budget by the tolerance.
     """
-    shape = (NUM_CHECK_IMAGES, 3, resolution, resolution)
-    with closing(OnnxRuntimeBackend(THIS_MACHINE, Path())) as backend:
-        backend.convert(network, Conversion(input_shape=shape, dynamic_batch=True), path)
-        program = backend.load(path, shape)
-    images = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    expected = network.eval()(images)
-    got = program.run(images)
-    error = float((got - expected).abs().max())
-    agreement = float((got.argmax(1) == expected.argmax(1)).float().mean())
-    return error, error / max(float(expected.abs().max()), 1e-12), agreement
+    if options.budget_ms is None:
+        return ""
+    judged, limit_ms = latency.predicted, options.budget_ms
+    if target.is_checked_there and latency.measured is not None:
+        judged, limit_ms = latency.measured, options.budget_ms * (1 + options.tolerance)
+    if judged is None:
+        return (
+            f"the latency on {target.device.name} is neither measured nor predicted, so nobody "
+            f"knows whether the budget of {options.budget_ms:.4g} ms is kept"
+        )
+    if judged.ms <= limit_ms:
+        return ""
+    return (
+        f"{judged.ms:.4g} ms on {judged.device} are over the budget of {options.budget_ms:.4g} ms"
+        f"; {judged.source}"
+    )

@@ -210,6 +210,24 @@ def fit(image: Image.Image, resolution: int) -> Pixels:
     return np.asarray(image)
 
 
+def read_image(path: Path, resolution: int, hint: str = "") -> Pixels:
+    """One image file as `fit` makes it, (R, R, 3).
+
+    Raises:
+        QuadranasError: naming the file, if it cannot be read or decoded; with the hint.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return fit(image, resolution)
+    except Exception as error:  # Pillow's decoders raise many kinds on a broken file
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image Pillow can read"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        raise QuadranasError(f"cannot read image {path}: {reason}", hint) from error
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     """The image in RGB, 8 bits, its transparent parts laid on white."""
     if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255 instead of scaling them

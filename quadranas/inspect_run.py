@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from quadranas.data import Triple
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
-from quadranas.image_files import fit
+from quadranas.image_files import read_image
 from quadranas.inspection_data import StepRecord, read_records
 from quadranas.inspection_figures import inspection_section, plot_layer, plot_maps
 from quadranas.layers.replacement import quadratic_layers
@@ -48,7 +47,7 @@ def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
             "Name the run folder that it was trained in.",
         )
     wanted = subject.preprocessing
-    pixels = _read_image(image, wanted.resolution)
+    pixels = read_image(image, wanted.resolution, "Name an image file with --image.")
     network = subject.network()
     terms = view_terms(network, _prepared(pixels, wanted.mean, wanted.std))
     forms = {name: layer.form for name, layer in quadratic_layers(network).items()}
@@ -69,22 +68,6 @@ def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
         "page": str(output),
         "layers": layers,
     }
-
-
-def _read_image(path: Path, resolution: int) -> np.ndarray:
-    """(R, R, 3), 0 to 255."""
-    try:
-        with Image.open(path) as image:
-            return fit(image, resolution)
-    except Exception as error:  # Pillow's decoders raise many kinds on a broken file
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image Pillow can read"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise QuadranasError(
-            f"cannot read image {path}: {reason}", "Name an image file with --image."
-        ) from error
 
 
 def _prepared(pixels: np.ndarray, mean: Triple, std: Triple) -> torch.Tensor:

@@ -186,16 +186,27 @@ def _unfinished(jobs: Mapping[str, Job], journal: Journal, plan: Plan) -> list[s
 
 
 @contextmanager
-def open_bench(device: Device) -> Iterator[Bench]:
-    """Open a device for timing, on cores of its own if it is this machine.
+def open_device(device: Device) -> Iterator[Backend]:
+    """Open a device, on cores of its own if it is this machine.
 
     Raises:
-        QuadranasError: the device cannot be reached, or its times mean nothing.
+        QuadranasError: the device cannot be reached.
     """
     with (
         nullcontext() if device.is_remote else pinned(device.threads),
         closing(open_backend(device, RECORDS / device.name)) as backend,
     ):
+        yield backend
+
+
+@contextmanager
+def open_bench(device: Device) -> Iterator[Bench]:
+    """Open a device for timing.
+
+    Raises:
+        QuadranasError: the device cannot be reached, or its times mean nothing.
+    """
+    with open_device(device) as backend:
         yield Bench(device, backend)
 
 

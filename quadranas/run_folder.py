@@ -238,20 +238,30 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[RunFolder]:
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
     """A new folder that appears whole when the context is left, or not at all.
 
+    Args:
+        replace: put it in the place of one with content.
+
     Raises:
-        QuadranasError: it exists with content, or cannot be written.
+        QuadranasError: it exists with content and is not to be replaced, or cannot be written.
     """
-    RunFolder(path).refuse_content()
+    if not (replace and path.is_dir()):
+        RunFolder(path).refuse_content()
     path = path.absolute()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
+    old = path.with_name(f".{path.name}.old{TEMPORARY}")
+    _restore(old, path)
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         staging.mkdir(parents=True)
         yield RunFolder(staging)
-        if path.exists():
+        if replace and path.exists():
+            path.replace(old)
+            staging.replace(path)
+            shutil.rmtree(old)
+        elif path.exists():
             for item in staging.iterdir():
                 item.replace(path / item.name)
         else:
@@ -263,6 +273,13 @@ def whole_folder(path: Path) -> Iterator[RunFolder]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _restore(old: Path, path: Path) -> None:
+    """Undo or finish a replacement in the middle of which a process was killed."""
+    if old.exists() and not path.exists():
+        old.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from quadranas.export import export
+from quadranas.export_target import ExportOptions
 from quadranas.files import source_commit
 from quadranas.report import write_report
 from quadranas.reporter import Reporter
@@ -40,7 +41,10 @@ def main() -> None:
         result = search(overrides, run, reporter)
     minutes = (time.monotonic() - started) / 60
     write_report(run)
-    exported = export(open_subject(str(run)), output=run / "subnet.onnx")
+    with Reporter() as reporter:
+        exported = export(
+            open_subject(str(run)), run / "exports" / "onnx-fp32", ExportOptions(), reporter
+        )
     last = [
         line
         for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())

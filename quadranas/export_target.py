@@ -1,0 +1,130 @@
+"""What an export is for: a format, the device it is meant for, where it is checked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quadranas.architecture import Architecture
+from quadranas.backends.onnx_file import TRACED_OPSETS
+from quadranas.bundle import FORMATS
+from quadranas.errors import QuadranasError, unknown
+from quadranas.latency.device import Device, load_device
+
+HOST = "host"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What an exported file shall be.
+
+    Args:
+        device: the device it is meant for, whose table predicts its latency; the one that the
+            architecture was derived for if none, else this machine.
+        settings: of the device's file, given otherwise, such as `rpc` and `tuning_trials`.
+        opset: of ONNX; 13 where the device is a Myriad, else what most readers know.
+        batch: images per call; none for any number.
+        resolution: of the input; the architecture's deployment resolution if none.
+        max_drop: points of accuracy that int8 may cost.
+        budget_ms: a latency that is to be kept.
+        tolerance: measured excess over it that is no missed promise.
+        num_images: validation images to check with.
+        table: this latency table instead of the usual one.
+    """
+
+    file_format: str = "onnx"
+    precision: str = "fp32"
+    device: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    opset: int | None = None
+    batch: int | None = 1
+    resolution: int | None = None
+    max_drop: float = 1.0
+    budget_ms: float | None = None
+    tolerance: float = 0.05
+    num_images: int | None = None
+    table: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what no format offers.
+
+        Raises:
+            QuadranasError: names the option and what is accepted.
+        """
+        if self.file_format not in FORMATS:
+            raise unknown("format", self.file_format, FORMATS)
+        known = FORMATS[self.file_format]
+        if self.precision not in known.precisions:
+            raise QuadranasError(
+                f"format {self.file_format} has no precision {self.precision!r}; accepted: "
+                f"{', '.join(known.precisions)}",
+                "int8 is for onnx and openvino, fp16 for openvino.",
+            )
+        if self.batch is None and not known.free_batch:
+            raise QuadranasError(
+                f"format {self.file_format} takes batches of one size only", "Name it: --batch 1."
+            )
+        if self.opset is not None and self.file_format != "onnx":
+            raise QuadranasError(
+                f"--opset is for the format onnx, not for {self.file_format}", "Leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """Where a file will run, and where it is checked and timed.
+
+    Args:
+        device: that it is meant for.
+        checked_on: the same where its runtime reads the format, else this machine.
+    """
+
+    device: Device
+    checked_on: Device
+    opset: int | None
+
+    @property
+    def is_checked_there(self) -> bool:
+        """Whether what is measured is what was predicted."""
+        return self.checked_on is self.device
+
+
+def find_target(options: ExportOptions, architecture: Architecture) -> ExportTarget:
+    """Choose the device and the runtime.
+
+    Raises:
+        QuadranasError: unknown device, or one whose runtime reads another format.
+    """
+    runtime = FORMATS[options.file_format].runtime
+    device = _device(options, architecture)
+    if device.name == HOST:
+        device = device.configured(runtime=runtime)
+    is_worker = device.reach.worker_python is not None
+    is_myriad = device.runtime == "openvino" and (is_worker or device.target == "MYRIAD")
+    if is_myriad and options.file_format == "openvino" and options.device is not None:
+        raise QuadranasError(
+            f"device {device.name!r}: OpenVINO 2021.4, the last with a Myriad, does not read this "
+            "OpenVINO's files",
+            "Export ONNX, which it reads: --format onnx",
+        )
+    reads = not is_myriad and device.runtime == runtime
+    reads = reads or (is_worker and options.file_format == "onnx")
+    opset = options.opset
+    if options.file_format == "onnx" and opset is None and is_myriad:
+        opset = TRACED_OPSETS[0]
+    here = device if reads else load_device(HOST).configured(runtime=runtime, **_local(options))
+    return ExportTarget(device, here, opset)
+
+
+def _device(options: ExportOptions, architecture: Architecture) -> Device:
+    if options.device is not None:
+        return load_device(options.device).configured(**options.settings)
+    derived_for = architecture.provenance.get("device")
+    try:
+        device = load_device(str(derived_for or HOST))
+    except QuadranasError:  # the user's own, of which only the name was kept
+        device = load_device(HOST)
+    return device.configured(**options.settings)
+
+
+def _local(options: ExportOptions) -> dict[str, Any]:
+    return {key: options.settings[key] for key in ("threads",) if key in options.settings}
