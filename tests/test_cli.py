@@ -6,17 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from quadranas import __version__
 from quadranas.architecture import load_architecture
 from quadranas.cli import app
 from quadranas.run_folder import RunFolder
+from quadranas.timing import Plan
+from tests.bundles import manifest_of, toy_network, write_bundle
 from tests.command_line import CHECKOUT, Outcome, Server, call, listing
 from tests.onnx_files import write
 
@@ -100,7 +104,8 @@ FAULTS: dict[str, str] = {
     "build-lut --device cpu --space toy --backend analytik": "did you mean 'analytic'?",
     "profile quadranet36": "did you mean 'quadranet36_t'?",
     "train quadranet": "unknown model 'quadranet'",
-    "export run --format onx": "unknown format 'onx'; accepted: onnx; did you mean 'onnx'?",
+    "export run --format onx": "unknown format 'onx'; accepted: executorch, onnx, openvino, torch, "
+    "tvm; did you mean 'onnx'?",
     # budgets
     "search --device cpu --space toy": "no budget is given",
     "search --budget 1ms --space toy": "no device is given",
@@ -296,8 +301,15 @@ KEYS: dict[str, set[str]] = {
     "report run": {"run", "report"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "export run": {
-        *("path", "format", "precision", "resolution", "max_abs_error", "top1_agreement"),
-        *("predicted_ms", "measured_ms", "size_bytes"),
+        *("bundle", "path", "format", "precision", "resolution", "runtime", "num_images"),
+        *("max_abs_error", "relative_error", "top1_agreement", "accuracy", "accuracy_pytorch"),
+        *("device", "predicted_ms", "not_predicted", "measured_on", "measured_ms", "fp32_ms"),
+        *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
+        *("operators", "kept"),
+    },
+    "run bundle photo.png": {
+        *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
+        *("measured_ms", "measured_on", "notes", "results"),
     },
     "predict net.onnx --device vpu": {
         *("model", "inputs", "latency_ms", "is_lower_bound", "operators", "unpriced", "macs"),
@@ -327,12 +339,16 @@ def test_stdout_is_one_json_object(
     pictures: Path,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    scramble: Callable[..., nn.Module],
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quadranas.export_latency.PLAN", Plan(num_rounds=2, repeats=2))
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     write(tmp_path / "net.onnx", "y = Relu(x)")
+    if "bundle" in command:
+        write_bundle(tmp_path / "bundle", manifest_of("onnx"), toy_network(scramble))
     if "host.json" in command:  # is measured first, so only for those that need it
         shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")
     words = command.split()

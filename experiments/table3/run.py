@@ -21,10 +21,10 @@ from quadranas.export_latency import measured
 from quadranas.export_target import ExportOptions
 from quadranas.files import shipped, source_commit
 from quadranas.latency.contract import Contract
-from quadranas.latency.device import load_device
+from quadranas.latency.device import Device, load_device
 from quadranas.latency.host import cpu_name
-from quadranas.latency.table import load_table, locate_table
 from quadranas.measurement import open_device
+from quadranas.predict import predict
 from quadranas.reporter import Reporter
 from quadranas.space import load_space
 from quadranas.trained import Subject
@@ -73,6 +73,18 @@ def time_all(bundles: Mapping[str, Path], file_format: str, reporter: Reporter) 
     return {"source": source, "ms": {name: note.ms for name, note in notes.items()}}
 
 
+def predict_all(files: Mapping[str, Path], device: Device) -> dict[str, Any]:
+    """The same files, priced operator by operator by a device's model."""
+    found = {name: predict(path, device) for name, path in files.items()}
+    assert not any(result["unpriced"] for result in found.values())
+    one = next(iter(found.values()))
+    source = (
+        f"analytic ({device.title}, {one['runtime']}, {one['precision']}; expected error "
+        f"{one['expected_error']})"
+    )
+    return {"source": source, "ms": {name: result["latency_ms"] for name, result in found.items()}}
+
+
 def main() -> None:
     """Export every network, time the files, and put the predictions beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,18 +102,15 @@ def main() -> None:
             for name, architecture in rows.items():
                 export(Subject(architecture), bundles[name], options, reporter)
             host[file_format] = time_all(bundles, file_format, reporter)
-    tables: dict[str, Any] = {}
-    for name, architecture in rows.items():
-        for model in MODELS:
-            table = load_table(locate_table(architecture.space, model))
-            tables.setdefault(table.header.summary(), {})[name] = table.predict_ms(architecture)
+        files = {name: Path(scratch) / f"{name}-onnx" / "model.onnx" for name in rows}
+        predicted = {model: predict_all(files, load_device(model)) for model in MODELS}
     content = {
         "networks": {
             name: {"params": count_params(a), "macs": count_macs(a), "provenance": a.provenance}
             for name, a in rows.items()
         },
         "measured": host,
-        "predicted": tables,
+        "predicted": predicted,
         "hardware": cpu_name(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": source_commit(),
@@ -114,10 +123,7 @@ def main() -> None:
 def print_table(content: Mapping[str, Any]) -> None:
     """One line a network, as Table III has them, and where every column comes from."""
     columns = {f"host, {key}": found for key, found in content["measured"].items()}
-    columns |= {
-        model: {"source": source, "ms": ms}
-        for model, (source, ms) in zip(MODELS, content["predicted"].items(), strict=True)
-    }
+    columns |= content["predicted"]
     print("| network | MACs | parameters | " + " | ".join(columns) + " |")
     print("| --- | " + "--- | " * (len(columns) + 2))
     for name, facts in content["networks"].items():
