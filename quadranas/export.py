@@ -71,7 +71,11 @@ WORTH_A_WARNING = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What the steps of an export share."""
+    """What the steps of an export share.
+
+    Args:
+        expected: what PyTorch computes for the validation images.
+    """
 
     subject: Subject
     architecture: Architecture
@@ -79,6 +83,7 @@ class _Work:
     options: ExportOptions
     target: ExportTarget
     images: ExportImages
+    expected: Tensor
     backend: FileBackend
     reporter: Reporter
 
@@ -96,7 +101,7 @@ class _Work:
     @property
     def batch(self) -> int:
         """Images at once when checking."""
-        return FREE_BATCH if self.options.batch is None else self.options.batch
+        return _batch(self.options)
 
     @property
     def is_int8(self) -> bool:
@@ -157,7 +162,10 @@ def export(
     table = find_prediction_table(
         subject.architecture, target.device, subject.folder, options.table
     )
-    network = subject.network().eval()
+    network = subject.network()
+    # Before the device is opened, which takes cores away from PyTorch.
+    outputs = pytorch_outputs(network, images.batches(_batch(options)))
+    expected = outputs[: images.num_images]
     with (
         whole_folder(output, replace=force) as folder,
         tempfile.TemporaryDirectory() as scratch,
@@ -171,12 +179,17 @@ def export(
             options=options,
             target=target,
             images=images,
+            expected=expected,
             backend=backend,
             reporter=reporter,
         )
         manifest = _write(work, folder.path, Path(scratch), table)
         write_manifest(folder.path, manifest)
     return _result(output, manifest, target, options)
+
+
+def _batch(options: ExportOptions) -> int:
+    return FREE_BATCH if options.batch is None else options.batch
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -223,16 +236,13 @@ def _write(work: _Work, folder: Path, scratch: Path, table: LatencyTable | None)
     path = folder / known.artefact
     plain = scratch / known.artefact if work.is_int8 else path
     work.reporter.message(f"writing {path.name} for {work.target.checked_on.name}")
-    # Before the file, since PyTorch may use more cores than the device is given.
-    expected = pytorch_outputs(work.network, work.images.batches(work.batch))
-    expected = expected[: work.images.num_images]
     work.backend.convert(work.network, work.conversion, plain)
-    _check_agreement(work, work.outputs(plain), expected)
-    quantization = _quantize(work, plain, path, expected) if work.is_int8 else None
+    _check_agreement(work, work.outputs(plain))
+    quantization = _quantize(work, plain, path) if work.is_int8 else None
     outputs = work.outputs(path)
     found = _Findings(
-        comparison=compare(outputs, expected),
-        accuracy=_accuracy(work, outputs, expected),
+        comparison=compare(outputs, work.expected),
+        accuracy=_accuracy(work, outputs),
         quantization=quantization,
         latency=_latency(work, path, plain, table),
     )
@@ -242,14 +252,14 @@ def _write(work: _Work, folder: Path, scratch: Path, table: LatencyTable | None)
     return manifest.model_copy(update={"files": checksums(folder)})
 
 
-def _check_agreement(work: _Work, outputs: Tensor, expected: Tensor) -> None:
+def _check_agreement(work: _Work, outputs: Tensor) -> None:
     """See that a file in floating point computes what PyTorch computes.
 
     Raises:
         PromiseMissedError: it does not; names the first layer where it begins.
     """
     tolerance = _tolerance(work)
-    comparison = compare(outputs, expected)
+    comparison = compare(outputs, work.expected)
     if comparison.relative <= tolerance:
         return
     images = next(work.images.batches(work.batch))
@@ -265,7 +275,7 @@ def _tolerance(work: _Work) -> float:
     return TOLERANCES["fp16" if work.options.precision == "fp16" else "fp32"]
 
 
-def _quantize(work: _Work, source: Path, target: Path, expected: Tensor) -> Quantization:
+def _quantize(work: _Work, source: Path, target: Path) -> Quantization:
     if not isinstance(work.backend, QuantizingBackend):
         raise QuadranasError(
             f"what runs on device {work.target.checked_on.name!r} cannot be quantised here",
@@ -278,13 +288,13 @@ def _quantize(work: _Work, source: Path, target: Path, expected: Tensor) -> Quan
         network=work.network,
         images=work.images.calibration(NUM_CALIBRATION_IMAGES, work.batch),
         accuracy=lambda path: work.accuracy(work.outputs(path)),
-        reference_accuracy=work.accuracy(expected),
+        reference_accuracy=work.accuracy(work.expected),
         max_drop=work.options.max_drop,
         reporter=work.reporter,
     )
 
 
-def _accuracy(work: _Work, outputs: Tensor, expected: Tensor) -> Accuracy | None:
+def _accuracy(work: _Work, outputs: Tensor) -> Accuracy | None:
     """Accuracy before and after; warns where the resolution costs a lot of it."""
     images = work.images
     if not images.labelled:
@@ -292,7 +302,7 @@ def _accuracy(work: _Work, outputs: Tensor, expected: Tensor) -> Accuracy | None
     found = Accuracy(
         images=images.name,
         num_images=images.num_images,
-        pytorch=work.accuracy(expected),
+        pytorch=work.accuracy(work.expected),
         exported=work.accuracy(outputs),
         trained_resolution=images.dataset.resolution,
     )

@@ -1,6 +1,7 @@
 """export: what each runtime computes, for which networks, what is said of it and left behind."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -13,13 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import quadranas.export_latency
 from quadranas.architecture import Architecture, LayerChange
 from quadranas.backends import lowering
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
-from quadranas.bundle import FORMATS, open_bundle
+from quadranas.bundle import FORMATS, Manifest, open_bundle
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
 from quadranas.export import export
 from quadranas.export_target import ExportOptions, find_target
@@ -37,6 +39,7 @@ Scrambler = Callable[..., nn.Module]
 QUIET = Reporter(quiet=True)
 BUNDLE = ["infer.py", "manifest.json", "model-card.md"]
 TOLERANCE = 1e-3
+WORKER_PYTHON = os.environ.get("QUADRANAS_WORKER_PYTHON", "")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -234,6 +237,43 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
         exported(given, tmp_path / "bundle", **options)
     assert message in caught.value.message
     assert listing(tmp_path) == ["weights.safetensors"]
+
+
+@pytest.mark.skipif(not WORKER_PYTHON, reason="QUADRANAS_WORKER_PYTHON is not set")
+def test_the_myriads_file_is_proven_in_its_worker(tmp_path: Path, scramble: Scrambler) -> None:
+    device: dict[str, Any] = {"name": "old", "title": "OpenVINO 2021.4", "target": "CPU"}
+    device |= {"runtime": "openvino", "precision": "fp32", "threads": 1}
+    device |= {"reach": {"worker_python": WORKER_PYTHON}}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(device), encoding="utf-8")
+    given = subject("toy", tmp_path, scramble)
+    result = exported(given, tmp_path / "bundle", device=str(tmp_path / "old.yaml"))
+    assert result["runtime"].startswith("OpenVINO 2021.4")
+    assert result["relative_error"] < TOLERANCE
+    assert result["measured_on"] == "old"
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert (manifest.opset, manifest.device.name) == (13, "old")
+
+
+def test_int8_in_an_old_opset_names_layers_alike(run: Path, pictures: Path) -> None:
+    for opset in ("13", "18"):
+        outcome = call(
+            *("export", "run", "--precision", "int8", "--opset", opset, "--max-drop", "100"),
+            *("--output", f"int8-{opset}", "--json"),
+        )
+        assert outcome.code == 0, outcome.err
+        assert outcome.json()["fp32_ms"] > 0
+    found = [open_bundle(Path(f"int8-{opset}")).manifest for opset in (13, 18)]
+    assert found[0].quantization is not None
+    assert found[1].quantization is not None
+    assert found[0].quantization.num_layers == found[1].quantization.num_layers > 5
+    assert found[0].operators["QuantizeLinear"] > 0
+    names = [{node.name.split("/")[0] for node in nodes} for nodes in map(weighted_nodes, found)]
+    assert names[0] == names[1] != set()
+
+
+def weighted_nodes(manifest: Manifest) -> list[onnx.NodeProto]:
+    graph = onnx.load(f"int8-{manifest.opset}/model.onnx").graph
+    return [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
 
 
 def test_the_default_device_is_what_the_network_was_derived_for(scramble: Scrambler) -> None:

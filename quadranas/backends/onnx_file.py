@@ -4,6 +4,7 @@ import ast
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
             f"{type(network).__name__} cannot be written as ONNX of opset {opset}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-    _name_nodes(model)
+    _name_nodes(model, [name for name, _ in network.named_modules()])
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -136,11 +137,11 @@ def _trace(network: nn.Module, conversion: Conversion, opset: int) -> Any:
     return onnx.load_from_string(file.getvalue())
 
 
-def _name_nodes(model: Any) -> None:
+def _name_nodes(model: Any, layers: Sequence[str]) -> None:
     """Name every node after its layer, and drop the exporter's notes."""
     counts: Counter[str] = Counter()
     for node in model.graph.node:
-        name = f"{_layer_of(node)}/{node.op_type}"
+        name = f"{_layer_of(node, layers)}/{node.op_type}"
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
         del node.metadata_props[:]
@@ -152,11 +153,14 @@ def _name_nodes(model: Any) -> None:
         noted.doc_string = ""
 
 
-def _layer_of(node: Any) -> str:
+def _layer_of(node: Any, layers: Sequence[str]) -> str:
     """The path of the module that a node comes from; empty for the network itself."""
     notes = {note.key: note.value for note in node.metadata_props}
     scopes = notes.get("pkg.torch.onnx.name_scopes")
     if scopes is not None:  # outermost first; the last is the operation
-        layers: list[str] = ast.literal_eval(scopes)
-        return layers[-2] if len(layers) > 1 else ""
-    return ".".join(part for part in node.name.split("/")[:-1] if part)
+        found: list[str] = ast.literal_eval(scopes)
+        return found[-2] if len(found) > 1 else ""
+    # The tracing exporter leaves out modules that are not called, such as lists.
+    path = ".".join(part for part in node.name.split("/")[:-1] if part)
+    whole = [layer for layer in layers if path and f".{layer}".endswith(f".{path}")]
+    return whole[0] if len(whole) == 1 else path

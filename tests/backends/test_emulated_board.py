@@ -17,10 +17,17 @@ from torch import Tensor, nn
 
 from quadranas.backends.interface import Conversion
 from quadranas.backends.tvm import TvmBackend
+from quadranas.bundle import open_bundle
 from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.export import export
+from quadranas.export_target import ExportOptions
 from quadranas.latency.device import Device, Reach, load_device
 from quadranas.network import build_subnet
+from quadranas.proof import program_outputs
+from quadranas.reporter import Reporter
 from quadranas.space import load_space
+from quadranas.tensor_files import save_tensors
+from quadranas.trained import Subject
 from tests.backends.rpc_boards import boards, server
 
 Scrambler = Callable[..., nn.Module]
@@ -99,6 +106,40 @@ def test_a_library_is_written_and_run_there(
         assert float((output - expected(network, images)).abs().max()) < 1e-5
         with pytest.raises(QuadranasError, match=r"model\.so does not run with inputs of"):
             backend.load(paths[0], (1, 3, 32, 32))
+
+
+def test_an_exported_library_is_proven_on_the_board(
+    tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
+    space = load_space("toy")
+    smallest = space.extreme(lambda spec: spec.kernel_size + spec.expand_ratio, largest=False)
+    subject = Subject(smallest.adapted(resolution=16), weights=tmp_path / "weights.safetensors")
+    output = tmp_path / "bundle"
+    with server(PYTHON) as board:
+        options = ExportOptions(
+            file_format="tvm",
+            device="cpu",
+            settings={"rpc": board.address, "tuning_trials": 0},
+            num_images=2,
+        )
+        result = export(subject, output, options, Reporter(quiet=True))
+        assert result["relative_error"] < 1e-4
+        assert (result["measured_ms"], result["not_measured"]) == (None, "the device is emulated")
+        assert "has no entry" in result["not_predicted"]
+        manifest = open_bundle(output).manifest
+        assert manifest.device.target == load_device("cpu").target
+        before = (output / "manifest.json").read_bytes()
+
+        def lost(*_: object) -> Tensor:
+            board.kill()
+            return program_outputs(*_)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("quadranas.export.program_outputs", lost)
+        with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
+            export(subject, output, options, Reporter(quiet=True), force=True)
+    assert (output / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "weights.safetensors"]
 
 
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="one linker is tested")
