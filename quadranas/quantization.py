@@ -151,5 +151,5 @@ class _Search:
             f"8 bits lose at least {self.drops[best]:.2f} points of accuracy, with {len(best)} of "
             f"{num_layers} layers in higher precision; allowed: {self.max_drop:g}; tried to keep "
             f"{tried} layers; nothing is kept",
-            "Allow more with --max-drop, or export with --precision fp16.",
+            "Allow more with --max-drop, or export in a higher precision.",
         )

@@ -247,12 +247,12 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
     Raises:
         QuadranasError: it exists with content and is not to be replaced, or cannot be written.
     """
+    old = path.absolute().with_name(f".{path.absolute().name}.old{TEMPORARY}")
+    _restore(old, path)
     if not (replace and path.is_dir()):
         RunFolder(path).refuse_content()
     path = path.absolute()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
-    old = path.with_name(f".{path.name}.old{TEMPORARY}")
-    _restore(old, path)
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         staging.mkdir(parents=True)

@@ -284,3 +284,29 @@ def test_tensors_are_saved_in_any_layout(tmp_path: Path) -> None:
     loaded = load_file(tmp_path / "x.safetensors")
     assert torch.equal(loaded["x"], tensor)
     assert torch.equal(loaded["t"], tensor[0, 0].t())
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    for turn in "ab":
+        with whole_folder(path, replace=True) as folder:
+            (folder / turn).write_text(turn, encoding="utf-8")
+    assert listing(tmp_path) == ["bundle", "bundle/b"]
+    with pytest.raises(ZeroDivisionError), whole_folder(path, replace=True):
+        raise ZeroDivisionError
+    assert listing(tmp_path) == ["bundle", "bundle/b"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_replacement_that_was_killed_is_undone_or_finished(tmp_path: Path, moved: bool) -> None:
+    path, old = tmp_path / "bundle", tmp_path / ".bundle.old.tmp"
+    old.mkdir()
+    (old / "a").touch()
+    if moved:
+        path.mkdir()
+        (path / "b").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(path, replace=True):
+        raise ZeroDivisionError
+    assert listing(tmp_path) == ["bundle", "bundle/b" if moved else "bundle/a"]
+    with pytest.raises(QuadranasError, match="exists already"), whole_folder(path):
+        pass
