@@ -7,11 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from quadranas import __version__
 from quadranas.architecture import Architecture
-from quadranas.backends.interface import Conversion, FileBackend, QuantizingBackend
+from quadranas.backends.interface import FileBackend
 from quadranas.backends.onnx_file import OPSET
 from quadranas.bundle import (
     CARD,
@@ -22,20 +20,21 @@ from quadranas.bundle import (
     Agreement,
     InputDescription,
     Latency,
-    LatencyNote,
     Manifest,
     Quantization,
     checksums,
     write_manifest,
 )
-from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.errors import QuadranasError
 from quadranas.export_images import ExportImages, open_export_images
-from quadranas.export_latency import (
-    describe_latency,
-    find_prediction_table,
-    is_comparable,
-    measured,
-    predicted,
+from quadranas.export_latency import find_prediction_table
+from quadranas.export_steps import (
+    ExportWork,
+    check_agreement,
+    find_accuracy,
+    find_latency,
+    quantize_file,
+    tolerance_of,
 )
 from quadranas.export_target import ExportOptions, ExportTarget, find_target
 from quadranas.files import source_commit, write_atomically
@@ -43,16 +42,8 @@ from quadranas.inference_script import inference_script
 from quadranas.latency.table import LatencyTable
 from quadranas.measurement import open_device
 from quadranas.model_card import model_card
-from quadranas.network import Network, count_network
-from quadranas.proof import (
-    TOLERANCES,
-    Comparison,
-    compare,
-    first_diverging_layer,
-    program_outputs,
-    pytorch_outputs,
-)
-from quadranas.quantization import quantized
+from quadranas.network import count_network
+from quadranas.proof import Comparison, compare, pytorch_outputs
 from quadranas.reporter import Reporter
 from quadranas.run_folder import whole_folder
 from quadranas.trained import Subject
@@ -60,62 +51,6 @@ from quadranas.trained import Subject
 NUM_IMAGES = 1000
 NUM_REMOTE_IMAGES = 16
 """Every image travels to a board and back, which may be an emulated one."""
-
-NUM_CALIBRATION_IMAGES = 128
-FREE_BATCH = 8
-"""The batch that a file for any is checked with."""
-
-WORTH_A_WARNING = 0.02
-"""Accuracy lost to another resolution than that of training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What the steps of an export share.
-
-    Args:
-        expected: what PyTorch computes for the validation images.
-    """
-
-    subject: Subject
-    architecture: Architecture
-    network: Network
-    options: ExportOptions
-    target: ExportTarget
-    images: ExportImages
-    expected: Tensor
-    backend: FileBackend
-    reporter: Reporter
-
-    @property
-    def conversion(self) -> Conversion:
-        """How the network becomes a file."""
-        size = self.architecture.resolution
-        return Conversion(
-            input_shape=(self.batch, 3, size, size),
-            dynamic_batch=self.options.batch is None,
-            opset=self.target.opset,
-            half_weights=self.options.precision == "fp16",
-        )
-
-    @property
-    def batch(self) -> int:
-        """Images at once when checking."""
-        return _batch(self.options)
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether the file is to be quantised."""
-        return self.options.precision == "int8"
-
-    def outputs(self, path: Path) -> Tensor:
-        """What a file computes for the validation images."""
-        program = self.backend.load(path, self.conversion.input_shape)
-        return program_outputs(program, self.images.batches(self.batch))[: self.images.num_images]
-
-    def accuracy(self, outputs: Tensor) -> float:
-        """Share of validation images whose first answer is right."""
-        return float((outputs.argmax(1) == self.images.labels).float().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +99,7 @@ def export(
     )
     network = subject.network()
     # Before the device is opened, which takes cores away from PyTorch.
-    outputs = pytorch_outputs(network, images.batches(_batch(options)))
+    outputs = pytorch_outputs(network, images.batches(options.checked_batch))
     expected = outputs[: images.num_images]
     with (
         whole_folder(output, replace=force) as folder,
@@ -172,7 +107,7 @@ def export(
         open_device(target.checked_on) as backend,
     ):
         assert isinstance(backend, FileBackend)
-        work = _Work(
+        work = ExportWork(
             subject=subject,
             architecture=architecture,
             network=network,
@@ -186,10 +121,6 @@ def export(
         manifest = _write(work, folder.path, Path(scratch), table)
         write_manifest(folder.path, manifest)
     return _result(output, manifest, target, options)
-
-
-def _batch(options: ExportOptions) -> int:
-    return FREE_BATCH if options.batch is None else options.batch
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -230,21 +161,21 @@ def _open_images(
     return images
 
 
-def _write(work: _Work, folder: Path, scratch: Path, table: LatencyTable | None) -> Manifest:
+def _write(work: ExportWork, folder: Path, scratch: Path, table: LatencyTable | None) -> Manifest:
     """Write everything but the manifest; returns it."""
     known = FORMATS[work.options.file_format]
     path = folder / known.artefact
     plain = scratch / known.artefact if work.is_int8 else path
     work.reporter.message(f"writing {path.name} for {work.target.checked_on.name}")
     work.backend.convert(work.network, work.conversion, plain)
-    _check_agreement(work, work.outputs(plain))
-    quantization = _quantize(work, plain, path) if work.is_int8 else None
+    check_agreement(work, work.outputs(plain))
+    quantization = quantize_file(work, plain, path) if work.is_int8 else None
     outputs = work.outputs(path)
     found = _Findings(
         comparison=compare(outputs, work.expected),
-        accuracy=_accuracy(work, outputs),
+        accuracy=find_accuracy(work, outputs),
         quantization=quantization,
-        latency=_latency(work, path, plain, table),
+        latency=find_latency(work, path, plain, table),
     )
     manifest = _describe(work, path, table, found)
     write_atomically(folder / CARD, model_card(manifest))
@@ -252,98 +183,9 @@ def _write(work: _Work, folder: Path, scratch: Path, table: LatencyTable | None)
     return manifest.model_copy(update={"files": checksums(folder)})
 
 
-def _check_agreement(work: _Work, outputs: Tensor) -> None:
-    """See that a file in floating point computes what PyTorch computes.
-
-    Raises:
-        PromiseMissedError: it does not; names the first layer where it begins.
-    """
-    tolerance = _tolerance(work)
-    comparison = compare(outputs, work.expected)
-    if comparison.relative <= tolerance:
-        return
-    images = next(work.images.batches(work.batch))
-    layer = first_diverging_layer(work.backend, work.network, work.conversion, images, tolerance)
-    raise PromiseMissedError(
-        f"the exported file computes something else: largest error {comparison.largest:.3g}, "
-        f"{comparison.relative:.2g} of the largest logit; accepted: {tolerance:g}; "
-        f"first diverging layer: {layer or 'none when exported one by one'}; nothing is kept"
-    )
-
-
-def _tolerance(work: _Work) -> float:
-    return TOLERANCES["fp16" if work.options.precision == "fp16" else "fp32"]
-
-
-def _quantize(work: _Work, source: Path, target: Path) -> Quantization:
-    if not isinstance(work.backend, QuantizingBackend):
-        raise QuadranasError(
-            f"what runs on device {work.target.checked_on.name!r} cannot be quantised here",
-            "Leave out --worker-python, or choose --precision fp32.",
-        )
-    return quantized(
-        work.backend,
-        source,
-        target,
-        network=work.network,
-        images=work.images.calibration(NUM_CALIBRATION_IMAGES, work.batch),
-        accuracy=lambda path: work.accuracy(work.outputs(path)),
-        reference_accuracy=work.accuracy(work.expected),
-        max_drop=work.options.max_drop,
-        reporter=work.reporter,
-    )
-
-
-def _accuracy(work: _Work, outputs: Tensor) -> Accuracy | None:
-    """Accuracy before and after; warns where the resolution costs a lot of it."""
-    images = work.images
-    if not images.labelled:
-        return None
-    found = Accuracy(
-        images=images.name,
-        num_images=images.num_images,
-        pytorch=work.accuracy(work.expected),
-        exported=work.accuracy(outputs),
-        trained_resolution=images.dataset.resolution,
-    )
-    if images.dataset.resolution != images.resolution:
-        trained = pytorch_outputs(work.network, images.batches(work.batch, as_trained=True))
-        before = work.accuracy(trained[: images.num_images])
-        if before - found.pytorch > WORTH_A_WARNING:
-            work.reporter.warning(
-                f"the network was trained at {images.dataset.resolution} pixels, where its "
-                f"accuracy is {before:.1%}; at the file's {images.resolution} it is "
-                f"{found.pytorch:.1%}. Export with --resolution {images.dataset.resolution}, "
-                f"or train at {images.resolution}"
-            )
-    return found
-
-
-def _latency(work: _Work, path: Path, plain: Path, table: LatencyTable | None) -> Latency:
-    """What the table says of the deployment resolution, and what the file takes."""
-    options, device = work.options, work.target.checked_on
-    deployed = work.subject.architecture
-    prediction = (
-        predicted(deployed, table)
-        if work.architecture.resolution == deployed.resolution
-        else f"tables are for {deployed.resolution} pixels"
-    )
-    shape = (options.batch or 1, *work.conversion.input_shape[1:])
-    programs = {"file": work.backend.load(path, shape)}
-    if work.is_int8:
-        programs["fp32"] = work.backend.load(plain, shape)
-    measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
-    if not work.backend.provenance().emulated:
-        measurement = measured(work.backend, device, programs, work.reporter)
-    comparable = (
-        work.target.is_checked_there
-        and shape[0] == device.batch_size
-        and is_comparable(table, device, options.precision)
-    )
-    return describe_latency(prediction, measurement, comparable=comparable)
-
-
-def _describe(work: _Work, path: Path, table: LatencyTable | None, found: _Findings) -> Manifest:
+def _describe(
+    work: ExportWork, path: Path, table: LatencyTable | None, found: _Findings
+) -> Manifest:
     """The manifest, with the checksums of the files that lie there already."""
     provenance, images = work.backend.provenance(), work.images
     size, known = work.architecture.resolution, images.preprocessing
@@ -379,7 +221,7 @@ def _describe(work: _Work, path: Path, table: LatencyTable | None, found: _Findi
             num_images=images.num_images,
             max_abs_error=found.comparison.largest,
             relative_error=found.comparison.relative,
-            tolerance=None if work.is_int8 else _tolerance(work),
+            tolerance=None if work.is_int8 else tolerance_of(work),
             top1_agreement=found.comparison.top1_agreement,
         ),
         accuracy=found.accuracy,

@@ -11,6 +11,8 @@ from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.device import Device, load_device
 
 HOST = "host"
+FREE_BATCH = 8
+"""The batch that a file for any is checked with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class ExportOptions:
     tolerance: float = 0.05
     num_images: int | None = None
     table: Path | None = None
+
+    @property
+    def checked_batch(self) -> int:
+        """Images at once when the file is checked."""
+        return FREE_BATCH if self.batch is None else self.batch
 
     def check(self) -> None:
         """Refuse what no format offers.

@@ -135,7 +135,7 @@ def test_an_exported_library_is_proven_on_the_board(
             board.kill()
             return program_outputs(*_)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("quadranas.export.program_outputs", lost)
+        monkeypatch.setattr("quadranas.export_steps.program_outputs", lost)
         with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
             export(subject, output, options, Reporter(quiet=True), force=True)
     assert (output / "manifest.json").read_bytes() == before
