@@ -40,11 +40,9 @@ class ExecuTorchBackend(Backend):
     """Runs fp32, with what XNNPACK has kernels for in XNNPACK."""
 
     max_parallel = 1
-    # XNNPACK leaves LayerNorm to a portable kernel, and of its decomposed form the means. Against
-    # this, the smallest network of quadranet-mobile at 224 pixels took 3.3 times as long with
-    # decompose_layer_norm, 1.01 with linear_as_convolution, 1.04 with join_branches besides
-    # (2026-11-21, one thread of an AMD EPYC).
-    lowering = ("fold_batch_norm", "fold_layer_scale")
+    # XNNPACK leaves LayerNorm to a portable kernel, and of its decomposed form the means; no pass
+    # made a network faster, and that one takes three times as long (experiments/lowering/).
+    lowering = ("fold_batch_norm",)
 
     def __init__(self, device: Device, records: Path) -> None:
         with _quiet():
