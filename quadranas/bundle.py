@@ -216,7 +216,8 @@ class Manifest(Described):
         artefact: the name of the file that a runtime is given; others may belong to it.
         files: SHA-256 of every file of the bundle but this one.
         size_bytes: of the artefact and the files that belong to it.
-        device: how the runtime was opened that the file was made for and checked in.
+        made_for: the device that the file is meant for.
+        device: that it was checked on, as its runtime was opened: the same, or this machine.
         runtime: with its version, as in `ONNX Runtime 1.31.1`.
         lowering: the passes that the network went through.
         table: header of the latency table behind the prediction.
@@ -241,6 +242,7 @@ class Manifest(Described):
     runtime: str
     hardware: str
     versions: dict[str, str]
+    made_for: Device
     device: Device
     input: InputDescription
     class_names: tuple[str, ...] | None = None
@@ -301,6 +303,18 @@ def open_bundle(folder: Path) -> Bundle:
         QuadranasError: not a bundle, one from a newer version, or a file is missing or is not the
             one that was exported.
     """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        _check_file(folder / name, expected)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A bundle's manifest; its files are not looked at.
+
+    Raises:
+        QuadranasError: not a bundle, or one from a newer version.
+    """
     path = folder / MANIFEST
     try:
         _check_folder(folder, path)
@@ -314,10 +328,7 @@ def open_bundle(folder: Path) -> Bundle:
             f"{FORMAT_VERSION})",
             "Upgrade with: pip install --upgrade quadranas",
         )
-    manifest = validate(Manifest, content, path)
-    for name, expected in manifest.files.items():
-        _check_file(folder / name, expected)
-    return Bundle(folder, manifest)
+    return validate(Manifest, content, path)
 
 
 def _check_folder(folder: Path, manifest: Path) -> None:

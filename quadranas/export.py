@@ -23,6 +23,7 @@ from quadranas.bundle import (
     Manifest,
     Quantization,
     checksums,
+    read_manifest,
     write_manifest,
 )
 from quadranas.errors import QuadranasError
@@ -45,7 +46,7 @@ from quadranas.model_card import model_card
 from quadranas.network import count_network
 from quadranas.proof import Comparison, compare, pytorch_outputs
 from quadranas.reporter import Reporter
-from quadranas.run_folder import whole_folder
+from quadranas.run_folder import restore_replaced, whole_folder
 from quadranas.trained import Subject
 
 NUM_IMAGES = 1000
@@ -98,15 +99,13 @@ def export(
         subject.architecture, target.device, subject.folder, options.table
     )
     network = subject.network()
-    # Before the device is opened, which takes cores away from PyTorch.
-    outputs = pytorch_outputs(network, images.batches(options.checked_batch))
-    expected = outputs[: images.num_images]
     with (
         whole_folder(output, replace=force) as folder,
         tempfile.TemporaryDirectory() as scratch,
         open_device(target.checked_on) as backend,
     ):
         assert isinstance(backend, FileBackend)
+        outputs = pytorch_outputs(network, images.batches(options.checked_batch))
         work = ExportWork(
             subject=subject,
             architecture=architecture,
@@ -114,7 +113,7 @@ def export(
             options=options,
             target=target,
             images=images,
-            expected=expected,
+            expected=outputs[: images.num_images],
             backend=backend,
             reporter=reporter,
         )
@@ -124,7 +123,21 @@ def export(
 
 
 def _check_output(output: Path, force: bool) -> None:
-    """Refuse a file, and a folder that is no bundle even with `force`."""
+    """Refuse a file, and a folder that holds more than a bundle even with `force`.
+
+    Raises:
+        QuadranasError: says what is in the way.
+    """
+    try:
+        restore_replaced(output)
+        _check_content(output, force)
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot read the output {output}: {error.strerror}", "Choose another --output."
+        ) from error
+
+
+def _check_content(output: Path, force: bool) -> None:
     if output.is_file() or output.suffix in {Path(f.artefact).suffix for f in FORMATS.values()}:
         raise QuadranasError(
             f"the output {output} is a file; a bundle is a folder", "Name a folder with --output."
@@ -139,6 +152,13 @@ def _check_output(output: Path, force: bool) -> None:
     if not force:
         raise QuadranasError(
             f"{output} exists already", "Add --force to replace it, or choose another --output."
+        )
+    manifest = read_manifest(output)
+    foreign = {path.name for path in output.iterdir()} - {MANIFEST, *manifest.files}
+    if foreign:
+        raise QuadranasError(
+            f"{output} holds more than its bundle, which would be lost: {min(foreign)}",
+            "Move that away, or choose another --output.",
         )
 
 
@@ -168,9 +188,12 @@ def _write(work: ExportWork, folder: Path, scratch: Path, table: LatencyTable | 
     plain = scratch / known.artefact if work.is_int8 else path
     work.reporter.message(f"writing {path.name} for {work.target.checked_on.name}")
     work.backend.convert(work.network, work.conversion, plain)
-    check_agreement(work, work.outputs(plain))
-    quantization = quantize_file(work, plain, path) if work.is_int8 else None
-    outputs = work.outputs(path)
+    outputs = work.outputs(plain)
+    check_agreement(work, outputs)
+    quantization = None
+    if work.is_int8:
+        quantization = quantize_file(work, plain, path)
+        outputs = work.outputs(path)
     found = _Findings(
         comparison=compare(outputs, work.expected),
         accuracy=find_accuracy(work, outputs),
@@ -208,6 +231,7 @@ def _describe(
         runtime=provenance.runtime,
         hardware=provenance.hardware,
         versions=dict(provenance.versions),
+        made_for=work.target.device,
         device=work.target.checked_on,
         input=InputDescription(
             shape=(work.options.batch, 3, size, size),

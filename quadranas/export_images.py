@@ -55,14 +55,15 @@ class ExportImages:
         """
         indices = _spread(self.dataset.test, self.num_images)
         for part in indices.split(size):
-            filled = torch.cat([part, part[-1:].expand(size - len(part))])
-            yield self._prepared(self.dataset.test, filled, as_trained)
+            yield self._prepared(self.dataset.test, _filled(part, size), as_trained)
 
     def calibration(self, num_images: int, size: int) -> list[NDArray[np.float32]]:
-        """Training images, evenly spread, in batches of one size."""
-        parts = _spread(self.dataset.train, num_images).split(size)
-        whole = [part for part in parts if len(part) == size]
-        return [self._prepared(self.dataset.train, part, False).numpy() for part in whole]
+        """Training images, evenly spread, in batches of one size, the last one filled up."""
+        images = self.dataset.train
+        return [
+            self._prepared(images, _filled(part, size), False).numpy()
+            for part in _spread(images, num_images).split(size)
+        ]
 
     def _prepared(self, images: ImageSet, indices: Tensor, as_trained: bool) -> Tensor:
         normalised = self.transform(images.batch(indices))
@@ -114,6 +115,11 @@ def open_export_images(
 def _augmenter(dataset: Dataset, mean: Triple, std: Triple) -> Augmenter:
     config = AugmentConfig(flip=False, crop_padding=0)
     return Augmenter(config, num_classes=dataset.num_classes, mean=mean, std=std)
+
+
+def _filled(part: Tensor, size: int) -> Tensor:
+    """Indices, the last one repeated until there are so many."""
+    return torch.cat([part, part[-1:].expand(size - len(part))])
 
 
 def _spread(images: ImageSet, number: int) -> Tensor:

@@ -108,21 +108,10 @@ def describe_latency(
     )
 
 
-def is_comparable(table: LatencyTable | None, device: Device, precision: str) -> bool:
+def is_comparable(table: LatencyTable | None, device: Device) -> bool:
     """Whether a table's predictions are of what runs on a device: runtime, precision, threads."""
     if table is None:
         return False
     header = table.header
-    return (
-        header.device,
-        header.backend,
-        header.precision,
-        header.threads,
-        header.batch_size,
-    ) == (
-        device.name,
-        device.runtime,
-        precision,
-        device.threads,
-        device.batch_size,
-    )
+    there = (header.device, header.backend, header.precision, header.threads)
+    return there == (device.name, device.runtime, device.precision, device.threads)

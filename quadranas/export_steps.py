@@ -102,7 +102,8 @@ def check_agreement(work: ExportWork, outputs: Tensor) -> None:
 
 def tolerance_of(work: ExportWork) -> float:
     """The largest error of floating-point outputs, relative to the largest."""
-    return TOLERANCES["fp16" if work.options.precision == "fp16" else "fp32"]
+    weights = "fp16" if work.options.precision == "fp16" else "fp32"
+    return max(TOLERANCES[weights], TOLERANCES[work.target.checked_on.precision])
 
 
 def quantize_file(work: ExportWork, source: Path, target: Path) -> Quantization:
@@ -159,21 +160,18 @@ def find_latency(work: ExportWork, path: Path, plain: Path, table: LatencyTable 
     """What the table says of the deployment resolution, and what the file takes."""
     options, device = work.options, work.target.checked_on
     deployed = work.subject.architecture
-    prediction = (
-        predicted(deployed, table)
-        if work.architecture.resolution == deployed.resolution
-        else f"tables are for {deployed.resolution} pixels"
-    )
-    shape = (options.batch or 1, *work.conversion.input_shape[1:])
+    batch = options.batch or 1
+    prediction = predicted(deployed, table)
+    if work.architecture.resolution != deployed.resolution:
+        prediction = f"tables are for {deployed.resolution} pixels"
+    elif table is not None and table.header.batch_size != batch:
+        prediction = f"the table is for calls of {table.header.batch_size} images"
+    shape = (batch, *work.conversion.input_shape[1:])
     programs = {"file": work.backend.load(path, shape)}
     if work.is_int8:
         programs["fp32"] = work.backend.load(plain, shape)
     measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
     if not work.backend.provenance().emulated:
         measurement = measured(work.backend, device, programs, work.reporter)
-    comparable = (
-        work.target.is_checked_there
-        and shape[0] == device.batch_size
-        and is_comparable(table, device, options.precision)
-    )
+    comparable = work.target.is_checked_there and not work.is_int8 and is_comparable(table, device)
     return describe_latency(prediction, measurement, comparable=comparable)

@@ -1,18 +1,22 @@
 """What an export is for: a format, the device it is meant for, where it is checked."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quadranas.architecture import Architecture
-from quadranas.backends.onnx_file import TRACED_OPSETS
+from quadranas.backends.onnx_file import OPSETS, TRACED_OPSETS, unsupported_opset
 from quadranas.bundle import FORMATS
 from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.device import Device, load_device
 
 HOST = "host"
+LOCAL = ("threads", "tuning_trials")
+"""Settings that also mean something on this machine."""
 FREE_BATCH = 8
 """The batch that a file for any is checked with."""
+MAX_BATCH = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,12 @@ class ExportOptions:
             raise QuadranasError(
                 f"format {self.file_format} takes batches of one size only", "Name it: --batch 1."
             )
+        if self.batch is not None and self.batch > MAX_BATCH:
+            raise QuadranasError(f"--batch must be at most {MAX_BATCH}, got {self.batch}")
+        if not math.isfinite(self.max_drop):
+            raise QuadranasError(f"--max-drop must be a finite number, got {self.max_drop}")
+        if self.opset is not None and self.opset not in OPSETS:
+            raise unsupported_opset(self.opset)
         if self.opset is not None and self.file_format != "onnx":
             raise QuadranasError(
                 f"--opset is for the format onnx, not for {self.file_format}", "Leave it out."
@@ -105,21 +115,44 @@ def find_target(options: ExportOptions, architecture: Architecture) -> ExportTar
     device = _device(options, architecture)
     if device.name == HOST:
         device = device.configured(runtime=runtime)
-    is_worker = device.reach.worker_python is not None
-    is_myriad = device.runtime == "openvino" and (is_worker or device.target == "MYRIAD")
+    is_myriad = device.runtime == "openvino" and (
+        device.target == "MYRIAD" or device.reach.worker_python is not None
+    )
     if is_myriad and options.file_format == "openvino" and options.device is not None:
         raise QuadranasError(
             f"device {device.name!r}: OpenVINO 2021.4, the last with a Myriad, does not read this "
             "OpenVINO's files",
             "Export ONNX, which it reads: --format onnx",
         )
-    reads = not is_myriad and device.runtime == runtime
-    reads = reads or (is_worker and options.file_format == "onnx")
     opset = options.opset
-    if options.file_format == "onnx" and opset is None and is_myriad:
-        opset = TRACED_OPSETS[0]
-    here = device if reads else load_device(HOST).configured(runtime=runtime, **_local(options))
-    return ExportTarget(device, here, opset)
+    if options.file_format == "onnx" and is_myriad:
+        opset = _myriad_opset(options, device) if options.device else opset or TRACED_OPSETS[0]
+    by_worker = is_myriad and device.reach.worker_python is not None
+    reads = by_worker if is_myriad else device.runtime == runtime
+    if reads and (options.file_format == "onnx" or not is_myriad):
+        return ExportTarget(device, device, opset)
+    settings = dict(options.settings)
+    here = {key: settings.pop(key) for key in LOCAL if key in settings}
+    if settings:
+        raise QuadranasError(
+            f"--{min(settings).replace('_', '-')} says how to reach a device that reads "
+            f"{options.file_format}; {device.name!r} is none",
+            "Name the device's own format with --format, or another device with --device.",
+        )
+    return ExportTarget(device, load_device(HOST).configured(runtime=runtime, **here), opset)
+
+
+def _myriad_opset(options: ExportOptions, device: Device) -> int:
+    """The opset for a Myriad, whose OpenVINO reads no newer one, and no free batch."""
+    oldest = TRACED_OPSETS[0]
+    if options.opset not in (None, oldest) or options.batch is None:
+        asked = "a free batch" if options.batch is None else f"opset {options.opset}"
+        raise QuadranasError(
+            f"device {device.name!r}: the OpenVINO of a Myriad reads ONNX of opset {oldest} with "
+            f"a fixed batch, not {asked}",
+            "Leave out --opset and --batch, or name another device with --device.",
+        )
+    return oldest
 
 
 def _device(options: ExportOptions, architecture: Architecture) -> Device:
@@ -131,7 +164,3 @@ def _device(options: ExportOptions, architecture: Architecture) -> Device:
     except QuadranasError:  # the user's own, of which only the name was kept
         device = load_device(HOST)
     return device.configured(**options.settings)
-
-
-def _local(options: ExportOptions) -> dict[str, Any]:
-    return {key: options.settings[key] for key in ("threads",) if key in options.settings}

@@ -24,12 +24,12 @@ for path in sys.argv[1:] or sys.exit(__doc__):
     if pixels is None or pixels.shape != (size, size, 3):
         from PIL import Image, ImageOps
         image = Image.open(path) if pixels is None else Image.fromarray(pixels)
+        image = image.point(lambda v: v / 256).convert("L") if image.mode[0] == "I" else image
         image = ImageOps.exif_transpose(image).convert("RGBA")  # on white where transparent:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     images = np.float32((pixels / 255 - mean) / std).transpose(2, 0, 1)[None].repeat(batch or 1, 0)
-    logits = $logits
-    scores = np.exp(logits - np.logaddexp.reduce(logits))
+    scores = np.exp((logits := $logits) - np.logaddexp.reduce(logits))
     print(path, *(f"{scores[i]:7.2%}  {names[i]}" for i in np.argsort(-scores)[:5]), sep="\\n  ")
 ''')
 

@@ -41,7 +41,7 @@ def _what(manifest: Manifest) -> str:
             [
                 ("file", f"`{manifest.artefact}`, {_size(manifest.size_bytes)}"),
                 ("format", _format(manifest)),
-                ("made for", f"{manifest.device.name}: {manifest.device.title}"),
+                ("made for", f"{manifest.made_for.name}: {manifest.made_for.title}"),
                 ("checked in", f"{manifest.runtime}, on {manifest.hardware}"),
                 ("exported", f"{manifest.created}, quadranas {manifest.quadranas}"),
             ],

@@ -1,7 +1,7 @@
 """run: label images with an exported bundle, in the runtime that it was made for."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quadranas.backends.interface import FileBackend
 from quadranas.backends.registry import BACKENDS, open_backend
-from quadranas.bundle import Bundle, InputDescription, open_bundle
+from quadranas.bundle import Bundle, InputDescription, Manifest, open_bundle
 from quadranas.errors import QuadranasError
 from quadranas.image_files import Pixels, read_image
 from quadranas.latency.device import Device
@@ -113,6 +113,7 @@ def _device(bundle: Bundle, reach: dict[str, str]) -> Device:
 
     On a machine of fewer cores it gets as many threads as there are.
     """
+    _check_reach(bundle.manifest, reach)
     changes: dict[str, str | None] = dict(reach)
     if "rpc" in reach:
         changes.setdefault("rpc_tracker", None)
@@ -124,6 +125,20 @@ def _device(bundle: Bundle, reach: dict[str, str]) -> Device:
     if device.is_remote or device.threads is None or device.threads <= cores:
         return device
     return device.configured(threads=cores)
+
+
+def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
+    """Refuse a way to a device that the bundle was not made for."""
+    allowed = {"rpc", "rpc_tracker", "rpc_key"} if manifest.device.runtime == "tvm" else set()
+    if manifest.device.reach.worker_python is not None:
+        allowed = {"worker_python"}
+    for key in reach:
+        if key not in allowed:
+            raise QuadranasError(
+                f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
+                f"{manifest.runtime}",
+                "Leave it out, or export for the device that it leads to.",
+            )
 
 
 def _open(device: Device, records: Path) -> FileBackend:

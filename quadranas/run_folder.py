@@ -247,18 +247,17 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
     Raises:
         QuadranasError: it exists with content and is not to be replaced, or cannot be written.
     """
-    old = path.absolute().with_name(f".{path.absolute().name}.old{TEMPORARY}")
-    _restore(old, path)
+    restore_replaced(path)
     if not (replace and path.is_dir()):
         RunFolder(path).refuse_content()
-    path = path.absolute()
+    path = path.resolve()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         staging.mkdir(parents=True)
         yield RunFolder(staging)
         if replace and path.exists():
-            path.replace(old)
+            path.replace(old := _replaced(path))
             staging.replace(path)
             shutil.rmtree(old)
         elif path.exists():
@@ -272,14 +271,23 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
             "Choose another --output.",
         ) from error
     finally:
+        restore_replaced(path)
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _restore(old: Path, path: Path) -> None:
+def _replaced(path: Path) -> Path:
+    """Where a folder lies while another takes its place."""
+    return path.with_name(f".{path.name}.old{TEMPORARY}")
+
+
+def restore_replaced(path: Path) -> None:
     """Undo or finish a replacement in the middle of which a process was killed."""
-    if old.exists() and not path.exists():
-        old.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
+    path = path.resolve()
+    old = _replaced(path)
+    with suppress(OSError):  # what can neither be read nor moved is for others to complain about
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -75,6 +75,7 @@ def manifest_of(file_format: FileFormat, **changes: Any) -> Manifest:
         "runtime": "Runtime 1.2",
         "hardware": "a processor",
         "versions": {"torch": "2.13.0"},
+        "made_for": device_for(file_format),
         "device": device_for(file_format),
         "input": InputDescription(shape=(None, 3, size, size), mean=MEAN, std=STD),
         "class_names": CLASS_NAMES,
@@ -117,10 +118,13 @@ def write_pictures(folder: Path, size: int) -> list[Path]:
     oblong = Image.fromarray(noise(2, 2 * size, 3 * size, 3))
     see_through = Image.fromarray(noise(3, 50, 40, 4))
     turned = Image.fromarray(noise(4, 40, 60, 3))
+    deep = Image.fromarray(noise(5, 40, 40).astype(np.uint16) * 257)
     exif = turned.getexif()
     exif[0x0112] = 6
-    paths = [folder / f"{name}.png" for name in ("plain", "oblong", "see-through", "turned")]
-    for path, image in zip(paths, (plain, oblong, see_through, turned), strict=True):
+    paths = [
+        folder / f"{name}.png" for name in ("plain", "oblong", "see-through", "turned", "deep")
+    ]
+    for path, image in zip(paths, (plain, oblong, see_through, turned, deep), strict=True):
         image.save(path, exif=exif if path.stem == "turned" else None)
     return paths
 

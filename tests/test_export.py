@@ -163,7 +163,7 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     assert lines[1].endswith("top-1 agreement 100.0%")
     assert lines[2].startswith("accuracy ")
     assert "predicted 0." in lines[3]
-    assert "ms on cpu, measured 0." in lines[3]
+    assert "ms on cpu; measured 0." in lines[3]
     assert lines[-1] == "next: quadranas run run/exports/onnx-fp32 IMAGE"
     before = (run / "exports/onnx-fp32/manifest.json").read_bytes()
     refused = call("export", "run")
@@ -227,6 +227,18 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
             "no TVM RPC server answers at 127.0.0.1:9",
         ),
         ({"resolution": 33}, "resolution 33 does not fit"),
+        ({"batch": 10_000}, "--batch must be at most 8192, got 10000"),
+        ({"max_drop": float("inf")}, "--max-drop must be a finite number, got inf"),
+        (
+            {"device": "vpu", "opset": 18},
+            "opset 13 with a fixed batch, not opset 18",
+        ),
+        (
+            {"device": "vpu", "batch": None},
+            "opset 13 with a fixed batch, not a free",
+        ),
+        ({"device": "vpu", "file_format": "tvm", "settings": {"rpc": "a:1"}}, "--rpc says how to"),
+        ({"device": "gpu", "settings": {"worker_python": "p"}}, "--worker-python says how to"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(
@@ -356,6 +368,15 @@ def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:
         assert outcome.code == 2
         assert message in outcome.err
     assert listing(tmp_path) == ["file", "folder", "folder/photo"]
+    bundle = tmp_path / "bundle"
+    exported(open_subject(str(finished_run)), bundle)
+    (bundle / "notes.txt").write_text("dear to somebody", encoding="utf-8")
+    outcome = call("export", finished_run, "--output", bundle, "--force")
+    assert outcome.code == 2
+    assert "holds more than its bundle, which would be lost: notes.txt" in outcome.err
+    (bundle / "manifest.json").write_text("{}", encoding="utf-8")
+    assert call("export", finished_run, "--output", bundle, "--force").code == 2
+    assert (bundle / "notes.txt").is_file()
 
 
 SLOWLY = """

@@ -24,6 +24,7 @@ LAYER_NORM_OPSET = 17
 """LayerNormalization came with it."""
 
 NEWEST_OPSET = 23
+OPSETS = range(TRACED_OPSETS[0], NEWEST_OPSET + 1)
 BATCH = "batch"
 """The name of the free dimension."""
 
@@ -31,6 +32,14 @@ BATCH = "batch"
 def is_old(conversion: Conversion) -> bool:
     """Whether a conversion asks for an opset without LayerNormalization."""
     return conversion.opset is not None and conversion.opset < LAYER_NORM_OPSET
+
+
+def unsupported_opset(opset: int) -> QuadranasError:
+    """The error for an opset that cannot be written."""
+    return QuadranasError(
+        f"ONNX opset {opset} is not supported; accepted: {OPSETS[0]} to {OPSETS[-1]}",
+        f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read.",
+    )
 
 
 def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
@@ -44,11 +53,8 @@ def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
         QuadranasError: the opset is not supported, or lacks an operation of the network.
     """
     opset = OPSET if conversion.opset is None else conversion.opset
-    if opset not in (*TRACED_OPSETS, *range(OPSET, NEWEST_OPSET + 1)):
-        raise QuadranasError(
-            f"ONNX opset {opset} is not supported; accepted: {TRACED_OPSETS[0]} to {NEWEST_OPSET}",
-            f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read.",
-        )
+    if opset not in OPSETS:
+        raise unsupported_opset(opset)
     write = _trace if opset in TRACED_OPSETS else _capture
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -42,7 +42,7 @@ class _Joined:
         self.constants = {c.name: list(c.dims) for c in graph.initializer}
         self.shapes = {
             value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
-            for value in shape_inference.infer_shapes(model).graph.value_info
+            for value in (*shape_inference.infer_shapes(model).graph.value_info, *graph.output)
         }
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
@@ -53,7 +53,7 @@ class _Joined:
 
     def suits(self, node: Any) -> bool:
         """Whether it multiplies by a constant matrix, and all sizes but the batch are known."""
-        shape = self.shapes.get(node.output[0], [0])
+        shape = self.shapes.get(node.output[0], [0, 0])
         return len(self.constants.get(node.input[1], [])) == 2 and all(shape[1:])
 
     def gemm(self, node: Any) -> list[Any]:
