@@ -180,6 +180,21 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     assert manifest.table is not None
 
 
+def test_a_measured_table_stands_beside_the_measurement(run: Path, host_table: Path) -> None:
+    options = ("--device", "host", "--table", host_table, "--json")
+    result = call("export", "run", *options).json()
+    assert result["predicted_ms"] > 0
+    assert result["deviation"] == pytest.approx(
+        result["measured_ms"] / result["predicted_ms"] - 1, abs=1e-12
+    )
+    other = call("export", "run", "--format", "openvino", *options).json()
+    assert other["predicted_ms"] == result["predicted_ms"]
+    assert other["deviation"] is None  # the table is ONNX Runtime's
+    refused = call("export", "run", "--device", "vpu", "--table", host_table, "--force")
+    assert refused.code == 2
+    assert "was made for device 'host', not for 'vpu'" in refused.err
+
+
 def test_weights_without_a_run(run: Path, pictures: Path) -> None:
     weights = ("run/architecture.json", "--weights", "run/subnet.safetensors")
     result = call("export", *weights, "--json", "--quiet").json()
