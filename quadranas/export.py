@@ -10,7 +10,7 @@ from typing import Any
 from quadranas import __version__
 from quadranas.architecture import Architecture
 from quadranas.backends.interface import FileBackend
-from quadranas.backends.onnx_file import OPSET
+from quadranas.backends.onnx_file import OLD_LOWERING, OPSET, is_old
 from quadranas.bundle import (
     CARD,
     FORMATS,
@@ -227,7 +227,7 @@ def _describe(
         params=params,
         macs=macs,
         operators=work.backend.count_operators(path),
-        lowering=tuple(work.backend.lowering),
+        lowering=tuple(OLD_LOWERING if is_old(work.conversion) else work.backend.lowering),
         runtime=provenance.runtime,
         hardware=provenance.hardware,
         versions=dict(provenance.versions),

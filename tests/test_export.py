@@ -223,7 +223,9 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
         exported(given, output, **options)
         (imported,) = onnx.load(output / "model.onnx").opset_import
         assert imported.version == opset
-        assert open_bundle(output).manifest.opset == opset
+        manifest = open_bundle(output).manifest
+        assert manifest.opset == opset
+        assert ("linear_as_convolution" in manifest.lowering) == (opset == 13)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,15 @@ TRACED_OPSETS = range(13, OPSET)
 LAYER_NORM_OPSET = 17
 """LayerNormalization came with it."""
 
+OLD_LOWERING = (
+    "fold_batch_norm",
+    "fold_layer_scale",
+    "linear_as_convolution",
+    "decompose_layer_norm",
+)
+"""The passes for older opsets, which are for the Myriad: it has its speed from convolutions. First
+without transpositions, so that norms are written out over channels."""
+
 NEWEST_OPSET = 23
 OPSETS = range(TRACED_OPSETS[0], NEWEST_OPSET + 1)
 BATCH = "batch"

@@ -18,7 +18,7 @@ from quadranas.backends.interface import (
     call_times_ms,
 )
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import BATCH, count_nodes, is_old, to_onnx
+from quadranas.backends.onnx_file import BATCH, OLD_LOWERING, count_nodes, is_old, to_onnx
 from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
@@ -58,7 +58,7 @@ class OnnxRuntimeBackend(Backend):
         write_atomically(path, self._content(network, conversion))
 
     def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
-        passes = [*self.lowering, "decompose_layer_norm"] if is_old(conversion) else self.lowering
+        passes = OLD_LOWERING if is_old(conversion) else self.lowering
         return to_onnx(lower(network, passes), conversion)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":

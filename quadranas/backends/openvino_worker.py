@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance, as_shape
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import count_nodes, read_onnx, to_onnx
+from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, read_onnx, to_onnx
 from quadranas.backends.openvino_worker_process import (
     RefusedError,
     WorkerLostError,
@@ -97,13 +97,7 @@ class OpenVinoWorkerBackend(ClosedOnExit):
         MissingExtraError: the ONNX package is not installed.
     """
 
-    # Without transpositions first, so that norms are written out over channels.
-    lowering = (
-        "fold_batch_norm",
-        "fold_layer_scale",
-        "linear_as_convolution",
-        "decompose_layer_norm",
-    )
+    lowering = OLD_LOWERING
 
     def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
         require_extra(EXTRA, "onnx")
