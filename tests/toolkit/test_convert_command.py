@@ -82,7 +82,7 @@ def test_a_trained_converted_network_has_a_report_and_an_export(run: Path, tmp_p
     params = read_json(run / "result.json", "result")["params"]
     assert f"{params:,}, 6 layers replaced" in Path(page).read_text(encoding="utf-8")
     pytest.importorskip("onnxruntime")
-    exported = call("export", run, "--format", "onnx", "--output", tmp_path / "q.onnx", "--json")
+    exported = call("export", run, "--format", "onnx", "--output", tmp_path / "q", "--json")
     assert exported.json()["predicted_ms"] is None
 
 
