@@ -33,7 +33,7 @@ demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the embedded da
 	$(RUN)quadranas search --device vpu --budget 30ms
 
 test: $(STAMP)  ## run the fast tests
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)  ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)

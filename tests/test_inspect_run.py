@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from quadranas.architecture import load_architecture
 from quadranas.inspection_data import read_records
@@ -71,7 +72,11 @@ def test_a_resumed_run_is_as_if_it_had_never_stopped(
     monkeypatch: pytest.MonkeyPatch,
     stop: int,
 ) -> None:
-    """Stopped in the middle of an epoch, after the last checkpoint that was kept for long."""
+    """Stopped in the middle of an epoch, after the last checkpoint that was kept for long.
+
+    TensorBoard orders the files that one process writes within a second by their numbers as text.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
     step = NetworkTraining.step
 
     def stopping(training: NetworkTraining, number: int) -> Any:

@@ -238,7 +238,9 @@ def gradients(layer: QuadraticLayer, x: Tensor, g: Tensor) -> dict[str, Tensor |
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("make", "shape"), [c[1:] for c in GRADIENT_CASES], ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("make", "shape"), [c[1:] for c in GRADIENT_CASES], ids=[c[0] for c in GRADIENT_CASES]
+)
 def test_gradients_are_those_of_autograd(
     make: Any, shape: tuple[int, ...], form: str, norm: bool
 ) -> None:
