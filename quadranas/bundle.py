@@ -23,6 +23,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
 """Plain, so that it cannot lead out of the bundle."""
 
+WORTH_A_WARNING = 0.02
+"""Accuracy lost to another resolution than that of training."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]
 
@@ -33,11 +36,13 @@ class FormatFacts:
 
     Args:
         runtime: runs the files; a name in `BACKENDS`.
+        package: on PyPI, that the files need.
         artefact: the file's name in a bundle.
         free_batch: a file can take any number of images at once.
     """
 
     runtime: str
+    package: str
     artefact: str
     precisions: tuple[Precision, ...]
     free_batch: bool
@@ -46,22 +51,38 @@ class FormatFacts:
 FORMATS: Mapping[str, FormatFacts] = {
     "onnx": FormatFacts(
         runtime="onnxruntime",
+        package="onnxruntime",
         artefact="model.onnx",
         precisions=("fp32", "int8"),
         free_batch=True,
     ),
     "openvino": FormatFacts(
         runtime="openvino",
+        package="openvino",
         artefact="model.xml",
         precisions=("fp32", "fp16", "int8"),
         free_batch=True,
     ),
-    "tvm": FormatFacts(runtime="tvm", artefact="model.so", precisions=("fp32",), free_batch=False),
+    "tvm": FormatFacts(
+        runtime="tvm",
+        package="apache-tvm",
+        artefact="model.so",
+        precisions=("fp32",),
+        free_batch=False,
+    ),
     "torch": FormatFacts(
-        runtime="torch", artefact="model.pt2", precisions=("fp32",), free_batch=True
+        runtime="torch",
+        package="torch",
+        artefact="model.pt2",
+        precisions=("fp32",),
+        free_batch=True,
     ),
     "executorch": FormatFacts(
-        runtime="executorch", artefact="model.pte", precisions=("fp32",), free_batch=False
+        runtime="executorch",
+        package="executorch",
+        artefact="model.pte",
+        precisions=("fp32",),
+        free_batch=False,
     ),
 }
 
@@ -136,6 +157,7 @@ class Accuracy(Described):
     Args:
         pytorch: of the network in PyTorch, at the file's resolution.
         trained_resolution: of the images in training.
+        at_trained_resolution: of the network in PyTorch, there.
     """
 
     images: str
@@ -143,6 +165,18 @@ class Accuracy(Described):
     pytorch: float
     exported: float
     trained_resolution: int
+    at_trained_resolution: float
+
+    @property
+    def lost_to_resolution(self) -> str:
+        """What the file's resolution costs, in words; empty where that is little."""
+        if self.at_trained_resolution - self.pytorch <= WORTH_A_WARNING:
+            return ""
+        size = self.trained_resolution
+        return (
+            f"the network was trained at {size} pixels, where its accuracy is "
+            f"{self.at_trained_resolution:.1%}; at the file's resolution it is {self.pytorch:.1%}"
+        )
 
 
 class LatencyNote(Described):
@@ -150,11 +184,13 @@ class LatencyNote(Described):
 
     Args:
         source: a table's summary; or runtime, hardware, threads and statistic of a measurement.
+        spread: of a measurement: interquartile range of all calls, relative to their median.
     """
 
     device: str
     ms: float = Field(gt=0)
     source: str
+    spread: float | None = None
 
 
 class Latency(Described):
@@ -164,6 +200,8 @@ class Latency(Described):
         fp32: of the same network in fp32, measured in the same rounds.
         deviation: of measured from predicted, where both are of the same device and runtime.
         not_predicted, not_measured: why there is no such latency.
+        budget_ms: that was to be kept.
+        missed: what of it is not kept, in words.
     """
 
     predicted: LatencyNote | None = None
@@ -172,6 +210,8 @@ class Latency(Described):
     deviation: float | None = None
     not_predicted: str = ""
     not_measured: str = ""
+    budget_ms: float | None = None
+    missed: str = ""
 
 
 class BranchRange(Described):
@@ -320,6 +360,14 @@ def read_manifest(folder: Path) -> Manifest:
         _check_folder(folder, path)
     except OSError as error:
         raise QuadranasError(f"cannot read {folder}: {error.strerror or error}") from error
+    try:
+        return _parse(path)
+    except QuadranasError as error:
+        hint = error.hint or "It is damaged or was edited. Copy the folder again, or export again."
+        raise QuadranasError(error.message, hint) from error
+
+
+def _parse(path: Path) -> Manifest:
     content = read_json(path, "manifest")
     version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:

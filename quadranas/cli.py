@@ -1,13 +1,16 @@
 """The command line: one sub-command per verb. It parses, calls and prints; it decides nothing.
 
-Exit codes: 0 done, 1 our bug, 2 the user can mend it, 3 a promise was missed, 130 interrupted.
+Exit codes: 0 done, 1 our bug, 2 the user can mend it, 3 a promise was missed, 130 interrupted,
+143 terminated.
 Heavy modules are imported by the commands that need them, so that `--help` is quick.
 """
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -306,6 +309,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PyTorch's profiler, which counts allocations, else announces its start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:
@@ -321,6 +325,11 @@ def main() -> None:
     if code == INTERRUPTED:  # typer 0.29 makes it of a KeyboardInterrupt, without a word
         fail("interrupted", "", INTERRUPTED)
     sys.exit(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Leave as after Ctrl-C: what is half written is removed on the way out."""
+    sys.exit(128 + number)
 
 
 def _check_promise(result: dict[str, Any]) -> None:

@@ -51,8 +51,9 @@ def export_command(
         int | None, typer.Option(help="Of ONNX, 13 to 23; default: 18, for a Myriad 13.")
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that int8 may cost.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, help="Points of accuracy that int8 may cost; default: 1."),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Exit with 3 if the latency is over it, such as 30ms.")
     ] = None,
@@ -89,8 +90,13 @@ def export_command(
     from quadranas.trained import open_subject
 
     opened = open_subject(subject, weights)
+    if untrained and opened.weights is not None:
+        raise QuadranasError(
+            f"--untrained is for networks without weights; {subject} has them",
+            "Leave it out, or name the run's architecture.json.",
+        )
     if not untrained:
-        opened.require_weights()
+        opened.require_weights("; or --untrained for a file to time and not to use")
     options = ExportOptions(
         file_format=file_format,
         precision=precision,
@@ -137,9 +143,12 @@ def _batch(text: str) -> int | None:
 
 def _export_text(result: dict[str, Any]) -> str:
     kept = result["kept"]
+    num_operators = sum(result["operators"].values())
+    size = result["batch_size"]
+    batch = f", {size} images a call" if size > 1 else ""
     lines = [
         f"{result['path']}: {result['size_bytes'] / 2**20:.2f} MiB, {result['precision']}, input "
-        f"{result['resolution']} pixels, {sum(result['operators'].values())} operators",
+        f"{result['resolution']} pixels{batch}, {num_operators} operators",
         f"{result['runtime']} against PyTorch on {result['num_images']} images: largest error "
         f"{result['max_abs_error']:.2e} ({result['relative_error']:.1e} of the largest logit), "
         f"top-1 agreement {result['top1_agreement']:.1%}",
@@ -164,7 +173,10 @@ def _export_text(result: dict[str, Any]) -> str:
 
 def _latency_text(result: dict[str, Any], how: str, device: str | None) -> str:
     ms = result[f"{how}_ms"]
-    return f"not {how}: {result[f'not_{how}']}" if ms is None else f"{how} {ms:.4g} ms on {device}"
+    if ms is None:
+        return f"not {how}: {result[f'not_{how}']}"
+    spread = f" (calls spread by {result['spread']:.0%})" if how == "measured" else ""
+    return f"{how} {ms:.4g} ms on {device}{spread}"
 
 
 def run_command(

@@ -9,7 +9,7 @@ from typing import Any
 
 from quadranas import __version__
 from quadranas.architecture import Architecture
-from quadranas.backends.interface import FileBackend
+from quadranas.backends.interface import FileBackend, TellingBackend
 from quadranas.backends.onnx_file import OLD_LOWERING, OPSET, is_old
 from quadranas.bundle import (
     CARD,
@@ -20,6 +20,7 @@ from quadranas.bundle import (
     Agreement,
     InputDescription,
     Latency,
+    LatencyNote,
     Manifest,
     Quantization,
     checksums,
@@ -28,7 +29,7 @@ from quadranas.bundle import (
 )
 from quadranas.errors import QuadranasError
 from quadranas.export_images import ExportImages, open_export_images
-from quadranas.export_latency import find_prediction_table
+from quadranas.export_latency import find_prediction_table, predicted
 from quadranas.export_steps import (
     ExportWork,
     check_agreement,
@@ -98,6 +99,12 @@ def export(
     table = find_prediction_table(
         subject.architecture, target.device, subject.folder, options.table
     )
+    prediction = predicted(
+        *(subject.architecture, table),
+        resolution=architecture.resolution,
+        batch=options.batch or 1,
+    )
+    _check_budget(prediction, target, options)
     network = subject.network()
     with (
         whole_folder(output, replace=force) as folder,
@@ -105,6 +112,8 @@ def export(
         open_device(target.checked_on) as backend,
     ):
         assert isinstance(backend, FileBackend)
+        if isinstance(backend, TellingBackend):
+            backend.report = reporter.message
         outputs = pytorch_outputs(network, images.batches(options.checked_batch))
         work = ExportWork(
             subject=subject,
@@ -114,12 +123,31 @@ def export(
             target=target,
             images=images,
             expected=outputs[: images.num_images],
+            prediction=prediction,
             backend=backend,
             reporter=reporter,
         )
         manifest = _write(work, folder.path, Path(scratch), table)
         write_manifest(folder.path, manifest)
-    return _result(output, manifest, target, options)
+    return _result(output, manifest)
+
+
+def _check_budget(
+    prediction: LatencyNote | str, target: ExportTarget, options: ExportOptions
+) -> None:
+    """Refuse a budget that nobody could judge.
+
+    Raises:
+        QuadranasError: the latency on the device will be neither measured nor predicted.
+    """
+    if options.budget_ms is None or target.is_checked_there or not isinstance(prediction, str):
+        return
+    raise QuadranasError(
+        f"nobody can say whether the budget of {options.budget_ms:.4g} ms will be kept on "
+        f"{target.device.name}, which is not here to measure: {prediction}",
+        "Leave out --budget, or what keeps a table from being used (--resolution, --batch), or "
+        "measure on this machine with --device host.",
+    )
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -194,11 +222,13 @@ def _write(work: ExportWork, folder: Path, scratch: Path, table: LatencyTable | 
     if work.is_int8:
         quantization = quantize_file(work, plain, path)
         outputs = work.outputs(path)
+    latency = find_latency(work, path, plain, table)
+    missed = _missed(latency, work.target, work.options)
     found = _Findings(
         comparison=compare(outputs, work.expected),
         accuracy=find_accuracy(work, outputs),
         quantization=quantization,
-        latency=find_latency(work, path, plain, table),
+        latency=latency.model_copy(update={"budget_ms": work.options.budget_ms, "missed": missed}),
     )
     manifest = _describe(work, path, table, found)
     write_atomically(folder / CARD, model_card(manifest))
@@ -256,18 +286,17 @@ def _describe(
     )
 
 
-def _result(
-    output: Path, manifest: Manifest, target: ExportTarget, options: ExportOptions
-) -> dict[str, Any]:
+def _result(output: Path, manifest: Manifest) -> dict[str, Any]:
     latency, accuracy = manifest.latency, manifest.accuracy
     predicted_ms = latency.predicted.ms if latency.predicted else None
-    measured_ms = latency.measured.ms if latency.measured else None
     return {
         "bundle": str(output),
         "path": str(output / manifest.artefact),
         "format": manifest.format,
         "precision": manifest.precision,
-        "resolution": manifest.input.shape[2],
+        "opset": manifest.opset,
+        "resolution": manifest.input.resolution,
+        "batch_size": manifest.input.batch_size,
         "runtime": manifest.runtime,
         "max_abs_error": manifest.agreement.max_abs_error,
         "relative_error": manifest.agreement.relative_error,
@@ -275,20 +304,23 @@ def _result(
         "num_images": manifest.agreement.num_images,
         "accuracy": accuracy.exported if accuracy else None,
         "accuracy_pytorch": accuracy.pytorch if accuracy else None,
-        "device": target.device.name,
+        "accuracy_as_trained": accuracy.at_trained_resolution if accuracy else None,
+        "trained_resolution": accuracy.trained_resolution if accuracy else None,
+        "device": manifest.made_for.name,
         "predicted_ms": predicted_ms,
-        "measured_on": target.checked_on.name if measured_ms is not None else None,
-        "measured_ms": measured_ms,
+        "measured_on": latency.measured.device if latency.measured else None,
+        "measured_ms": latency.measured.ms if latency.measured else None,
+        "spread": latency.measured.spread if latency.measured else None,
         "fp32_ms": latency.fp32.ms if latency.fp32 else None,
         "deviation": latency.deviation,
-        "budget_ms": options.budget_ms,
+        "budget_ms": latency.budget_ms,
         "params": manifest.params,
         "size_bytes": manifest.size_bytes,
         "operators": manifest.operators,
         "kept": list(manifest.quantization.kept) if manifest.quantization else [],
         "not_predicted": latency.not_predicted,
         "not_measured": latency.not_measured,
-        "missed": _missed(latency, target, options),
+        "missed": latency.missed,
     }
 
 

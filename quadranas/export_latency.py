@@ -43,10 +43,21 @@ def find_prediction_table(
     return next((table for table in tables if table.header.device == device.name), None)
 
 
-def predicted(architecture: Architecture, table: LatencyTable | None) -> LatencyNote | str:
-    """What a table says of a network, or why it says nothing."""
+def predicted(
+    architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
+) -> LatencyNote | str:
+    """What a table says of a network, or why it says nothing.
+
+    Args:
+        architecture: at its deployment resolution.
+        resolution, batch: of the file.
+    """
     if table is None:
         return "there is no table of the device for the network's space"
+    if resolution != architecture.resolution:
+        return f"tables are for {architecture.resolution} pixels"
+    if table.header.batch_size != batch:
+        return f"the table is for calls of {table.header.batch_size} images"
     try:
         ms = table.predict_ms(architecture)
     except QuadranasError as error:
@@ -77,7 +88,12 @@ def measured(
         f"{threads if device.threads else ''}{STATISTIC}, {PLAN.num_rounds} rounds)"
     )
     return {
-        name: LatencyNote(device=device.name, ms=timings.programs[name].latency_ms, source=source)
+        name: LatencyNote(
+            device=device.name,
+            ms=timings.programs[name].latency_ms,
+            source=source,
+            spread=timings.programs[name].spread,
+        )
         for name in programs
     }
 

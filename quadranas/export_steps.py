@@ -11,7 +11,7 @@ from quadranas.backends.interface import Conversion, FileBackend, QuantizingBack
 from quadranas.bundle import Accuracy, Latency, LatencyNote, Quantization
 from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.export_images import ExportImages
-from quadranas.export_latency import describe_latency, is_comparable, measured, predicted
+from quadranas.export_latency import describe_latency, is_comparable, measured
 from quadranas.export_target import ExportOptions, ExportTarget
 from quadranas.latency.table import LatencyTable
 from quadranas.network import Network
@@ -28,8 +28,8 @@ from quadranas.trained import Subject
 
 NUM_CALIBRATION_IMAGES = 128
 
-WORTH_A_WARNING = 0.02
-"""Accuracy lost to another resolution than that of training."""
+DEFAULT_MAX_DROP = 1.0
+"""Points of accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class ExportWork:
 
     Args:
         expected: what PyTorch computes for the validation images.
+        prediction: the latency by the table, or why there is none.
     """
 
     subject: Subject
@@ -47,6 +48,7 @@ class ExportWork:
     target: ExportTarget
     images: ExportImages
     expected: Tensor
+    prediction: LatencyNote | str
     backend: FileBackend
     reporter: Reporter
 
@@ -126,7 +128,7 @@ def quantize_file(work: ExportWork, source: Path, target: Path) -> Quantization:
         images=work.images.calibration(NUM_CALIBRATION_IMAGES, work.batch),
         accuracy=lambda path: work.accuracy(work.outputs(path)),
         reference_accuracy=work.accuracy(work.expected),
-        max_drop=work.options.max_drop,
+        max_drop=DEFAULT_MAX_DROP if work.options.max_drop is None else work.options.max_drop,
         reporter=work.reporter,
     )
 
@@ -136,37 +138,30 @@ def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
     images = work.images
     if not images.labelled:
         return None
-    found = Accuracy(
-        images=images.name,
-        num_images=images.num_images,
-        pytorch=work.accuracy(work.expected),
-        exported=work.accuracy(outputs),
-        trained_resolution=images.dataset.resolution,
-    )
+    pytorch = before = work.accuracy(work.expected)
     if images.dataset.resolution != images.resolution:
         trained = pytorch_outputs(work.network, images.batches(work.batch, as_trained=True))
         before = work.accuracy(trained[: images.num_images])
-        if before - found.pytorch > WORTH_A_WARNING:
-            work.reporter.warning(
-                f"the network was trained at {images.dataset.resolution} pixels, where its "
-                f"accuracy is {before:.1%}; at the file's {images.resolution} it is "
-                f"{found.pytorch:.1%}. Export with --resolution {images.dataset.resolution}, "
-                f"or train at {images.resolution}"
-            )
+    found = Accuracy(
+        images=images.name,
+        num_images=images.num_images,
+        pytorch=pytorch,
+        exported=work.accuracy(outputs),
+        trained_resolution=images.dataset.resolution,
+        at_trained_resolution=before,
+    )
+    if found.lost_to_resolution:
+        work.reporter.warning(
+            f"{found.lost_to_resolution}. Export with --resolution {found.trained_resolution}, "
+            f"or train at {images.resolution}"
+        )
     return found
 
 
 def find_latency(work: ExportWork, path: Path, plain: Path, table: LatencyTable | None) -> Latency:
-    """What the table says of the deployment resolution, and what the file takes."""
-    options, device = work.options, work.target.checked_on
-    deployed = work.subject.architecture
-    batch = options.batch or 1
-    prediction = predicted(deployed, table)
-    if work.architecture.resolution != deployed.resolution:
-        prediction = f"tables are for {deployed.resolution} pixels"
-    elif table is not None and table.header.batch_size != batch:
-        prediction = f"the table is for calls of {table.header.batch_size} images"
-    shape = (batch, *work.conversion.input_shape[1:])
+    """What was predicted, and what the file takes."""
+    device = work.target.checked_on
+    shape = (work.options.batch or 1, *work.conversion.input_shape[1:])
     programs = {"file": work.backend.load(path, shape)}
     if work.is_int8:
         programs["fp32"] = work.backend.load(plain, shape)
@@ -174,4 +169,4 @@ def find_latency(work: ExportWork, path: Path, plain: Path, table: LatencyTable 
     if not work.backend.provenance().emulated:
         measurement = measured(work.backend, device, programs, work.reporter)
     comparable = work.target.is_checked_there and not work.is_int8 and is_comparable(table, device)
-    return describe_latency(prediction, measurement, comparable=comparable)
+    return describe_latency(work.prediction, measurement, comparable=comparable)

@@ -25,12 +25,13 @@ class ExportOptions:
 
     Args:
         device: the device it is meant for, whose table predicts its latency; the one that the
-            architecture was derived for if none, else this machine.
+            architecture was derived for if none, else this machine; this machine too where that
+            device cannot run the format.
         settings: of the device's file, given otherwise, such as `rpc` and `tuning_trials`.
         opset: of ONNX; 13 where the device is a Myriad, else what most readers know.
         batch: images per call; none for any number.
         resolution: of the input; the architecture's deployment resolution if none.
-        max_drop: points of accuracy that int8 may cost.
+        max_drop: points of accuracy that int8 may cost; one if none.
         budget_ms: a latency that is to be kept.
         tolerance: measured excess over it that is no missed promise.
         num_images: validation images to check with.
@@ -44,7 +45,7 @@ class ExportOptions:
     opset: int | None = None
     batch: int | None = 1
     resolution: int | None = None
-    max_drop: float = 1.0
+    max_drop: float | None = None
     budget_ms: float | None = None
     tolerance: float = 0.05
     num_images: int | None = None
@@ -76,14 +77,27 @@ class ExportOptions:
             )
         if self.batch is not None and self.batch > MAX_BATCH:
             raise QuadranasError(f"--batch must be at most {MAX_BATCH}, got {self.batch}")
-        if not math.isfinite(self.max_drop):
+        self._check_fit()
+        if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise QuadranasError(f"--max-drop must be a finite number, got {self.max_drop}")
         if self.opset is not None and self.opset not in OPSETS:
             raise unsupported_opset(self.opset)
-        if self.opset is not None and self.file_format != "onnx":
-            raise QuadranasError(
-                f"--opset is for the format onnx, not for {self.file_format}", "Leave it out."
-            )
+
+    def _check_fit(self) -> None:
+        """Refuse options that mean nothing for the format and precision."""
+        for option, value, fits, what in (
+            ("--opset", self.opset, self.file_format == "onnx", "the format onnx"),
+            ("--max-drop", self.max_drop, self.precision == "int8", "the precision int8"),
+            (
+                *("--tuning-trials", self.settings.get("tuning_trials")),
+                *(self.file_format == "tvm", "the format tvm"),
+            ),
+        ):
+            if value is not None and not fits:
+                raise QuadranasError(
+                    f"{option} is for {what}, not for {self.file_format} in {self.precision}",
+                    "Leave it out.",
+                )
 
 
 @dataclass(frozen=True)
@@ -115,10 +129,8 @@ def find_target(options: ExportOptions, architecture: Architecture) -> ExportTar
     device = _device(options, architecture)
     if device.name == HOST:
         device = device.configured(runtime=runtime)
-    is_myriad = device.runtime == "openvino" and (
-        device.target == "MYRIAD" or device.reach.worker_python is not None
-    )
-    if is_myriad and options.file_format == "openvino" and options.device is not None:
+    is_myriad = _is_myriad(device)
+    if is_myriad and options.file_format == "openvino":
         raise QuadranasError(
             f"device {device.name!r}: OpenVINO 2021.4, the last with a Myriad, does not read this "
             "OpenVINO's files",
@@ -136,8 +148,9 @@ def find_target(options: ExportOptions, architecture: Architecture) -> ExportTar
     if settings:
         raise QuadranasError(
             f"--{min(settings).replace('_', '-')} says how to reach a device that reads "
-            f"{options.file_format}; {device.name!r} is none",
-            "Name the device's own format with --format, or another device with --device.",
+            f"{options.file_format}; {device.name!r}, which the file would be for, is none",
+            "Leave it out, or name the device's own format with --format, or another device with "
+            "--device.",
         )
     return ExportTarget(device, load_device(HOST).configured(runtime=runtime, **here), opset)
 
@@ -163,4 +176,22 @@ def _device(options: ExportOptions, architecture: Architecture) -> Device:
         device = load_device(str(derived_for or HOST))
     except QuadranasError:  # the user's own, of which only the name was kept
         device = load_device(HOST)
+    if not _could_run(device, options.file_format):
+        device = load_device(HOST)
     return device.configured(**options.settings)
+
+
+def _is_myriad(device: Device) -> bool:
+    return device.runtime == "openvino" and (
+        device.target == "MYRIAD" or device.reach.worker_python is not None
+    )
+
+
+def _could_run(device: Device, file_format: str) -> bool:
+    """Whether a device could run a format: ONNX is for all, PyTorch's for CUDA too."""
+    if file_format == "onnx":
+        return True
+    if _is_myriad(device):
+        return False
+    runtimes = {FORMATS[file_format].runtime, "cuda" if file_format == "torch" else ""}
+    return device.runtime in runtimes

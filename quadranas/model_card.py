@@ -55,9 +55,9 @@ def _format(manifest: Manifest) -> str:
 
 
 def _usage(manifest: Manifest) -> str:
-    runtime = FORMATS[manifest.format].runtime
+    package = FORMATS[manifest.format].package
     return (
-        f"    python infer.py image.png      # needs {runtime}, numpy and Pillow\n"
+        f"    python infer.py image.png      # needs {package}, numpy and Pillow\n"
         "    quadranas run . image.png      # compares the checksums first"
     )
 
@@ -102,6 +102,9 @@ def _latency(manifest: Manifest) -> str:
     ]
     if latency.fp32 is not None:
         rows.append(_latency_row("the same network in fp32", latency.fp32, ""))
+    if latency.budget_ms is not None:
+        kept = f"missed: {latency.missed}" if latency.missed else "kept"
+        rows.append(("budget", format_ms(latency.budget_ms), manifest.made_for.name, kept))
     text = f"Of one call, {batch} image{'s' if batch > 1 else ''}.\n\n"
     text += _table(("", "latency", "device", "source"), rows)
     if latency.deviation is not None:
@@ -114,7 +117,8 @@ def _latency(manifest: Manifest) -> str:
 def _latency_row(title: str, note: LatencyNote | None, why_not: str) -> tuple[str, ...]:
     if note is None:
         return title, f"not {title}", "", why_not or "no reason was noted"
-    return title, format_ms(note.ms), note.device, note.source
+    spread = f"; calls spread by {note.spread:.0%}" if note.spread is not None else ""
+    return title, format_ms(note.ms), note.device, note.source + spread
 
 
 def _quality(manifest: Manifest) -> str:
@@ -180,11 +184,13 @@ def _quantization(found: Quantization | None) -> str:
 def _making(manifest: Manifest) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     origin = ", ".join(
-        f"{key} {value}" for key, value in manifest.architecture.provenance.items() if value
+        f"{key.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in manifest.architecture.provenance.items()
+        if value
     )
     operators = ", ".join(f"{count} {name}" for name, count in manifest.operators.items())
     facts = {
-        "Origin": origin,
+        "Origin, with the latency that was predicted then": origin,
         "Lowering passes": ", ".join(manifest.lowering) or "none",
         "Operators": operators,
         "Versions": versions,
@@ -214,6 +220,8 @@ def _limits(manifest: Manifest) -> list[str]:
                 f"{manifest.input.resolution}: every image is resized, and objects appear at "
                 "another scale than in training."
             )
+        if manifest.accuracy.lost_to_resolution:
+            limits.append(f"**That costs accuracy**: {manifest.accuracy.lost_to_resolution}.")
     if manifest.latency.measured is not None:
         limits.append("Latencies hold for the device, runtime and number of threads named above.")
     limits.append("It names one of its classes for any image, also where none of them applies.")

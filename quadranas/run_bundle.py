@@ -188,6 +188,8 @@ def _notes(bundle: Bundle, device: Device, *, emulated: bool) -> list[str]:
     notes = []
     if not manifest.trained:
         notes.append("the network was exported untrained, so its labels mean nothing")
+    if manifest.accuracy is not None and manifest.accuracy.lost_to_resolution:
+        notes.append(manifest.accuracy.lost_to_resolution)
     if manifest.input.mean is None:
         notes.append("the manifest has no normalisation; pixels were used as 0 to 1")
     if device.threads != manifest.device.threads:

@@ -33,7 +33,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise QuadranasError(f"cannot read weights {path}: {error}") from error
+        raise QuadranasError(
+            f"cannot read weights {path}: {error}",
+            "Name a .safetensors file, or a torch file that holds a state dict.",
+        ) from error
     except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
         raise QuadranasError(
             f"cannot read weights {path}: damaged, or it holds more than tensors, which is not "

@@ -42,8 +42,11 @@ class Subject:
             load_weights(network, self.weights)
         return network
 
-    def require_weights(self) -> None:
+    def require_weights(self, otherwise: str = "") -> None:
         """Refuse an untrained network.
+
+        Args:
+            otherwise: what else the user can do.
 
         Raises:
             QuadranasError: there are no trained weights.
@@ -56,7 +59,7 @@ class Subject:
         if self.weights is None:
             raise QuadranasError(
                 f"architecture {self.architecture.name!r} has no trained weights",
-                "Name a run folder, or add --weights FILE.safetensors.",
+                f"Name a run folder, or add --weights FILE.safetensors{otherwise}.",
             )
 
     def _resume_command(self) -> str:

@@ -71,6 +71,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
         pytorch=st.floats(0, 1),
         exported=st.floats(0, 1),
         trained_resolution=st.integers(1, 512),
+        at_trained_resolution=st.floats(0, 1),
     ),
     "latency": st.builds(
         Latency,
@@ -299,6 +300,7 @@ def test_the_card_of_a_quantised_network() -> None:
             pytorch=0.975,
             exported=0.97,
             trained_resolution=16,
+            at_trained_resolution=0.996,
         ),
         quantization=Quantization(
             num_layers=9,
@@ -310,9 +312,11 @@ def test_the_card_of_a_quantised_network() -> None:
         ),
         latency=Latency(
             predicted=LatencyNote(device="host", ms=2.0, source="a table"),
-            measured=LatencyNote(device="host", ms=2.2, source="OpenVINO"),
+            measured=LatencyNote(device="host", ms=2.2, source="OpenVINO", spread=0.07),
             fp32=LatencyNote(device="host", ms=4.4, source="OpenVINO"),
             deviation=0.1,
+            budget_ms=2.0,
+            missed="2.2 ms are too many",
         ),
     )
     card = model_card(named)
@@ -323,7 +327,9 @@ def test_the_card_of_a_quantised_network() -> None:
     rows = [line for line in card.splitlines() if line.startswith("| `blocks.stage")]
     assert [row.split("`")[1] for row in rows] == [f"blocks.stage{11 - i}" for i in range(10)]
     assert "97.50% in PyTorch, 97.00% of this file (-0.50 points)" in card
-    assert "| measured | 2.20 ms | host | OpenVINO |" in card
+    assert "| measured | 2.20 ms | host | OpenVINO; calls spread by 7% |" in card
+    assert "| budget | 2.00 ms | host | missed: 2.2 ms are too many |" in card
+    assert "where its accuracy is 99.6%; at the file's resolution it is 97.5%." in card
     assert "Measured against predicted: +10.0%." in card
     assert "The file takes 0.50 of fp32's time." in card
     assert "trained on images of 16 pixels and takes 32" in card

@@ -304,6 +304,7 @@ KEYS: dict[str, set[str]] = {
         *("bundle", "path", "format", "precision", "resolution", "runtime", "num_images"),
         *("max_abs_error", "relative_error", "top1_agreement", "accuracy", "accuracy_pytorch"),
         *("device", "predicted_ms", "not_predicted", "measured_on", "measured_ms", "fp32_ms"),
+        *("opset", "batch_size", "accuracy_as_trained", "trained_resolution", "spread"),
         *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
         *("operators", "kept"),
     },

@@ -166,6 +166,9 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     assert "ms on cpu; measured 0." in lines[3]
     assert lines[-1] == "next: quadranas run run/exports/onnx-fp32 IMAGE"
     before = (run / "exports/onnx-fp32/manifest.json").read_bytes()
+    trained = call("export", "run", "--untrained", "--output", "new")
+    assert trained.code == 2
+    assert "--untrained is for networks without weights; run has them" in trained.err
     refused = call("export", "run")
     assert refused.code == 2
     assert "run/exports/onnx-fp32 exists already\nAdd --force to replace it" in refused.err
@@ -245,7 +248,16 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
         ),
         ({"resolution": 33}, "resolution 33 does not fit"),
         ({"batch": 10_000}, "--batch must be at most 8192, got 10000"),
-        ({"max_drop": float("inf")}, "--max-drop must be a finite number, got inf"),
+        (
+            {"max_drop": float("inf"), "precision": "int8"},
+            "--max-drop must be a finite number, got inf",
+        ),
+        ({"max_drop": 1.0}, "--max-drop is for the precision int8, not for onnx in fp32"),
+        ({"settings": {"tuning_trials": 0}}, "--tuning-trials is for the format tvm"),
+        (
+            {"device": "vpu", "resolution": 64, "budget_ms": 1.0},
+            "nobody can say whether the budget of 1 ms will be kept on vpu",
+        ),
         (
             {"device": "vpu", "opset": 18},
             "opset 13 with a fixed batch, not opset 18",
@@ -314,7 +326,25 @@ def test_the_default_device_is_what_the_network_was_derived_for(scramble: Scramb
         assert (target.device.name, target.opset) == (device, opset)
         assert target.checked_on.name == "host"
         assert target.is_checked_there == (device == "host")
-    assert find_target(ExportOptions(file_format="openvino"), derived).checked_on.name == "host"
+
+
+@pytest.mark.parametrize(
+    ("derived_for", "file_format", "device"),
+    [
+        ("vpu", "openvino", "host"),
+        ("vpu", "torch", "host"),
+        ("cpu", "executorch", "host"),
+        ("cpu", "tvm", "cpu"),
+        ("gpu", "torch", "gpu"),
+        ("gpu", "onnx", "gpu"),
+    ],
+)
+def test_a_file_is_not_made_for_a_device_that_cannot_run_it(
+    derived_for: str, file_format: str, device: str
+) -> None:
+    derived = architecture("toy").model_copy(update={"provenance": {"device": derived_for}})
+    target = find_target(ExportOptions(file_format=file_format), derived)
+    assert target.device.name == device
 
 
 def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
@@ -409,7 +439,7 @@ latency.PLAN = latency.Plan(num_rounds=2, repeats=2)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_export_leaves_no_half_bundle(
     tmp_path: Path, run: Path, server: Server, number: signal.Signals
 ) -> None:
@@ -421,7 +451,8 @@ def test_an_interrupted_export_leaves_no_half_bundle(
     while not said.exists() or "almost" not in said.read_text(encoding="utf-8"):
         time.sleep(0.1)
     process.kill(number)
-    assert process.wait().code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert process.wait().code == expected[number]
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before
     assert open_bundle(tmp_path / "bundle").manifest.size_bytes == first["size_bytes"]
     again = call(*command, "--json")

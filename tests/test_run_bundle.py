@@ -20,6 +20,7 @@ from quadranas.backends.interface import Provenance
 from quadranas.bundle import (
     FORMATS,
     SCRIPT,
+    Accuracy,
     FileFormat,
     InputDescription,
     checksums,
@@ -111,6 +112,24 @@ def test_a_fixed_batch_is_filled_and_what_is_unknown_is_said(
     assert "per call, the image 3 times" in outcome.out
     assert "note: the manifest has no normalisation" in outcome.out
     assert_script_agrees(folder, images[:1], network, mean=0, std=1)
+
+
+def test_a_resolution_that_costs_accuracy_is_said(
+    tmp_path: Path, images: list[Path], network: nn.Module
+) -> None:
+    accuracy = Accuracy(
+        images="digits, test",
+        num_images=64,
+        pytorch=0.1,
+        exported=0.1,
+        trained_resolution=8,
+        at_trained_resolution=0.992,
+    )
+    folder = write_bundle(tmp_path / "large", manifest_of("onnx", accuracy=accuracy), network)
+    assert run_bundle(folder, images[:1])["notes"] == [
+        "the network was trained at 8 pixels, where its accuracy is 99.2%; at the file's "
+        "resolution it is 10.0%"
+    ]
 
 
 # The command

@@ -141,6 +141,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class TellingBackend(Backend, Protocol):
+    """A runtime with steps so long that it tells of them."""
+
+    report: Callable[[str], None]
+    """What it tells them to."""
+
+
+@runtime_checkable
 class FileBackend(Backend, Protocol):
     """A runtime whose programs can be handed over as files."""
 

@@ -47,7 +47,8 @@ def unsupported_opset(opset: int) -> QuadranasError:
     """The error for an opset that cannot be written."""
     return QuadranasError(
         f"ONNX opset {opset} is not supported; accepted: {OPSETS[0]} to {OPSETS[-1]}",
-        f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read.",
+        f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read, or for "
+        f"{TRACED_OPSETS[0]} where the device is a Myriad.",
     )
 
 

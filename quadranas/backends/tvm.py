@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -104,6 +104,7 @@ class TvmBackend(ClosedOnExit):
         self.compiling, self.greeting = threading.Lock(), threading.Lock()
         self.facts: Facts | None = None
         self.num_programs = 0
+        self.report: Callable[[str], None] = lambda text: None
         self.boards: Boards | None = None
         self.tuner: Tuner | None = None
         try:
@@ -118,7 +119,8 @@ class TvmBackend(ClosedOnExit):
             raise QuadranasError(
                 f"device {self.device.name}: its target is {machine_of(self.triple)}, "
                 f"this machine is {machine_of('')}",
-                "Say where its board is: reach: {rpc: 'HOST:PORT'} in the device's file.",
+                "Say where its board is: --rpc HOST:PORT; or in a device file of your own, "
+                "reach: {rpc: 'HOST:PORT'}.",
             )
         self.facts = read_here() if place is None else None
         self.boards = Boards(place, int(self.target.attrs["num-cores"]), hang_s, self._greet)
@@ -131,7 +133,11 @@ class TvmBackend(ClosedOnExit):
 
         assert self.boards is not None
         trials, emulated = self.device.tuning_trials, bool(self.emulator)
-        return Tuner(records, self.target, trials, self.boards, self.link, emulated)
+        return Tuner(
+            *(records, self.target, trials, self.boards, self.link),
+            emulated=emulated,
+            report=lambda text: self.report(text),
+        )
 
     def _greet(self, board: Worker) -> None:
         """Learn what a board is, and that it is like the others."""

@@ -8,12 +8,14 @@ import hashlib
 import importlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import tvm
@@ -39,12 +41,22 @@ class Tuner:
         records: a folder; every target, number of trials and version has its own inside.
         trials: schedules tried per kernel.
         emulated: the device's times mean nothing, so its records are kept apart.
+        report: is told of every kernel that is tuned.
     """
 
     def __init__(
-        self, records: Path, target: Any, trials: int, boards: Boards, link: Link, emulated: bool
+        self,
+        records: Path,
+        target: Any,
+        trials: int,
+        boards: Boards,
+        link: Link,
+        *,
+        emulated: bool,
+        report: Callable[[str], None],
     ) -> None:
         self.target, self.trials, self.boards, self.link = target, trials, boards, link
+        self.report = report
         self.min_repeat_ms = 0 if emulated else MIN_REPEAT_MS
         identity = {
             "target": json.loads(str(target)),
@@ -75,9 +87,13 @@ class Tuner:
             for task in meta_schedule.relax_integration.extract_tasks(module, self.target)
             if not task.mod.attrs.get("tirx.is_scheduled", False)
         }
-        for name, task in kernels.items():
-            if name in done and best_s(database, task.dispatched[0], self.target) < FAILED_S:
-                continue
+        unknown = [
+            (name, task)
+            for name, task in kernels.items()
+            if name not in done or best_s(database, task.dispatched[0], self.target) >= FAILED_S
+        ]
+        for number, (name, task) in enumerate(unknown, 1):
+            self.report(f"tuning kernel {number} of {len(unknown)}")
             self._tune_kernel(task, database)
             done.append(name)
             write_json(self.folder / DONE, {"kernels": done})
@@ -98,7 +114,7 @@ class Tuner:
         outcomes = Outcomes()
         if self.builder is None:
             self.builder = KernelBuilder(self.link)
-        with closing(runner), _cpu_intrinsics():
+        with closing(runner), _cpu_intrinsics(), _interruptible():
             self._tune_with(task, database, runner, outcomes)
         self.trials_run += outcomes.count
         if runner.lost is not None:
@@ -156,6 +172,30 @@ def best_s(database: Any, module: Any, target: Any) -> float:
         return float("inf")
     seconds = [float(value) for value in record.run_secs]
     return sum(seconds) / len(seconds)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends in a KeyboardInterrupt; TVM (0.27) makes a RuntimeError of one in a callback."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # no KeyboardInterrupt arrives here
+        return
+    arrived = threading.Event()
+
+    def noticed(number: int, frame: FrameType | None) -> None:
+        arrived.set()
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, noticed)
+    try:
+        yield
+    except RuntimeError:
+        if arrived.is_set():
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _silent() -> logging.Logger:

@@ -1,5 +1,6 @@
 """TVM on this machine, in its own process and behind real RPC servers."""
 
+import os
 import shutil
 import signal
 import sys
@@ -253,6 +254,24 @@ def test_schedules_that_compile_too_long_are_failed_trials(
         pytest.raises(QuadranasError, match=r"none of 1 schedules.*compiling took more than"),
     ):
         backend.compile(build_op(HEAD).eval(), (1, 8, 6, 6))
+
+
+def test_ctrl_c_while_tuning_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = tvm_trials._built
+
+    def interrupted(result: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return built(result)
+
+    monkeypatch.setattr(tvm_trials, "_built", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    said: list[str] = []
+    with TvmBackend(device(tuning_trials=1), tmp_path) as backend:
+        backend.report = said.append
+        with pytest.raises(KeyboardInterrupt):
+            backend.compile(build_op(HEAD).eval(), (1, 8, 6, 6))
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert said == ["tuning kernel 1 of 2"]
 
 
 @pytest.mark.parametrize(
