@@ -1,5 +1,6 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.measuring import remember_exports
 # Generated examples are the same in every run, and no example is judged by the clock.
 settings.register_profile("replay", derandomize=True, deadline=None, database=None)
 settings.load_profile("replay")
+
+# A shell without job control has what it starts in the background ignore interrupts, for good.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 Scrambler = Callable[..., nn.Module]

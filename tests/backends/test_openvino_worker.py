@@ -312,16 +312,7 @@ def test_a_worker_that_is_always_killed_is_given_up(network: nn.Module) -> None:
         assert len(program.time_ms(2)) == 2  # and it can be asked again
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Interrupts raise KeyboardInterrupt, also where a shell started pytest in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @needs_worker
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_answer_behind(network: nn.Module) -> None:
     images = torch.randn(SHAPE)
     with opened() as backend:
