@@ -13,16 +13,8 @@ from quadranas.backends.interface import FileBackend, TellingBackend
 from quadranas.backends.onnx_file import OLD_LOWERING, OPSET, is_old
 from quadranas.bundle import (
     CARD,
-    FORMATS,
     MANIFEST,
     SCRIPT,
-    Accuracy,
-    Agreement,
-    InputDescription,
-    Latency,
-    LatencyNote,
-    Manifest,
-    Quantization,
     checksums,
     read_manifest,
     write_manifest,
@@ -42,6 +34,16 @@ from quadranas.export_target import ExportOptions, ExportTarget, find_target
 from quadranas.files import source_commit, write_atomically
 from quadranas.inference_script import inference_script
 from quadranas.latency.table import LatencyTable
+from quadranas.manifest import (
+    FORMATS,
+    Accuracy,
+    Agreement,
+    InputDescription,
+    Latency,
+    LatencyNote,
+    Manifest,
+    Quantization,
+)
 from quadranas.measurement import open_device
 from quadranas.model_card import model_card
 from quadranas.network import count_network

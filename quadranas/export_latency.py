@@ -5,11 +5,11 @@ from pathlib import Path
 
 from quadranas.architecture import Architecture
 from quadranas.backends.interface import Backend, Program, as_shape
-from quadranas.bundle import Latency, LatencyNote
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable, load_table, table_paths
+from quadranas.manifest import Latency, LatencyNote
 from quadranas.probes import REFERENCE_OP, chain_probe
 from quadranas.reporter import Reporter
 from quadranas.timing import REFERENCE, STATISTIC, Plan, time_programs

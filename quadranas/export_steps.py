@@ -8,12 +8,12 @@ from torch import Tensor
 
 from quadranas.architecture import Architecture
 from quadranas.backends.interface import Conversion, FileBackend, QuantizingBackend
-from quadranas.bundle import Accuracy, Latency, LatencyNote, Quantization
 from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.export_images import ExportImages
 from quadranas.export_latency import describe_latency, is_comparable, measured
 from quadranas.export_target import ExportOptions, ExportTarget
 from quadranas.latency.table import LatencyTable
+from quadranas.manifest import Accuracy, Latency, LatencyNote, Quantization
 from quadranas.network import Network
 from quadranas.proof import (
     TOLERANCES,

@@ -7,9 +7,9 @@ from typing import Any
 
 from quadranas.architecture import Architecture
 from quadranas.backends.onnx_file import OPSETS, TRACED_OPSETS, unsupported_opset
-from quadranas.bundle import FORMATS
 from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.device import Device, load_device
+from quadranas.manifest import FORMATS
 
 HOST = "host"
 LOCAL = ("threads", "tuning_trials")

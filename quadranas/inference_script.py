@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Template
 
-from quadranas.bundle import FileFormat
+from quadranas.manifest import FileFormat
 
 TEMPLATE = Template('''\
 """Label images: python infer.py IMAGE...; .npy arrays (R, R, 3), uint8, do without Pillow"""

@@ -186,15 +186,18 @@ def _unfinished(jobs: Mapping[str, Job], journal: Journal, plan: Plan) -> list[s
 
 
 @contextmanager
-def open_device(device: Device) -> Iterator[Backend]:
+def open_device(device: Device, records: Path | None = None) -> Iterator[Backend]:
     """Open a device, on cores of its own if it is this machine.
+
+    Args:
+        records: where its runtime keeps what it learned; the usual folder if none.
 
     Raises:
         QuadranasError: the device cannot be reached.
     """
     with (
         nullcontext() if device.is_remote else pinned(device.threads),
-        closing(open_backend(device, RECORDS / device.name)) as backend,
+        closing(open_backend(device, records or RECORDS / device.name)) as backend,
     ):
         yield backend
 

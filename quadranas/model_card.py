@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from quadranas.bundle import FORMATS, Accuracy, LatencyNote, Manifest, Quantization
 from quadranas.latency.budget import format_ms
+from quadranas.manifest import FORMATS, Accuracy, LatencyNote, Manifest, Quantization
 
 MAX_CLASSES = 20
 MAX_RANGES = 10

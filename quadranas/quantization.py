@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quadranas.backends.interface import QuantizingBackend
-from quadranas.bundle import Quantization
 from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.manifest import Quantization
 from quadranas.reporter import Reporter
 from quadranas.rounding import branch_ranges, layer_errors
 

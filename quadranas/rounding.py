@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quadranas.bundle import BranchRange
 from quadranas.layers import algebra
 from quadranas.layers.quadratic import QuadraticLayer, QuadraticLinear
+from quadranas.manifest import BranchRange
 
 Images = Sequence[NDArray[np.float32]]
 

@@ -1,8 +1,8 @@
 """run: label images with an exported bundle, in the runtime that it was made for."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from quadranas.backends.interface import FileBackend
-from quadranas.backends.registry import BACKENDS, open_backend
-from quadranas.bundle import Bundle, InputDescription, Manifest, open_bundle
+from quadranas.backends.registry import BACKENDS
+from quadranas.bundle import Bundle, open_bundle
 from quadranas.errors import QuadranasError
 from quadranas.image_files import Pixels, read_image
 from quadranas.latency.device import Device
-from quadranas.latency.host import pinned, usable_cores
+from quadranas.latency.host import usable_cores
+from quadranas.manifest import InputDescription, Manifest
+from quadranas.measurement import open_device
 
 DEFAULT_TOP = 5
 NUM_CALLS = 5
@@ -53,8 +55,7 @@ def run_bundle(
     device = _device(bundle, reach)
     with (
         tempfile.TemporaryDirectory() as records,
-        closing(_open(device, Path(records))) as backend,
-        _on_own_cores(device),
+        _opened(device, Path(records)) as backend,
     ):
         program = backend.load(bundle.artefact, tuple(inputs[0].shape))
         provenance = backend.provenance()
@@ -141,26 +142,21 @@ def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
             )
 
 
-def _open(device: Device, records: Path) -> FileBackend:
+@contextmanager
+def _opened(device: Device, records: Path) -> Iterator[FileBackend]:
     if device.runtime not in BACKENDS:
         raise QuadranasError(
             f"device {device.name!r}: its runtime is {device.runtime!r}; accepted: "
             f"{', '.join(BACKENDS)}",
             "Export again for a device with one of these.",
         )
-    backend = open_backend(device, records)
-    if not isinstance(backend, FileBackend):
-        backend.close()
-        raise QuadranasError(
-            f"device {device.name!r}: {device.runtime} reads no files",
-            "Export again for another device.",
-        )
-    return backend
-
-
-def _on_own_cores(device: Device) -> AbstractContextManager[None]:
-    """As latencies are measured; see `measurement.open_bench`."""
-    return nullcontext() if device.is_remote else pinned(device.threads)
+    with open_device(device, records) as backend:
+        if not isinstance(backend, FileBackend):
+            raise QuadranasError(
+                f"device {device.name!r}: {device.runtime} reads no files",
+                "Export again for another device.",
+            )
+        yield backend
 
 
 def _labels(

@@ -13,22 +13,19 @@ from torch import nn
 from quadranas.architecture import Architecture
 from quadranas.backends.interface import Conversion, FileBackend
 from quadranas.backends.registry import open_backend
-from quadranas.bundle import (
-    CARD,
+from quadranas.bundle import CARD, SCRIPT, checksums, write_manifest
+from quadranas.cost import count_macs, count_params
+from quadranas.inference_script import inference_script
+from quadranas.latency.device import Device, load_device
+from quadranas.manifest import (
     FORMATS,
-    SCRIPT,
     Agreement,
     FileFormat,
     InputDescription,
     Latency,
     LatencyNote,
     Manifest,
-    checksums,
-    write_manifest,
 )
-from quadranas.cost import count_macs, count_params
-from quadranas.inference_script import inference_script
-from quadranas.latency.device import Device, load_device
 from quadranas.model_card import model_card
 from quadranas.network import build_subnet
 from quadranas.space import load_space

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quadranas.backends.registry import BACKENDS
-from quadranas.bundle import (
+from quadranas.bundle import MANIFEST, checksums, open_bundle, write_manifest
+from quadranas.errors import QuadranasError
+from quadranas.manifest import (
     FORMATS,
-    MANIFEST,
     Accuracy,
     BranchRange,
     InputDescription,
@@ -24,11 +25,7 @@ from quadranas.bundle import (
     LatencyNote,
     Manifest,
     Quantization,
-    checksums,
-    open_bundle,
-    write_manifest,
 )
-from quadranas.errors import QuadranasError
 from quadranas.model_card import model_card
 from tests.bundles import manifest_of, toy_architecture
 from tests.command_line import listing

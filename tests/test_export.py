@@ -21,10 +21,11 @@ import quadranas.export_latency
 from quadranas.architecture import Architecture, LayerChange
 from quadranas.backends import lowering
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
-from quadranas.bundle import FORMATS, Manifest, open_bundle
+from quadranas.bundle import open_bundle
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
 from quadranas.export import export
 from quadranas.export_target import ExportOptions, find_target
+from quadranas.manifest import FORMATS, Manifest
 from quadranas.naming import find_architecture
 from quadranas.network import build_subnet
 from quadranas.reporter import Reporter

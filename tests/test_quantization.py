@@ -19,11 +19,11 @@ from quadranas.augment import AugmentConfig, Augmenter
 from quadranas.backends.interface import Conversion, QuantizingBackend
 from quadranas.backends.onnx_quantization import layer_of
 from quadranas.backends.registry import open_backend
-from quadranas.bundle import Quantization
 from quadranas.data import Dataset, load_dataset
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
+from quadranas.manifest import Quantization
 from quadranas.network import build_subnet
 from quadranas.quantization import quantized
 from quadranas.rounding import BEST_DB, branch_ranges, layer_errors, rounded, rounded_weight

@@ -15,21 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from quadranas import run_bundle as verb
 from quadranas.backends.interface import Provenance
-from quadranas.bundle import (
-    FORMATS,
-    SCRIPT,
-    Accuracy,
-    FileFormat,
-    InputDescription,
-    checksums,
-    open_bundle,
-    write_manifest,
-)
+from quadranas.bundle import SCRIPT, checksums, open_bundle, write_manifest
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.image_files import read_image
 from quadranas.inference_script import CODE, inference_script
+from quadranas.manifest import FORMATS, Accuracy, FileFormat, InputDescription
 from quadranas.run_bundle import run_bundle
 from tests.bundles import (
     CLASS_NAMES,
@@ -253,7 +244,7 @@ def test_another_way_to_the_device(
         opened.append(found.reach.model_dump(exclude_none=True))
         raise QuadranasError("nobody there")
 
-    monkeypatch.setattr(verb, "open_backend", open_backend)
+    monkeypatch.setattr("quadranas.measurement.open_backend", open_backend)
     options = [
         part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", value)
     ]
@@ -300,7 +291,9 @@ def test_an_emulated_device_has_labels_and_no_times(
     bundle: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.arange(10.0)
-    monkeypatch.setattr(verb, "open_backend", lambda device, records: EmulatedBoard(logits))
+    monkeypatch.setattr(
+        "quadranas.measurement.open_backend", lambda device, records: EmulatedBoard(logits)
+    )
     result = run_bundle(bundle, images[:1])
     assert result["results"][0]["ms"] is None
     assert result["results"][0]["labels"][0]["label"] == "class j"

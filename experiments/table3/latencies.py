@@ -7,12 +7,13 @@ from typing import Any
 
 from quadranas.architecture import Architecture, load_architecture
 from quadranas.backends.interface import FileBackend
-from quadranas.bundle import FORMATS, open_bundle
+from quadranas.bundle import open_bundle
 from quadranas.derive import derive
 from quadranas.export_latency import measured
 from quadranas.files import shipped
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
+from quadranas.manifest import FORMATS
 from quadranas.measurement import open_device
 from quadranas.predict import predict
 from quadranas.reporter import Reporter

@@ -24,6 +24,8 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     call_times_ms,
+    reason_of,
+    refuse_shape,
 )
 from quadranas.backends.lowering import lower
 from quadranas.errors import QuadranasError
@@ -105,9 +107,8 @@ class ExecuTorchBackend(Backend):
                 program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
                 return bytes(program.to_executorch().buffer)
         except Exception as error:  # PyTorch and ExecuTorch raise many kinds
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise QuadranasError(
-                f"{type(network).__name__} cannot be converted for ExecuTorch: {reason[0]}"
+                f"{type(network).__name__} cannot be converted for ExecuTorch: {reason_of(error)}"
             ) from error
 
     def provenance(self) -> Provenance:
@@ -140,11 +141,7 @@ class ExecuTorchProgram:
             self.program: Any = Runtime.get().load_program(content)  # the method reads from it
             self.method: Any = self.program.load_method(METHOD)
         wanted = tuple(self.method.metadata.input_tensor_meta(0).sizes())
-        if wanted != self.shape:
-            raise QuadranasError(
-                f"the program takes inputs of {wanted}, got {self.shape}",
-                "Convert the network for this shape.",
-            )
+        refuse_shape("the program", wanted, self.shape)
         self.example = torch.randn(self.shape, generator=torch.Generator().manual_seed(0))
         LOADED.add(self)
 

@@ -9,13 +9,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
+
+BATCH = "batch"
+"""The name of the free dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,39 @@ class Conversion:
                     f"{runtime} files take no {name}, got {value}",
                     "Leave it out for this runtime.",
                 )
+
+    def capture_inputs(self) -> tuple[Tensor, Any]:
+        """An example input for `torch.export`, and which of its sizes are free."""
+        if not self.dynamic_batch:
+            return torch.zeros(*self.input_shape), None
+        # An example of one image would be taken for a constant.
+        return torch.zeros(2, *self.input_shape[1:]), ({0: torch.export.Dim(BATCH)},)
+
+
+def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int]) -> None:
+    """See that a file is used with inputs that it takes.
+
+    Args:
+        name: of the file, for the message.
+        wanted: sizes; none for any.
+
+    Raises:
+        QuadranasError: it takes inputs of another shape.
+    """
+    if len(wanted) == len(given) and all(
+        size in (None, other) for size, other in zip(wanted, given, strict=True)
+    ):
+        return
+    accepted = tuple("any" if size is None else size for size in wanted)
+    raise QuadranasError(
+        f"{name} takes inputs of {accepted}, got {tuple(given)}",
+        "Convert the network for this shape.",
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of another package's error; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class ClosedOnExit:

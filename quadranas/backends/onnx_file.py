@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quadranas.backends.interface import Conversion
+from quadranas.backends.interface import BATCH, Conversion
 from quadranas.errors import QuadranasError
 
 OPSET = 18
@@ -34,8 +34,6 @@ without transpositions, so that norms are written out over channels."""
 
 NEWEST_OPSET = 23
 OPSETS = range(TRACED_OPSETS[0], NEWEST_OPSET + 1)
-BATCH = "batch"
-"""The name of the free dimension."""
 
 
 def is_old(conversion: Conversion) -> bool:
@@ -113,13 +111,10 @@ def count_nodes(path: Path) -> dict[str, int]:
 
 def _capture(network: nn.Module, conversion: Conversion, opset: int) -> Any:
     """By way of torch.export."""
-    _, channels, height, width = conversion.input_shape
-    # An example of one image would be taken for a constant.
-    batch = 2 if conversion.dynamic_batch else conversion.input_shape[0]
-    free = ({0: torch.export.Dim(BATCH)},) if conversion.dynamic_batch else None
+    example, free = conversion.capture_inputs()
     program = torch.onnx.export(
         network,
-        (torch.zeros(batch, channels, height, width),),
+        (example,),
         dynamo=True,
         input_names=["images"],
         output_names=["logits"],

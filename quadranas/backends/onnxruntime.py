@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import (
+    BATCH,
     Backend,
     Conversion,
     Provenance,
     as_shape,
     call_times_ms,
+    reason_of,
+    refuse_shape,
 )
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import BATCH, OLD_LOWERING, count_nodes, is_old, to_onnx
+from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, is_old, to_onnx
 from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
@@ -75,16 +78,11 @@ class OnnxRuntimeBackend(Backend):
             failures.InvalidGraph,
             failures.InvalidProtobuf,
         ) as error:
-            reason = str(error).strip().splitlines()[0]
             raise QuadranasError(
-                f"ONNX Runtime cannot read {path}: {reason}", "Convert the network again."
+                f"ONNX Runtime cannot read {path}: {reason_of(error)}",
+                "Convert the network again.",
             ) from error
-        wanted, given = tuple(program.session.get_inputs()[0].shape), tuple(input_shape)
-        if wanted != given:
-            raise QuadranasError(
-                f"{path} takes inputs of {wanted}, got {given}",
-                "Convert the network for this shape.",
-            )
+        refuse_shape(path, program.session.get_inputs()[0].shape, input_shape)
         return program
 
     def count_operators(self, path: Path) -> dict[str, int]:

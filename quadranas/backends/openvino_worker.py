@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.extras import require_extra
-from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance, as_shape
+from quadranas.backends.interface import (
+    ClosedOnExit,
+    Conversion,
+    Provenance,
+    as_shape,
+    refuse_shape,
+)
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, read_onnx, to_onnx
 from quadranas.backends.openvino_worker_process import (
@@ -149,12 +155,7 @@ class OpenVinoWorkerBackend(ClosedOnExit):
                 f"Convert the network for this device, or with opset {OPSET}.",
             )
         sizes = model.graph.input[0].type.tensor_type.shape.dim
-        wanted, given = tuple(size.dim_value for size in sizes), tuple(input_shape)
-        if wanted != given:
-            raise QuadranasError(
-                f"{path} takes inputs of {wanted}, got {given}",
-                "Convert the network for this shape.",
-            )
+        refuse_shape(path, [size.dim_value for size in sizes], input_shape)
         return self._loaded_program(path.read_bytes(), input_shape, str(path))
 
     def count_operators(self, path: Path) -> dict[str, int]:

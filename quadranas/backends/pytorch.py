@@ -17,6 +17,8 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     call_times_ms,
+    reason_of,
+    refuse_shape,
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.pytorch_archive import count_targets, read_archive
@@ -74,20 +76,11 @@ class PyTorchBackend(Backend):
                 program = torch.export.load(io.BytesIO(content))
             wanted = _shape_of(program)
         except Exception as error:  # PyTorch raises many kinds
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise QuadranasError(
-                f"PyTorch {torch.__version__} cannot read {path}: {reason[0]}",
+                f"PyTorch {torch.__version__} cannot read {path}: {reason_of(error)}",
                 "Convert the network again.",
             ) from error
-        given = tuple(input_shape)
-        if len(wanted) != len(given) or any(
-            size not in (None, other) for size, other in zip(wanted, given, strict=True)
-        ):
-            accepted = tuple("any" if size is None else size for size in wanted)
-            raise QuadranasError(
-                f"{path} takes inputs of {accepted}, got {given}",
-                "Convert the network for this shape.",
-            )
+        refuse_shape(path, wanted, input_shape)
         return PyTorchProgram(program, input_shape, self.threads)
 
     def count_operators(self, path: Path) -> dict[str, int]:
@@ -95,20 +88,16 @@ class PyTorchBackend(Backend):
         return count_targets(path)
 
     def _exported(self, network: nn.Module, conversion: Conversion) -> Any:
-        batch, *sizes = conversion.input_shape
-        # An example of one image would be taken for a constant.
-        example = torch.zeros(2 if conversion.dynamic_batch else batch, *sizes)
-        free = ({0: torch.export.Dim("batch")},) if conversion.dynamic_batch else None
+        example, free = conversion.capture_inputs()
         try:
             with _quiet(), torch.no_grad():
                 program = torch.export.export(
                     lower(network, self.lowering), (example,), dynamic_shapes=free
                 )
         except Exception as error:  # PyTorch raises many kinds
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise QuadranasError(
                 f"{type(network).__name__} cannot be exported by PyTorch {torch.__version__}: "
-                f"{reason[0]}"
+                f"{reason_of(error)}"
             ) from error
         for node in program.graph.nodes:  # the rest are paths of this machine, and code
             node.meta = {key: value for key, value in node.meta.items() if key in KEPT_NOTES}
