@@ -1,6 +1,6 @@
 """`python -m quadranas`."""
 
-from quadranas.cli import main
+from quadranas.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,14 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from quadranas.architecture import Architecture
 from quadranas.backends.interface import Conversion, FileBackend
 from quadranas.backends.registry import open_backend
-from quadranas.bundle import CARD, SCRIPT, checksums, write_manifest
-from quadranas.cost import count_macs, count_params
-from quadranas.inference_script import inference_script
-from quadranas.latency.device import Device, load_device
-from quadranas.manifest import (
+from quadranas.deployment.bundle import CARD, SCRIPT, checksums, write_manifest
+from quadranas.deployment.inference_script import inference_script
+from quadranas.deployment.manifest import (
     FORMATS,
     Agreement,
     FileFormat,
@@ -26,9 +23,12 @@ from quadranas.manifest import (
     LatencyNote,
     Manifest,
 )
-from quadranas.model_card import model_card
-from quadranas.network import build_subnet
-from quadranas.space import load_space
+from quadranas.deployment.model_card import model_card
+from quadranas.latency.device import Device, load_device
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import Architecture
+from quadranas.space.cost import count_macs, count_params
+from quadranas.space.search_space import load_space
 from tests.pictures import noise
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
-from quadranas.cli import main
+from quadranas.cli.app import main
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ import sklearn.datasets
 import torch._dynamo  # the optimisers want it
 import torch.utils.tensorboard
 
-import quadranas.report
-import quadranas.search
-import quadranas.train
-from quadranas.cli import main
+import quadranas.commands.search
+import quadranas.commands.train
+import quadranas.reports.run_report
+from quadranas.cli.app import main
 
 PRELOADED = (kornia, sklearn, torch, quadranas)
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
 import quadranas.backends.openvino_worker
-from quadranas.architecture import Architecture, OpSpec
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.backends.registry import BACKENDS
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
-from quadranas.probes import REFERENCE_OP, chain_probe, network_probe
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
+from quadranas.space.architecture import Architecture, OpSpec
 
 
 def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quadranas.cli import app
+from quadranas.cli.app import app
 from quadranas.latency.device import Device, load_device
 from tests.command_line import CHECKOUT
 

@@ -12,7 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from quadranas.architecture import Frozen
 from quadranas.errors import QuadranasError
 from quadranas.files import (
     read_json,
@@ -23,6 +22,7 @@ from quadranas.files import (
     write_atomically,
     write_json,
 )
+from quadranas.space.architecture import Frozen
 
 
 def test_shipped_data_is_found() -> None:

@@ -79,7 +79,7 @@ def test_the_package_imports_nothing_heavy() -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
-from quadranas.cli import main
+from quadranas.cli.app import main
 sys.argv = ["quadranas", "--help"]
 try:
     main()
@@ -91,7 +91,7 @@ except SystemExit as end:
 
 def test_the_console_script_is_the_command_line() -> None:
     (script,) = entry_points(group="console_scripts", name="quadranas")
-    assert script.value == "quadranas.cli:main"
+    assert script.value == "quadranas.cli.app:main"
 
 
 def test_every_package_of_the_tree_is_listed(setup_cfg: RawConfigParser) -> None:

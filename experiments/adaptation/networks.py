@@ -7,10 +7,10 @@ from comparison import SCRATCH
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from quadranas.architecture import Architecture, Block, LayerChange, OpSpec
-from quadranas.data import Dataset, ImageSet
-from quadranas.network import Network, build_subnet
-from quadranas.toolkit import adapt, select_layers
+from quadranas.conversion import adapt, select_layers
+from quadranas.data.dataset import Dataset, ImageSet
+from quadranas.network.skeleton import Network, build_subnet
+from quadranas.space.architecture import Architecture, Block, LayerChange, OpSpec
 
 STAGES = ((24, 2), (48, 2), (96, 2))
 KERNEL, EXPANSION = 3, 3

@@ -13,14 +13,14 @@ import torch
 from comparison import SCRATCH, compared
 from networks import first_order, shifted, ways
 
-from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.config import WeightConfig
-from quadranas.data import Dataset, load_dataset
-from quadranas.evaluate import evaluate
+from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.dataset import Dataset, load_dataset
 from quadranas.files import source_commit, write_json
 from quadranas.latency.host import cpu_name
-from quadranas.network import Network, build_subnet, count_network
-from quadranas.network_training import NetworkTraining
+from quadranas.network.skeleton import Network, build_subnet, count_network
+from quadranas.runs.config import WeightConfig
+from quadranas.training.evaluation import evaluate
+from quadranas.training.network_phase import NetworkTraining
 
 HERE = Path(__file__).parent
 PRETRAINING, FROM_SCRATCH, SHORT, NUM_POINTS = 5, 48, 5, 9

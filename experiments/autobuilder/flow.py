@@ -8,16 +8,16 @@ import torch
 from networks import VGG
 from torch import Tensor, nn
 
-from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.config import WeightConfig
-from quadranas.data import Dataset, ImageSet, load_dataset
-from quadranas.evaluate import evaluate
+from quadranas.conversion import convert, pick, rank_layers, remove
+from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.dataset import Dataset, ImageSet, load_dataset
 from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.layers.replacement import set_memory_efficient
-from quadranas.network import count_network
-from quadranas.network_training import NetworkTraining
-from quadranas.toolkit import convert, pick, rank_layers, remove
-from quadranas.training import generator_for
+from quadranas.network.skeleton import count_network
+from quadranas.runs.config import WeightConfig
+from quadranas.training.evaluation import evaluate
+from quadranas.training.network_phase import NetworkTraining
+from quadranas.training.steps import generator_for
 
 RESOLUTION, BATCH_SIZE = 32, 64
 

@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from flow import build, open_images
 
-from quadranas.config import WeightConfig
 from quadranas.files import source_commit
+from quadranas.runs.config import WeightConfig
 
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from quadranas.backends.cuda import fp32_arithmetic
-from quadranas.backends.extras import require_extra
-from quadranas.console import fail
+from quadranas.cli.console import fail
 from quadranas.errors import QuadranasError
+from quadranas.extras import require_extra
 from quadranas.files import source_commit, write_json
 from quadranas.layers import algebra, fused_depthwise
 from quadranas.layers.quadratic import QuadraticConv2d
-from quadranas.reference import reference_architecture
+from quadranas.space.reference import reference_architecture
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -21,19 +21,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from quadranas.architecture import Architecture
-from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.config import GateConfig, WeightConfig
-from quadranas.data import load_dataset
-from quadranas.decode import Limits, decode, reachable_ms
+from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.dataset import load_dataset
 from quadranas.files import source_commit
-from quadranas.gates import SKIP, Sample
 from quadranas.latency.table import find_table
-from quadranas.network import build_subnet
-from quadranas.objective import BudgetController, ExpectedLatency
-from quadranas.space import SKIPPED, load_space, space_files
-from quadranas.supernet import Supernet, build_supernet
-from quadranas.training import Batch, GateTrainer, build_optimizer, generator_for, weight_step
+from quadranas.network.skeleton import build_subnet
+from quadranas.runs.config import GateConfig, WeightConfig
+from quadranas.space.architecture import Architecture
+from quadranas.space.search_space import SKIPPED, load_space, space_files
+from quadranas.strategies.exact import Limits, decode, reachable_ms
+from quadranas.supernet.gates import SKIP, Sample
+from quadranas.supernet.objective import BudgetController, ExpectedLatency
+from quadranas.supernet.supernet import Supernet, build_supernet
+from quadranas.training.steps import (
+    Batch,
+    GateTrainer,
+    build_optimizer,
+    generator_for,
+    weight_step,
+)
 
 SPACE, DEVICE, RATE = "quadranet-mobile", "vpu", 1e-9
 WEIGHTS = WeightConfig()

@@ -12,11 +12,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from quadranas.build_lut import build_lut
+from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
-from quadranas.space import load_space
-from quadranas.timing import Plan
+from quadranas.measurement.timing import Plan
+from quadranas.space.search_space import load_space
 
 
 def measure_table(space_name: str, plan: Plan) -> dict[str, float]:

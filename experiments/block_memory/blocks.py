@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadranas.architecture import OpSpec
-from quadranas.layers.quadra import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
-from quadranas.network import Network
+from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
+from quadranas.network.skeleton import Network
+from quadranas.space.architecture import OpSpec
 
 KERNEL, WINDOW, EXPANSION, HEAD_CHANNELS = 7, 7, 4, 32
 GATING_ORDERS = {64: 2, 128: 3}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quadranas.files import source_commit
 from quadranas.latency.host import cpu_name
-from quadranas.toolkit import measure_memory, profile_memory
+from quadranas.memory import measure_memory, profile_memory
 
 HERE = Path(__file__).parent
 WIDTHS = (64, 128)

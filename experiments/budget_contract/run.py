@@ -12,19 +12,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from quadranas.build_lut import build_lut
-from quadranas.cost import count_macs
-from quadranas.decode import BlockScores, GateScores, decode, reachable_ms
-from quadranas.derivation import decoding_limits
+from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import load_table
-from quadranas.measurement import as_measured, network_job, open_bench, warn_of_drift
+from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
+from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
-from quadranas.space import SearchSpace, load_space
-from quadranas.timing import Plan
+from quadranas.space.cost import count_macs
+from quadranas.space.search_space import SearchSpace, load_space
+from quadranas.strategies.derivation import decoding_limits
+from quadranas.strategies.exact import BlockScores, GateScores, decode, reachable_ms
 
 HERE = Path(__file__).parent
 

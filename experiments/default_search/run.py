@@ -14,13 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from quadranas.export import export
-from quadranas.export_target import ExportOptions
+from quadranas.commands.export import export
+from quadranas.commands.search import search
+from quadranas.deployment.target import ExportOptions
 from quadranas.files import source_commit
-from quadranas.report import write_report
 from quadranas.reporter import Reporter
-from quadranas.search import search
-from quadranas.trained import open_subject
+from quadranas.reports.run_report import write_report
+from quadranas.runs.subject import open_subject
 
 HERE = Path(__file__).parent
 KEPT = ("config.yaml", "architecture.json")

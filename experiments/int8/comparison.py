@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from quadranas.architecture import load_architecture
 from quadranas.backends.interface import Conversion, Program, QuantizingBackend
-from quadranas.quantization import quantized
+from quadranas.commands.train import train
+from quadranas.deployment.quantization import quantized
 from quadranas.reporter import Reporter
-from quadranas.space import load_space
-from quadranas.train import train
-from quadranas.trained import HeldOutImages, Subject, open_subject
+from quadranas.runs.subject import HeldOutImages, Subject, open_subject
+from quadranas.space.architecture import load_architecture
+from quadranas.space.search_space import load_space
 
 HERE = Path(__file__).parent
 BATCH = 100

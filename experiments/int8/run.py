@@ -18,10 +18,10 @@ from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Journal
-from quadranas.probes import REFERENCE_OP, chain_probe
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe
+from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter
-from quadranas.timing import REFERENCE, STATISTIC, Plan, time_programs
-from quadranas.trained import open_test_images
+from quadranas.runs.subject import open_test_images
 
 HERE = Path(__file__).parent
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}

@@ -9,19 +9,19 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from quadranas.architecture import load_architecture
 from quadranas.backends.interface import FileBackend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import cpu_name
 from quadranas.latency.journal import Journal
-from quadranas.measurement import open_device
-from quadranas.network import build_subnet
-from quadranas.probes import REFERENCE_OP, chain_probe
+from quadranas.measurement.bench import open_device
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe
+from quadranas.measurement.timing import REFERENCE, Plan, time_programs
+from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
-from quadranas.space import load_space
-from quadranas.timing import REFERENCE, Plan, time_programs
+from quadranas.space.architecture import load_architecture
+from quadranas.space.search_space import load_space
 
 HERE = Path(__file__).parent
 NETWORK = HERE.parent / "default_search" / "architecture.json"

@@ -14,9 +14,9 @@ import torch
 from networks import NETWORKS
 from torch import nn
 
+from quadranas.commands.predict import predict
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
-from quadranas.predict import predict
 
 # By network: ms on the Cortex-A76 and the Myriad X, of nn-Meter's TensorFlow files and of its
 # torchvision models (tests/integration_test/data/reference_result{,_onnx_based_torch}.txt there).

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from training import BATCH, DEPTH, WIDTH, train
 
-from quadranas.data import load_dataset
+from quadranas.data.dataset import load_dataset
 from quadranas.files import source_commit, write_json
 
 HERE = Path(__file__).parent

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quadranas.augment import AugmentConfig, Augmenter
-from quadranas.data import Dataset, epoch_batches
-from quadranas.evaluate import evaluate
+from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.dataset import Dataset, epoch_batches
 from quadranas.layers.quadratic import QuadraticConv2d
-from quadranas.toolkit import SecondOrderControl, quadratic_parameter_groups
+from quadranas.training.evaluation import evaluate
+from quadranas.training.optimization import SecondOrderControl, quadratic_parameter_groups
 
 DEPTH, WIDTH, BATCH = 30, 16, 64
 

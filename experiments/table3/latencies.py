@@ -5,19 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quadranas.architecture import Architecture, load_architecture
 from quadranas.backends.interface import FileBackend
-from quadranas.bundle import open_bundle
-from quadranas.derive import derive
-from quadranas.export_latency import measured
+from quadranas.commands.derive import derive
+from quadranas.commands.predict import predict
+from quadranas.deployment.bundle import open_bundle
+from quadranas.deployment.latency import measured
+from quadranas.deployment.manifest import FORMATS
 from quadranas.files import shipped
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
-from quadranas.manifest import FORMATS
-from quadranas.measurement import open_device
-from quadranas.predict import predict
+from quadranas.measurement.bench import open_device
 from quadranas.reporter import Reporter
-from quadranas.space import load_space
+from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.space.search_space import load_space
 
 HERE = Path(__file__).parent
 BUDGETS_MS = {"cpu": 40.0, "vpu": 30.0, "gpu": 3.0}

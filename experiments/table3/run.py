@@ -13,14 +13,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from latencies import derive_all, networks, predict_all, time_all
 
-from quadranas.cost import count_macs, count_params
-from quadranas.export import export
-from quadranas.export_target import ExportOptions
+from quadranas.commands.export import export
+from quadranas.deployment.target import ExportOptions
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import cpu_name
 from quadranas.reporter import Reporter
-from quadranas.trained import Subject
+from quadranas.runs.subject import Subject
+from quadranas.space.cost import count_macs, count_params
 
 HERE = Path(__file__).parent
 MODELS = ("cpu", "vpu", "gpu")

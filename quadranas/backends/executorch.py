@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import (
     Backend,
     Conversion,
@@ -29,6 +28,7 @@ from quadranas.backends.interface import (
 )
 from quadranas.backends.lowering import lower
 from quadranas.errors import QuadranasError
+from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from quadranas.layers.quadra import ChannelNorm, FeedForward, QuadraticDepthwise
+from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLayer
 
 Pass = Callable[[nn.Module], nn.Module]

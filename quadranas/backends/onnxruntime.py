@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import (
     BATCH,
     Backend,
@@ -24,6 +23,7 @@ from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, is_old, to_onnx
 from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
 from quadranas.errors import QuadranasError
+from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name

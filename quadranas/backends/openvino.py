@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import (
     Backend,
     Conversion,
@@ -27,6 +26,7 @@ from quadranas.backends.openvino_quantization import (
     quantized_model,
 )
 from quadranas.errors import QuadranasError
+from quadranas.extras import require_extra
 from quadranas.latency.device import Device
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}

@@ -21,8 +21,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from numpy.typing import NDArray
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.onnx_quantization import layer_of, refuse_unknown
+from quadranas.extras import require_extra
 
 WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 """Operators whose second input is a weight."""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import (
     ClosedOnExit,
     Conversion,
@@ -40,6 +39,7 @@ from quadranas.backends.openvino_worker_target import (
     find_target,
 )
 from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 

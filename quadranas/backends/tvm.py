@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from quadranas.backends.extras import require_extra
 from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance
 from quadranas.backends.lowering import lower
 from quadranas.backends.tvm_import import import_network
@@ -27,6 +26,7 @@ from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
 from quadranas.backends.tvm_worker import Boards, Worker
 from quadranas.errors import DeviceLostError, QuadranasError
+from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 

@@ -7,9 +7,9 @@ LayerNorm, GELU, products and residual sums are memory traffic and a launch each
 unless the runtime lets tensors share memory. Sigmoids may cost a device extra.
 """
 
-from quadranas.architecture import OpSpec
-from quadranas.cost import Primitive, primitives
 from quadranas.latency.device import AnalyticModel
+from quadranas.space.architecture import OpSpec
+from quadranas.space.cost import Primitive, primitives
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Per element, by a device's precision."""

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
 from scipy import stats
 
-from quadranas.architecture import Frozen
+from quadranas.space.architecture import Frozen
 
 
 class NetworkLatency(Frozen):

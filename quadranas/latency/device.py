@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from quadranas.architecture import Frozen
 from quadranas.errors import unknown
 from quadranas.files import read_yaml, validate
+from quadranas.space.architecture import Frozen
 
 DEVICES = Path(__file__).parent / "devices"
 

@@ -9,11 +9,11 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from quadranas.architecture import Architecture, Frozen, OpSpec
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import read_json, shipped, validate, write_atomically
 from quadranas.latency.calibration import Agreement, Calibration
-from quadranas.space import SearchSpace
+from quadranas.space.architecture import Architecture, Frozen, OpSpec
+from quadranas.space.search_space import SearchSpace
 
 FORMAT_VERSION = 2
 

@@ -4,15 +4,15 @@ from typing import Protocol
 
 from torch import nn
 
-from quadranas.architecture import OpSpec
 from quadranas.layers.mbconv import ConvBN, LinearHead, MBConv
-from quadranas.layers.quadra import (
+from quadranas.layers.quadranet import (
     Downsample,
     FeedForward,
     NormHead,
     PatchStem,
     QuadraticDepthwise,
 )
+from quadranas.space.architecture import OpSpec
 
 
 class OpFactory(Protocol):

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from quadranas.architecture import LayerChange
 from quadranas.errors import QuadranasError, nearest
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
+from quadranas.space.architecture import LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
 FIRST_ORDER = (nn.Linear, *QUADRATIC_CONVS)

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from quadranas.backends.interface import Conversion
 from quadranas.backends.tvm import TvmBackend
-from quadranas.bundle import open_bundle
+from quadranas.commands.export import export
+from quadranas.deployment.bundle import open_bundle
+from quadranas.deployment.proof import program_outputs
+from quadranas.deployment.target import ExportOptions
 from quadranas.errors import DeviceLostError, QuadranasError
-from quadranas.export import export
-from quadranas.export_target import ExportOptions
 from quadranas.latency.device import Device, Reach, load_device
-from quadranas.network import build_subnet
-from quadranas.proof import program_outputs
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.space import load_space
-from quadranas.tensor_files import save_tensors
-from quadranas.trained import Subject
+from quadranas.runs.subject import Subject
+from quadranas.space.search_space import load_space
 from tests.backends.rpc_boards import boards, server
 
 Scrambler = Callable[..., nn.Module]
@@ -135,7 +135,7 @@ def test_an_exported_library_is_proven_on_the_board(
             board.kill()
             return program_outputs(*_)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("quadranas.export_steps.program_outputs", lost)
+        monkeypatch.setattr("quadranas.deployment.checks.program_outputs", lost)
         with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
             export(subject, output, options, Reporter(quiet=True), force=True)
     assert (output / "manifest.json").read_bytes() == before

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.architecture import OpSpec
 from quadranas.backends.interface import Conversion
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
+from quadranas.space.architecture import OpSpec
 from tests.measuring import board
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.architecture import LayerChange, OpSpec
 from quadranas.backends.lowering import (
     PASSES,
     ConvolutionalFeedForward,
@@ -19,11 +18,12 @@ from quadranas.backends.lowering import (
 )
 from quadranas.backends.registry import BACKENDS
 from quadranas.layers import OPS, build_op
-from quadranas.layers.quadra import ChannelNorm, FeedForward
+from quadranas.layers.quadranet import ChannelNorm, FeedForward
 from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.layers.replacement import changed
-from quadranas.network import build_subnet
-from quadranas.space import load_space, space_files
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import LayerChange, OpSpec
+from quadranas.space.search_space import load_space, space_files
 
 Scrambler = Callable[..., nn.Module]
 Case = tuple[nn.Module, tuple[int, ...]]

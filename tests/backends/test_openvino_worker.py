@@ -23,7 +23,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.architecture import OpSpec
 from quadranas.backends.interface import Backend, Conversion, Program
 from quadranas.backends.onnx_file import to_onnx
 from quadranas.backends.openvino_worker import OpenVinoWorkerBackend, Patience
@@ -31,8 +30,9 @@ from quadranas.backends.openvino_worker_process import SCRIPT
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import build_op
-from quadranas.network import build_subnet
-from quadranas.space import load_space, space_files
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import OpSpec
+from quadranas.space.search_space import load_space, space_files
 
 Scrambler = Callable[..., nn.Module]
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.architecture import OpSpec
 from quadranas.backends import tvm_trials
 from quadranas.backends.interface import Backend, Conversion
 from quadranas.backends.tvm import TvmBackend, make_target
@@ -25,6 +24,7 @@ from quadranas.backends.tvm_reader import judge
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import OPS, build_op
+from quadranas.space.architecture import OpSpec
 from tests.backends.rpc_boards import boards, free_port, server, tracker
 
 Scrambler = Callable[..., nn.Module]

@@ -21,16 +21,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.architecture import OpSpec
 from quadranas.backends import onnx_file, onnxruntime, openvino, openvino_worker
 from quadranas.backends.interface import Backend, Conversion, FileBackend, Program
 from quadranas.backends.registry import BACKENDS, open_backend
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import RUNTIMES, Device
 from quadranas.layers import build_op
-from quadranas.network import build_subnet
-from quadranas.probes import REFERENCE_OP, chain_probe
-from quadranas.space import load_space, space_files
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import OpSpec
+from quadranas.space.search_space import load_space, space_files
 from tests.command_line import CHECKOUT
 from tests.measuring import board
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from quadranas.architecture import HEADS, OP_RULES, OpSpec
-from quadranas.cost import PRIMITIVES, count_macs, count_params, primitives
 from quadranas.layers import OPS, build_op
+from quadranas.space.architecture import HEADS, OP_RULES, OpSpec
+from quadranas.space.cost import PRIMITIVES, count_macs, count_params, primitives
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 Scrambler = Callable[..., nn.Module]

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from quadranas.architecture import Architecture, OpSpec, load_architecture
-from quadranas.cost import PRIMITIVES, count_macs, count_params
 from quadranas.files import shipped
 from quadranas.layers import OPS, build_op
-from quadranas.network import build_subnet
-from quadranas.space import SKIPPED, Choices, SearchSpace, load_space, space_files
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import Architecture, OpSpec, load_architecture
+from quadranas.space.cost import PRIMITIVES, count_macs, count_params
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, load_space, space_files
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 

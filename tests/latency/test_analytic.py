@@ -4,11 +4,11 @@ from unittest.mock import patch
 
 import pytest
 
-from quadranas.architecture import OpSpec
-from quadranas.cost import Primitive, count_macs
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import AnalyticModel, load_device
-from quadranas.space import load_space
+from quadranas.space.architecture import OpSpec
+from quadranas.space.cost import Primitive, count_macs
+from quadranas.space.search_space import load_space
 
 # MobileNetV2's blocks: expansion, channels, repeats, stride (arXiv:1801.04381, Table 2).
 MOBILENET_V2 = [
@@ -177,7 +177,7 @@ def test_what_moves_memory_is_priced_and_what_is_folded_is_free(name: str) -> No
         kind="folded", in_channels=64, out_channels=64, reads=0, writes=0, num_params=128
     )
     for primitive, free in ((norm, False), (folded, True)):
-        with patch.dict("quadranas.cost.PRIMITIVES", conv_bn=lambda _, p=primitive: [p]):
+        with patch.dict("quadranas.space.cost.PRIMITIVES", conv_bn=lambda _, p=primitive: [p]):
             spec = OpSpec(kind="conv_bn", in_channels=64, out_channels=64, resolution=1)
             priced_us = op_latency_ms(spec, model, precision) * 1e3
         assert priced_us == 0 or not free

@@ -20,7 +20,7 @@ from quadranas.latency.calibration import (
 )
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.table import LatencyTable, find_table
-from quadranas.space import load_space
+from quadranas.space.search_space import load_space
 from tests.command_line import call
 
 milliseconds = st.floats(0.01, 1000)

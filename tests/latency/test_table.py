@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from quadranas.architecture import LayerChange
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable, find_table, load_table, table_paths
-from quadranas.space import load_space, space_files
+from quadranas.space.architecture import LayerChange
+from quadranas.space.search_space import load_space, space_files
 
 DEVICES = ("cpu", "vpu", "gpu")
 

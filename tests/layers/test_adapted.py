@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadranas.architecture import LayerChange
 from quadranas.errors import QuadranasError
 from quadranas.layers.adapted import AdaptedLayer, adapted_layers, max_rank
 from quadranas.layers.replacement import changed, set_memory_efficient
+from quadranas.space.architecture import LayerChange
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 5), (4, 6)),

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from quadranas.architecture import LayerChange, load_architecture
-from quadranas.cost import count_macs, count_params
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 from quadranas.layers.replacement import changed, quadratic_layers, set_memory_efficient
-from quadranas.naming import find_architecture
-from quadranas.network import build_subnet, count_network
+from quadranas.network.skeleton import build_subnet, count_network
+from quadranas.space.architecture import LayerChange, load_architecture
+from quadranas.space.catalog import find_architecture
+from quadranas.space.cost import count_macs, count_params
 
 EXPAND = "blocks.stage2_block1.mbconv.layers.0"
 

@@ -1,0 +1,154 @@
+"""What the commands say: results on stdout, as text or as one JSON object; the rest on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from quadranas.reporter import Reporter
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def fail(message: str, hint: str, code: int) -> NoReturn:
+    """Print one error with its next step and leave."""
+    if "--json" in sys.argv:
+        print_json({"error": message, "hint": hint})
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"error: {message}", style="red", markup=False)
+    if hint:
+        console.print(hint, markup=False)
+    sys.exit(code)
+
+
+@contextmanager
+def reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
+    """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
+    from quadranas.reporter import Reporter
+    from quadranas.runs.config import resume_command
+
+    try:
+        with Reporter(quiet=quiet) as reporter:
+            yield reporter
+    except KeyboardInterrupt:
+        if folder is None:
+            raise
+        if not (folder / "config.yaml").is_file():
+            fail("interrupted before the run began; nothing was written", "", INTERRUPTED)
+        hint = f"Continue with: {resume_command(verb, folder)}"
+        fail(f"interrupted; the run in {folder} can be continued", hint, INTERRUPTED)
+
+
+def network_line(result: dict[str, Any]) -> str:
+    """A derived network in words, with the provenance of its latency."""
+    accuracy = result["accuracy"]
+    tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+    measured_ms = result["measured_ms"]
+    measured = f"measured {measured_ms:.4g} ms, " if measured_ms is not None else ""
+    return (
+        f"{measured}predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
+        f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
+        f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
+    )
+
+
+def warn(text: str) -> None:
+    """Print an error on stderr that is not the end of the command."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
+
+
+def say(text: str) -> None:
+    """Print text on stdout, lines unbroken."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print the one JSON object of a command on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print a result in the form that was asked for."""
+    if as_json:
+        print_json(result)
+    else:
+        say(text)
+
+
+def print_prediction(result: dict[str, Any]) -> None:
+    """Print what a file's operators take, and loudly what is not in the sum."""
+    table = Table("operator", "fused", "kind", "MACs", "ms", "share")
+    for operator in result["operators"]:
+        share = operator["latency_ms"] / max(result["latency_ms"], 1e-12)
+        macs = f"{operator['macs']:,}"
+        numbers = (macs, f"{operator['latency_ms']:.4f}", f"{share:.1%}")
+        fused = _counted(operator["ops"])
+        table.add_row(operator["name"], fused, operator["kind"], *numbers)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+    bound = "at least " if result["is_lower_bound"] else ""
+    threads = f", threads: {result['threads']}" if result["threads"] else ""
+    inputs = ", ".join("x".join(map(str, shape)) for shape in result["inputs"])
+    say(
+        f"{result['model']}: {bound}{result['latency_ms']:.4g} ms for {inputs} on "
+        f"{result['device']}; {result['macs'] / 1e6:.1f} M MACs, {len(result['operators'])} "
+        f"operators\nlatency: {result['method']} ({result['title']}, {result['runtime']}, "
+        f"{result['precision']}{threads}; expected error {result['expected_error']})"
+    )
+    for missing in result["unpriced"]:
+        names = ", ".join(missing["nodes"][:3]) + (", ..." if missing["count"] > 3 else "")
+        _warn(f"NOT PRICED: {missing['count']} x {missing['op']} ({names})")
+    if result["unpriced"]:
+        _warn("The latency is a LOWER BOUND: what is not priced is missing from it.")
+
+
+def print_memory(result: dict[str, Any]) -> None:
+    """Print what every layer keeps, and the parts of the two peaks."""
+    direct = result["direct"]
+    compared = ["direct, MiB"] if direct else []
+    name = Column("layer", overflow="fold")
+    table = Table(name, "kind", "parameters", "MACs", "kept, MiB", *compared)
+    for layer in result["layers"]:
+        kept = [layer["saved_bytes"], layer["saved_bytes_direct"]][: 1 + len(compared)]
+        counts = [f"{layer['params']:,}", f"{layer['macs']:,}"]
+        sizes = [f"{_mib(size):.3f}" for size in kept]
+        table.add_row(layer["name"], layer["kind"], *counts, *sizes)
+    Console(highlight=False, markup=False).print(table)
+    say(
+        f"{result['model']}, batch {result['batch']} at {result['resolution']} pixels: "
+        f"{result['params'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.3f} G MACs an image, "
+        f"{_mib(result['saved_bytes']):.1f} MiB kept for the backward pass"
+    )
+    for kind in ("training", "inference"):
+        parts = [
+            f"{name.replace('_', ' ')} {_mib(size):.1f}"
+            for name, size in result[f"{kind}_parts_bytes"].items()
+            if size
+        ]
+        say(f"{kind} peak {_mib(result[f'{kind}_peak_bytes']):.1f} MiB: {', '.join(parts)}")
+    if direct:
+        say(
+            "without memory-efficient back-propagation: "
+            f"{_mib(direct['saved_bytes']):.1f} MiB kept, training peak "
+            f"{_mib(direct['training_peak_bytes']):.1f} MiB"
+        )
+
+
+def _mib(size: int) -> float:
+    return float(size / 2**20)
+
+
+def _counted(ops: list[str]) -> str:
+    """Operator types in order, repeated ones once with their number."""
+    counts = {op: ops.count(op) for op in ops}
+    return " ".join(f"{n} {op}" if n > 1 else op for op, n in counts.items())
+
+
+def _warn(text: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(text, markup=False, style="bold red")

@@ -1,0 +1,108 @@
+"""Making the layers of any network quadratic.
+
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder's first step: every
+first-order layer becomes its quadratic version.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from quadranas.conversion.selection import Select, chosen_layers, obstacle, weight_layers
+from quadranas.errors import QuadranasError
+from quadranas.layers.algebra import find_form
+from quadranas.layers.replacement import changed
+from quadranas.space.architecture import LayerChange
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What a conversion does with one layer.
+
+    Args:
+        name: its path, the first one where the network holds it in several places.
+        kind: its class.
+        change: how it is replaced; none where it stays.
+        reason: why it stays; empty where it is replaced.
+    """
+
+    name: str
+    kind: str
+    change: LayerChange | None = None
+    reason: str = ""
+
+
+def convert(
+    model: Model,
+    form: str = "hadamard",
+    select: Select = None,
+    norm: bool = False,
+    keep_ends: bool = True,
+) -> Model:
+    """A copy of a network with its linear and convolutional layers made quadratic.
+
+    The new layers draw their weights from PyTorch's generator; all others keep theirs. A layer
+    that the network holds in several places is replaced by one new layer in all of them.
+
+    Args:
+        form: the neuron, a key of `quadranas.layers.algebra.FORMS`.
+        select: which layers: types; patterns of their paths as in a shell, in which `*` also
+            passes dots (`features.*`); predicates of path and layer; or several of these, of
+            which a layer has to meet one. All, if not given.
+        norm: BatchNorm on every branch of the new layers.
+        keep_ends: leave the first and the last layer, in the order of registration, as they are.
+
+    Raises:
+        QuadranasError: unknown form, or a selector that no replaceable layer meets; it lists the
+            kinds of layers found that have no quadratic version.
+    """
+    report = plan_conversion(model, form, select, norm, keep_ends)
+    return changed(model, [layer.change for layer in report if layer.change])
+
+
+def plan_conversion(
+    model: nn.Module,
+    form: str = "hadamard",
+    select: Select = None,
+    norm: bool = False,
+    keep_ends: bool = True,
+) -> list[LayerReport]:
+    """What `convert` would do with every layer of a network that has weights, in order.
+
+    Normalisations, and the branches of quadratic layers, are not listed.
+
+    Raises:
+        QuadranasError: as `convert`.
+    """
+    if find_form(form).branches == ("c",) and not find_form(form).matrix:
+        raise QuadranasError(
+            f"form {form!r} is the first-order one, which the layers have already",
+            "Name a second-order form, such as hadamard.",
+        )
+    layers = weight_layers(model)
+    obstacles = {name: obstacle(model, name, layer) for name, layer in layers.items()}
+    chosen = chosen_layers(layers, obstacles, select)
+    ends = {name for name in (*list(layers)[:1], *list(layers)[-1:]) if keep_ends}
+    report = []
+    for name, layer in layers.items():
+        reason = obstacles[name] or ("" if name in chosen else "not selected")
+        reason = reason or ("the first or last layer" if name in ends else "")
+        change = LayerChange(name=name, kind="quadratic", form=form, norm=norm)
+        report.append(
+            LayerReport(
+                name=name,
+                kind=type(layer).__name__,
+                change=None if reason else change,
+                reason=reason,
+            )
+        )
+    if not any(layer.change for layer in report):
+        raise QuadranasError(
+            f"no layer would be replaced: those selected are the network's first or last one "
+            f"({', '.join(sorted(ends & chosen))}), which stay",
+            "Select others; in Python, keep_ends=False converts these too.",
+        )
+    return report

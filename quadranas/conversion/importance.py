@@ -1,0 +1,243 @@
+"""Which layers of a network earn their cost, by masking one at a time.
+
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder's second step: the
+layers with the highest `RI = P_M * P_W / dA` are the ones to remove or to revert. P_M and P_W are
+a layer's shares of the network's parameters and of its compute, dA is the accuracy that is lost
+when the layer's output is set to zero.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from quadranas.conversion.reduction import why_not_removable
+from quadranas.errors import QuadranasError
+from quadranas.layers.replacement import find_layer, is_first_order, quadratic_layers
+
+Evaluate: TypeAlias = Callable[[nn.Module], float]
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedLayer:
+    """A layer and what it costs and gives.
+
+    Args:
+        name, kind: its path and its class.
+        params, macs: its parameters, and its multiply-accumulates for the example.
+        params_share, macs_share: P_M and P_W, 0 to 1.
+        accuracy_drop: dA: the accuracy of the network less that with the layer masked.
+        ri: P_M * P_W / dA, high where the layer costs much and gives little; infinite where
+            masking does not hurt.
+        obstacle: why the layer cannot be removed; empty where it can.
+    """
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+    params_share: float
+    macs_share: float
+    accuracy_drop: float
+    ri: float
+    obstacle: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; an infinite index is null, since JSON has no infinity."""
+        return asdict(self) | {"ri": self.ri if math.isfinite(self.ri) else None}
+
+
+def rank_layers(
+    model: nn.Module,
+    data: Evaluate | Batches,
+    example: Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> list[RankedLayer]:
+    """The layers of a trained network, those to remove or to revert first.
+
+    Infinite indices come first, by falling P_M * P_W; equal layers keep the network's order. The
+    network is left as it was.
+
+    Args:
+        data: batches of inputs and labels that can be gone through again and again, such as a
+            DataLoader; or a function that gives the accuracy of a network, 0 to 1.
+        example: an input whose compute is counted; by default the first input of the batches.
+        names: the layers to rank; if not given, the quadratic ones, or in a network without any
+            the linear and convolutional ones.
+
+    Raises:
+        QuadranasError: no such layer or none to rank, no images, an accuracy that is no share.
+    """
+    layers = _layers(model, names)
+    evaluate = data if callable(data) else _accuracy_on(data)
+    if example is None:
+        example = _first_input(data)
+    macs, total_macs = _count_macs(model, layers, example)
+    total_params = sum(parameter.numel() for parameter in model.parameters())
+    accuracy = _checked(evaluate(model))
+    ranked = []
+    for name, layer in layers.items():
+        params = sum(parameter.numel() for parameter in layer.parameters())
+        drop = accuracy - _masked_accuracy(model, layer, evaluate)
+        shares = (params / max(total_params, 1), macs[name] / max(total_macs, 1))
+        ranked.append(
+            RankedLayer(
+                name=name,
+                kind=type(layer).__name__,
+                params=params,
+                macs=macs[name],
+                params_share=shares[0],
+                macs_share=shares[1],
+                accuracy_drop=drop,
+                ri=shares[0] * shares[1] / drop if drop > 0 else math.inf,
+                obstacle=why_not_removable(layer),
+            )
+        )
+    return sorted(ranked, key=lambda r: (-r.ri, -r.params_share * r.macs_share))  # stable
+
+
+def pick(
+    ranking: Sequence[RankedLayer], count: int, verb: Literal["remove", "revert"]
+) -> list[str]:
+    """The names of the first layers of a ranking; of those that can be, to remove them.
+
+    Raises:
+        QuadranasError: there are not so many.
+    """
+    names = [layer.name for layer in ranking if verb == "revert" or not layer.obstacle]
+    if not 1 <= count <= len(names):
+        fixed = [f"{layer.name}: {layer.obstacle}" for layer in ranking if layer.name not in names]
+        raise QuadranasError(
+            f"cannot {verb} {count} layers: it can be done to {len(names)} of the {len(ranking)} "
+            "ranked ones",
+            "; ".join([*fixed[:5], f"choose 1 to {len(names)}" if names else "convert others"]),
+        )
+    return names[:count]
+
+
+def plot_ranking(ranking: Sequence[RankedLayer]) -> Figure:
+    """Shares, accuracy drops and indices of ranked layers as bars, the first one at the top."""
+    figure = Figure(figsize=(10, 1.2 + 0.3 * len(ranking)), layout="constrained")
+    shares, drops, indices = figure.subplots(1, 3, sharey=True)
+    names = [layer.name for layer in ranking]
+    rows = range(len(ranking))
+    shares.barh([r - 0.2 for r in rows], [100 * r.params_share for r in ranking], 0.4, label="P_M")
+    shares.barh([r + 0.2 for r in rows], [100 * r.macs_share for r in ranking], 0.4, label="P_W")
+    shares.set(xlabel="share, %", yticks=list(rows), yticklabels=names)
+    shares.legend()
+    drops.barh(rows, [100 * layer.accuracy_drop for layer in ranking], color="tab:red")
+    drops.set(xlabel="accuracy drop dA, %")
+    finite = [layer.ri for layer in ranking if math.isfinite(layer.ri)]
+    longest = max(finite, default=1.0) or 1.0
+    for row, layer in enumerate(ranking):
+        endless = math.isinf(layer.ri)
+        bar = 1.1 * longest if endless else layer.ri
+        indices.barh(row, bar, color="none" if endless else "tab:green", edgecolor="tab:green")
+        if endless:
+            indices.text(0.02 * longest, row, "infinite (dA <= 0)", va="center")
+    indices.set(xlabel="RI = P_M P_W / dA")
+    shares.invert_yaxis()
+    return figure
+
+
+def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The layers to rank, by their paths.
+
+    Raises:
+        QuadranasError: there are none, or no such.
+    """
+    if names is not None:
+        found = {name: find_layer(model, name) for name in names}
+    else:
+        found = dict(quadratic_layers(model))
+        found = found or {n: m for n, m in model.named_modules() if n and is_first_order(m)}
+    if not found:
+        raise QuadranasError(
+            "there is no layer to rank", "Make some quadratic with convert(), or name them."
+        )
+    return found
+
+
+def _accuracy_on(batches: Batches) -> Evaluate:
+    """Top-1 accuracy on batches, as a function of the network."""
+    if isinstance(batches, Iterator):
+        raise QuadranasError(
+            "the batches can be gone through only once", "Give a list or a DataLoader."
+        )
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        was_training = model.training
+        model.eval()
+        right, total = 0, 0
+        for inputs, labels in batches:
+            right += int((model(inputs).argmax(1) == labels).sum())
+            total += len(labels)
+        model.train(was_training)
+        if not total:
+            raise QuadranasError("the batches to rank layers on are empty")
+        return right / total
+
+    return evaluate
+
+
+def _first_input(data: Evaluate | Batches) -> Tensor:
+    if callable(data):
+        raise QuadranasError(
+            "a function gives no input to count the compute of", "Add example=INPUT."
+        )
+    for inputs, _ in data:
+        return inputs[:1]
+    raise QuadranasError("the batches to rank layers on are empty")
+
+
+@torch.no_grad()
+def _count_macs(
+    model: nn.Module, layers: dict[str, nn.Module], example: Tensor
+) -> tuple[dict[str, int], int]:
+    """Multiply-accumulates of some layers, and of the whole network."""
+    macs, entered = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0)
+    handles = []
+
+    def watch(name: str, layer: nn.Module) -> None:
+        def enter(*_: object) -> None:
+            entered[name] = counter.get_total_flops()
+
+        def leave(*_: object) -> None:
+            macs[name] += (counter.get_total_flops() - entered[name]) // 2
+
+        handles.append(layer.register_forward_pre_hook(enter))
+        handles.append(layer.register_forward_hook(leave))
+
+    was_training = model.training
+    try:
+        with FlopCounterMode(display=False) as counter:
+            for name, layer in layers.items():
+                watch(name, layer)
+            model.eval()(example)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return macs, counter.get_total_flops() // 2
+
+
+def _masked_accuracy(model: nn.Module, layer: nn.Module, evaluate: Evaluate) -> float:
+    """The accuracy with a layer's output set to zero."""
+    handle = layer.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    try:
+        return _checked(evaluate(model))
+    finally:
+        handle.remove()
+
+
+def _checked(accuracy: float) -> float:
+    if not 0 <= accuracy <= 1:
+        raise QuadranasError(f"an accuracy must lie between 0 and 1, got {accuracy}")
+    return accuracy

@@ -1,0 +1,179 @@
+"""Pre-trained weights for a network: from a file or from timm; a ConvNeXt's as linear terms.
+
+Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192): first-order weights as the primary term;
+ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers of a QuadraBlock.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.errors import QuadranasError
+from quadranas.extras import require_extra
+from quadranas.layers.replacement import quadratic_layers
+from quadranas.network.skeleton import load_published_tensors, load_tensors, published_name
+from quadranas.network.weights import read_tensors
+
+TIMM = "timm:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightReport:
+    """What became of a checkpoint's tensors.
+
+    Args:
+        used: the network's tensors that were filled, by the checkpoint's names.
+        unused: why others of the checkpoint were not used, by their names.
+        untouched: the network's tensors for which the checkpoint has none; they stay as they were.
+    """
+
+    used: dict[str, str]
+    unused: dict[str, str]
+    untouched: tuple[str, ...]
+
+
+def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
+    """Fill a network, in place, from weights that were trained elsewhere.
+
+    A checkpoint of the network itself, under the names of `quadranas` or of the published
+    QuadraNets, must fit wholly; of a ConvNeXt is used what fits (`load_convnext`).
+
+    Args:
+        source: a `.safetensors` file, a torch file of tensors, or `timm:NAME` for pre-trained
+            weights that timm knows (and downloads).
+
+    Raises:
+        QuadranasError: unreadable, executing code, or not fitting: names the tensor and both
+            shapes.
+        MissingExtraError: timm is needed and not installed.
+    """
+    text = str(source)
+    if text.startswith(TIMM):
+        tensors = _timm_tensors(text.removeprefix(TIMM))
+    else:
+        tensors = read_tensors(Path(source))
+    if any(".dwconv." in name or ".conv_dw." in name for name in tensors):
+        return load_convnext(model, tensors, text)
+    if any(".QuadraConv." in name for name in tensors):
+        load_published_tensors(model, tensors, text)
+        return WeightReport(
+            used={published_name(name): name for name in model.state_dict()},
+            unused={},
+            untouched=(),
+        )
+    load_tensors(model, tensors, text)
+    return WeightReport(used={name: name for name in tensors}, unused={}, untouched=())
+
+
+def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> WeightReport:
+    """Give a QuadraNet the tensors of a ConvNeXt as its linear terms, where the shapes agree.
+
+    The depthwise weights go into branch `c` of the quadratic convolutions; branch `a` becomes
+    zero there, and with it the second-order term, exactly. LayerNorm, the two linear layers and
+    the layer scale of a ConvNeXt block go to the second half of the QuadraBlock, stem,
+    downsampling, last norm and head to their like. The first half's own norm and layer scale have
+    no counterpart, so the two networks do not compute the same.
+
+    Args:
+        tensors: under the official names (`downsample_layers.0.0.weight`,
+            `stages.0.0.dwconv.weight` ...) or timm's (`stem.0.weight`,
+            `stages.0.blocks.0.conv_dw.weight` ...).
+        source: the checkpoint, for messages.
+
+    Raises:
+        QuadranasError: no QuadraNet, or no matrix or kernel fits: names the first and both
+            shapes.
+    """
+    own = model.state_dict()
+    try:
+        wanted = {_convnext_name(name): name for name in own}
+    except ValueError as error:
+        raise QuadranasError(
+            f"{source} is a ConvNeXt; its tensors fit a QuadraNet, which this network is not",
+            "Name a QuadraNet, or weights of this network.",
+        ) from error
+    used, unused = {}, {}
+    for name, tensor in tensors.items():
+        target = wanted.get(_official_name(name))
+        if target is None:
+            unused[name] = f"shape {tuple(tensor.shape)}; the network has no counterpart"
+        elif own[target].shape != tensor.shape:
+            shape = tuple(own[target].shape)
+            unused[name] = f"shape {tuple(tensor.shape)}; {target!r} has {shape}"
+        else:
+            used[name] = target
+    if not any(tensors[name].dim() > 1 for name in used):
+        name, why = next(iter(unused.items()))
+        raise QuadranasError(
+            f"{source} does not fit this QuadraNet: none of its matrices and kernels does; "
+            f"first: {name!r}: {why}",
+            "Choose a QuadraNet of the same widths.",
+        )
+    with torch.no_grad():
+        for name, target in used.items():
+            own[target].copy_(tensors[name])
+    zeroed = _zero_products(model, set(used.values()))
+    untouched = (name for name in own if name not in {*used.values(), *zeroed})
+    return WeightReport(used=used, unused=unused, untouched=tuple(untouched))
+
+
+def _zero_products(model: nn.Module, filled: set[str]) -> list[str]:
+    """Zero branch `a` wherever `c` was filled; the names of the zeroed tensors.
+
+    Branch `b` stays as it is drawn, so that the first gradient reaches `a`.
+    """
+    zeroed = []
+    for path, layer in quadratic_layers(model).items():
+        if f"{path}.c.weight" in filled:
+            for name, parameter in layer.branches["a"].named_parameters():
+                nn.init.zeros_(parameter)
+                zeroed.append(f"{path}.a.{name}")
+    return zeroed
+
+
+CONVNEXT_PARTS = {
+    "quadratic_depthwise.conv.c": "dwconv",
+    "feed_forward.norm": "norm",
+    "feed_forward.expand": "pwconv1",
+    "feed_forward.expand.c": "pwconv1",
+    "feed_forward.project": "pwconv2",
+    "feed_forward.project.c": "pwconv2",
+}
+"""The parts of a QuadraBlock under ConvNeXt's names; the others have no such name."""
+
+TIMM_NAMES = {
+    r"^stem\.": "downsample_layers.0.",
+    r"^stages\.(\d+)\.downsample\.": r"downsample_layers.\1.",
+    r"^stages\.(\d+)\.blocks\.": r"stages.\1.",
+    r"\.conv_dw\.": ".dwconv.",
+    r"\.mlp\.fc(\d)\.": r".pwconv\1.",
+    r"^head\.norm\.": "norm.",
+    r"^head\.fc\.": "head.",
+}
+"""timm's names for a ConvNeXt's tensors, and what stands in the official ones instead."""
+
+
+def _convnext_name(name: str) -> str:
+    """A QuadraNet's tensor under ConvNeXt's name, or a name that no ConvNeXt has."""
+    return published_name(name, CONVNEXT_PARTS).replace(".gamma2", ".gamma")
+
+
+def _official_name(name: str) -> str:
+    for pattern, official in TIMM_NAMES.items():
+        name = re.sub(pattern, official, name)
+    return name
+
+
+def _timm_tensors(name: str) -> dict[str, Tensor]:
+    require_extra("timm", "timm")
+    import timm
+
+    try:
+        tensors: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # timm, huggingface_hub and the network each raise their own
+        raise QuadranasError(f"timm cannot supply {name!r}: {error}") from error
+    return tensors

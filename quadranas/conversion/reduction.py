@@ -1,0 +1,145 @@
+"""Taking layers out of a network, and making quadratic layers first-order again.
+
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701): what the auto-builder does with the
+layers that its ranking puts first.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as Conv
+
+from quadranas.errors import QuadranasError
+from quadranas.layers.algebra import Convolution
+from quadranas.layers.quadratic import QuadraticLayer
+from quadranas.layers.replacement import changed, find_layer, put_layer
+from quadranas.space.architecture import LayerChange
+
+Model = TypeVar("Model", bound=nn.Module)
+Layer = nn.Linear | Conv | QuadraticLayer
+
+
+def why_not_removable(layer: nn.Module) -> str:
+    """Why a layer's input cannot stand for its output; empty where it can."""
+    if not isinstance(layer, Layer):
+        return f"{type(layer).__name__} is neither linear, nor convolutional, nor quadratic"
+    if getattr(layer, "transposed", False):
+        return f"{type(layer).__name__} may change the size of its input"
+    of = "features" if hasattr(layer, "in_features") else "channels"
+    inputs, outputs = getattr(layer, f"in_{of}"), getattr(layer, f"out_{of}")
+    if inputs != outputs:
+        return f"it turns {inputs} {of} into {outputs}"
+    window = layer.operator if isinstance(layer, QuadraticLayer) else layer
+    if isinstance(window, Conv | Convolution) and not _keeps_size(window):
+        return "it changes the size of the image"
+    return ""
+
+
+def _keeps_size(window: Conv | Convolution) -> bool:
+    if max(window.stride) > 1 or window.padding == "same":
+        return max(window.stride) == 1
+    padding = (0,) * len(window.stride) if isinstance(window.padding, str) else window.padding
+    spans = zip(padding, window.dilation, window.kernel_size, strict=True)
+    return all(2 * margin == dilation * (kernel - 1) for margin, dilation, kernel in spans)
+
+
+def remove(model: Model, names: Sequence[str]) -> Model:
+    """A copy of a network without some layers: each one's input becomes its output.
+
+    The normalisation and the activation after a removed layer stay.
+
+    Raises:
+        QuadranasError: no such layer, one whose output has another shape than its input, or
+            none would be left.
+    """
+    _check_names(names, "remove")
+    for name in names:
+        obstacle = why_not_removable(find_layer(model, name))
+        if obstacle:
+            raise QuadranasError(
+                f"layer {name!r} cannot be removed: {obstacle}",
+                "Remove layers whose output has the shape of their input.",
+            )
+    gone = {id(find_layer(model, name)) for name in names}
+    if all(id(layer) in gone for layer in _layers(model)):
+        raise QuadranasError(
+            f"removing {', '.join(names)} would leave no layer with weights",
+            "Keep at least one.",
+        )
+    return changed(model, [LayerChange(name=name, kind="removed") for name in names])
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network, without the branches inside quadratic ones."""
+    quadratic = [m for m in model.modules() if isinstance(m, QuadraticLayer)]
+    inside = {id(part) for layer in quadratic for part in layer.modules() if part is not layer}
+    return [m for m in model.modules() if isinstance(m, Layer) and id(m) not in inside]
+
+
+def revert(model: Model, names: Sequence[str]) -> Model:
+    """A copy of a network in which some quadratic layers are first-order again.
+
+    The linear term's weights stay (branch c). A BatchNorm on the branch is folded into them; its
+    shift only where the layer has a bias, since a layer made without one has a normalisation after
+    it as a rule. Forms without a linear term keep the weights of branch a. Either way the network
+    has to be trained on.
+
+    Raises:
+        QuadranasError: no such layer, one that is not quadratic, or one without any branch.
+    """
+    _check_names(names, "revert")
+    model = copy.deepcopy(model)
+    quadratic = {name: find_layer(model, name) for name in names}
+    for name, layer in quadratic.items():
+        obstacle = why_not_revertible(layer)
+        if obstacle:
+            raise QuadranasError(
+                f"layer {name!r} cannot be reverted: {obstacle}",
+                "Name layers that convert() has made quadratic.",
+            )
+    for name, layer in quadratic.items():
+        if find_layer(model, name) is layer:  # not yet replaced under another path
+            assert isinstance(layer, QuadraticLayer)
+            put_layer(model, name, first_order(layer).train(layer.training))
+    return model
+
+
+def why_not_revertible(layer: nn.Module) -> str:
+    """Why a layer has no first-order form to go back to; empty where it has."""
+    if not isinstance(layer, QuadraticLayer):
+        return f"{type(layer).__name__} is not a quadratic layer"
+    return "" if layer.branches else f"form {layer.form!r} has no first-order branch"
+
+
+def first_order(layer: QuadraticLayer) -> nn.Module:
+    """The first-order layer that a quadratic one goes back to; see `revert`."""
+    name = "c" if "c" in layer.branches else "a"
+    branch = copy.deepcopy(layer.branches[name])
+    if len(layer.norms):
+        norm = layer.norms[name]
+        assert isinstance(norm, BatchNorm)
+        _fold(branch, norm)
+    return branch
+
+
+@torch.no_grad()
+def _fold(branch: nn.Module, norm: BatchNorm) -> None:
+    """Put a BatchNorm, as it is in evaluation, into the weights before it."""
+    assert isinstance(norm.running_mean, Tensor)
+    assert isinstance(norm.running_var, Tensor)
+    assert isinstance(branch.weight, Tensor)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    branch.weight.mul_(scale.view(-1, *(1 for _ in branch.weight.shape[1:])))
+    if isinstance(branch.bias, Tensor):
+        branch.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
+
+
+def _check_names(names: Sequence[str], verb: str) -> None:
+    if isinstance(names, str) or not names:
+        raise QuadranasError(
+            f"there is no layer to {verb}: got {names!r}", "Give a list of layers' names."
+        )

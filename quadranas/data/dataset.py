@@ -1,0 +1,316 @@
+"""Labelled images from a folder, a zip or scikit-learn's digits, with a training and a test split.
+
+Shapes: N images of a split, B of a batch, R the resolution. Pixels are stored as (N, R, R, 3) in
+uint8 and handed out as (B, 3, R, R), which makes a batch channels_last without a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from statistics import median_low
+from typing import TypeAlias, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from quadranas.data.folders import CorruptImageError, ImageFiles, find_splits, fit
+from quadranas.errors import QuadranasError
+
+MEMORY_LIMIT_BYTES = 512 * 2**20
+"""A split whose pixels are larger than this is decoded batch by batch, not once."""
+
+MIN_TRAINING_IMAGES = 2
+"""Of every class, so that both halves of the training split have one."""
+
+TEST_SHARE = 5
+"""One image in so many is held out where the data come without a test split."""
+
+NUM_IMAGES_FOR_STATISTICS = 2000
+NUM_IMAGES_FOR_NATIVE_SIDE = 200
+
+Triple: TypeAlias = tuple[float, float, float]
+
+
+@final
+class ImageSet:
+    """The images of one split and their labels, shape (N,), int64.
+
+    Args:
+        labels: one class index per image.
+        pick: the images at some indices, uint8 (B, R, R, 3).
+        at_first_use: whether to pick all images at the first batch, and keep them.
+    """
+
+    def __init__(
+        self, labels: Tensor, pick: Callable[[Tensor], Tensor], *, at_first_use: bool = False
+    ) -> None:
+        self.labels = labels
+        self._pick = pick
+        self._at_first_use = at_first_use
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The images at some indices, uint8 (B, 3, R, R), channels_last.
+
+        Raises:
+            QuadranasError: an image decoded only now turns out to be corrupt.
+        """
+        if self._at_first_use:
+            self._pick = _picker(self._pick(torch.arange(len(self))))
+            self._at_first_use = False
+        return self._pick(indices.cpu()).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A training and a test split with the same classes.
+
+    Args:
+        name: `digits`, or the path's stem.
+        resolution: height and width of every image, in pixels.
+        num_skipped: corrupt images left out of both splits.
+        mean, std: of the training images per channel, pixels in [0, 1].
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    resolution: int
+    train: ImageSet
+    test: ImageSet
+    num_skipped: int = 0
+    mean: Triple
+    std: Triple
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+
+def load_dataset(
+    data: str | Path | None,
+    *,
+    val: str | Path | None = None,
+    resolution: int,
+    seed: int = 0,
+    skip_corrupt: bool = False,
+) -> Dataset:
+    """Read a data set.
+
+    The splits are, in this order: all of `data` and all of `val`; the folders `train` and `test`
+    (where there is no `test`, `val`; where there are both, `val` is left alone); or, for class
+    folders alone and for digits, a stratified 80/20 split drawn with `seed`. One folder wrapped
+    around everything is looked through; hidden files, files that are no images by their extension,
+    and files beside the class folders are ignored.
+
+    Images are turned as their EXIF orientation says, and transparent parts are laid on white.
+    Training images are decoded here. Of test images only the headers are read (with `skip_corrupt`
+    all of them), their pixels when a batch is first asked for: a search decides without them.
+
+    Args:
+        data: a folder, a zip, or None for scikit-learn's handwritten digits.
+        val: a second folder or zip with the same classes, the test split.
+        resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
+        seed: of the 80/20 split.
+        skip_corrupt: leave corrupt images out and count them, instead of refusing the data.
+
+    Raises:
+        QuadranasError: naming what is missing, corrupt, too small, too few or inconsistent.
+    """
+    num_skipped = 0
+    if data is None:
+        if val is not None:
+            raise QuadranasError(
+                f"--val {val} needs --data: digits bring a test split of their own",
+                "Name the training images with --data.",
+            )
+        name, class_names = "digits", tuple("0123456789")
+        train, test = _load_digits(resolution, seed)
+    else:
+        name = Path(data).resolve().stem
+        train_files, test_files = _split_files(Path(data), val, seed)
+        class_names = train_files.class_names
+        train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
+        test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
+        num_skipped = num_bad_train + num_bad_test
+        what = f"training images in {data}"
+        _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
+        _check_counts(test.labels, class_names, 1, f"test images in {val or data}", num_bad_test)
+    mean, std = _statistics(train)
+    return Dataset(
+        name=name,
+        class_names=class_names,
+        resolution=resolution,
+        train=train,
+        test=test,
+        num_skipped=num_skipped,
+        mean=mean,
+        std=std,
+    )
+
+
+def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 0) -> int:
+    """The median shorter side of the training images, in pixels: what a resolution may ask for.
+
+    Only headers are read, of up to 200 images at even distances in the order of class and name.
+    Corrupt ones among them are passed over: `load_dataset` knows whether to name or to skip them.
+
+    Args:
+        data, val, seed: as given to `load_dataset`; they decide which images are for training.
+
+    Returns: the lower of the two middle sides where their number is even.
+
+    Raises:
+        QuadranasError: `data` or `val` cannot be split, as in `load_dataset`, or all headers are
+            corrupt.
+    """
+    files, _ = _split_files(Path(data), val, seed)
+    labels = torch.tensor(files.labels, dtype=torch.int64)  # also where there are none
+    _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
+    sides: list[int] = []
+    for index in _evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
+        with suppress(CorruptImageError):
+            sides.append(min(files.size(index)))
+    # Where every header is corrupt, the first image says so by raising once more.
+    return median_low(sides) if sides else min(files.size(0))
+
+
+def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint halves, for the weights and for the architecture steps, alike in every class.
+
+    An odd image goes to the first half in every other class, to the second half in the rest.
+
+    Returns: indices into `labels`, sorted.
+    """
+    return _split(labels, seed, lambda size, position: (size + 1 - position % 2) // 2)
+
+
+def epoch_batches(indices: Tensor, batch_size: int, *, seed: int) -> list[Tensor]:
+    """The indices in random order, in batches; a short last one only where it is the only one."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = indices[torch.randperm(len(indices), generator=generator)]
+    starts = range(0, len(shuffled), batch_size)
+    batches = [shuffled[start : start + batch_size] for start in starts]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
+
+
+def _split(
+    labels: Tensor, seed: int, first_size: Callable[[int, int], int]
+) -> tuple[Tensor, Tensor]:
+    """Shuffle every class and cut it at `first_size(number of images, position of the class)`."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for position, label in enumerate(sorted(set(labels.tolist()))):
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        cut = first_size(len(members), position)
+        first.append(members[:cut])
+        second.append(members[cut:])
+    return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+def _hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and test indices; every class gives at least one image to the test."""
+    return _split(labels, seed, lambda size, _: size - max(1, round(size / TEST_SHARE)))
+
+
+def _evenly_spaced(total: int, at_most: int) -> Tensor:
+    return torch.linspace(0, total - 1, min(total, at_most)).long()
+
+
+def _picker(pixels: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda indices: pixels.index_select(0, indices)
+
+
+def _load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Training and test split of the 1797 digits of 8 x 8 pixels, grey values 0 to 16."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(g), resolution) for g in grey]))
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    first, second = _hold_out(labels, seed)
+    return (
+        ImageSet(labels[first], _picker(pixels[first])),
+        ImageSet(labels[second], _picker(pixels[second])),
+    )
+
+
+def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFiles, ImageFiles]:
+    """The files of the training and of the test split, with the same classes."""
+    train, test = find_splits(data, val)
+    if test is None:
+        first, second = _hold_out(torch.tensor(train.labels), seed)
+        return train.select(first.tolist()), train.select(second.tolist())
+    here, there = set(train.class_names), set(test.class_names)
+    if here != there:
+        sides = (("training", here - there), ("test", there - here))
+        parts = [
+            f"only in {side}: {', '.join(sorted(names)[:5])}" for side, names in sides if names
+        ]
+        raise QuadranasError(
+            f"the classes of training ({train.source.path}) and test ({test.source.path}) "
+            f"differ; {'; '.join(parts)}",
+            "Give both the same class folders, spelt alike.",
+        )
+    return train, test
+
+
+def _read_split(
+    files: ImageFiles, resolution: int, skip_corrupt: bool, *, now: bool
+) -> tuple[ImageSet, int]:
+    """Check every file, decode the pixels `now` where they fit in memory; count the skipped."""
+    shape = (len(files), resolution, resolution, 3)
+    fits = prod(shape) <= MEMORY_LIMIT_BYTES
+    pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
+    good = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
+    num_skipped = len(files) - len(good)
+    kept = files.select(good)
+    labels = torch.tensor(kept.labels, dtype=torch.int64)
+    if pixels is not None:
+        decoded = torch.from_numpy(pixels[good] if num_skipped else pixels)
+        return ImageSet(labels, _picker(decoded)), num_skipped
+
+    def decode(indices: Tensor) -> Tensor:
+        pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
+        kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, out=pixels)
+        return torch.from_numpy(pixels)
+
+    return ImageSet(labels, decode, at_first_use=fits), num_skipped
+
+
+def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
+    """Mean and standard deviation per channel over evenly spaced images."""
+    sums, squares, num_pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
+    for indices in _evenly_spaced(len(images), NUM_IMAGES_FOR_STATISTICS).split(64):
+        pixels = images.batch(indices).double() / 255
+        sums += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+        num_pixels += pixels[:, 0].numel()
+    mean = sums / num_pixels
+    # Images of a single colour would make the normalisation divide by zero.
+    std = (squares / num_pixels - mean.square()).clamp(min=1 / 255**2).sqrt()
+    (r, g, b), (std_r, std_g, std_b) = mean.tolist(), std.tolist()
+    return (r, g, b), (std_r, std_g, std_b)
+
+
+def _check_counts(
+    labels: Tensor, class_names: Sequence[str], least: int, what: str, num_skipped: int = 0
+) -> None:
+    """Refuse a split in which a class has too few images."""
+    counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+    for name, count in zip(class_names, counts, strict=True):
+        if count < least:
+            skipped = f" ({num_skipped} corrupt skipped)" if num_skipped else ""
+            raise QuadranasError(
+                f"too few {what} to split: class {name!r} has {count}{skipped}, "
+                f"at least {least} of every class are needed",
+                "Add images to the class, or remove its folder.",
+            )

@@ -1,0 +1,133 @@
+"""The latency of an exported file: what its table predicts, and what it takes where it runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quadranas.backends.interface import Backend, Program, as_shape
+from quadranas.deployment.manifest import Latency, LatencyNote
+from quadranas.errors import QuadranasError
+from quadranas.latency.device import Device
+from quadranas.latency.journal import Journal
+from quadranas.latency.table import LatencyTable, load_table, table_paths
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe
+from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
+from quadranas.reporter import Reporter
+from quadranas.space.architecture import Architecture
+
+PLAN = Plan(round_s=0.25)
+"""Ten seconds at least, however small the network."""
+
+
+def find_prediction_table(
+    architecture: Architecture, device: Device, folder: Path | None, path: Path | None
+) -> LatencyTable | None:
+    """The table that prices a network on a device: the one named, the run's, or the usual one.
+
+    Args:
+        folder: of the run that the network lies in.
+
+    Raises:
+        QuadranasError: the table named is of another device.
+    """
+    if path is not None:
+        table = load_table(path)
+        if table.header.device != device.name:
+            raise QuadranasError(
+                f"{path} was made for device {table.header.device!r}, not for {device.name!r}",
+                f"Name the device with --device {table.header.device}, or another table.",
+            )
+        return table
+    own = (folder / "table.json",) if folder is not None else ()
+    usual = table_paths(architecture.space, device.name) if architecture.space else ()
+    tables = (load_table(place) for place in (*own, *usual) if place.is_file())
+    return next((table for table in tables if table.header.device == device.name), None)
+
+
+def predicted(
+    architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
+) -> LatencyNote | str:
+    """What a table says of a network, or why it says nothing.
+
+    Args:
+        architecture: at its deployment resolution.
+        resolution, batch: of the file.
+    """
+    if table is None:
+        return "there is no table of the device for the network's space"
+    if resolution != architecture.resolution:
+        return f"tables are for {architecture.resolution} pixels"
+    if table.header.batch_size != batch:
+        return f"the table is for calls of {table.header.batch_size} images"
+    try:
+        ms = table.predict_ms(architecture)
+    except QuadranasError as error:
+        return error.message
+    return LatencyNote(device=table.header.device, ms=ms, source=table.header.summary())
+
+
+def measured(
+    backend: Backend,
+    device: Device,
+    programs: Mapping[str, Program],
+    reporter: Reporter,
+) -> dict[str, LatencyNote]:
+    """Latencies of programs on one device, timed together in shuffled rounds.
+
+    Raises:
+        QuadranasError: the device is emulated, so its times mean nothing.
+    """
+    provenance = backend.provenance()
+    size = REFERENCE_OP.resolution
+    shape = as_shape((device.batch_size, REFERENCE_OP.in_channels, size, size))
+    timed = {REFERENCE: backend.compile(chain_probe([REFERENCE_OP]), shape), **programs}
+    with Journal(None, {}) as journal:
+        timings = time_programs(timed, journal, reporter, PLAN)
+    threads = f"{device.threads} thread{'s' if device.threads != 1 else ''}, "
+    source = (
+        f"measured ({provenance.hardware}, {provenance.runtime}, "
+        f"{threads if device.threads else ''}{STATISTIC}, {PLAN.num_rounds} rounds)"
+    )
+    return {
+        name: LatencyNote(
+            device=device.name,
+            ms=timings.programs[name].latency_ms,
+            source=source,
+            spread=timings.programs[name].spread,
+        )
+        for name in programs
+    }
+
+
+def describe_latency(
+    prediction: LatencyNote | str,
+    measurement: Mapping[str, LatencyNote] | str,
+    *,
+    comparable: bool,
+) -> Latency:
+    """Prediction and measurements together, or why there are none.
+
+    Args:
+        measurement: of `file`, and of its `fp32` version where that is another.
+        comparable: both are of one thing, so that the deviation means something.
+    """
+    note = prediction if isinstance(prediction, LatencyNote) else None
+    notes = {} if isinstance(measurement, str) else measurement
+    own = notes.get("file")
+    both = comparable and note is not None and own is not None
+    return Latency(
+        predicted=note,
+        measured=own,
+        fp32=notes.get("fp32"),
+        deviation=own.ms / note.ms - 1 if both else None,  # type: ignore[union-attr] # mypy 2.4
+        not_predicted=prediction if isinstance(prediction, str) else "",
+        not_measured=measurement if isinstance(measurement, str) else "",
+    )
+
+
+def is_comparable(table: LatencyTable | None, device: Device) -> bool:
+    """Whether a table's predictions are of what runs on a device: runtime, precision, threads."""
+    if table is None:
+        return False
+    header = table.header
+    there = (header.device, header.backend, header.precision, header.threads)
+    return there == (device.name, device.runtime, device.precision, device.threads)

@@ -1,0 +1,1 @@
+"""Inspection: what the layers of a network do during training."""

@@ -1,0 +1,1 @@
+"""Measurement: timing on a device, and the tables and checks made from it."""

@@ -1,0 +1,271 @@
+"""Measuring on a device: opened once, everything timed on it compiled there and timed together."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.registry import BACKENDS, open_backend
+from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.device import Device
+from quadranas.latency.host import pinned
+from quadranas.latency.journal import Identity, Journal
+from quadranas.latency.table import Measurement, TableHeader, build_command
+from quadranas.measurement.probes import (
+    REFERENCE_OP,
+    chain_probe,
+    network_probe,
+    null_probe,
+    random_architectures,
+)
+from quadranas.measurement.timing import REFERENCE, Plan, Timings, time_programs
+from quadranas.reporter import Reporter
+from quadranas.space.architecture import Architecture, OpSpec
+from quadranas.space.search_space import SearchSpace
+
+NULL = "null"
+DRIFT = 0.03
+"""How far from the table's the reference operation's latency may be before that is said."""
+
+RECORDS = Path("latency_tables") / ".records"
+"""Where runtimes keep what they learned, by device: tuning records."""
+
+HOST_RUNTIMES = ("onnxruntime", "openvino")
+"""What `host` chooses from; TVM must be named, since it has to be tuned first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to time, made when it is compiled; channels and resolution are of its input."""
+
+    make: Callable[[], nn.Module]
+    channels: int
+    resolution: int
+
+
+def chain_job(specs: Sequence[OpSpec]) -> Job:
+    """Operations one after another."""
+    return Job(lambda: chain_probe(specs), specs[0].in_channels, specs[0].resolution)
+
+
+def network_job(architecture: Architecture, network: nn.Module | None = None) -> Job:
+    """A whole network, with random weights if none is given."""
+    return Job(lambda: network or network_probe(architecture), 3, architecture.resolution)
+
+
+class Bench:
+    """A device opened for timing."""
+
+    def __init__(self, device: Device, backend: Backend) -> None:
+        self.device = device
+        self.backend = backend
+        self.provenance: Provenance = backend.provenance()
+        if self.provenance.emulated:
+            raise QuadranasError(
+                f"device {device.name!r} is emulated ({self.provenance.hardware}): the time that "
+                "a program takes there is no latency",
+                "Measure on a real device.",
+            )
+
+    def identity(self, kind: str, space: SearchSpace) -> Identity:
+        """What a journal on this device is of."""
+        return {
+            "kind": kind,
+            "device": self.device.name,
+            "space": space.name,
+            "space_digest": space.digest,
+            "backend": self.device.runtime,
+            "runtime": self.provenance.runtime,
+            "hardware": self.provenance.hardware,
+            "precision": self.device.precision,
+            "threads": self.device.threads,
+            "batch_size": self.device.batch_size,
+            "settings": json.dumps(dict(sorted(self.provenance.settings.items()))),
+        }
+
+    def check_same(self, header: TableHeader, path: Path) -> None:
+        """Refuse to compare with a table that was measured on something else.
+
+        Raises:
+            QuadranasError: another runtime, version, hardware or setting; names both.
+        """
+        assert header.measurement is not None
+        here = self.provenance
+        pairs = {
+            "runtime": (header.runtime, here.runtime),
+            "hardware": (header.measurement.hardware, here.hardware),
+            "settings": (header.measurement.settings, dict(here.settings)),
+        }
+        for key, (then, now) in pairs.items():
+            if then != now:
+                raise QuadranasError(
+                    f"{path} was measured with {key} {then!r}; here it is {now!r}",
+                    f"Measure here with: {build_command(header.space, header.device)}",
+                )
+
+    def time(
+        self,
+        jobs: Mapping[str, Job],
+        journal: Journal,
+        reporter: Reporter,
+        plan: Plan,
+    ) -> Timings:
+        """Time networks together with a null call and the reference operation."""
+        everything = {
+            NULL: Job(null_probe, 1, 1),
+            REFERENCE: chain_job([REFERENCE_OP]),
+            **jobs,
+        }
+        programs = _Programs(everything, self._compile)
+        programs.prepare(_unfinished(everything, journal, plan), reporter)
+        return time_programs(
+            programs, journal, reporter, plan, max_parallel=self.backend.max_parallel
+        )
+
+    def _compile(self, job: Job) -> Program:
+        shape = (self.device.batch_size, job.channels, job.resolution, job.resolution)
+        return self.backend.compile(job.make(), shape)
+
+    def describe(self, timings: Timings, plan: Plan) -> Measurement:
+        """The section of a table's header."""
+        target = self.device.target
+        return Measurement(
+            hardware=self.provenance.hardware,
+            target=json.dumps(target) if isinstance(target, dict) else str(target or ""),
+            versions=dict(self.provenance.versions),
+            settings=dict(self.provenance.settings),
+            num_rounds=timings.num_rounds,
+            repeats=plan.repeats,
+            num_disturbed=timings.num_disturbed,
+            noise=timings.noise,
+            reference_ms=timings.reference_ms,
+        )
+
+
+class _Programs(Mapping[str, Program]):
+    """Programs by name, compiled when they are first needed."""
+
+    def __init__(self, jobs: Mapping[str, Job], compile_job: Callable[[Job], Program]) -> None:
+        self.jobs = jobs
+        self.compile_job = compile_job
+        self.compiled: dict[str, Program] = {}
+        self.lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Program:
+        with self.lock:
+            if name not in self.compiled:
+                self.compiled[name] = self.compile_job(self.jobs[name])
+            return self.compiled[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.jobs)
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def prepare(self, names: list[str], reporter: Reporter) -> None:
+        """Compile what the planned rounds need before the clock matters."""
+        if len(names) > 2:
+            reporter.message(f"compiling {len(names)} programs")
+        phase = reporter.phase("compiling", len(names), 0)
+        for done, name in enumerate(names, start=1):
+            self[name]
+            reporter.advance(phase, done)
+
+
+def _unfinished(jobs: Mapping[str, Job], journal: Journal, plan: Plan) -> list[str]:
+    """The programs that a planned round still needs."""
+    rounds = range(plan.num_rounds)
+    found = [n for n in jobs if any(r not in journal.samples.get(n, {}) for r in rounds)]
+    return found if found != [REFERENCE] else []
+
+
+@contextmanager
+def open_device(device: Device, records: Path | None = None) -> Iterator[Backend]:
+    """Open a device, on cores of its own if it is this machine.
+
+    Args:
+        records: where its runtime keeps what it learned; the usual folder if none.
+
+    Raises:
+        QuadranasError: the device cannot be reached.
+    """
+    with (
+        nullcontext() if device.is_remote else pinned(device.threads),
+        closing(open_backend(device, records or RECORDS / device.name)) as backend,
+    ):
+        yield backend
+
+
+@contextmanager
+def open_bench(device: Device) -> Iterator[Bench]:
+    """Open a device for timing.
+
+    Raises:
+        QuadranasError: the device cannot be reached, or its times mean nothing.
+    """
+    with open_device(device) as backend:
+        yield Bench(device, backend)
+
+
+def as_measured(device: Device, header: TableHeader) -> Device:
+    """The device as a table of it was measured: runtime, precision, threads, batch size."""
+    return device.configured(
+        runtime=header.backend,
+        precision=header.precision,
+        threads=header.threads,
+        batch_size=header.batch_size,
+    )
+
+
+def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:
+    """Say so if the device is not as fast as it was when a table was measured."""
+    assert header.measurement is not None
+    drift = timings.reference_ms / header.measurement.reference_ms - 1
+    if abs(drift) > DRIFT:
+        reporter.warning(
+            f"{header.device} is {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} now than "
+            "when its table was measured: other processes, or another clock?"
+        )
+
+
+def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> Device:
+    """This machine with the runtime that runs a middling network of the space fastest.
+
+    Raises:
+        MissingExtraError: none is installed.
+    """
+    architecture = random_architectures(space, 3, "runtime")[-1]
+    job = network_job(architecture)
+    latencies: dict[str, float] = {}
+    for runtime in HOST_RUNTIMES:
+        candidate = device.configured(runtime=runtime)
+        try:
+            with open_bench(candidate) as bench, Journal(None, {}) as journal:
+                plan = Plan(num_rounds=3)
+                timings = bench.time({architecture.name: job}, journal, Reporter(quiet=True), plan)
+        except MissingExtraError:
+            continue
+        latencies[runtime] = timings.programs[architecture.name].latency_ms
+    if not latencies:
+        raise MissingExtraError(
+            f"no runtime is installed to measure this machine with; looked for "
+            f"{' and '.join(HOST_RUNTIMES)}",
+            "Install one with: pip install 'quadranas[onnxruntime]' or 'quadranas[openvino]'",
+        )
+    fastest = min(latencies, key=lambda runtime: latencies[runtime])
+    reporter.message(
+        "runtime "
+        + fastest
+        + ", the fastest installed: "
+        + ", ".join(f"{runtime} {ms:.3g} ms" for runtime, ms in latencies.items())
+    )
+    return device.configured(runtime=fastest)
+
+
+assert set(HOST_RUNTIMES) <= set(BACKENDS)

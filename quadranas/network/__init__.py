@@ -1,0 +1,1 @@
+"""Network: the one skeleton of supernet and sub-network, and its weights."""

@@ -1,0 +1,1 @@
+"""Prediction: the latency of any ONNX file, operator by operator."""

@@ -1,0 +1,183 @@
+"""The kernel launches of an ONNX graph: what a runtime fuses is one, what moves nothing is none.
+
+- BatchNorm, bias and layer scale fold into the operator before them, if it has weights that take
+  them up, or is a sum or product of such; ReLU and its like fold into convolutions, linear layers,
+  pools, sums and products.
+- A chain of element-wise operators that depend on one tensor alone is one launch: GELU, hard
+  swish, softmax or LayerNorm, however a file spells them.
+- Reshape, Flatten, Identity, Dropout and a mere change of layout are free, as is padding before a
+  convolution; what depends on weights and shapes alone was computed beforehand.
+- What is not known is handed back, not guessed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from quadranas.prediction.graph import Graph, Node
+from quadranas.prediction.operators import (
+    ACTIVATIONS,
+    AFFINE,
+    ELEMENTWISE,
+    SIGMOIDS,
+    Launch,
+    is_normalising,
+    is_view,
+    num_parameters,
+    open_launch,
+)
+
+
+def fuse(graph: Graph) -> tuple[list[Launch], list[Node]]:
+    """The launches of a graph in order, and the nodes that cannot be priced."""
+    fusion = _Fusion(graph=graph)
+    for node in fusion.take_out_views():
+        fusion.take(node)
+    fusion.count_writes()
+    return fusion.launches, fusion.unpriced
+
+
+@dataclass(kw_only=True)
+class _Fusion:
+    """Goes through a graph once, opening launches and joining nodes to them.
+
+    Args:
+        aliases: by the name of a view, the tensor it shows.
+        users: number of nodes that read a tensor or a view of it.
+        makers: the launch that writes a tensor.
+        sources: of a tensor computed element by element, the one tensor that it depends on.
+        regions: by source, the launch of all that depends on it element by element.
+    """
+
+    graph: Graph
+    aliases: dict[str, str] = field(default_factory=dict)
+    users: Counter[str] = field(default_factory=Counter)
+    makers: dict[str, Launch] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, Launch] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    unpriced: list[Node] = field(default_factory=list)
+
+    def variables(self, node: Node) -> list[str]:
+        """The tensors a node reads, constants aside; one for every mention."""
+        constants = self.graph.constants
+        names = [name for name in node.inputs if name and name not in constants]
+        return [self.aliases.get(name, name) for name in names]
+
+    def take_out_views(self) -> list[Node]:
+        """Turn the nodes that move nothing into aliases; the others are returned."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                readers.setdefault(name, []).append(node)
+        rest = []
+        for node in self.graph.nodes:
+            variables, output = self.variables(node), node.outputs[0]
+            first_varies = node.inputs and node.inputs[0] not in self.graph.constants
+            if first_varies and is_view(self.graph, node, readers.get(output, [])):
+                self.aliases[output] = variables[0]
+            else:
+                rest.append(node)
+                self.users.update(set(variables))
+        self.users.update(self.aliases.get(name, name) for name in self.graph.outputs)
+        return rest
+
+    def take(self, node: Node) -> None:
+        """Join a node to a launch, open one for it, or list it."""
+        variables = self.variables(node)
+        names = [n for n in (*node.inputs, node.outputs[0]) if n and n not in self.graph.values]
+        if not variables or not all(map(self.graph.size, names)):
+            self.unpriced.append(node)
+        elif node.op in ELEMENTWISE or is_normalising(self.graph, node):
+            self._take_elementwise(node, variables)
+        else:
+            launch = open_launch(self.graph, node, variables)
+            if launch is None:
+                self.unpriced.append(node)
+            else:
+                self._open(node, launch)
+
+    def count_writes(self) -> None:
+        """Add up what leaves each launch: tensors that another one reads, or the caller."""
+        leaving = {self.aliases.get(name, name) for name in self.graph.outputs}
+        joined = [(launch, node) for launch in self.launches for node in launch.nodes]
+        readers: Iterable[tuple[Launch | None, Node]] = joined
+        for reader, node in (*readers, *((None, node) for node in self.unpriced)):
+            leaving |= {n for n in self.variables(node) if self.makers.get(n) is not reader}
+        for name in sorted(leaving & self.makers.keys()):
+            self.makers[name].writes += self.graph.size(name)
+
+    def _open(self, node: Node, launch: Launch) -> None:
+        self.launches.append(launch)
+        self.makers |= dict.fromkeys(node.outputs, launch)
+
+    def _join(self, node: Node, launch: Launch) -> None:
+        launch.nodes.append(node)
+        self.makers |= dict.fromkeys(node.outputs, launch)
+
+    def _take_elementwise(self, node: Node, variables: list[str]) -> None:
+        taker = self._taker(node, variables)
+        if taker is not None:
+            self._fold(node, taker)
+            return
+        sources = {self.sources.get(name, name) for name in variables}
+        if len(sources) > 1:
+            self._open(node, self._pairwise(node, variables))
+            return
+        (source,) = sources
+        region = self.regions.get(source)
+        if region is None:
+            region = Launch(nodes=[], reads=self.graph.size(source))
+            self.regions[source] = region
+            self.launches.append(region)
+        region.num_params += num_parameters(self.graph, node)
+        self._join(node, region)
+        self.sources |= dict.fromkeys(node.outputs, source)
+        if node.op in SIGMOIDS or self._is_hard_swish(region):
+            region.kind = "sigmoid"
+
+    def _is_hard_swish(self, region: Launch) -> bool:
+        """Whether `x * clip(x + 3)` is among the nodes of a launch."""
+        clips = any(node.op == "Clip" for node in region.nodes)
+        return clips and any(n.op == "Mul" and len(self.variables(n)) > 1 for n in region.nodes)
+
+    def _pairwise(self, node: Node, variables: list[str]) -> Launch:
+        """A sum or product of tensors; it takes up what the launches before it can take up."""
+        launch = open_launch(self.graph, node, variables)
+        assert launch is not None
+        before = [self.makers.get(name) if self.users[name] == 1 else None for name in variables]
+        launch.activates = True
+        if node.op in ("Add", "Sub"):
+            launch.scales = all(maker is not None and maker.scales for maker in before)
+            launch.shifts = any(maker is not None and maker.shifts for maker in before)
+        elif node.op == "Mul":
+            launch.scales = any(maker is not None and maker.scales for maker in before)
+        return launch
+
+    def _taker(self, node: Node, variables: list[str]) -> Launch | None:
+        """The launch that takes the node up at no cost, if there is one."""
+        launch = self.makers.get(variables[0])
+        if launch is None or len(variables) > 1 or self.users[variables[0]] > 1:
+            return None
+        if node.op in ACTIVATIONS:
+            return launch if launch.activates else None
+        if node.op not in AFFINE or not all(map(self._is_per_channel, node.inputs)):
+            return None
+        is_reversed = node.inputs[0] in self.graph.constants
+        if node.op == "Div" and is_reversed:
+            return None
+        scales = node.op not in ("Add", "Sub") or (node.op == "Sub" and is_reversed)
+        shifts = node.op not in ("Mul", "Div")
+        return launch if scales <= launch.scales and shifts <= launch.shifts else None
+
+    def _is_per_channel(self, name: str) -> bool:
+        """Whether a tensor is variable, or one number per channel at most."""
+        shape = self.graph.shapes.get(name, ())
+        return name not in self.graph.constants or sum(size > 1 for size in shape) <= 1
+
+    def _fold(self, node: Node, launch: Launch) -> None:
+        if node.op in ("Add", "Sub") and launch.num_macs:  # a bias is read, not folded away
+            launch.num_params += num_parameters(self.graph, node)
+        self._join(node, launch)
+        if node.op in ACTIVATIONS:
+            launch.scales = launch.shifts = launch.activates = False

@@ -1,0 +1,202 @@
+"""What ONNX operators do, in the primitives that device models price, before anything is fused."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from quadranas.prediction.graph import Graph, Node
+from quadranas.prediction.shapes import Shape
+from quadranas.space.cost import Primitive
+
+VIEWS = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "ThresholdedRelu"})
+SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
+AFFINE = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization"})
+OTHER_ELEMENTWISE = frozenset(
+    {
+        *("Abs", "And", "BitShift", "Cast", "CastLike", "Ceil", "Celu", "Cos", "Elu", "Equal"),
+        *("Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "IsNaN", "Less"),
+        *("LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Neg", "Not", "Or", "Pow"),
+        *("Reciprocal", "Round", "Selu", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sum"),
+        *("Tanh", "Where", "Xor"),
+    }
+)
+ELEMENTWISE = AFFINE | ACTIVATIONS | SIGMOIDS | OTHER_ELEMENTWISE
+REDUCTIONS = frozenset(
+    {
+        *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1"),
+        *("ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"),
+    }
+)
+NORMS = frozenset(
+    {
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
+        *("RMSNormalization", "LpNormalization", "MeanVarianceNormalization"),
+    }
+)
+POOLS = frozenset(
+    {
+        *("MaxPool", "AveragePool", "LpPool"),
+        *("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
+    }
+)
+PASSES = NORMS | POOLS | REDUCTIONS | {"Softmax", "LogSoftmax", "Hardmax", "LRN", "ArgMax"}
+JOINS = frozenset({"Concat", "Split"})
+MOVES = frozenset(
+    {
+        *("Slice", "Gather", "GatherElements", "Transpose", "Pad", "Resize", "Upsample"),
+        *("Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
+    }
+)
+LAYOUTS = frozenset({(0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1)})
+"""Channels last and back, of images and of sequences: a runtime picks one layout and keeps it."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Launch:
+    """A kernel launch while nodes are still joining it.
+
+    Args:
+        kind, in_channels, out_channels, reads, writes, num_macs, num_params: of a `Primitive`.
+        scales, shifts, activates: which following operators it takes up at no cost: factors per
+            channel, summands per channel, activations such as ReLU.
+    """
+
+    nodes: list[Node]
+    reads: int
+    kind: str = "elementwise"
+    in_channels: int = 1
+    out_channels: int = 1
+    writes: int = 0
+    num_macs: int = 0
+    num_params: int = 0
+    scales: bool = False
+    shifts: bool = False
+    activates: bool = False
+
+    @property
+    def primitive(self) -> Primitive:
+        """What a device model prices."""
+        return Primitive(
+            kind=self.kind,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            reads=self.reads,
+            writes=self.writes,
+            num_macs=self.num_macs,
+            num_params=self.num_params,
+        )
+
+
+def is_view(graph: Graph, node: Node, users: Collection[Node]) -> bool:
+    """Whether a node moves nothing: its output is its first input, seen in another way.
+
+    Args:
+        users: the nodes that read its output.
+    """
+    before, after = (graph.shapes.get(name, ()) for name in (node.inputs[0], node.outputs[0]))
+    if node.op in VIEWS:
+        return True
+    if node.op == "Pad":  # a convolution or a pool pads by itself
+        return bool(users) and all(user.op in CONVOLUTIONS | POOLS for user in users)
+    if node.op == "Transpose":
+        order = node.attributes.get("perm", tuple(reversed(range(len(before)))))
+        moved = [axis for axis in order if 0 <= axis < len(before) and before[axis] > 1]
+        return order in LAYOUTS or (bool(before) and moved == sorted(moved))
+    if node.op == "AveragePool":  # an adaptive one that has nothing to do
+        return before == after and set(node.attributes.get("kernel_shape", ())) == {1}
+    # The whole of a tensor, taken, summed or joined with nothing
+    selects = node.op in ("Slice", "Expand", "Tile", "Concat", "Split", "ReduceMean", "ReduceSum")
+    return selects and graph.size(node.inputs[0]) == graph.size(node.outputs[0]) > 0
+
+
+def is_normalising(graph: Graph, node: Node) -> bool:
+    """Whether a reduction is a step of a softmax or a norm: over one axis, which stays."""
+    if node.op not in REDUCTIONS or not node.attributes.get("keepdims", 1):
+        return False
+    given = node.inputs[1] if len(node.inputs) > 1 else ""
+    axes = node.attributes.get("axes", graph.values.get(given, ()))
+    return len(axes) == 1
+
+
+def num_parameters(graph: Graph, node: Node) -> int:
+    """Elements of the constants that a node reads; single numbers and settings do not count."""
+    weights = (n for n in node.inputs if n in graph.constants and n not in graph.values)
+    return sum(graph.size(name) for name in weights if graph.size(name) > 1)
+
+
+def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | None:
+    """The launch that a node begins, or none where its operator is not known.
+
+    Args:
+        inputs: the tensors it reads, weights aside.
+    """
+    launch = Launch(
+        nodes=[node],
+        reads=sum(map(graph.size, set(inputs))),
+        num_params=num_parameters(graph, node),
+    )
+    if node.op in CONVOLUTIONS | PRODUCTS:
+        if not _has_operands(graph, node):
+            return None
+        describe = _describe_product if node.op in PRODUCTS else _describe_convolution
+        describe(graph, node, launch)
+    elif node.op in PASSES:
+        launch.scales = launch.shifts = node.op in NORMS
+        launch.activates = node.op in POOLS
+    elif node.op in JOINS | MOVES:  # nothing is read that is not written
+        outputs = sum(graph.size(name) for name in node.outputs if name)
+        launch.reads = min(launch.reads, outputs)
+        launch.kind = "join" if node.op in JOINS else "elementwise"
+    elif node.op not in ELEMENTWISE:
+        return None
+    return launch
+
+
+def _has_operands(graph: Graph, node: Node) -> bool:
+    """Whether the file is sound here: two operands, of as many dimensions as they need."""
+    if len(node.inputs) < 2 or not all(node.inputs[:2]):
+        return False
+    return node.op in PRODUCTS or len(graph.shapes[node.inputs[1]]) > 2
+
+
+def _describe_convolution(graph: Graph, node: Node, launch: Launch) -> None:
+    """Of a grouped convolution every group counts as a convolution of its own channels."""
+    weights = graph.shapes[node.inputs[1]]
+    groups = max(node.attributes.get("group", 1), 1)
+    is_transposed = node.op == "ConvTranspose"
+    in_channels, out_channels = _channels_of_a_group(weights, groups, is_transposed)
+    kernel = math.prod(weights[2:])
+    launch.kind = "pointwise" if kernel == 1 else "conv"
+    if groups > 1 and in_channels == 1:
+        launch.kind = "depthwise"
+        in_channels, out_channels = groups, out_channels * groups
+    launch.in_channels, launch.out_channels = in_channels, out_channels
+    positions = graph.size(node.inputs[0] if is_transposed else node.outputs[0])
+    launch.num_macs = positions * weights[1] * kernel
+    launch.scales = launch.shifts = launch.activates = True
+
+
+def _channels_of_a_group(weights: Shape, groups: int, is_transposed: bool) -> tuple[int, int]:
+    first, second = max(weights[0] // groups, 1), weights[1]
+    return (first, second) if is_transposed else (second, first)
+
+
+def _describe_product(graph: Graph, node: Node, launch: Launch) -> None:
+    """A linear layer, of the kind `linear` on a single vector; or a product of two tensors."""
+    first, second = node.inputs[:2]
+    has_weights = first in graph.constants or second in graph.constants
+    left, output = graph.shapes[first], graph.shapes[node.outputs[0]]
+    is_transposed = node.op == "Gemm" and node.attributes.get("transA", 0)
+    depth = left[0 if is_transposed else -1] if left else 1
+    vectors = graph.size(second if first in graph.constants else first) // depth
+    is_linear = has_weights and vectors == 1 and len(output) <= 2
+    launch.kind = "linear" if is_linear else "pointwise"
+    launch.num_macs = graph.size(node.outputs[0]) * depth
+    launch.in_channels = depth
+    rows = first in graph.constants and len(output) > 1
+    launch.out_channels = output[-2 if rows else -1] if output else 1
+    launch.scales = launch.activates = True
+    launch.shifts = has_weights

@@ -1,0 +1,369 @@
+"""report: one self-contained HTML page about a run, finished or not.
+
+The page is a function of the files in the run folder: no clock, no paths, no network. Whatever
+they hold is escaped; what is missing is said in one line where it would have been shown.
+"""
+
+import math
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+from quadranas.latency.budget import format_ms
+from quadranas.reports.figures import (
+    PHASES,
+    draw_architecture,
+    draw_gate,
+    part_of,
+    plot_blocks,
+    plot_curves,
+    plot_front,
+)
+from quadranas.reports.inspection_figures import inspection_section
+from quadranas.reports.page import figure, html_page
+from quadranas.reports.page import note as note_line
+from quadranas.reports.run_view import (
+    NUM_BUDGETS,
+    RUN_FILES,
+    TIMES,
+    BlockView,
+    Run,
+    fixed_ms,
+    op_label,
+    read_run,
+)
+from quadranas.space.cost import count_macs, count_params
+from quadranas.space.search_space import Slot
+from quadranas.strategies.exact import MIN_USE, reachable_ms
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Raises:
+        QuadranasError: no such folder, nothing of a run in it, or it cannot be written.
+    """
+    hint = "Name the folder that `quadranas search` wrote, its --output."
+    if not run.is_dir():
+        raise QuadranasError(f"there is no run folder {run}", hint)
+    if not any((run / name).is_file() for name in RUN_FILES):
+        raise QuadranasError(f"{run} is no run folder: none of {', '.join(RUN_FILES)}", hint)
+    path = run / "report.html"
+    # JSON can hold half of a surrogate pair, which UTF-8 cannot.
+    write_atomically(path, _page(read_run(run)).encode("utf-8", "replace"))
+    return path
+
+
+def _page(run: Run) -> str:
+    title = run.name if run.device is None else f"{run.name} on {run.device}"
+    if run.budget_ms is not None:
+        title += f" within {_short_ms(run.budget_ms)}"
+    sections = {
+        "The network": _network(run),
+        "Where the time goes": _latency(run),
+        "Training": _training(run),
+        **_inspection(run),
+        "Other budgets": _front(run),
+        "Blocks": _block_table(run),
+        "Provenance": _provenance(run),
+        "Configuration": _configuration(run),
+    }
+    return html_page(title, sections, before=_state(run) + "\n" + _headline(run))
+
+
+def _why_not(run: Run, *files: str) -> str:
+    """The line of a section without data."""
+    faults = [run.faults[name] for name in files if name in run.faults]
+    text = "; ".join(faults) or "there is nothing to show"
+    return note_line(f"{escape(text[0].upper() + text[1:])}.")
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _short_ms(latency_ms: float) -> str:
+    """A duration without idle zeros, as a budget is typed."""
+    return re.sub(r"\.0+ ", " ", format_ms(latency_ms))
+
+
+def _count(number: int) -> str:
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return str(number)
+
+
+def _state(run: Run) -> str:
+    """A line on top while the run has no result."""
+    if run.result is not None:
+        return ""
+    last = "no epoch is recorded"
+    if run.epochs:
+        epoch = run.epochs[-1]
+        last = f"the last epoch is number {epoch.epoch} of {PHASES[epoch.phase][0]}"
+    return f'<p class="state">Not finished: {escape(run.faults["result.json"])}; {last}.</p>'
+
+
+def _headline(run: Run) -> str:
+    predicted_ms, budget_ms, result = run.predicted_ms, run.budget_ms, run.result
+    method = f" ({run.table.header.method})" if run.table else ""
+    cards = []
+    if predicted_ms is not None and budget_ms is not None:
+        note = f"{_percent(predicted_ms / budget_ms)} of {_short_ms(budget_ms)}"
+        note += ": over the budget" if predicted_ms > budget_ms else ""
+        cards.append((f"predicted latency{method}", format_ms(predicted_ms), note))
+    elif predicted_ms is not None:
+        cards.append((f"predicted latency{method}", format_ms(predicted_ms), "budget unknown"))
+    elif budget_ms is not None:
+        cards.append(("budget", _short_ms(budget_ms), "no network yet"))
+    if result is not None and result.measured_ms is not None:
+        cards.append(("measured latency", format_ms(result.measured_ms), run.device or ""))
+    if result is not None and result.accuracy is not None:
+        cards.append(("test accuracy", _percent(result.accuracy), _tested_on(run)))
+    else:
+        cards.append(("test accuracy", "unknown", "not tested yet"))
+    cards += _size_cards(run)
+    drawn = "".join(
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span>'
+        f"<small>{escape(note)}</small></div>"
+        for name, value, note in cards
+    )
+    source = run.table.header.summary() if run.table else run.source
+    note = "" if predicted_ms is None and budget_ms is None else f"Source of latencies: {source}."
+    return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
+
+
+def _size_cards(run: Run) -> list[tuple[str, str, str]]:
+    """Parameters and MACs; of a network with replaced layers, as its result tells them."""
+    architecture = run.architecture
+    if architecture is None:
+        return []
+    if not architecture.changes:
+        params, macs = count_params(architecture), count_macs(architecture)
+    elif run.result is not None and run.result.params and run.result.macs:
+        params, macs = run.result.params, run.result.macs
+    else:
+        return []
+    changed = f", {len(architecture.changes)} layers replaced" if architecture.changes else ""
+    pixels = architecture.resolution
+    return [
+        ("parameters", _count(params), f"{params:,}{changed}"),
+        ("MACs", _count(macs), f"at {pixels}{TIMES}{pixels} px"),
+    ]
+
+
+def _tested_on(run: Run) -> str:
+    name = Path(str(run.config.get("data") or "the embedded data")).name
+    classes = f", {run.architecture.num_classes} classes" if run.architecture else ""
+    pixels = run.config.get("train_resolution")
+    return f"{name}{classes}" + (f", {pixels} px" if pixels else "")
+
+
+def _network(run: Run) -> str:
+    if run.architecture is None:
+        return _why_not(run, "architecture.json")
+    specs = run.space.specs() if run.space else tuple(run.architecture.ops())
+    searched = [block for block in run.blocks if block.is_searched]
+    kept = sum(not block.skipped for block in searched)
+    caption = f"{kept} of {len(searched)} blocks are kept."
+    if run.space is None:
+        caption = (
+            f"{kept} blocks; skipped ones are not shown ({escape(run.faults['space.yaml'])})."
+        )
+    caption += " Data flow from left to right, stage by stage."
+    if run.table is not None:
+        caption += f" Latency per stage on the right: {escape(run.source)}."
+    return figure(draw_architecture(run.blocks, specs), caption)
+
+
+def _latency(run: Run) -> str:
+    if run.architecture is None or run.table is None:
+        return _why_not(run, "architecture.json", "table.json")
+    total_ms = run.table.predict_ms(run.architecture)
+    parts: dict[tuple[str, str], float] = {}
+    for block in run.blocks:
+        for op, ms in zip(block.ops, block.ms or (), strict=not block.skipped):
+            parts[part_of(op.kind)] = parts.get(part_of(op.kind), 0.0) + ms
+    if run.table.header.null_ms:
+        parts["overhead of any network", "#d0d7de"] = run.table.header.null_ms
+    whole_ms = max(total_ms, run.budget_ms or 0.0)
+    bar = "".join(
+        f'<i style="width:{100 * ms / whole_ms:.3f}%;background:{colour}"></i>'
+        for (_, colour), ms in parts.items()
+    )
+    rows = "".join(
+        f'<tr><td><i class="key" style="background:{colour}"></i>{escape(part)}</td><td class="n">'
+        f'{fixed_ms(ms, total_ms)}</td><td class="n">{_percent(ms / total_ms)}</td></tr>'
+        for (part, colour), ms in parts.items()
+    )
+    head = '<tr><th>part</th><th class="n">latency [ms]</th><th class="n">share</th></tr>'
+    total = f'<td>predicted</td><td class="n">{fixed_ms(total_ms, total_ms)}</td><td></td>'
+    return (
+        f'<div class="stack">{bar}</div><table>{head}{rows}<tr class="sum">{total}</tr></table>'
+        + note_line(f"{_about_bar(run, total_ms)}Source: {escape(run.source)}.")
+        + figure(plot_blocks(run.blocks), f"Source: {escape(run.source)}.")
+    )
+
+
+def _about_bar(run: Run, total_ms: float) -> str:
+    text = ""
+    if run.budget_ms is not None and run.budget_ms > total_ms:
+        unused = format_ms(run.budget_ms - total_ms)
+        text += f"The bar is as long as the budget, of which {unused} are unused. "
+    noted_ms = run.result.predicted_ms if run.result else None
+    if noted_ms is not None and not math.isclose(noted_ms, total_ms, rel_tol=1e-3):
+        text += (
+            f"The search itself noted {format_ms(noted_ms)}: the files do not belong together. "
+        )
+    return text
+
+
+def _training(run: Run) -> str:
+    note = ""
+    if run.dropped_lines:
+        note = note_line(
+            f"Lines of metrics.jsonl left out because they are no records: {run.dropped_lines}. "
+            "A run that is killed while it writes leaves one."
+        )
+    if not run.epochs:
+        return _why_not(run, "metrics.jsonl") + note
+    seen = {epoch.phase for epoch in run.epochs}
+    key = " ".join(
+        f'<span class="phase" style="background:{colour}">{name}</span>'
+        for phase, (name, colour) in PHASES.items()
+        if phase in seen
+    )
+    figures = plot_curves(run.epochs, run.budget_ms)
+    drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
+    weights = run.config.get("weights")
+    if isinstance(weights, dict) and weights.get("label_smoothing"):
+        key += " The loss on training images includes label smoothing."
+    if seen != {"train"}:
+        key += (
+            " Epochs are counted through all phases. Until fine-tuning, loss and accuracy are "
+            "those of networks sampled from the supernet; the held-out half of the training "
+            "images trains the gates. The expected latency is the mean over the gates' "
+            f"probabilities, by the table: {escape(run.source)}."
+        )
+    return f'{note_line(key)}{note}<div class="grid">{drawn}</div>'
+
+
+def _inspection(run: Run) -> dict[str, str]:
+    """The section of an inspected run; none of another."""
+    return {"Inside the layers": inspection_section(run.records)} if run.records else {}
+
+
+def _front(run: Run) -> str:
+    front = run.front()
+    if run.space is None or run.table is None or not front:
+        return _why_not(run, "gates.json", "space.yaml", "table.json")
+    low, high = map(format_ms, reachable_ms(run.space, run.table))
+    return figure(
+        plot_front(front, run.chosen, run.budget_ms),
+        f"What <code>quadranas derive</code> gives for {NUM_BUDGETS} budgets over all that this "
+        f"space can reach, {low} to {high}: the network most probable under the gates that uses "
+        f"{_percent(MIN_USE, 0)} of the budget or more, where there is one. The score ranks "
+        "networks of like latency; it is no accuracy, and far from the budget of this run the "
+        f"gates were not trained. Source of latencies: {escape(run.source)}.",
+    )
+
+
+COLUMNS = {
+    "block": "",
+    "latency [ms]": ' class="n"',
+    "kernel": "",
+    "expansion": "",
+    "channels": ' class="n"',
+    "pixels": ' class="n"',
+    "probabilities": "",
+}
+
+
+def _block_table(run: Run) -> str:
+    if not run.blocks:
+        return _why_not(run, "architecture.json")
+    head = "".join(f"<th{more}>{name}</th>" for name, more in COLUMNS.items())
+    rows = "".join(_row(run, block) for block in run.blocks)
+    why = "" if run.scores else f" No probabilities: {escape(run.faults['gates.json'])}."
+    return (
+        f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
+        + note_line(
+            "Bars: probability of every candidate under the gates, the chosen one dark; keep: of "
+            f"the whole block. Source of latencies: {escape(run.source)}.{why}"
+        )
+    )
+
+
+def _row(run: Run, block: BlockView) -> str:
+    first, last = block.ops[0], block.ops[-1]
+    kernels = [text for op in block.ops for text in op_label(op, expansion=False)]
+    expansions = [text for op in block.ops for text in op_label(op, kernel=False)]
+    cells = (
+        f"<code>{escape(block.name)}</code>",
+        fixed_ms(sum(block.ms), run.predicted_ms or 0.0) if block.ms else "",
+        "skipped" if block.skipped else "" if last.is_head else " ".join(kernels),
+        "" if block.skipped else " ".join(expansions),
+        _change(first.in_channels, last.out_channels),
+        _change(first.resolution, last.out_resolution),
+        _gates(run, block),
+    )
+    filled = "".join(
+        f"<td{more}>{cell}</td>" for cell, more in zip(cells, COLUMNS.values(), strict=True)
+    )
+    return f'<tr class="skipped">{filled}</tr>' if block.skipped else f"<tr>{filled}</tr>"
+
+
+def _change(before: int, after: int) -> str:
+    return str(after) if before == after else f"{before} → {after}"
+
+
+def _gates(run: Run, block: BlockView) -> str:
+    if run.scores is None or run.space is None or block.name not in run.scores.blocks:
+        return ""
+    found = run.scores.blocks[block.name]
+    slots: tuple[Slot, ...] = next(b.slots for b in run.space.blocks if b.name == block.name)
+    drawn = ""
+    for slot, op, logs in zip(slots, block.ops, found.slots, strict=True):
+        chosen = None if block.skipped else slot.candidates.index(op)
+        drawn += draw_gate(slot.candidates, [math.exp(min(log, 0.0)) for log in logs], chosen)
+    if found.skip is not None:
+        drawn += f"<span>keep {_percent(math.exp(min(found.keep, 0.0)), 0)}</span>"
+    return f'<div class="gates">{drawn}</div>'
+
+
+def _provenance(run: Run) -> str:
+    noted: dict[str, Any] = dict(run.architecture.provenance) if run.architecture else {}
+    noted |= (run.result.model_extra or {}) if run.result else {}
+    noted |= run.config
+    versions = noted.get("versions")
+    if isinstance(versions, dict):
+        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+    rows = {
+        "seed": noted.get("seed", "not recorded"),
+        "versions": versions or "not recorded",
+    }
+    if run.table is not None:
+        header = run.table.header
+        rows["latency table"] = header.summary()
+        rows["fitted to"] = header.fitted_to
+        rows["an entry is"] = header.statistic
+        rows["made with"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
+        rows["commit"] = header.commit
+    lines = "".join(
+        f"<dt>{name}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in rows.items()
+        if value != ""
+    )
+    return f"<dl>{lines}</dl>"
+
+
+def _configuration(run: Run) -> str:
+    fault = _why_not(run, "config.yaml") if "config.yaml" in run.faults else ""
+    if run.config_text is None:
+        return fault
+    text = f"<pre>{escape(run.config_text)}</pre>"
+    return f"{fault}<details><summary>config.yaml</summary>{text}</details>"

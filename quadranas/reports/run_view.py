@@ -1,0 +1,305 @@
+"""A run folder as a report shows it: read whole or in part, each file checked against the others.
+
+What is absent or broken is noted once, here, so that nothing after this has to doubt what it gets.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from quadranas.errors import BudgetError, QuadranasError
+from quadranas.files import read_json, read_text, read_yaml, validate
+from quadranas.inspection.records import RECORDS_FILE, StepRecord, read_records
+from quadranas.latency.budget import parse_budget
+from quadranas.latency.table import LatencyTable, load_table
+from quadranas.space.architecture import Architecture, OpSpec, load_architecture
+from quadranas.space.search_space import SearchSpace, load_space
+from quadranas.strategies.exact import GateScores, Limits, decode, load_scores, reachable_ms
+
+RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "architecture.json",
+    "gates.json",
+    "table.json",
+    "space.yaml",
+    "result.json",
+)
+PHASES = ("warmup", "search", "finetune", "train")
+NUM_BUDGETS = 15
+SEARCHED = ("quadratic_depthwise", "feed_forward", "mbconv")
+EXPANDING = ("feed_forward", "mbconv")
+TIMES = "\N{MULTIPLICATION SIGN}"
+Content = TypeVar("Content")
+
+
+class Epoch(BaseModel):
+    """One line of `metrics.jsonl`; null is what a phase does not measure."""
+
+    phase: Literal["warmup", "search", "finetune", "train"]
+    epoch: int = Field(ge=1)
+    loss: float | None = None
+    accuracy: float | None = None
+    gate_loss: float | None = None
+    gate_accuracy: float | None = None
+    expected_ms: float | None = None
+    budget_ms: FiniteFloat | None = Field(default=None, gt=0)
+    entropy: float | None = None
+    skip_rate: float | None = None
+    latency_weight: float | None = None
+
+
+class Result(BaseModel):
+    """What is shown of `result.json`."""
+
+    device: str | None = None
+    budget_ms: FiniteFloat | None = Field(default=None, gt=0)
+    predicted_ms: FiniteFloat | None = None
+    measured_ms: FiniteFloat | None = None
+    accuracy: FiniteFloat | None = None
+    params: int | None = None
+    macs: int | None = None
+
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockView:
+    """A block as it is shown.
+
+    Args:
+        ops: the chosen operations; of a skipped block, the first candidate of each slot.
+        ms: latency per operation; none for a skipped block, or where there is no table.
+    """
+
+    name: str
+    stage: str
+    ops: tuple[OpSpec, ...]
+    skipped: bool = False
+    ms: tuple[float, ...] | None = None
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it is a block of its stage, rather than stem, downsampling or head."""
+        return any(op.kind in SEARCHED for op in self.ops)
+
+    @property
+    def kernel_size(self) -> int:
+        """The largest kernel among its operations."""
+        return max(op.kernel_size for op in self.ops)
+
+    @property
+    def expand_ratio(self) -> float | None:
+        """The expansion of its feed-forward part or inverted bottleneck."""
+        return next((op.expand_ratio for op in self.ops if op.kind in EXPANDING), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder as read; none stands for a file that is absent or of no use.
+
+    Args:
+        config_text: of `config.yaml`, also when it is no valid YAML.
+        dropped_lines: of `metrics.jsonl`, those that are no record.
+        faults: per file: why there is nothing to show of it.
+    """
+
+    config: dict[str, Any]
+    config_text: str | None
+    epochs: tuple[Epoch, ...]
+    dropped_lines: int
+    architecture: Architecture | None
+    table: LatencyTable | None
+    space: SearchSpace | None
+    scores: GateScores | None
+    result: Result | None
+    records: tuple[StepRecord, ...]
+    faults: dict[str, str]
+
+    @property
+    def device(self) -> str | None:
+        """Its name; none for a run of `quadranas train`."""
+        result = self.result.device if self.result else None
+        table = self.table.header.device if self.table else None
+        name = self.config.get("device") or result or table
+        return str(name) if name else None
+
+    @property
+    def name(self) -> str:
+        """Of the search space; where there is none, of the network."""
+        space = self.space.name if self.space else self.config.get("space")
+        return str(space or (self.architecture.name if self.architecture else "a network"))
+
+    @property
+    def budget_ms(self) -> float | None:
+        """From the result, the configuration, or the last epoch."""
+        if self.result is not None and self.result.budget_ms is not None:
+            return self.result.budget_ms
+        try:
+            return parse_budget(str(self.config["budget"]))
+        except (KeyError, BudgetError):
+            return next((e.budget_ms for e in reversed(self.epochs) if e.budget_ms), None)
+
+    @property
+    def predicted_ms(self) -> float | None:
+        """By the table; where there is none, as the search noted it."""
+        if self.architecture is not None and self.table is not None:
+            return self.table.predict_ms(self.architecture)
+        return self.result.predicted_ms if self.result else None
+
+    @property
+    def source(self) -> str:
+        """Where latencies come from, in a few words."""
+        if self.table is None:
+            return f"unknown ({self.faults['table.json']})"
+        header = self.table.header
+        return f"{header.method} ({header.title}, {header.runtime}, {header.precision})"
+
+    @cached_property
+    def blocks(self) -> tuple[BlockView, ...]:
+        """The blocks of the network and, where the space is known, those it skips."""
+        if self.architecture is None:
+            return ()
+        kept = {block.name: block.ops for block in self.architecture.blocks}
+        places = [(name, name.partition("_block")[0], ops) for name, ops in kept.items()]
+        if self.space is not None:
+            places = [
+                (block.name, block.stage, tuple(slot.candidates[0] for slot in block.slots))
+                for block in self.space.blocks
+            ]
+        views = []
+        for name, stage, candidates in places:
+            ops, skipped = kept.get(name, candidates), name not in kept
+            ms = None
+            if self.table is not None and not skipped:
+                ms = tuple(self.table.op_ms(op) for op in ops)
+            views.append(BlockView(name=name, stage=stage, ops=ops, skipped=skipped, ms=ms))
+        return tuple(views)
+
+    @property
+    def chosen(self) -> tuple[float, float] | None:
+        """Latency and score of the network; needs space, table and gates."""
+        if not (self.architecture and self.space and self.table and self.scores):
+            return None
+        choices = self.space.choices_of(self.architecture)
+        return self.table.predict_ms(self.architecture), self.scores.log_probability(choices)
+
+    def front(self) -> list[tuple[float, float]]:
+        """Latency and score of the networks decoded over the reachable range, fastest first."""
+        if not (self.space and self.table and self.scores):
+            return []
+        bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
+        given = {key: most for key, most in bounds.items() if isinstance(most, int) and most > 0}
+        found = set()
+        for budget_ms in np.geomspace(*reachable_ms(self.space, self.table), NUM_BUDGETS):
+            limits = Limits(budget_ms=float(budget_ms), **given)
+            try:
+                decoded = decode(self.space, self.scores, self.table, limits)
+            except BudgetError:  # by a bound on parameters or MACs
+                continue
+            found.add((decoded.latency_ms, decoded.score))
+        return sorted(found)
+
+
+def op_label(op: OpSpec, *, kernel: bool = True, expansion: bool = True) -> list[str]:
+    """What was chosen in an operation, one short text per choice."""
+    size = f"{op.kernel_size}{TIMES}{op.kernel_size}"
+    sizes = [size] if kernel and op.kind != "feed_forward" else []
+    return sizes + ([f"e{op.expand_ratio:g}"] if expansion and op.kind in EXPANDING else [])
+
+
+def fixed_ms(latency_ms: float, total_ms: float) -> str:
+    """A part of a sum as a number, with as many decimals as show 0.1 % of the sum."""
+    decimals = 4 - math.ceil(math.log10(total_ms)) if total_ms > 0 else 3
+    return f"{latency_ms:.{max(decimals, 0)}f}"
+
+
+def read_run(run: Path) -> Run:
+    """Read what there is of a run; `Run.faults` says what there is not."""
+    faults: dict[str, str] = {}
+
+    def read(name: str, load: Callable[[Path], Content]) -> Content | None:
+        if not (run / name).exists():
+            faults[name] = f"there is no {name}"
+            return None
+        try:
+            return load(run / name)
+        except QuadranasError as error:
+            faults[name] = error.message.replace(f"{run}/", "").splitlines()[0]
+            return None
+
+    architecture = read("architecture.json", load_architecture)
+    space = read("space.yaml", lambda path: _load_space(path, architecture))
+    epochs, dropped_lines = read("metrics.jsonl", _load_epochs) or ((), 0)
+    records: tuple[StepRecord, ...] = ()
+    if (run / RECORDS_FILE).exists():  # without an inspection there is nothing amiss
+        records = read(RECORDS_FILE, lambda path: read_records(run)) or ()
+    return Run(
+        config_text=read("config.yaml", lambda path: read_text(path, "configuration")),
+        config=read("config.yaml", lambda path: read_yaml(path, "configuration")) or {},
+        epochs=epochs,
+        dropped_lines=dropped_lines,
+        architecture=architecture,
+        table=read("table.json", lambda path: _load_table(path, architecture, space)),
+        space=space,
+        scores=read("gates.json", lambda path: _load_scores(path, space)),
+        result=read("result.json", _load_result),
+        records=records,
+        faults=faults,
+    )
+
+
+def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
+    """The space, with the architecture's number of classes; the architecture must be in it."""
+    space = load_space(str(path))
+    if architecture is not None:
+        space = space.with_num_classes(architecture.num_classes)
+        space.choices_of(architecture)
+    return space
+
+
+def _load_table(
+    path: Path, architecture: Architecture | None, space: SearchSpace | None
+) -> LatencyTable:
+    """The table; it must price the network and the space."""
+    table = load_table(path)
+    table.require(architecture.ops() if architecture else ())
+    table.require(space.specs() if space else ())
+    return table
+
+
+def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
+    """The gates' scores, which must fit the space."""
+    if space is None:
+        raise QuadranasError(f"{path} cannot be understood without space.yaml")
+    return load_scores(path, space)
+
+
+def _load_result(path: Path) -> Result:
+    return validate(Result, read_json(path, "result"), path)
+
+
+def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
+    """The epochs in order, and how many lines are no record; of a repeated one the last counts."""
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+    epochs: dict[tuple[str, int], Epoch] = {}
+    dropped = 0
+    for line in filter(str.strip, text.split("\n")):
+        try:
+            epoch = Epoch.model_validate(json.loads(line))
+        except (ValueError, RecursionError):
+            dropped += 1
+        else:
+            epochs[epoch.phase, epoch.epoch] = epoch
+    ordered = sorted(epochs.values(), key=lambda e: (PHASES.index(e.phase), e.epoch))
+    return tuple(ordered), dropped

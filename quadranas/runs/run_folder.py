@@ -1,0 +1,314 @@
+"""The run folder: what a search or a training leaves behind, and what it needs to continue.
+
+Checkpoints are torch files with a digest in their name, loaded without executing anything; the
+newest two are kept, so that a torn one falls back to the one before.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from quadranas.errors import QuadranasError
+from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
+from quadranas.inspection.records import RECORDS_FILE, StepRecord
+from quadranas.reporter import Reporter
+from quadranas.training.evaluation import Preprocessing, load_preprocessing
+
+CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
+KEPT_CHECKPOINTS = 2
+BYTES_PER_WEIGHT = 4
+
+
+class RunFolder:
+    """A folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and results."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.inspection = path / RECORDS_FILE
+        self.checkpoints = path / "checkpoints"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it holds a run, finished or not."""
+        return (self / "config.yaml").is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its run is finished."""
+        return (self / "result.json").is_file()
+
+    def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
+        """Make the folder with its `config.yaml`, which marks it as a run that can be continued.
+
+        Args:
+            needed_bytes: what the run will write, roughly.
+
+        Raises:
+            QuadranasError: it exists with content, cannot be written, or the disk is too full;
+                nothing is left behind.
+        """
+        self.refuse_content()
+        new = [p for p in (self.checkpoints, self.path, *self.path.parents) if not p.exists()]
+        try:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.path) as probe:
+                    probe.write(b"0")
+                free = shutil.disk_usage(self.path).free
+            except OSError as error:
+                raise QuadranasError(
+                    f"cannot write to the output {self.path}: {error.strerror}",
+                    "Choose another --output.",
+                ) from error
+            if free < needed_bytes:
+                raise QuadranasError(
+                    f"the disk of {self.path} has {free / 2**20:.1f} MiB free; this run needs "
+                    f"about {needed_bytes / 2**20:.1f} MiB",
+                    "Free some space or choose another --output.",
+                )
+            self.write_config(config)
+            self.tidy()
+        except QuadranasError:
+            with suppress(OSError):
+                for made in new:
+                    made.rmdir()
+            raise
+
+    def refuse_content(self) -> None:
+        """Refuse a folder with content, other than what an interrupted `create` leaves.
+
+        Raises:
+            QuadranasError: there is some.
+        """
+        try:
+            if not self.path.exists():
+                return
+            if self.path.is_dir() and all(map(self._is_remnant, self.path.iterdir())):
+                return
+        except OSError as error:
+            raise QuadranasError(
+                f"cannot read the output {self.path}: {error.strerror}", "Choose another --output."
+            ) from error
+        raise QuadranasError(
+            f"the output {self.path} exists already",
+            "Add --resume to continue it, or choose another --output."
+            if self.is_run and not self.is_finished
+            else "Choose another --output.",
+        )
+
+    def _is_remnant(self, path: Path) -> bool:
+        if path == self.checkpoints:
+            return path.is_dir() and not any(path.iterdir())
+        return path.match(f".config.yaml.*{TEMPORARY}")
+
+    def tidy(self) -> None:
+        """Remove the temporary files of a process that was killed."""
+        for pattern in (f".*{TEMPORARY}", f"checkpoints/*{TEMPORARY}"):
+            for left in self.path.glob(pattern):
+                left.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration."""
+        write_atomically(self / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+    def keep_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Write what the network will expect of its images, once.
+
+        Raises:
+            QuadranasError: it was written for other images.
+        """
+        path = self / "preprocessing.json"
+        if not path.is_file():
+            preprocessing.save(path)
+        elif load_preprocessing(path) != preprocessing:
+            raise QuadranasError(
+                f"cannot resume {self.path}: its data have changed since it was begun",
+                "Restore the images, or start a new run with another --output.",
+            )
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        _append_line(self.metrics, line)
+
+    def append_inspection(self, record: StepRecord) -> None:
+        """Add one line to the file of inspections."""
+        _append_line(self.inspection, record.model_dump(mode="json"))
+
+    def keep_metrics(self, num_lines: int) -> None:
+        """Drop the lines of metrics written after a checkpoint was taken."""
+        _keep_lines(self.metrics, num_lines)
+
+    def keep_inspections(self, num_lines: int) -> None:
+        """Drop the lines of inspections written after a checkpoint was taken."""
+        _keep_lines(self.inspection, num_lines)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint; the one before stays, older ones go.
+
+        Raises:
+            QuadranasError: it cannot be written; the checkpoints before are untouched.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        temporary = self.checkpoints / f"unfinished{TEMPORARY}"
+        newest = next(iter(self._checkpoint_files()), None)
+        number = 1 + (int(newest.name[:9]) if newest else 0)
+        try:
+            torch.save(dict(state), temporary)
+            digest = _digest(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.checkpoints / f"{number:09d}-{digest}.pt")
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise QuadranasError(
+                f"cannot write a checkpoint to {self.checkpoints}: {error}",
+                "Free some space, then continue with --resume.",
+            ) from error
+        for old in self._checkpoint_files()[KEPT_CHECKPOINTS:]:
+            old.unlink(missing_ok=True)
+
+    def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or none; says so when it removes a torn one."""
+        remaining = self._checkpoint_files()
+        while remaining:
+            path = remaining.pop(0)
+            if _digest(path) == path.stem.partition("-")[2]:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                return state
+            path.unlink()
+            instead = f"falling back to {remaining[0].name}" if remaining else "beginning again"
+            reporter.warning(f"checkpoint {path} is torn; {instead}")
+        return None
+
+    def _checkpoint_files(self) -> list[Path]:
+        """Newest first."""
+        found = self.checkpoints.glob("*.pt") if self.checkpoints.is_dir() else []
+        return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), reverse=True)
+
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        return read_json(self / "result.json", "result")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`: the sign that the run is finished."""
+        write_json(self / "result.json", dict(result))
+
+
+def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:
+    """A folder under `runs/`: a new one, or the newest unfinished one that can be resumed.
+
+    Args:
+        name: of a new one; a number is added.
+        accept: when resuming: whether a run is one of those asked for.
+
+    Raises:
+        QuadranasError: there is nothing to resume.
+    """
+    runs = Path("runs")
+    if accept is None:
+        number = 1
+        while (runs / f"{name}-{number}").exists():
+            number += 1
+        return runs / f"{name}-{number}"
+    found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    unfinished = [p.parent for p in reversed(found) if not RunFolder(p.parent).is_finished]
+    chosen = next(filter(accept, unfinished), None)
+    if chosen is None:
+        others = ", ".join(str(path) for path in unfinished)
+        raise QuadranasError(
+            f"no unfinished run under {runs}/ agrees with what is given; "
+            f"unfinished: {others or 'none'}",
+            "Name the run with --output, or leave out --resume to start one.",
+        )
+    return chosen
+
+
+@contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
+    """A new folder that appears whole when the context is left, or not at all.
+
+    Args:
+        replace: put it in the place of one with content.
+
+    Raises:
+        QuadranasError: it exists with content and is not to be replaced, or cannot be written.
+    """
+    restore_replaced(path)
+    if not (replace and path.is_dir()):
+        RunFolder(path).refuse_content()
+    path = path.resolve()
+    staging = path.with_name(f".{path.name}{TEMPORARY}")
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    try:
+        staging.mkdir(parents=True)
+        yield RunFolder(staging)
+        if replace and path.exists():
+            path.replace(old := _replaced(path))
+            staging.replace(path)
+            shutil.rmtree(old)
+        elif path.exists():
+            for item in staging.iterdir():
+                item.replace(path / item.name)
+        else:
+            staging.replace(path)
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot write to the output {path}: {error.strerror or error}",
+            "Choose another --output.",
+        ) from error
+    finally:
+        restore_replaced(path)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replaced(path: Path) -> Path:
+    """Where a folder lies while another takes its place."""
+    return path.with_name(f".{path.name}.old{TEMPORARY}")
+
+
+def restore_replaced(path: Path) -> None:
+    """Undo or finish a replacement in the middle of which a process was killed."""
+    path = path.resolve()
+    old = _replaced(path)
+    with suppress(OSError):  # what can neither be read nor moved is for others to complain about
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _append_line(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot write {path}: {error.strerror}",
+            "Free some space, then continue with --resume.",
+        ) from error
+
+
+def _keep_lines(path: Path, num_lines: int) -> None:
+    if path.exists():
+        lines = read_text(path, "record of the run").splitlines(keepends=True)[:num_lines]
+        write_atomically(path, "".join(lines))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Space: networks and search spaces as plain data."""

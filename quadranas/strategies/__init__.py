@@ -1,0 +1,1 @@
+"""Strategies: how a sub-network is chosen."""

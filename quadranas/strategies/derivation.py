@@ -1,0 +1,156 @@
+"""From trained gates to an architecture, and to what a run folder says about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quadranas.latency.budget import format_ms
+from quadranas.latency.contract import Contract
+from quadranas.latency.table import LatencyTable, find_table, locate_table
+from quadranas.space.architecture import Architecture
+from quadranas.space.cost import count_macs, count_params
+from quadranas.space.search_space import SearchSpace
+from quadranas.strategies.exact import (
+    MIN_USE,
+    BlockScores,
+    GateScores,
+    Limits,
+    check_budget,
+    decode,
+    reachable_ms,
+)
+
+CONFIDENT_USE = 0.97
+"""The share to use of a budget that a confidence has tightened: the margin is in it already."""
+
+
+@dataclass(frozen=True)
+class PricedTable:
+    """A latency table and the file it came from."""
+
+    path: Path
+    table: LatencyTable
+
+    def feasibility(self, space: SearchSpace, contract: Contract) -> str:
+        """The line a search begins with: budget, reachable range, provenance."""
+        low, high = reachable_ms(space, self.table)
+        budget_ms = contract.decoding_ms(self.table)
+        tightened = ""
+        if contract.confidence is not None:
+            tightened = (
+                f", as {format_ms(budget_ms)} predicted for a confidence of "
+                f"{contract.confidence:.0%}"
+            )
+        return (
+            f"budget {format_ms(contract.budget_ms)} on {self.table.header.device}{tightened}; "
+            f"reachable with space {space.name}: {format_ms(low)} to {format_ms(high)}"
+            f"{', every network keeps it' if budget_ms >= high else ''}\n"
+            f"latency table {self.path}: {self.table.header.summary()}"
+        )
+
+
+def find_priced(
+    space: SearchSpace, device: str, path: Path | None, *, command: str
+) -> PricedTable:
+    """A device's table for a space, and where it lies; the arguments are those of `find_table`."""
+    found = locate_table(space.name, device, path, command=command)
+    return PricedTable(found, find_table(space, device, path, command=command))
+
+
+def decoding_limits(
+    contract: Contract,
+    table: LatencyTable,
+    *,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+) -> Limits:
+    """The bounds for predictions that keep a contract.
+
+    Raises:
+        QuadranasError: a confidence is asked for that the table cannot give.
+    """
+    return Limits(
+        budget_ms=contract.decoding_ms(table),
+        max_params=max_params,
+        max_macs=max_macs,
+        min_use=MIN_USE if contract.confidence is None else CONFIDENT_USE,
+    )
+
+
+def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> None:
+    """Refuse limits that no network of the space is within.
+
+    Raises:
+        BudgetError: says what is reachable.
+    """
+    check_budget(space, table, limits.budget_ms)
+    if limits.max_params is None and limits.max_macs is None:
+        return
+    indifferent = {
+        block.name: BlockScores(
+            skip=0.0 if block.optional else None,
+            slots=tuple((0.0,) * len(slot.candidates) for slot in block.slots),
+        )
+        for block in space.blocks
+        if not block.is_fixed
+    }
+    scores = GateScores(space=space.name, space_digest=space.digest, blocks=indifferent)
+    decode(space, scores, table, limits)
+
+
+def derive_architecture(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, contract: Contract
+) -> Architecture:
+    """The most probable architecture within the limits, with its provenance.
+
+    Args:
+        limits: the budget in them is the one for predictions, `contract.decoding_ms`.
+
+    Raises:
+        BudgetError: no network of the space is within the limits.
+    """
+    decoded = decode(space, scores, table, limits)
+    header = table.header
+    name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
+    architecture = space.architecture(decoded.choices, name)
+    provenance: dict[str, str | int | float | bool | None] = {
+        "device": header.device,
+        "budget_ms": contract.budget_ms,
+        "confidence": contract.confidence,
+        "predicted_ms": decoded.latency_ms,
+        "log_probability": decoded.score,
+        "optimality_gap": decoded.gap,
+        "table": header.summary(),
+    }
+    return architecture.model_copy(update={"provenance": provenance})
+
+
+def describe(
+    folder: Path,
+    architecture: Architecture,
+    priced: PricedTable,
+    contract: Contract,
+    *,
+    accuracy: float | None,
+    measured_ms: float | None,
+) -> dict[str, Any]:
+    """The content of `result.json`; the table is the copy in the folder."""
+    header = priced.table.header
+    return {
+        "run": str(folder),
+        "architecture": str(folder / "architecture.json"),
+        "device": header.device,
+        "budget_ms": contract.budget_ms,
+        "confidence": contract.confidence,
+        "tolerance": contract.tolerance,
+        "predicted_ms": architecture.provenance["predicted_ms"],
+        "measured_ms": measured_ms,
+        "table": {
+            "path": str(folder / "table.json"),
+            "method": header.method,
+            "summary": header.summary(),
+        },
+        "params": count_params(architecture),
+        "macs": count_macs(architecture),
+        "accuracy": accuracy,
+    }

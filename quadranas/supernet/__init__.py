@@ -1,0 +1,1 @@
+"""Supernet: all candidates at once, their gates and their expected latency."""

@@ -1,0 +1,264 @@
+"""Binarized path gates and their gradient estimator.
+
+Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 3.2. A gate chooses one of
+several candidate paths with probabilities softmax(alpha). All gates of a supernet live in one
+matrix: row g holds the architecture parameters of gate g, padded to the widest gate.
+
+Departures: alpha is float64, so that shifting a pair leaves the other probabilities as they were
+to the last digits of float32; the latency term acts on the same candidates as the task gradient
+(the sampled pair in the two-path step, all in the full one), see `Gates.probabilities`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.space.search_space import SearchSpace
+from quadranas.strategies.exact import BlockScores, GateScores
+
+KEEP, SKIP = 0, 1
+"""The candidates of a depth gate."""
+
+INIT_STD = 1e-3
+
+Path = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GateInfo:
+    """Which decision a gate makes: a slot's candidate, or (slot none) whether a block is kept."""
+
+    block: str
+    slot: int | None
+    candidates: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages, such as `stage3_block2.depth`."""
+        return f"{self.block}.{'depth' if self.slot is None else f'slot{self.slot}'}"
+
+
+def gate_infos(space: SearchSpace) -> tuple[GateInfo, ...]:
+    """The gates of a space in block order; a slot with a single candidate needs none."""
+    gates = []
+    for block in space.blocks:
+        if block.optional:
+            gates.append(GateInfo(block.name, None, ("keep", "skip")))
+        for index, slot in enumerate(block.slots):
+            if len(slot.candidates) > 1:
+                gates.append(GateInfo(block.name, index, tuple(map(str, slot.candidates))))
+    return tuple(gates)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw of every gate.
+
+    Args:
+        active: the candidate that computes the output, shape (num_gates,).
+        involved: candidates that take part in the architecture step, shape (num_gates, width),
+            boolean; the active one alone outside of it.
+    """
+
+    active: Tensor
+    involved: Tensor
+
+
+class Gates(nn.Module):
+    """The architecture parameters of a supernet, and everything drawn from them."""
+
+    mask: Tensor
+
+    def __init__(self, infos: Sequence[GateInfo], generator: torch.Generator) -> None:
+        super().__init__()
+        self.infos = tuple(infos)
+        sizes = torch.tensor([len(info.candidates) for info in infos], dtype=torch.int64)
+        width = int(sizes.max()) if len(infos) else 2
+        mask = torch.arange(width) < sizes[:, None]
+        noise = torch.randn(len(infos), width, generator=generator, dtype=torch.float64)
+        self.alpha = nn.Parameter(noise * INIT_STD * mask)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def log_probabilities(self) -> Tensor:
+        """Shape (num_gates, width); minus infinity where a gate has no such candidate."""
+        return self.alpha.masked_fill(~self.mask, -math.inf).log_softmax(1)
+
+    def probabilities(self, within: Tensor | None = None) -> Tensor:
+        """Probabilities of all candidates, differentiable in alpha.
+
+        Args:
+            within: boolean, shape (num_gates, width). If given, the derivative is taken along
+                these candidates alone, their joint probability held fixed: of the others neither
+                alpha nor the probability is moved.
+        """
+        if within is None:
+            return self.log_probabilities().exp()
+        fixed = self.log_probabilities().exp().detach()
+        share = self.alpha.masked_fill(~within, -math.inf).softmax(1)
+        mass = (fixed * within).sum(1, keepdim=True)
+        return torch.where(within, mass * share.nan_to_num(), fixed)
+
+    @torch.no_grad()
+    def sample_path(self, generator: torch.Generator) -> Sample:
+        """One candidate per gate, drawn from softmax(alpha): the weight step."""
+        active = torch.multinomial(self.probabilities(), 1, generator=generator)
+        return Sample(active[:, 0], torch.zeros_like(self.mask).scatter_(1, active, value=True))
+
+    @torch.no_grad()
+    def sample_pair(self, generator: torch.Generator) -> Sample:
+        """Two distinct candidates per gate, without replacement; the pair's softmax picks one."""
+        pair = torch.multinomial(self.probabilities(), 2, generator=generator)  # (G, 2)
+        first = self.alpha.gather(1, pair).softmax(1)[:, 0]
+        draw = torch.rand(len(pair), generator=generator, dtype=torch.float64)
+        active = torch.where(draw < first, pair[:, 0], pair[:, 1])
+        return Sample(active, torch.zeros_like(self.mask).scatter_(1, pair, value=True))
+
+    @torch.no_grad()
+    def sample_full(self, generator: torch.Generator) -> Sample:
+        """One active candidate per gate from softmax(alpha); all of them are involved."""
+        return Sample(self.sample_path(generator).active, self.mask.clone())
+
+    @torch.no_grad()
+    def task_gradient(self, path_gradients: Tensor, involved: Tensor) -> Tensor:
+        """dL/dalpha from dL/dg: `sum_j dL/dg_j * p_j * (delta_ij - p_i)` over the involved.
+
+        Args:
+            path_gradients: dL/dg_j = <o_j, dL/dy>, shape (num_gates, width), 0 elsewhere.
+            involved: boolean, the same shape; a row without any gets no gradient.
+        """
+        p = self.alpha.masked_fill(~involved, -math.inf).softmax(1).nan_to_num()
+        mean = (p * path_gradients).sum(1, keepdim=True)
+        return p * (path_gradients - mean)
+
+    @torch.no_grad()
+    def keep_mass(self, before: Tensor, involved: Tensor) -> None:
+        """Shift the involved candidates together, so that their joint probability is as before.
+
+        The probabilities of all others are then exactly what they were.
+
+        Args:
+            before: alpha before the optimiser's step.
+        """
+        old = before.masked_fill(~involved, -math.inf).logsumexp(1, keepdim=True)
+        new = self.alpha.masked_fill(~involved, -math.inf).logsumexp(1, keepdim=True)
+        self.alpha.add_(torch.where(involved, old - new, 0.0))
+
+    @torch.no_grad()
+    def entropy(self) -> float:
+        """Mean entropy of the gates, 1 for uniform ones and 0 for decided ones."""
+        if not self.infos:
+            return 0.0
+        p = self.probabilities()
+        return float((torch.special.entr(p).sum(1) / self.mask.sum(1).log()).mean())
+
+    @torch.no_grad()
+    def skip_rate(self) -> float:
+        """Mean probability with which optional blocks are skipped."""
+        depth = [index for index, info in enumerate(self.infos) if info.slot is None]
+        return float(self.probabilities()[depth, SKIP].mean()) if depth else 0.0
+
+    @torch.no_grad()
+    def scores(self, space: SearchSpace) -> GateScores:
+        """Log-probabilities in the form that decoding reads."""
+        rows = {
+            (info.block, info.slot): row[: len(info.candidates)]
+            for info, row in zip(self.infos, self.log_probabilities().tolist(), strict=True)
+        }
+        blocks = {}
+        for block in space.blocks:
+            if not block.is_fixed:
+                keep, skip = rows.get((block.name, None), (0.0, None))
+                slots = (tuple(rows.get((block.name, i), [0.0])) for i in range(len(block.slots)))
+                blocks[block.name] = BlockScores(keep=keep, skip=skip, slots=tuple(slots))
+        return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+@dataclass
+class Route:
+    """What one gate does in the current step, and what the backward pass found out.
+
+    Args:
+        inactive: candidates whose dL/dg is wanted besides the active one's.
+        recompute: run them in the backward pass from the gate's input (one-path memory) instead
+            of in the forward pass.
+        gradients: dL/dg per candidate, filled by the backward pass.
+    """
+
+    active: int = 0
+    inactive: tuple[int, ...] = ()
+    recompute: bool = False
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+
+def take(route: Route, paths: Sequence[Path], x: Tensor) -> Tensor:
+    """Run the active path; in an architecture step, measure dL/dg of the involved paths too.
+
+    The weights of all paths are expected to be frozen in an architecture step. Inactive paths
+    run without a graph.
+    """
+    output = paths[route.active](x)
+    if not route.inactive or not torch.is_grad_enabled():
+        return output
+    anchor = torch.zeros((), requires_grad=True)  # puts the output into the graph
+    with torch.no_grad():
+        if route.recompute:
+            return _joined(_RecomputingGate, anchor, output, x.detach(), paths, route)
+        others = [paths[index](x) for index in route.inactive]
+    return _joined(_StoringGate, anchor, output, route, *others)
+
+
+def _joined(gate: type[torch.autograd.Function], *args: Any) -> Tensor:
+    with torch.enable_grad():
+        joined: Tensor = gate.apply(*args)
+    return joined
+
+
+class _StoringGate(torch.autograd.Function):
+    """Passes the active output on; keeps all outputs and takes `<o_j, dL/dy>` in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, output: Tensor, route: Route, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(output, *others)
+        ctx.route = route
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        route: Route = ctx.route
+        candidates = (route.active, *route.inactive)
+        for index, output in zip(candidates, ctx.saved_tensors, strict=True):
+            route.gradients[index] = _inner(output, grad)
+        return None, grad, None, *(None for _ in route.inactive)
+
+
+class _RecomputingGate(torch.autograd.Function):
+    """The same with the memory of one path: inactive paths run again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, output: Tensor, x: Tensor, paths: Sequence[Path], route: Route
+    ) -> Tensor:
+        ctx.save_for_backward(output, x)
+        ctx.paths, ctx.route = paths, route
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        output, x = ctx.saved_tensors
+        route: Route = ctx.route
+        route.gradients[route.active] = _inner(output, grad)
+        for index in route.inactive:
+            with torch.no_grad():
+                route.gradients[index] = _inner(ctx.paths[index](x), grad)
+        return None, grad, None, None, None
+
+
+def _inner(output: Tensor, grad: Tensor) -> Tensor:
+    """`<output, grad>` over all elements, without a temporary in the channels_last layout."""
+    if output.ndim == 4:
+        output, grad = output.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    return torch.dot(output.reshape(-1), grad.reshape(-1)).double()

@@ -1,0 +1,171 @@
+"""The supernet: every candidate of a space, joined by gates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.layers import build_op
+from quadranas.network.skeleton import Network
+from quadranas.space.architecture import Architecture
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
+from quadranas.supernet.gates import KEEP, Gates, Route, Sample, gate_infos, take
+
+
+class MixedOp(nn.Module):
+    """The candidates of one slot and the route through them."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self.candidates = nn.ModuleList(build_op(spec) for spec in slot.candidates)
+        self.paths = tuple(self.candidates)
+        self.route = Route()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the active candidate."""
+        return take(self.route, self.paths, x)
+
+
+class MixedBlock(nn.Module):
+    """The slots of one block, kept or skipped as a whole if it is optional."""
+
+    def __init__(self, block: SpaceBlock) -> None:
+        super().__init__()
+        self.slots = nn.ModuleList(MixedOp(slot) for slot in block.slots)
+        self.optional = block.optional
+        self.route = Route(active=KEEP)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block, or pass its input on."""
+        return take(self.route, (self._run, _identity), x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        for slot in self.slots:
+            x = slot(x)
+        return x
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+class Supernet(nn.Module):
+    """All networks of a space: a `Network` whose blocks hold every candidate, and its gates.
+
+    The forward pass computes the path that was set last (`set_sample` or `set_choices`).
+    """
+
+    def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
+        super().__init__()
+        self.space = space
+        self.network = Network({block.name: MixedBlock(block) for block in space.blocks})
+        self.gates = Gates(gate_infos(space), generator)
+        self.routes = tuple(self._route(info.block, info.slot) for info in self.gates.infos)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shapes: (B, 3, H, W) to (B, num_classes)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def _block(self, name: str) -> MixedBlock:
+        block = self.network.blocks[name]
+        assert isinstance(block, MixedBlock)
+        return block
+
+    def _slots(self, name: str) -> list[MixedOp]:
+        return [slot for slot in self._block(name).slots if isinstance(slot, MixedOp)]
+
+    def _route(self, block: str, slot: int | None) -> Route:
+        return self._block(block).route if slot is None else self._slots(block)[slot].route
+
+    def set_sample(self, sample: Sample, *, recompute: bool = False) -> None:
+        """Route the next passes as a sample says."""
+        involved = sample.involved.tolist()
+        for route, active, row in zip(self.routes, sample.active.tolist(), involved, strict=True):
+            route.active = active
+            route.inactive = tuple(i for i, on in enumerate(row) if on and i != active)
+            route.recompute = recompute
+            route.gradients.clear()
+
+    def set_choices(self, choices: Choices) -> None:
+        """Route the next passes through one architecture."""
+        for info, route in zip(self.gates.infos, self.routes, strict=True):
+            choice = choices[info.block]
+            route.inactive = ()
+            route.gradients.clear()
+            if info.slot is None:
+                route.active = int(choice is SKIPPED)
+            elif choice is not SKIPPED:
+                route.active = choice[info.slot]
+
+    def path_gradients(self) -> tuple[Tensor, Tensor]:
+        """What the last backward pass found: dL/dg and where it reached, (num_gates, width) each.
+
+        Gates inside a skipped block are not reached.
+        """
+        gradients = torch.zeros_like(self.gates.alpha)
+        rows, columns, values = [], [], []
+        for row, route in enumerate(self.routes):
+            for column, value in route.gradients.items():
+                rows.append(row)
+                columns.append(column)
+                values.append(value)
+        if values:
+            gradients[rows, columns] = torch.stack(values)
+        reached = torch.zeros_like(self.gates.mask)
+        reached[rows, columns] = True
+        return gradients, reached
+
+    def active_modules(self) -> Iterator[nn.Module]:
+        """The candidates on the current path, in order."""
+        for name in self.network.blocks:
+            block = self._block(name)
+            if block.route.active == KEEP:
+                yield from (slot.paths[slot.route.active] for slot in self._slots(name))
+
+    def active_parameters(self) -> list[nn.Parameter]:
+        """The weights on the current path."""
+        return [p for module in self.active_modules() for p in module.parameters()]
+
+    def candidates(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every candidate with its name, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
+        for block in self.space.blocks:
+            for slot, mixed in zip(block.slots, self._slots(block.name), strict=True):
+                for spec, candidate in zip(slot.candidates, mixed.paths, strict=True):
+                    yield f"{block.name}: {spec}", candidate
+
+    def subnet_tensors(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The weights that a derived network inherits, under its own tensor names."""
+        choices = self.space.choices_of(architecture)
+        tensors = {}
+        for block in self.space.blocks:
+            choice = choices[block.name]
+            if choice is SKIPPED:
+                continue
+            for slot, mixed, index in zip(
+                block.slots, self._slots(block.name), choice, strict=True
+            ):
+                prefix = f"blocks.{block.name}.{slot.candidates[index].kind}"
+                for name, tensor in mixed.paths[index].state_dict().items():
+                    tensors[f"{prefix}.{name}"] = tensor.clone()
+        return tensors
+
+
+def build_supernet(space: SearchSpace, *, seed: int) -> Supernet:
+    """A supernet with weights and gates drawn from a seed; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Supernet(space, torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """A context in which parameters take no gradient."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""Training: the loop, the steps and the two phases of a search."""

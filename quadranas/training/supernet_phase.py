@@ -1,0 +1,155 @@
+"""The first phase of a search: training the supernet and its gates."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadranas.data.dataset import epoch_batches, split_halves
+from quadranas.strategies.exact import reachable_ms
+from quadranas.supernet.objective import BudgetController, ExpectedLatency
+from quadranas.supernet.self_check import check_gradients
+from quadranas.supernet.supernet import Supernet
+from quadranas.training.loop import Metrics
+from quadranas.training.problem import Problem
+from quadranas.training.steps import (
+    Batch,
+    GateTrainer,
+    build_optimizer,
+    derived_seed,
+    generator_for,
+    learning_rate_at,
+    weight_step,
+)
+
+COLLAPSED = 0.05
+"""Entropy of the gates, 0 to 1, below which they no longer explore."""
+
+TOLERATED = 0.05
+"""Deviation of the expected latency from the budget at the end of the search."""
+
+
+class SupernetTraining:
+    """Warm-up with random paths, then weight steps and architecture steps in turn."""
+
+    name = "supernet"
+
+    def __init__(self, problem: Problem, supernet: Supernet) -> None:
+        config, dataset = problem.config, problem.dataset
+        self.config, self.dataset, self.supernet = config, dataset, supernet
+        self.augmenter = problem.augmenter()
+        self.weight_half, self.gate_half = split_halves(
+            dataset.train.labels, derived_seed(config.seed, "halves")
+        )
+        self.steps_per_epoch = len(self._batches(self.weight_half, "weights", 0))
+        self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
+        epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
+        self.num_steps = epochs * self.steps_per_epoch
+        self.expected = ExpectedLatency(problem.space, supernet.gates, problem.priced.table)
+        # A budget that every network keeps binds nothing: accuracy decides alone.
+        self.unbound = problem.budget_ms >= reachable_ms(problem.space, problem.priced.table)[1]
+        self.controller = BudgetController(problem.budget_ms)
+        if self.unbound:
+            self.controller = BudgetController(problem.budget_ms, rate=0.0, damping=0.0)
+        self.optimizer = build_optimizer(supernet, config.weights)
+        self.gate_trainer = GateTrainer(supernet, self.expected, self.controller, config.gates)
+
+    def _batches(self, half: Tensor, purpose: str, epoch: int) -> list[Tensor]:
+        seed = derived_seed(self.config.seed, purpose, epoch)
+        return epoch_batches(half, self.config.batch_size, seed=seed)
+
+    def _weight_batch(self, number: int) -> Batch:
+        epoch, index = divmod(number, self.steps_per_epoch)
+        indices = self._batches(self.weight_half, "weights", epoch)[index]
+        images, labels = self.dataset.train.batch(indices), self.dataset.train.labels[indices]
+        seed = derived_seed(self.config.seed, "augment", number)
+        return Batch(*self.augmenter(images, labels, seed=seed))
+
+    def _gate_batch(self, number: int) -> Batch:
+        per_epoch = len(self._batches(self.gate_half, "gates", 0))
+        epoch, index = divmod(number, per_epoch)
+        indices = self._batches(self.gate_half, "gates", epoch)[index]
+        labels = self.dataset.train.labels[indices]
+        targets = torch.nn.functional.one_hot(labels, self.dataset.num_classes).float()
+        return Batch(self.augmenter.plain(self.dataset.train.batch(indices)), targets)
+
+    def check(self) -> None:
+        """See that gradients reach everything, before any training."""
+        self.supernet.train()
+        check_gradients(self.supernet, self.gate_trainer, self._gate_batch(0))
+
+    def step(self, number: int) -> Mapping[str, float]:
+        """One weight step and, after the warm-up, an architecture step when it is due."""
+        self.supernet.train()
+        seed, weights = self.config.seed, self.config.weights
+        sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
+        self.supernet.set_sample(sample)
+        result = weight_step(
+            self.supernet,
+            self.supernet.active_parameters(),
+            self.optimizer,
+            self._weight_batch(number),
+            weights,
+            learning_rate_at(number, self.num_steps, weights),
+        )
+        means = {"loss": result.loss, "accuracy": result.accuracy}
+        done = number + 1 - self.warmup_steps
+        every = self.config.gates.weight_steps
+        if done > 0 and done % every == 0:
+            generator = generator_for(seed, "gates", number)
+            gate = self.gate_trainer.step(self._gate_batch(done // every - 1), generator)
+            means |= {"gate_loss": gate.loss, "gate_accuracy": gate.accuracy}
+        return means
+
+    def epoch_metrics(self, epoch: int) -> Metrics:
+        """Where the gates and the expected latency stand."""
+        gates = self.supernet.gates
+        warmup = self.config.schedule.warmup_epochs
+        with torch.no_grad():
+            expected_ms = float(self.expected(gates.probabilities()))
+        last_step = (epoch + 1) * self.steps_per_epoch - 1
+        return {
+            "phase": "warmup" if epoch < warmup else "search",
+            "epoch": epoch + 1 if epoch < warmup else epoch + 1 - warmup,
+            "expected_ms": expected_ms,
+            "budget_ms": self.controller.budget_ms,
+            "entropy": gates.entropy(),
+            "skip_rate": gates.skip_rate(),
+            "latency_weight": self.controller.weight(expected_ms) if epoch >= warmup else 0.0,
+            "learning_rate": learning_rate_at(last_step, self.num_steps, self.config.weights),
+        }
+
+    def inspection(self) -> None:
+        """Nothing: the layers in use change from step to step."""
+
+    def alarms(self, metrics: Metrics) -> Iterable[str]:
+        """Gates that have collapsed early; an expectation that ended off the budget."""
+        done, entropy = int(metrics["step"] or 0), float(metrics["entropy"] or 0.0)
+        if self.supernet.gates.infos and entropy < COLLAPSED and done < 0.8 * self.num_steps:
+            yield (
+                f"the gates have collapsed: their entropy is {entropy:.3f} with "
+                f"{1 - done / self.num_steps:.0%} of the steps to go; lower gates.learning_rate"
+            )
+        expected_ms = float(metrics["expected_ms"] or 0.0)
+        off = expected_ms / self.controller.budget_ms - 1
+        if done == self.num_steps and abs(off) > TOLERATED and not self.unbound:
+            yield (
+                f"the expected latency ended at {expected_ms:.4g} ms, {abs(off):.0%} "
+                f"{'above' if off > 0 else 'below'} the budget; the derived network keeps the "
+                "budget all the same, but a longer search would suit it better"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Weights, gates, optimisers and controller."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gates": self.gate_trainer.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.gate_trainer.restore(state["gates"])

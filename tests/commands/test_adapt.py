@@ -1,0 +1,146 @@
+"""adapt: the folder it writes, what train, eval and export make of it, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from quadranas.commands.train import train
+from quadranas.conversion import quadratic_parameters
+from quadranas.reporter import Reporter
+from quadranas.runs.subject import open_subject
+from quadranas.space.architecture import load_architecture
+from quadranas.space.cost import count_macs
+from tests.command_line import call, listing
+
+
+@pytest.fixture(scope="module")
+def adapted(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The searched network with all its layers adapted. Not to be changed."""
+    folder = tmp_path_factory.mktemp("adapted") / "adapted"
+    outcome = call("adapt", finished_run, "--output", folder, "--train", "quadratic")
+    assert outcome.code == 0, outcome.err
+    assert f"quadranas train {folder}" in outcome.out
+    return folder
+
+
+def test_the_folder_holds_a_network_that_computes_the_same(
+    adapted: Path, finished_run: Path
+) -> None:
+    before, after = open_subject(str(finished_run)), open_subject(str(adapted))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(after.network().eval()(images), before.network().eval()(images))
+    assert after.preprocessing == before.preprocessing
+    architecture = after.architecture
+    assert {change.kind for change in architecture.changes} == {"adapted"}
+    assert architecture.provenance == {"adapted_from": before.architecture.name}
+    config = yaml.safe_load((adapted / "config.yaml").read_text(encoding="utf-8"))
+    assert config["trainable"] == "quadratic"
+    assert "budget" not in config
+
+
+def test_training_goes_on_with_the_quadratic_terms_alone(adapted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = call("train", adapted, "--epochs", "1", "--output", run, "--quiet", "--json")
+    assert outcome.code == 0, outcome.err
+    before = load_file(adapted / "subnet.safetensors")
+    after = load_file(run / "subnet.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    quadratic = set(quadratic_parameters(open_subject(str(run)).network()))
+    assert moved
+    assert moved <= quadratic
+    tested = call("eval", run, "--json")
+    assert tested.json()["accuracy"] == outcome.json()["accuracy"]
+
+
+def test_all_of_it_can_be_trained_instead(adapted: Path, tmp_path: Path) -> None:
+    given = {"epochs": 1, "trainable": "all"}
+    train(open_subject(str(adapted)), given, tmp_path / "run", Reporter(quiet=True))
+    before = load_file(adapted / "subnet.safetensors")
+    after = load_file(tmp_path / "run" / "subnet.safetensors")
+    assert any(
+        not torch.equal(before[name], after[name]) for name in before if ".first_order." in name
+    )
+
+
+def test_quadratic_terms_alone_need_some(finished_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("trainable: quadratic\n", encoding="utf-8")
+    outcome = call("train", finished_run, "--config", path, "--output", tmp_path / "run")
+    assert outcome.code == 2
+    assert "no adapted layer" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_counts_and_layers_are_told(finished_run: Path, tmp_path: Path) -> None:
+    outcome = call(
+        *("adapt", finished_run, "--output", tmp_path / "new", "--layers", "*.expand"),
+        *("--layers", "*.head.*", "--rank", "2", "--json"),
+    )
+    result = outcome.json()
+    assert result["layers"]
+    assert all(name.endswith(".expand") or ".head." in name for name in result["layers"])
+    assert result["macs_before"] == count_macs(open_subject(str(finished_run)).architecture)
+    assert result["params"] - result["params_before"] == result["quadratic_params"] > 0
+    assert result["macs"] > result["macs_before"]
+    changes = load_architecture(tmp_path / "new" / "architecture.json").changes
+    assert [change.name for change in changes] == result["layers"]
+    assert {change.rank for change in changes} == {2}
+
+
+def test_weights_may_come_from_a_file(finished_run: Path, tmp_path: Path) -> None:
+    tensors = load_file(finished_run / "subnet.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "w.safetensors")
+    arguments = ("adapt", finished_run / "architecture.json", "--output", tmp_path / "new")
+    outcome = call(*arguments, "--weights", tmp_path / "w.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert f"{len(tensors)} tensors used, 0 not" in outcome.out
+    wanted = ["architecture.json", "config.yaml", "subnet.safetensors"]
+    assert listing(tmp_path / "new") == wanted
+    written = load_file(tmp_path / "new" / "subnet.safetensors")
+    name = "blocks.head.norm_head.linear.weight"
+    adapted_name = name.replace("linear.weight", "linear.first_order.weight")
+    assert torch.equal(written[adapted_name], tensors[name] + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", "99"], "rank 99 does not fit"),
+        (["--rank", "0"], "rank: Input should be greater than or equal to 1 (got 0)"),
+        (["--train", "some"], "unknown train 'some'; accepted: all, quadratic"),
+        (["--layers", "nothing*"], "select 'nothing*' has no layer that can be made quadratic"),
+        (["--weights", "missing.safetensors"], "cannot read weights missing.safetensors"),
+        (["--weights", "timm:convnext_tiny"], "'timm' needs the package 'timm'"),
+    ],
+)
+def test_nothing_is_written_after_a_fault(
+    finished_run: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    outcome = call("adapt", finished_run, "--output", tmp_path / "new", *options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_untrained_networks_are_not_adapted(finished_run: Path, tmp_path: Path) -> None:
+    subject = finished_run / "architecture.json"
+    outcome = call("adapt", subject, "--output", tmp_path / "new")
+    assert outcome.code == 2
+    assert "has no trained weights" in outcome.err
+
+
+@pytest.mark.slow
+def test_the_adapted_network_is_exported(adapted: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    outcome = call("export", adapted, "--output", tmp_path / "net.onnx", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json()["top1_agreement"] == 1.0

@@ -1,0 +1,207 @@
+"""derive: the same supernet for another device and budget, with the weights it trained."""
+
+import json
+import shutil
+import signal
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from quadranas.commands.derive import derive
+from quadranas.errors import QuadranasError
+from quadranas.latency.contract import Contract
+from quadranas.latency.device import load_device
+from quadranas.latency.table import LatencyTable, find_table
+from quadranas.network.skeleton import build_subnet, load_weights
+from quadranas.reporter import Reporter
+from quadranas.space.architecture import load_architecture
+from quadranas.space.search_space import SearchSpace, load_space
+from quadranas.strategies.exact import MIN_USE
+from quadranas.supernet.supernet import build_supernet
+from tests.command_line import Server, call, listing
+
+DEVICES = ("cpu", "gpu", "vpu")
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    return load_space("toy").with_num_classes(2)
+
+
+def all_latencies(space: SearchSpace, table: LatencyTable) -> list[float]:
+    """Of every network of a small space, fastest first."""
+    names, options = [], []
+    for block in space.blocks:
+        if not block.is_fixed:
+            names.append(block.name)
+            choices: list[Any] = list(product(*(range(len(s.candidates)) for s in block.slots)))
+            options.append([*choices, None] if block.optional else choices)
+    return sorted(
+        table.predict_ms(space.architecture(dict(zip(names, picked, strict=True))))
+        for picked in product(*options)
+    )
+
+
+def run_derive(run: Path, device: str, output: Path, **limits: Any) -> dict[str, Any]:
+    contract = Contract(budget_ms=limits.pop("budget_ms"))
+    return derive(run, load_device(device), contract, output, Reporter(quiet=True), **limits)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_budget_is_kept_and_used(
+    tmp_path: Path, finished_run: Path, space: SearchSpace, device: str
+) -> None:
+    """Against every network of the space: at least 90 % of what can be used is used."""
+    latencies = all_latencies(space, find_table(space, device))
+    low, high = latencies[0], latencies[-1]
+    for number, part in enumerate((0.0, 0.1, 0.35, 0.6, 0.85, 1.0, 1.5)):
+        budget_ms = low + part * (high - low)
+        result = run_derive(finished_run, device, tmp_path / str(number), budget_ms=budget_ms)
+        slowest = max(ms for ms in latencies if ms <= budget_ms)
+        usable = budget_ms if slowest >= MIN_USE * budget_ms else slowest
+        assert MIN_USE * usable <= result["predicted_ms"] <= budget_ms
+        assert result["accuracy"] is None
+        assert (result["device"], result["budget_ms"]) == (device, budget_ms)
+
+
+def test_the_search_s_own_question_has_the_same_answer(tmp_path: Path, finished_run: Path) -> None:
+    run_derive(finished_run, "cpu", tmp_path / "again", budget_ms=0.8)
+    again = load_architecture(tmp_path / "again" / "architecture.json")
+    assert again == load_architecture(finished_run / "architecture.json")
+    inherited = load_file(finished_run / "inherited.safetensors")
+    weights = load_file(tmp_path / "again" / "subnet.safetensors")
+    assert set(weights) == set(inherited)
+    assert all(torch.equal(weights[name], inherited[name]) for name in weights)
+
+
+@pytest.mark.parametrize("budget_ms", [0.75, 1.0, 1.3])
+def test_the_network_computes_what_its_path_computes(
+    tmp_path: Path, finished_run: Path, space: SearchSpace, budget_ms: float
+) -> None:
+    run_derive(finished_run, "vpu", tmp_path / "derived", budget_ms=budget_ms)
+    architecture = load_architecture(tmp_path / "derived" / "architecture.json")
+    network = build_subnet(architecture).eval()
+    load_weights(network, tmp_path / "derived" / "subnet.safetensors")
+    supernet = build_supernet(space, seed=99).eval()
+    supernet.load_state_dict(load_file(finished_run / "supernet.safetensors"))
+    supernet.set_choices(space.choices_of(architecture))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(images), supernet(images))
+
+
+def test_limits_hold(tmp_path: Path, finished_run: Path) -> None:
+    free = run_derive(finished_run, "cpu", tmp_path / "free", budget_ms=1.0)
+    limits = {"max_params": free["params"] - 1, "max_macs": free["macs"] - 1}
+    bound = run_derive(finished_run, "cpu", tmp_path / "bound", budget_ms=1.0, **limits)
+    assert bound["params"] < free["params"]
+    assert bound["macs"] < free["macs"]
+
+
+def test_other_verbs_take_the_folder(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "run")
+    made = call("derive", "run", "--device", "vpu", "--budget", "1 ms", "--json")
+    assert made.code == 0, made.err
+    folder = made.json()["run"]
+    assert folder == "run/derived/vpu-1ms"
+    assert sorted(path.name for path in Path(folder).iterdir()) == [
+        "architecture.json",
+        "config.yaml",
+        "preprocessing.json",
+        "result.json",
+        "subnet.safetensors",
+        "table.json",
+    ]
+    assert json.loads(Path(folder, "result.json").read_text("utf-8")) == made.json()
+    tested = call("eval", folder, "--json")
+    assert tested.json()["num_images"] == 8
+    trained = call("train", folder, "--epochs", "1", "--json", "--output", "trained")
+    assert trained.code == 0, trained.err
+    assert trained.json()["params"] == made.json()["params"]
+    assert call("search", "--resume", "--output", folder).err.startswith(
+        f"{folder} is finished already"
+    )
+
+
+def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    table = json.loads((run / "table.json").read_text(encoding="utf-8"))
+    table["header"]["scale"] = 2.0
+    (run / "table.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"reachable are 1\.13 ms to 2\.17 ms"):
+        run_derive(run, "cpu", tmp_path / "cpu", budget_ms=0.8)
+    assert run_derive(run, "vpu", tmp_path / "vpu", budget_ms=0.8)["predicted_ms"] <= 0.8
+    outcome = call(
+        *("derive", run, "--device", "vpu", "--budget", "0.8ms", "--output", tmp_path / "x"),
+        *("--table", run / "table.json"),
+    )
+    assert outcome.code == 2
+    assert "was made for device 'cpu', not for 'vpu'" in outcome.err
+
+
+def test_an_interrupted_derive_leaves_nothing(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quadranas.runs.run_folder.RunFolder.write_result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_derive(finished_run, "cpu", tmp_path / "new", budget_ms=0.8)
+    assert listing(tmp_path) == []
+
+
+def test_a_killed_derive_is_simply_repeated(
+    tmp_path: Path, finished_run: Path, server: Server
+) -> None:
+    prelude = """
+import os
+from quadranas.runs.run_folder import RunFolder
+RunFolder.write_result = lambda *args: os.kill(os.getpid(), 9)
+"""
+    command = ("derive", finished_run, "--device", "cpu", "--budget", "0.8ms", "--output", "new")
+    assert server.run(tmp_path, *command, prelude=prelude).code == -signal.SIGKILL
+    assert not (tmp_path / "new").exists()
+    assert server.run(tmp_path, *command).code == 0
+    assert (tmp_path / "new" / "result.json").is_file()
+    assert not (tmp_path / ".new.tmp").exists()
+
+
+def test_an_empty_folder_may_be_the_output(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    outcome = call("derive", finished_run, "--device", "cpu", "--budget", "1ms", "--output", ".")
+    assert outcome.code == 0, outcome.err
+    assert "result.json" in listing(tmp_path / "here")
+    assert listing(tmp_path) == ["here", *(f"here/{name}" for name in listing(Path()))]
+
+
+def test_an_unfinished_run_says_how_to_finish_it(tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "supernet.safetensors").unlink()
+    with pytest.raises(QuadranasError, match=r"supernet\.safetensors is missing\nName the folder"):
+        run_derive(run, "cpu", tmp_path / "new", budget_ms=0.8)
+    (run / "result.json").unlink()
+    with pytest.raises(QuadranasError, match=f"Finish it with: .* --resume --output {run}"):
+        run_derive(run, "cpu", tmp_path / "new", budget_ms=0.8)
+
+
+def test_torn_weights_are_named(tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "supernet.safetensors").write_bytes(b"torn")
+    with pytest.raises(QuadranasError, match=r"cannot read weights .*supernet\.safetensors"):
+        run_derive(run, "cpu", tmp_path / "new", budget_ms=0.8)
+    assert not (tmp_path / "new").exists()

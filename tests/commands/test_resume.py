@@ -1,0 +1,524 @@
+"""Killed runs: continued, they end as if they had not been; torn checkpoints and full disks."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.command_line import CHECKOUT, RESULTS, Outcome, Process, Server, contents, listing
+
+SEARCH = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy", "--output", "run")
+RESUME = ("search", "--resume", "--output", "run")
+
+NO_REPORT = """
+import quadranas.reports.run_report
+quadranas.reports.run_report.write_report = lambda run: run
+"""
+"""The report is drawn from the finished run, has tests of its own, and takes seconds."""
+
+DIE = """
+import fnmatch, os, signal
+from pathlib import Path
+import torch
+import quadranas.training.supernet_phase, quadranas.training.network_phase
+from quadranas.runs.run_folder import RunFolder
+
+def die(owner, name, pattern, nth, when):
+    real = getattr(owner, name)
+    calls = 0
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += fnmatch.fnmatch(str(args[-1]), pattern)
+        if calls == nth and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if calls == nth and when == "half":
+            os.truncate(args[-1], os.path.getsize(args[-1]) // 2)
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapper)
+"""
+"""`die(...)` has the process kill itself at a call whose last argument matches a pattern."""
+
+STEP = "quadranas.training.supernet_phase, 'weight_step', '*'"
+TUNE = "quadranas.training.network_phase, 'weight_step', '*'"
+MOMENTS = {
+    "before the configuration": "Path, 'replace', '*config.yaml', 1, 'before'",
+    "before the table": "Path, 'replace', '*table.json', 1, 'before'",
+    "before the preprocessing": "Path, 'replace', '*preprocessing.json', 1, 'before'",
+    "in the first step": f"{STEP}, 1, 'after'",
+    "in the first checkpoint": "torch, 'save', '*', 1, 'half'",
+    "before the first checkpoint": "Path, 'replace', '*.pt', 1, 'before'",
+    "in the warm-up": f"{STEP}, 2, 'before'",
+    "after the warm-up's metrics": "RunFolder, 'append_metrics', '*warmup*', 1, 'after'",
+    "at the end of the warm-up": f"{STEP}, 3, 'before'",
+    "in the search": f"{STEP}, 4, 'after'",
+    "in the search's last checkpoint": "torch, 'save', '*', 4, 'half'",
+    "at the end of the search": "Path, 'replace', '*.pt', 4, 'after'",
+    "before the gates": "Path, 'replace', '*gates.json', 1, 'before'",
+    "before the supernet": "Path, 'replace', '*supernet.safetensors', 1, 'before'",
+    "before the architecture": "Path, 'replace', '*architecture.json', 1, 'before'",
+    "after the architecture": "Path, 'replace', '*architecture.json', 1, 'after'",
+    "in the first step of the fine-tuning": f"{TUNE}, 1, 'after'",
+    "in the fine-tuning": f"{TUNE}, 3, 'after'",
+    "after the fine-tuning's metrics": "RunFolder, 'append_metrics', '*finetune*', 1, 'after'",
+    "at the end of the fine-tuning": "Path, 'replace', '*.pt', 8, 'after'",
+    "before the weights": "Path, 'replace', '*subnet.safetensors', 1, 'before'",
+    "before the result": "Path, 'replace', '*result.json', 1, 'before'",
+}
+RARE_CHECKPOINTS = ("in the search", "after the architecture", "after the fine-tuning's metrics")
+
+
+def dying(moment: str) -> str:
+    return f"{NO_REPORT}{DIE}\ndie({moment})"
+
+
+def config_with(small_config: Path, folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(small_config.read_text("utf-8") + text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Path:
+    """With a checkpoint after every step."""
+    return config_with(small_config, tmp_path_factory.mktemp("config"), "checkpoint_seconds: 0\n")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, server: Server, config: Path) -> Path:
+    """The folder of a search that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = server.run(folder, *SEARCH, "--config", config, prelude=NO_REPORT)
+    assert outcome.code == 0, outcome.err
+    assert set(contents(folder / "run")) == set(RESULTS)
+    return folder / "run"
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """What has to be the same; the time between checkpoints may differ."""
+    return contents(run, set(RESULTS) - {"config.yaml"})
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    assert results(run) == results(whole)
+    names = [
+        name for name in listing(run) if not name.startswith(("checkpoints/", "tensorboard/"))
+    ]
+    assert names == [
+        name for name in listing(whole) if not name.startswith(("checkpoints/", "tensorboard/"))
+    ]
+    assert not [name for name in listing(run) if name.endswith(".tmp")]
+
+
+def resume(server: Server, folder: Path, *command: str | Path) -> Outcome:
+    outcome = server.run(folder, *(command or RESUME), prelude=NO_REPORT)
+    assert outcome.code == 0, outcome.err
+    assert "Traceback" not in outcome.err
+    return outcome
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_search_killed_at_any_moment_ends_as_if_it_had_not_been(
+    tmp_path: Path, server: Server, config: Path, whole: Path, moment: str
+) -> None:
+    started = server.run(tmp_path, *SEARCH, "--config", config, prelude=dying(MOMENTS[moment]))
+    assert started.code == -signal.SIGKILL
+    begun = (tmp_path / "run" / "config.yaml").is_file()
+    assert begun == (moment != "before the configuration")
+    if begun:
+        resume(server, tmp_path)
+    else:  # the folder knows nothing yet: the same command, with or without --resume
+        resume(server, tmp_path, *SEARCH, "--config", config, "--resume")
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("moment", RARE_CHECKPOINTS)
+def test_what_no_checkpoint_holds_is_done_again(
+    tmp_path: Path, server: Server, small_config: Path, whole: Path, moment: str
+) -> None:
+    config = config_with(small_config, tmp_path, "checkpoint_seconds: 1000\n")
+    started = server.run(tmp_path, *SEARCH, "--config", config, prelude=dying(MOMENTS[moment]))
+    assert started.code == -signal.SIGKILL
+    resume(server, tmp_path)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_search_killed_again_and_again(
+    tmp_path: Path, server: Server, config: Path, whole: Path
+) -> None:
+    delays = random.Random(0)
+    command: tuple[str | Path, ...] = (*SEARCH, "--config", config, "--resume")
+    for _ in range(4):
+        process = server.start(tmp_path, *command, prelude=NO_REPORT)
+        time.sleep(delays.uniform(0.05, 0.8))
+        process.kill(signal.SIGKILL)
+        assert process.wait().code in (0, -signal.SIGKILL)
+    resume(server, tmp_path, *command)
+    assert_same(tmp_path / "run", whole)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+def test_a_process_of_its_own_killed_from_outside(
+    tmp_path: Path, config: Path, whole: Path
+) -> None:
+    """The same without anything prepared: `python -m quadranas`, watched through its files."""
+    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "quadranas"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = subprocess.Popen(
+        [*command, *SEARCH, "--config", str(config), "--quiet"], cwd=tmp_path, env=environment
+    )
+    try:
+        until(lambda: metrics.is_file() and b"search" in metrics.read_bytes())
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(
+        [*command, *RESUME, "--json"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert '"accuracy"' in done.stdout
+    (tmp_path / "run" / "report.html").unlink()
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def slow_steps() -> str:
+    """A prelude with which steps take long enough to be interrupted from outside."""
+    return f"""
+{NO_REPORT}
+import time
+import quadranas.training.supernet_phase as training
+real = training.weight_step
+training.weight_step = lambda *args: (time.sleep(0.3), real(*args))[1]
+"""
+
+
+def test_ctrl_c_says_how_to_continue(
+    tmp_path: Path, server: Server, config: Path, whole: Path, slow_steps: str
+) -> None:
+    process = server.start(tmp_path, *SEARCH, "--config", config, "--json", prelude=slow_steps)
+    until(lambda: any((tmp_path / "run" / "checkpoints").glob("*.pt")))
+    process.kill(signal.SIGINT)
+    outcome = process.wait()
+    assert outcome.code == 130
+    assert outcome.json() == {
+        "error": "interrupted; the run in run can be continued",
+        "hint": "Continue with: quadranas search --resume --output run",
+    }
+    assert "Continue with: quadranas search --resume --output run" in outcome.err
+    assert "Traceback" not in outcome.err
+    command = outcome.json()["hint"].removeprefix("Continue with: quadranas ").split()
+    resume(server, tmp_path, *command)
+    assert_same(tmp_path / "run", whole)
+
+
+def killed(server: Server, folder: Path, config: Path) -> Path:
+    """The newest checkpoints of a search that was killed in the fine-tuning."""
+    outcome = server.run(
+        folder, *SEARCH, "--config", config, prelude=dying(MOMENTS["in the fine-tuning"])
+    )
+    assert outcome.code == -signal.SIGKILL
+    return folder / "run" / "checkpoints"
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("tear", [cut, flip, empty])
+def test_a_torn_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, server: Server, config: Path, whole: Path, tear: Callable[[Path], None]
+) -> None:
+    checkpoints = killed(server, tmp_path, config)
+    older, newer = sorted(checkpoints.iterdir())
+    tear(newer)
+    outcome = resume(server, tmp_path, *RESUME, "--quiet")  # a warning all the same
+    torn = newer.relative_to(tmp_path)
+    assert f"warning: checkpoint {torn} is torn; falling back to {older.name}" in outcome.err
+    assert newer not in checkpoints.iterdir()
+    assert_same(tmp_path / "run", whole)
+
+
+def test_with_all_checkpoints_torn_a_run_begins_again(
+    tmp_path: Path, server: Server, config: Path, whole: Path
+) -> None:
+    checkpoints = killed(server, tmp_path, config)
+    for path in checkpoints.iterdir():
+        cut(path)
+    outcome = resume(server, tmp_path)
+    assert outcome.err.count("is torn") == 2
+    assert "is torn; beginning again" in outcome.err
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, server: Server, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = resume(server, tmp_path)
+    assert "run is finished already" in outcome.err
+    assert "test accuracy" in outcome.out
+    assert_same(tmp_path / "run", whole)
+
+
+def test_the_run_keeps_its_own_table_and_space(
+    tmp_path: Path, server: Server, config: Path, whole: Path
+) -> None:
+    """What changed outside since the run was begun does not change its result."""
+    (tmp_path / "own.yaml").write_text("extends: toy\nname: own\n", encoding="utf-8")
+    build = ("build-lut", "--device", "cpu", "--space", "own.yaml")
+    assert server.run(tmp_path, *build).code == 0
+    command = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "own.yaml")
+    outcome = server.run(
+        tmp_path,
+        *(*command, "--config", config, "--output", "own"),
+        prelude=dying(MOMENTS["in the search"]),
+    )
+    assert outcome.code == -signal.SIGKILL
+    table = tmp_path / "latency_tables" / "own" / "cpu.json"
+    table.write_text(table.read_text("utf-8").replace('"latency_ms": 0.', '"latency_ms": 7.'))
+    (tmp_path / "own.yaml").write_text("extends: toy\nname: own\nwidths: [8, 8]\n")
+    resume(server, tmp_path, "search", "--resume", "--output", "own")
+    same = ("metrics.jsonl", "subnet.safetensors")
+    assert contents(tmp_path / "own", same) == contents(whole, same)
+
+
+CONTRADICTIONS = {
+    ("--seed", "1"): "cannot resume run: seed is 0 there, not 1",
+    ("--budget", "1ms"): "cannot resume run: budget is '0.8ms' there, not '1ms'",
+    ("--space", "mbconv-mobile"): "space is 'toy' there, not 'mbconv-mobile'",
+    ("--max-macs", "7"): "max_macs is None there, not 7",
+    ("--config", "other.yaml"): "schedule.search_epochs is 1 there, not 5",
+}
+
+
+@pytest.mark.parametrize(("options", "message"), CONTRADICTIONS.items())
+def test_resuming_with_other_options_is_refused(
+    tmp_path: Path, server: Server, whole: Path, options: tuple[str, ...], message: str
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "other.yaml").write_text("schedule: {search_epochs: 5}\n", encoding="utf-8")
+    outcome = server.run(tmp_path, *RESUME, *options)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "start a new run with another --output" in outcome.err
+    assert_same(tmp_path / "run", whole)
+
+
+def test_resuming_on_other_images_is_refused(
+    tmp_path: Path, server: Server, config: Path, pictures: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "own")
+    killed = server.run(
+        tmp_path,
+        *(*SEARCH, "--config", config, "--data", "own"),
+        prelude=dying(MOMENTS["in the search"]),
+    )
+    assert killed.code == -signal.SIGKILL
+    (tmp_path / "own" / "train" / "cat" / "0.png").unlink()
+    outcome = server.run(tmp_path, *RESUME)
+    assert outcome.code == 2
+    assert "cannot resume run: its data have changed since it was begun" in outcome.err
+
+
+def test_resume_without_a_folder_takes_the_run_that_agrees(
+    tmp_path: Path, server: Server, config: Path, whole: Path
+) -> None:
+    for folder in ("runs/mine-1", "runs/other-1", "runs/train-1"):
+        (tmp_path / folder).mkdir(parents=True)
+    die = dying(MOMENTS["in the search"])
+    for name, budget in (("mine-1", "0.8ms"), ("other-1", "0.9ms")):
+        server.run(
+            tmp_path,
+            *("search", "--device", "cpu", "--budget", budget, "--space", "toy"),
+            *("--config", config, "--output", f"runs/{name}"),
+            prelude=die,
+        )
+    outcome = resume(server, tmp_path, "search", "--resume", "--budget", "0.8ms")
+    assert "run runs/mine-1" in outcome.out
+    same = ("gates.json", "subnet.safetensors", "metrics.jsonl")
+    assert contents(tmp_path / "runs/mine-1", same) == contents(whole, same)
+    outcome = server.run(tmp_path, "search", "--resume", "--budget", "0.8ms")
+    assert outcome.code == 2
+    assert "no unfinished run under runs/ agrees with what is given" in outcome.err
+    assert "unfinished: runs/other-1" in outcome.err
+
+
+TRAIN_MOMENTS = {
+    "before the configuration": MOMENTS["before the configuration"],
+    "before the network": MOMENTS["before the architecture"],
+    "in the first step": f"{TUNE}, 1, 'after'",
+    "in the second epoch": f"{TUNE}, 6, 'after'",
+    "before the result": MOMENTS["before the result"],
+}
+
+
+def last_checkpoint(run: Path) -> Any:
+    newest = max((run / "checkpoints").iterdir())
+    return torch.load(newest, weights_only=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality through mappings, lists and tensors."""
+    if isinstance(one, dict):
+        return set(one) == set(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, server: Server, small_config: Path, whole: Path, optimizer: str
+) -> None:
+    text = f"checkpoint_seconds: 0\nweights: {{optimizer: {optimizer}, learning_rate: 0.01}}\n"
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+    shutil.copytree(whole, tmp_path / "searched")
+    options = ("--config", "train.yaml", "--epochs", "2")
+    command = ("train", "searched", *options, "--output")
+    assert server.run(tmp_path, *command, "whole").code == 0
+    files = ("architecture.json", "metrics.jsonl", "subnet.safetensors", "inherited.safetensors")
+    expected = contents(tmp_path / "whole", files)
+    assert set(expected) == set(files)
+    for number, moment in enumerate(TRAIN_MOMENTS.values()):
+        run = tmp_path / f"run{number}"
+        outcome = server.run(tmp_path, *command, run.name, prelude=dying(moment))
+        assert outcome.code == -signal.SIGKILL
+        resume(server, tmp_path, *command, run.name, "--resume")
+        assert contents(run, files) == expected
+        assert same(last_checkpoint(run), last_checkpoint(tmp_path / "whole"))
+    other = server.run(tmp_path, "train", "quadranet36_t", "--resume", "--output", "whole")
+    assert "whole is finished already" in other.err
+    (tmp_path / "whole" / "result.json").unlink()
+    other = server.run(tmp_path, "train", "quadranet36_t", "--resume", "--output", "whole")
+    assert other.code == 2
+    assert "it trains 'toy-cpu-800us', another network than 'quadranet36_t'" in other.err
+    resume(server, tmp_path, "train", "whole", "--resume", "--output", "whole")
+    assert contents(tmp_path / "whole", files) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a given size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        if sys.platform != "linux" or os.geteuid() != 0:
+            pytest.skip("only root can mount a small file system, and this is how on Linux only")
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False
+        )
+        if done.returncode:
+            pytest.skip("mount is not permitted here")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_refused_before_training(
+    server: Server, config: Path, small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("200k")
+    outcome = server.run(disk, *SEARCH, "--config", config, "--json")
+    assert outcome.code == 2
+    assert "the disk of run has 0.2 MiB free; this run needs about 0.5 MiB" in outcome.err
+    assert outcome.json()["hint"] == "Free some space or choose another --output."
+    assert listing(disk) == ["stderr", "stdout"]
+
+
+@pytest.mark.parametrize(("left", "calls"), [(40_000, 3), (0, 4)])
+def test_a_disk_that_fills_up_costs_nothing(
+    server: Server,
+    config: Path,
+    whole: Path,
+    small_disk: Callable[[str], Path],
+    left: int,
+    calls: int,
+) -> None:
+    disk = small_disk("2M")
+    fill = f"""
+{NO_REPORT}
+import os
+import quadranas.training.supernet_phase as training
+real = training.weight_step
+calls = 0
+def weight_step(*args):
+    global calls
+    calls += 1
+    if calls == {calls}:
+        free = os.statvfs(".").f_bavail * os.statvfs(".").f_frsize
+        open("ballast", "wb").write(bytes(free - {left}))
+    return real(*args)
+training.weight_step = weight_step
+"""
+    outcome = server.run(disk, *SEARCH, "--config", config, prelude=fill)
+    assert outcome.code == 2, outcome.err
+    assert re.search("error: cannot write (a checkpoint to )?run/", outcome.err)
+    assert "Free some space, then continue with --resume." in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(list((disk / "run" / "checkpoints").iterdir())) == 2
+    (disk / "ballast").unlink()
+    resume(server, disk)
+    assert_same(disk / "run", whole)
+
+
+def test_a_file_that_may_not_grow_costs_nothing(
+    tmp_path: Path, server: Server, config: Path, whole: Path
+) -> None:
+    """The same as a full disk, for everybody: a limit on the size of files."""
+    limit = (
+        f"{NO_REPORT}\nimport resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)"
+    )
+    outcome = server.run(tmp_path, *SEARCH, "--config", config, prelude=limit)
+    assert outcome.code == 2, outcome.err
+    assert "cannot write a checkpoint to run/checkpoints" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    resume(server, tmp_path)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_processes_are_real(server: Server, tmp_path: Path) -> None:
+    """The harness itself: output, exit code and signals arrive."""
+    outcome = server.run(tmp_path, "--version")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("quadranas ")
+    process = server.start(tmp_path, "--version", prelude="import time; time.sleep(60)")
+    assert isinstance(process, Process)
+    process.kill(signal.SIGTERM)
+    assert process.wait().code == -signal.SIGTERM

@@ -1,0 +1,405 @@
+"""run: the labels and times of a bundle's network, and what the script beside it prints."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from quadranas.backends.interface import Provenance
+from quadranas.commands.run import run_bundle
+from quadranas.data.folders import read_image
+from quadranas.deployment.bundle import SCRIPT, checksums, open_bundle, write_manifest
+from quadranas.deployment.inference_script import CODE, inference_script
+from quadranas.deployment.manifest import FORMATS, Accuracy, FileFormat, InputDescription
+from quadranas.errors import MissingExtraError, QuadranasError
+from tests.bundles import (
+    CLASS_NAMES,
+    MEAN,
+    STD,
+    expected_scores,
+    manifest_of,
+    toy_architecture,
+    toy_network,
+    write_bundle,
+    write_pictures,
+)
+from tests.command_line import call
+from tests.pictures import noise
+
+pytestmark = pytest.mark.usefixtures("exports")
+
+SIZE = toy_architecture().resolution
+FIXED_BATCH = InputDescription(shape=(3, 3, SIZE, SIZE))
+
+
+@pytest.fixture(scope="module")
+def network(scramble: Callable[..., nn.Module]) -> nn.Module:
+    return toy_network(scramble)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, exports: Path, network: nn.Module) -> Path:
+    """For ONNX Runtime, batch free. Not to be changed."""
+    pytest.importorskip("onnxruntime")
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "toy", manifest_of("onnx"), network)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_pictures(tmp_path_factory.mktemp("images") / "some", SIZE)
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(bundle, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_the_labels_are_those_of_pytorch(
+    bundle: Path, images: list[Path], network: nn.Module
+) -> None:
+    result = run_bundle(bundle, images, top=10)
+    assert result["measured_ms"] == 0.1234
+    assert result["runtime"].startswith("ONNX Runtime ")
+    assert result["notes"] == []
+    assert [answer["image"] for answer in result["results"]] == list(map(str, images))
+    for path, answer in zip(images, result["results"], strict=True):
+        expected = expected_scores(network, read_image(path, SIZE))
+        assert [label["index"] for label in answer["labels"]] == np.argsort(-expected).tolist()
+        for label in answer["labels"]:
+            assert label["probability"] == pytest.approx(expected[label["index"]], abs=1e-5)
+            assert label["label"] == CLASS_NAMES[label["index"]]
+        assert answer["ms"] > 0
+
+
+def test_a_fixed_batch_is_filled_and_what_is_unknown_is_said(
+    tmp_path: Path, images: list[Path], network: nn.Module
+) -> None:
+    manifest = manifest_of("onnx", input=FIXED_BATCH, class_names=None, trained=False)
+    folder = write_bundle(tmp_path / "fixed", manifest, network)
+    result = run_bundle(folder, images[:1])
+    expected = expected_scores(network, read_image(images[0], SIZE), mean=0, std=1)
+    (answer,) = result["results"]
+    assert len(answer["labels"]) == 5
+    for label in answer["labels"]:
+        assert label["probability"] == pytest.approx(expected[label["index"]], abs=1e-5)
+        assert label["label"] == str(label["index"])
+    assert result["batch_size"] == 3
+    assert result["notes"] == [
+        "the network was exported untrained, so its labels mean nothing",
+        "the manifest has no normalisation; pixels were used as 0 to 1",
+    ]
+    outcome = call("run", folder, images[0])
+    assert "per call, the image 3 times" in outcome.out
+    assert "note: the manifest has no normalisation" in outcome.out
+    assert_script_agrees(folder, images[:1], network, mean=0, std=1)
+
+
+def test_a_resolution_that_costs_accuracy_is_said(
+    tmp_path: Path, images: list[Path], network: nn.Module
+) -> None:
+    accuracy = Accuracy(
+        images="digits, test",
+        num_images=64,
+        pytorch=0.1,
+        exported=0.1,
+        trained_resolution=8,
+        at_trained_resolution=0.992,
+    )
+    folder = write_bundle(tmp_path / "large", manifest_of("onnx", accuracy=accuracy), network)
+    assert run_bundle(folder, images[:1])["notes"] == [
+        "the network was trained at 8 pixels, where its accuracy is 99.2%; at the file's "
+        "resolution it is 10.0%"
+    ]
+
+
+# The command
+
+
+def test_the_command_prints_a_block_per_image(bundle: Path, images: list[Path]) -> None:
+    outcome = call("run", bundle, *images[:2], "--top", "3")
+    assert (outcome.code, outcome.err) == (0, "")
+    first, *labels, second = outcome.out.splitlines()[:5]
+    assert re.fullmatch(rf"{re.escape(str(images[0]))}: \S+ [mu]s, 123 us at export", first)
+    assert all(re.fullmatch(r"  +\d+\.\d\d%  class [a-j]", label) for label in labels)
+    assert second.startswith(f"{images[1]}: ")
+    assert outcome.out.splitlines()[8].startswith("ONNX Runtime ")
+    assert outcome.out.splitlines()[9] == "at export: host, Runtime 1.2, 1 thread"
+
+
+def test_the_command_prints_json(bundle: Path, images: list[Path]) -> None:
+    content = call("run", bundle, images[0], "--json", "--top", "1").json()
+    assert content["bundle"] == str(bundle)
+    assert content["device"] == "host"
+    (answer,) = content["results"]
+    assert answer.keys() == {"image", "labels", "ms"}
+    (label,) = answer["labels"]
+    assert label.keys() == {"label", "index", "probability"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "infer.py", "model-card.md"])
+def test_a_wrong_checksum_is_refused(copy: Path, images: list[Path], name: str) -> None:
+    with (copy / name).open("ab") as file:
+        file.write(b"\n")
+    outcome = call("run", copy, images[0], "--json")
+    assert outcome.code == 2
+    assert f"{name} is not the file that was exported" in outcome.json()["error"]
+
+
+def test_a_file_that_the_runtime_cannot_read(copy: Path, images: list[Path]) -> None:
+    (copy / "model.onnx").write_bytes(b"no model")
+    write_manifest(copy, manifest_of("onnx", files=checksums(copy)))
+    outcome = call("run", copy, images[0])
+    assert outcome.code == 2
+    assert f"error: ONNX Runtime cannot read {copy}/model.onnx: " in outcome.err
+
+
+def test_images_that_cannot_be_used(bundle: Path, images: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(images[1].read_bytes()[:-2000])
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    for path, said in {
+        tmp_path / "torn.png": "torn.png: ",
+        tmp_path / "text.png": "text.png: not an image Pillow can read",
+        tmp_path / "missing.png": "missing.png: No such file or directory",
+        tmp_path: f"error: {tmp_path} is a folder; expected image files\nName the files, as in: ",
+    }.items():
+        outcome = call("run", bundle, images[0], path)
+        assert outcome.code == 2
+        assert said in outcome.err
+        assert outcome.out == ""
+    with pytest.raises(QuadranasError, match="no images to label"):
+        run_bundle(bundle, [])
+
+
+@pytest.mark.parametrize("top", ["0", "11", "-1"])
+def test_as_many_labels_as_there_are_classes(bundle: Path, images: list[Path], top: str) -> None:
+    outcome = call("run", bundle, images[0], "--top", top)
+    assert outcome.code == 2
+    assert f"--top {top} does not fit a network of 10 classes\nGive 1 to 10." in outcome.err
+
+
+# Devices
+
+
+def test_a_machine_of_fewer_cores_gets_fewer_threads(images: list[Path], copy: Path) -> None:
+    manifest = open_bundle(copy).manifest
+    device = manifest.device.configured(threads=4096)
+    write_manifest(copy, manifest.model_copy(update={"device": device}))
+    cores = len(os.sched_getaffinity(0))
+    assert run_bundle(copy, images[:1])["notes"] == [f"{cores} threads, not 4096 as at export"]
+
+
+@pytest.mark.parametrize("option", ["--rpc", "--rpc-key", "--worker-python"])
+def test_a_way_that_leads_elsewhere_is_refused(
+    bundle: Path, images: list[Path], option: str
+) -> None:
+    outcome = call("run", bundle, images[0], option, "board:1")
+    assert outcome.code == 2
+    assert f"{option} does not suit this bundle, whose file runs in Runtime 1.2" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "expected"),
+    [
+        ({}, {"rpc": "a:1"}, {"rpc": "a:1"}),
+        ({"rpc": "a:1"}, {"rpc": "b:2"}, {"rpc": "b:2"}),
+        ({"rpc_tracker": "a:1", "rpc_key": "k"}, {"rpc": "b:2"}, {"rpc": "b:2"}),
+        (
+            {"rpc": "b:2"},
+            {"rpc_tracker": "a:1", "rpc_key": "k"},
+            {"rpc_tracker": "a:1", "rpc_key": "k"},
+        ),
+        (
+            {"worker_python": "python3.6"},
+            {"worker_python": "python3.8"},
+            {"worker_python": "python3.8"},
+        ),
+    ],
+)
+def test_another_way_to_the_device(
+    images: list[Path],
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[str, str],
+    given: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    manifest = open_bundle(copy).manifest
+    runtime = "openvino" if "worker_python" in given else "tvm"
+    device = manifest.device.configured(runtime=runtime, **stored)
+    write_manifest(copy, manifest.model_copy(update={"device": device}))
+    opened = []
+
+    def open_backend(found: Any, records: Path) -> Any:
+        opened.append(found.reach.model_dump(exclude_none=True))
+        raise QuadranasError("nobody there")
+
+    monkeypatch.setattr("quadranas.measurement.bench.open_backend", open_backend)
+    options = [
+        part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", value)
+    ]
+    outcome = call("run", copy, images[0], *options)
+    assert (outcome.code, opened) == (2, [expected])
+
+
+def test_a_device_of_no_certain_runtime(copy: Path, images: list[Path]) -> None:
+    manifest = open_bundle(copy).manifest
+    device = manifest.device.configured(runtime="fastest")
+    write_manifest(copy, manifest.model_copy(update={"device": device}))
+    with pytest.raises(QuadranasError, match="its runtime is 'fastest'; accepted: onnxruntime"):
+        run_bundle(copy, images[:1])
+
+
+class EmulatedBoard:
+    """Runs the network, and has no times."""
+
+    lowering = ()
+    max_parallel = 1
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def load(self, path: Path, shape: Any) -> "EmulatedBoard":
+        return self
+
+    def run(self, images: Tensor) -> Tensor:
+        return self.logits[None].repeat(len(images), 1)
+
+    def time_ms(self, repeats: int) -> list[float]:
+        raise QuadranasError("times under emulation are no latencies")
+
+    def provenance(self) -> Provenance:
+        return Provenance(runtime="QEMU", hardware="none", emulated=True)
+
+    def compile(self, *args: Any) -> None: ...
+    def convert(self, *args: Any) -> None: ...
+    def count_operators(self, *args: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_an_emulated_device_has_labels_and_no_times(
+    bundle: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.arange(10.0)
+    monkeypatch.setattr(
+        "quadranas.measurement.bench.open_backend", lambda device, records: EmulatedBoard(logits)
+    )
+    result = run_bundle(bundle, images[:1])
+    assert result["results"][0]["ms"] is None
+    assert result["results"][0]["labels"][0]["label"] == "class j"
+    assert result["notes"] == ["device host is emulated, so nothing was timed"]
+    assert f"{images[0]}: not timed, 123 us at export" in call("run", bundle, images[0]).out
+    logits[3] = torch.nan
+    with pytest.raises(QuadranasError, match="numbers that are not finite"):
+        run_bundle(bundle, images[:1])
+
+
+# The script
+
+
+def script_output(folder: Path, *files: Path) -> subprocess.CompletedProcess[str]:
+    """What the script prints, from another folder."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(folder / SCRIPT), *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder.parent,
+        env=environment,
+    )
+
+
+def assert_script_agrees(
+    folder: Path, files: list[Path], network: nn.Module, mean: Any = None, std: Any = None
+) -> None:
+    wanted = open_bundle(folder).manifest.input
+    done = script_output(folder, *files)
+    assert done.returncode == 0, done.stderr
+    blocks = re.findall(r"^(\S.*)\n((?:  .*\n?){5})", done.stdout, re.MULTILINE)
+    assert [name for name, _ in blocks] == list(map(str, files))
+    for path, block in zip(files, (block for _, block in blocks), strict=True):
+        pixels = np.load(path) if path.suffix == ".npy" else read_image(path, SIZE)
+        expected = expected_scores(
+            network,
+            pixels,
+            wanted.mean if mean is None else mean,
+            wanted.std if std is None else std,
+        )
+        names = open_bundle(folder).manifest.class_names or tuple(map(str, range(10)))
+        found = [line.strip().split("  ", 1) for line in block.splitlines()]
+        assert [name for _, name in found] == [names[i] for i in np.argsort(-expected)[:5]]
+        shown = [float(score.rstrip("%")) / 100 for score, _ in found]
+        assert shown == pytest.approx(np.sort(expected)[:4:-1], abs=1.1e-4)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    path = tmp_path_factory.mktemp("arrays") / "array.npy"
+    np.save(path, noise(7, SIZE, SIZE, 3))
+    return [path]
+
+
+def test_the_script_agrees_with_pytorch_in_onnxruntime(
+    bundle: Path, images: list[Path], arrays: list[Path], network: nn.Module
+) -> None:
+    assert_script_agrees(bundle, [*images, *arrays], network)
+
+
+@pytest.mark.parametrize("file_format", [name for name in FORMATS if name != "onnx"])
+def test_the_script_agrees_with_pytorch_in_every_runtime(
+    tmp_path: Path,
+    images: list[Path],
+    arrays: list[Path],
+    network: nn.Module,
+    file_format: FileFormat,
+) -> None:
+    batch = None if FORMATS[file_format].free_batch else 2
+    shape = InputDescription(shape=(batch, 3, SIZE, SIZE), mean=MEAN, std=STD)
+    try:
+        folder = write_bundle(
+            tmp_path / file_format, manifest_of(file_format, input=shape), network
+        )
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    assert_script_agrees(folder, [*images[:3], *arrays], network)
+    if file_format == "openvino":
+        assert sorted(checksums(folder)) == ["infer.py", "model-card.md", "model.bin", "model.xml"]
+    if file_format == "executorch":
+        return  # reading its files takes ten seconds, and is under the backends' contract
+    (answer,) = run_bundle(folder, images[:1], top=10)["results"]
+    expected = expected_scores(network, read_image(images[0], SIZE))
+    for label in answer["labels"]:
+        assert label["probability"] == pytest.approx(expected[label["index"]], abs=1e-5)
+
+
+@pytest.mark.parametrize("file_format", CODE)
+def test_a_script_has_twenty_lines(file_format: FileFormat) -> None:
+    lines = inference_script(file_format).splitlines()
+    assert not any("quadranas" in line for line in lines)
+    assert len(lines) <= 20
+    assert max(map(len, lines)) < 120
+    assert CODE.keys() == FORMATS.keys()
+
+
+def test_the_script_refuses_what_it_would_misread(bundle: Path, tmp_path: Path) -> None:
+    assert "python infer.py IMAGE..." in script_output(bundle).stderr
+    np.save(tmp_path / "float.npy", np.zeros((SIZE, SIZE, 3)))
+    done = script_output(bundle, tmp_path / "float.npy")
+    assert done.returncode == 1
+    assert "Cannot cast array data from dtype('float64') to dtype('uint8')" in done.stderr
+    np.save(tmp_path / "larger.npy", noise(3, 2 * SIZE, SIZE, 3))
+    Image.fromarray(noise(3, 2 * SIZE, SIZE, 3)).save(tmp_path / "larger.png")
+    done = script_output(bundle, tmp_path / "larger.npy", tmp_path / "larger.png")
+    first, second = done.stdout.split(str(tmp_path))[1:]
+    assert first.split("\n", 1)[1] == second.split("\n", 1)[1]

@@ -1,0 +1,309 @@
+"""Shuffled rounds: their order, what is timed again, the statistics, and that nothing is lost."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quadranas.backends.interface import Program
+from quadranas.errors import DeviceLostError
+from quadranas.latency.journal import Journal
+from quadranas.measurement.timing import (
+    DISAGREEMENT,
+    DISTURBED,
+    MAX_EXTRA,
+    REFERENCE,
+    REFERENCES_PER_ROUND,
+    Plan,
+    Timings,
+    time_programs,
+)
+from quadranas.reporter import Reporter
+from tests.measuring import ScriptedProgram
+
+QUIET = Reporter(quiet=True)
+NAMES = [f"op {index}" for index in range(12)]
+
+
+class Recorder(Journal):
+    """A journal that remembers in which order it was written."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__(path, {"kind": "test"})
+        self.order: list[tuple[int, str]] = []
+
+    def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
+        super().add(program, round_number, times_ms)
+        self.order.append((round_number, program))
+
+    def rounds(self) -> list[list[str]]:
+        """The names in every round, references too."""
+        count = 1 + max(number for number, _ in self.order)
+        return [[name for at, name in self.order if at == number] for number in range(count)]
+
+
+def constant(names: Iterable[str] = NAMES) -> dict[str, Program]:
+    return {REFERENCE: ScriptedProgram(1.0), **{name: ScriptedProgram(2.0) for name in names}}
+
+
+def timed(programs: Mapping[str, Program], plan: Plan, journal: Journal | None = None) -> Timings:
+    return time_programs(programs, journal or Recorder(), QUIET, plan)
+
+
+def test_every_round_has_everything_once_in_another_order() -> None:
+    journal = Recorder()
+    timed(constant(), Plan(num_rounds=6), journal)
+    rounds = journal.rounds()
+    assert len(rounds) == 6
+    references = [f"{REFERENCE} {index}" for index in range(REFERENCES_PER_ROUND)]
+    for names in rounds:
+        assert sorted(names) == sorted(NAMES + references)
+    orders = {tuple(name for name in names if name in NAMES) for names in rounds}
+    assert len(orders) == 6
+
+
+def test_the_references_are_spread_over_the_round() -> None:
+    journal = Recorder()
+    timed(constant(), Plan(num_rounds=2), journal)
+    for names in journal.rounds():
+        places = [index for index, name in enumerate(names) if name.startswith(REFERENCE)]
+        assert places[0] == 0
+        assert {after - before for before, after in pairwise(places)} == {3}
+
+
+def test_a_seed_decides_the_order() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        journal = Recorder()
+        timed(constant(), Plan(num_rounds=3, seed=seed), journal)
+        orders.append(journal.order)
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("num_names", [1, 2, 5, 7])
+def test_few_programs_are_timed_as_well(num_names: int) -> None:
+    programs = constant(NAMES[:num_names])
+    timings = timed(programs, Plan(num_rounds=4))
+    assert {name: timing.num_rounds for name, timing in timings.programs.items()} == dict.fromkeys(
+        NAMES[:num_names], 4
+    )
+    assert timings.reference_ms == 1.0
+
+
+def rounds_of_reference(times_ms: Sequence[float]) -> ScriptedProgram:
+    """A reference that takes so long in each of the rounds, and then as long as in the last."""
+    return ScriptedProgram([ms for ms in times_ms for _ in range(REFERENCES_PER_ROUND)])
+
+
+def test_disturbed_rounds_are_repeated() -> None:
+    """Rounds 1 and 3 are slow by more than what is allowed, and so is the first repetition."""
+    slow, fast = 1 + 1.01 * DISTURBED, 1 + 0.99 * DISTURBED
+    reference = rounds_of_reference([1.0, slow, fast, slow, slow, 1.0])
+    timings = timed(constant() | {REFERENCE: reference}, Plan(num_rounds=4))
+    # 4 planned, 2 of them disturbed; of the repetitions the first is disturbed too
+    assert timings.num_rounds == 4 + 2 + 1
+    assert timings.num_disturbed == 3
+    assert {timing.num_rounds for timing in timings.programs.values()} == {7}
+
+
+def test_a_single_slow_call_of_the_reference_disturbs_nothing() -> None:
+    """Two of the five in a round may be slow: their median decides."""
+    script = [1.0, 9.0, 1.0, 9.0, 1.0] * 4
+    timings = timed(constant() | {REFERENCE: ScriptedProgram(script)}, Plan(num_rounds=4))
+    assert (timings.num_rounds, timings.num_disturbed) == (4, 0)
+
+
+def test_a_machine_that_never_calms_down_is_given_up_on() -> None:
+    reference = rounds_of_reference([1.0, *[2.0] * 100])
+    timings = timed(constant() | {REFERENCE: reference}, Plan(num_rounds=3))
+    assert timings.num_rounds == 3 + MAX_EXTRA
+    assert timings.num_disturbed == 2 + MAX_EXTRA
+
+
+def test_programs_whose_halves_disagree_are_timed_again() -> None:
+    """Of 5 rounds, the third made the even half slow; one more makes the halves agree."""
+    low, high = 1.0, 1 + 3 * DISAGREEMENT
+    unsteady = ScriptedProgram([high, low, high, low, low])
+    steady = ScriptedProgram([1.0, 1 + 0.99 * DISAGREEMENT])
+    programs = {REFERENCE: ScriptedProgram(1.0), "unsteady": unsteady, "steady": steady}
+    journal = Recorder()
+    timings = timed(programs, Plan(num_rounds=4), journal)
+    assert timings.programs["steady"].num_rounds == 4
+    # even rounds: high high low -> quartile between; they agree when low has the quartile
+    extra = timings.programs["unsteady"].num_rounds - 4
+    assert 0 < extra < MAX_EXTRA
+    assert all("steady" not in names for names in journal.rounds()[4:])
+    assert timings.num_rounds == 4 + extra  # the references were timed along
+
+
+def test_a_program_that_never_agrees_is_given_up_on() -> None:
+    restless = ScriptedProgram([1.0, 2.0] * 100)
+    timings = timed(
+        {REFERENCE: ScriptedProgram(1.0), "restless": restless}, Plan(num_rounds=4, repeats=1)
+    )
+    assert timings.programs["restless"].num_rounds == 4 + MAX_EXTRA
+    assert timings.noise == pytest.approx(1.0)
+
+
+def quantile(values: Sequence[float], share: Fraction) -> Fraction:
+    """Linear between the two values beside the place, exactly."""
+    ordered = sorted(map(Fraction, values))
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+milliseconds = st.floats(0.01, 1000)
+
+
+@given(
+    rounds=st.lists(st.lists(milliseconds, min_size=3, max_size=3), min_size=1, max_size=9),
+    references=st.lists(st.floats(1.0, 1.04), min_size=1, max_size=9),
+)
+def test_statistics_are_those_of_a_plain_reference(
+    rounds: list[list[float]], references: list[float]
+) -> None:
+    plan = Plan(num_rounds=len(rounds), repeats=3)
+    programs = {
+        REFERENCE: rounds_of_reference(references),
+        "op": ScriptedProgram(rounds),
+    }
+    journal = Recorder()
+    timings = timed(programs, plan, journal)
+    taken = [journal.samples["op"][number] for number in sorted(journal.samples["op"])]
+    assert taken[: len(rounds)] == rounds
+    minima = [min(times) for times in taken]
+    calls = [ms for times in taken for ms in times]
+    quarter, half, three_quarters = (quantile(calls, Fraction(n, 4)) for n in (1, 2, 3))
+    timing = timings.programs["op"]
+    assert timing.latency_ms == pytest.approx(float(quantile(minima, Fraction(1, 4))), rel=1e-12)
+    assert timing.minimum_ms == min(calls)
+    assert timing.median_ms == pytest.approx(float(half), rel=1e-12)
+    spread = float((three_quarters - quarter) / half)
+    assert timing.spread == pytest.approx(spread, rel=1e-9, abs=1e-12)
+    assert timing.num_rounds == len(taken)
+    low, high = sorted(
+        quantile(half, Fraction(1, 4)) for half in (minima[::2], minima[1::2] or minima)
+    )
+    assert timings.noise == pytest.approx(float(high / low - 1), rel=1e-9, abs=1e-12)
+    each = (references + [references[-1]] * 99)[: timings.num_rounds]
+    assert timings.reference_ms == pytest.approx(float(quantile(each, Fraction(1, 4))))
+    assert timings.num_disturbed == sum(ms > min(each) * (1 + DISTURBED) for ms in each)
+
+
+def test_the_least_of_a_round_and_the_quartile_of_the_rounds() -> None:
+    """By hand: minima 4, 1, 3, 2, 5; a quarter of the way from the least to the greatest: 2."""
+    rounds = [[4.0, 9.0], [1.0, 1.5], [7.0, 3.0], [2.0, 2.0], [5.0, 6.0]]
+    op = ScriptedProgram(rounds)
+    journal = Journal(None, {})
+    for number, times in enumerate(rounds):
+        journal.add("op", number, times)
+    for number in range(5, 5 + MAX_EXTRA):
+        journal.add("op", number, [2.0, 2.0])
+    programs = {REFERENCE: ScriptedProgram(1.0), "op": op}
+    timing = time_programs(programs, journal, QUIET, Plan(num_rounds=5, repeats=2))
+    assert op.calls == 0
+    assert timing.programs["op"].latency_ms == 2.0
+    assert timing.programs["op"].minimum_ms == 1.0
+
+
+class Lost(ScriptedProgram):
+    """Answers so many times, over all programs that share the count."""
+
+    def __init__(self, left: list[int], counts: Counter[str], name: str) -> None:
+        super().__init__(Random(name).uniform(1, 1.005))
+        self.left = left
+        self.counts = counts
+        self.name = name
+
+    def time_ms(self, repeats: int) -> list[float]:
+        if not self.left[0]:
+            raise DeviceLostError("the device does not answer")
+        self.left[0] -= 1
+        self.counts[self.name] += 1
+        return super().time_ms(repeats)
+
+
+@pytest.mark.parametrize("max_parallel", [1, 3])
+def test_what_is_in_the_journal_is_not_timed_again(tmp_path: Path, max_parallel: int) -> None:
+    """The device is lost again and again; every timing is taken once, and the result the same."""
+    counts: Counter[str] = Counter()
+    plan = Plan(num_rounds=5)
+
+    def programs(answers: int) -> dict[str, Program]:
+        left = [answers]
+        return {name: Lost(left, counts, name) for name in (REFERENCE, *NAMES)}
+
+    whole = timed(programs(10_000), plan)
+    once = counts.copy()
+    counts.clear()
+    losses = 0
+    for answers in (0, 1, 30, 1, 17, 10_000):
+        with Journal(tmp_path / "t", {}) as journal:
+            before = journal.num_timings
+            try:
+                found = time_programs(
+                    programs(answers), journal, QUIET, plan, max_parallel=max_parallel
+                )
+            except DeviceLostError:
+                losses += 1
+                if max_parallel == 1:
+                    assert journal.num_timings == before + answers
+    assert losses == 5
+    assert found == whole
+    if max_parallel == 1:
+        assert counts == once
+    with Journal(tmp_path / "t", {}) as journal:
+        assert time_programs(programs(0), journal, QUIET, plan) == whole
+
+
+def test_several_at_once_are_each_timed_once(tmp_path: Path) -> None:
+    """Three wait for each other, so they do run at once; the journal has each where it belongs."""
+    together = threading.Barrier(3)
+    lock = threading.Lock()
+    counts: Counter[str] = Counter()
+
+    class Together(ScriptedProgram):
+        def __init__(self, name: str, ms: float) -> None:
+            super().__init__(ms)
+            self.name = name
+
+        def time_ms(self, repeats: int) -> list[float]:
+            together.wait(timeout=30)
+            with lock:
+                counts[self.name] += 1
+                return super().time_ms(repeats)
+
+    names = NAMES[:10]  # with 5 references, 15 a round: a multiple of 3
+    programs: dict[str, Program] = {REFERENCE: Together(REFERENCE, 1.0)}
+    programs |= {name: Together(name, 2.0 + index) for index, name in enumerate(names)}
+    with Journal(tmp_path / "t", {}) as journal:
+        timings = time_programs(programs, journal, QUIET, Plan(num_rounds=4), max_parallel=3)
+        assert journal.num_timings == 4 * 15
+    assert counts == dict.fromkeys(names, 4) | {REFERENCE: 4 * REFERENCES_PER_ROUND}
+    for index, name in enumerate(names):
+        assert timings.programs[name].latency_ms == 2.0 + index
+
+
+def test_progress_is_told_and_counts_what_was_done_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    journal = Recorder()
+    with Reporter() as reporter:
+        time_programs(constant(), journal, reporter, Plan(num_rounds=3))
+        time_programs(constant(), journal, reporter, Plan(num_rounds=5))
+    lines = capsys.readouterr().err.splitlines()
+    begun = [line.split(",")[0] for line in lines]
+    assert begun == [
+        *("round 1 of 3", "round 2 of 3", "round 3 of 3"),
+        *("round 4 of 5", "round 5 of 5"),
+    ]

@@ -1,0 +1,498 @@
+"""Decoding against brute force: the best score within the budget, always, on every small space."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quadranas.errors import BudgetError, QuadranasError
+from quadranas.latency.budget import parse_budget
+from quadranas.latency.table import LatencyTable, TableEntry, TableHeader, find_table
+from quadranas.space.cost import count_macs, count_params
+from quadranas.space.search_space import (
+    SKIPPED,
+    Choices,
+    SearchSpace,
+    SpaceFile,
+    build_space,
+    load_space,
+)
+from quadranas.strategies.derivation import check_limits
+from quadranas.strategies.exact import (
+    SLOWEST_GAP,
+    BlockScores,
+    Decoded,
+    GateScores,
+    Limits,
+    check_budget,
+    decode,
+    load_scores,
+    reachable_ms,
+)
+
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One architecture of a space, with all that decoding looks at."""
+
+    score: float
+    latency_ms: float
+    params: int
+    macs: int
+
+
+def header(space: SearchSpace) -> TableHeader:
+    return TableHeader(
+        device="test",
+        title="a device that was made up",
+        space=space.name,
+        space_digest=space.digest,
+        resolution=space.resolution,
+        method="analytic",
+        backend="analytic",
+        runtime="none",
+        precision="fp32",
+        statistic="model",
+        expected_error="none",
+        scale=1.25,
+        null_ms=0.001,
+        quadranas="0",
+        command="",
+        date="2026-01-01",
+        commit="",
+    )
+
+
+def all_choices(space: SearchSpace) -> list[dict[str, tuple[int, ...] | None]]:
+    """Every configuration of the gates."""
+    options: list[list[tuple[int, ...] | None]] = []
+    for block in space.blocks:
+        kept: list[tuple[int, ...] | None] = list(
+            itertools.product(*(range(len(slot.candidates)) for slot in block.slots))
+        )
+        options.append([*kept, SKIPPED] if block.optional else kept)
+    names = [block.name for block in space.blocks]
+    return [dict(zip(names, picked, strict=True)) for picked in itertools.product(*options)]
+
+
+def log_probability(scores: GateScores, choices: Choices) -> float:
+    """The definition, written out again."""
+    total = 0.0
+    for name, block in scores.blocks.items():
+        choice = choices[name]
+        if choice is None:
+            assert block.skip is not None
+            total += block.skip
+        else:
+            total += block.keep + math.fsum(
+                block.slots[slot][index] for slot, index in enumerate(choice)
+            )
+    return total
+
+
+def price(space: SearchSpace, scores: GateScores, table: LatencyTable) -> list[Candidate]:
+    candidates = []
+    for choices in all_choices(space):
+        architecture = space.architecture(choices)
+        latency_ms = table.predict_ms(architecture)
+        candidates.append(
+            Candidate(
+                log_probability(scores, choices),
+                latency_ms,
+                count_params(architecture),
+                count_macs(architecture),
+            )
+        )
+    return candidates
+
+
+def within(candidates: list[Candidate], limits: Limits) -> list[Candidate]:
+    return [
+        c
+        for c in candidates
+        if c.latency_ms <= limits.budget_ms
+        and (limits.max_params is None or c.params <= limits.max_params)
+        and (limits.max_macs is None or c.macs <= limits.max_macs)
+    ]
+
+
+def check_against_brute_force(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+) -> None:
+    feasible = within(price(space, scores, table), limits)
+    if not feasible:
+        with pytest.raises(BudgetError):
+            decode(space, scores, table, limits)
+        return
+    found = decode(space, scores, table, limits)
+    assert found.gap == 0.0
+    architecture = space.architecture(found.choices)
+    assert found.latency_ms == table.predict_ms(architecture)
+    assert found.latency_ms <= limits.budget_ms
+    assert limits.max_params is None or count_params(architecture) <= limits.max_params
+    assert limits.max_macs is None or count_macs(architecture) <= limits.max_macs
+    assert found.score == pytest.approx(log_probability(scores, found.choices))
+    floor = limits.min_use * limits.budget_ms
+    slowest = max(c.latency_ms for c in feasible)
+    if slowest >= floor:
+        assert found.latency_ms >= floor
+        best = max(c.score for c in feasible if c.latency_ms >= floor)
+        assert found.score == pytest.approx(best, abs=TOLERANCE)
+    else:  # the bound is a share of the slowest network, which is known to a gap
+        assert found.latency_ms >= limits.min_use * slowest * (1 - SLOWEST_GAP)
+        best = max(c.score for c in feasible if c.latency_ms >= limits.min_use * slowest)
+        assert found.score >= best - TOLERANCE
+
+
+@st.composite
+def small_spaces(draw: st.DrawFn) -> SearchSpace:
+    """Spaces of one or two stages with at most a few hundred gate configurations."""
+    stages = []
+    left = 500
+    for index in range(draw(st.integers(1, 2))):
+        slots: list[dict[str, Any]] = [
+            {
+                "kind": "quadratic_depthwise",
+                "kernel_size": draw(st.sampled_from([[3], [3, 5], [3, 5, 7]])),
+            },
+            {
+                "kind": "feed_forward",
+                "expand_ratio": draw(st.sampled_from([[2], [1, 2], [1, 1.5, 2, 4]])),
+            },
+        ]
+        if draw(st.booleans()):
+            kinds = [[3], [3, 5], [3, 5, 7]]
+            slots = [{"kind": "mbconv", "kernel_size": draw(st.sampled_from(kinds))}]
+        options = math.prod(
+            len(slot.get("kernel_size", [1])) * len(slot.get("expand_ratio", [1]))
+            for slot in slots
+        )
+        fewest = most = 0
+        for _ in range(draw(st.integers(1, 5))):
+            optional = most > fewest or draw(st.booleans())
+            if options + optional > left:
+                break
+            left //= options + optional
+            most += 1
+            fewest += not optional
+        kind, patch = ("patch_stem", 4) if index == 0 else ("downsample", 2)
+        stages.append(
+            {
+                "entry": {"kind": kind, "kernel_size": patch, "stride": patch},
+                "depth": [fewest, most] if most else [1, 1],
+                "slots": slots if most else [{"kind": "feed_forward"}],
+            }
+        )
+    content = {
+        "name": "small",
+        "resolution": 16,
+        "num_classes": 3,
+        "widths": [4, 8][: len(stages)],
+        "stages": stages,
+        "head": "norm_head",
+    }
+    return build_space(SpaceFile.model_validate(content))
+
+
+def random_scores(draw: Callable[..., Any], space: SearchSpace) -> GateScores:
+    logit = draw(st.sampled_from([st.floats(-5, 5), st.integers(-1, 1), st.floats(-1e-4, 1e-4)]))
+
+    def log_softmax(count: int) -> tuple[float, ...]:
+        values = [draw(logit) for _ in range(count)]
+        total = math.log(math.fsum(map(math.exp, values)))
+        return tuple(value - total for value in values)
+
+    blocks = {}
+    for block in space.blocks:
+        if not block.is_fixed:
+            keep, skip = log_softmax(2) if block.optional else (0.0, None)
+            slots = tuple(log_softmax(len(slot.candidates)) for slot in block.slots)
+            blocks[block.name] = BlockScores(keep=keep, skip=skip, slots=slots)
+    return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[SearchSpace, GateScores, LatencyTable, Limits]:
+    space = draw(small_spaces())
+    fine, coarse = st.floats(0.01, 10), st.integers(1, 5).map(lambda tenths: tenths / 10)
+    latency = draw(st.sampled_from([fine, coarse]))  # of coarse ones many sums are equal
+    entries = tuple(TableEntry(op=op, latency_ms=draw(latency)) for op in space.specs())
+    table = LatencyTable(header=header(space), entries=entries)
+    low, high = reachable_ms(space, table)
+    networks = all_choices(space)
+    budget_ms = draw(
+        st.floats(-0.05, 1.3).map(lambda share: low + share * max(high - low, 0.1 * low))
+        | st.sampled_from(networks).map(lambda c: table.predict_ms(space.architecture(c)))
+        | st.sampled_from([1e4 * high, 1e9 * high])
+    )
+    small, large = (space.extreme(count_params, largest=big) for big in (False, True))
+    share = draw(st.none() | st.floats(0, 1))
+    max_params = None
+    if share is not None:
+        least = count_params(small)
+        max_params = int(least + share * (count_params(large) - least))
+    max_macs = None
+    if draw(st.booleans()):
+        max_macs = int(draw(st.floats(0.6, 1)) * count_macs(large))
+    limits = Limits(
+        budget_ms=budget_ms,
+        max_params=max_params,
+        max_macs=max_macs,
+        min_use=draw(st.sampled_from([0.0, 0.5, 0.9])),
+    )
+    return space, random_scores(draw, space), table, limits
+
+
+@settings(max_examples=150)
+@given(problems())
+def test_the_best_of_all_architectures_is_found(
+    problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
+) -> None:
+    check_against_brute_force(*problem)
+
+
+@settings(max_examples=8)
+@given(st.data(), st.floats(0, 1.2))
+def test_the_best_of_the_toy_space_is_found(data: st.DataObject, share: float) -> None:
+    space = load_space("toy")
+    table = find_table(space, "vpu")
+    scores = random_scores(data.draw, space)
+    low, high = reachable_ms(space, table)
+    limits = Limits(budget_ms=low + share * (high - low))
+    check_against_brute_force(space, scores, table, limits)
+
+
+def equal_scores(space: SearchSpace) -> GateScores:
+    blocks = {
+        block.name: BlockScores(
+            keep=math.log(0.5) if block.optional else 0.0,
+            skip=math.log(0.5) if block.optional else None,
+            slots=tuple(
+                (-math.log(len(slot.candidates)),) * len(slot.candidates) for slot in block.slots
+            ),
+        )
+        for block in space.blocks
+        if not block.is_fixed
+    }
+    return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+@pytest.mark.parametrize("device", ["cpu", "vpu", "gpu"])
+@pytest.mark.parametrize("name", ["quadranet-mobile", "quadranet-tiny", "mbconv-mobile"])
+def test_shipped_spaces_keep_the_budget_and_use_it(name: str, device: str) -> None:
+    space = load_space(name)
+    table = find_table(space, device)
+    low, high = reachable_ms(space, table)
+    for share in (0.02, 0.3, 0.8):
+        budget_ms = low + share * (high - low)
+        found = decode(space, equal_scores(space), table, Limits(budget_ms=budget_ms))
+        assert 0.9 * budget_ms <= found.latency_ms <= budget_ms
+        depths = [b for b in space.blocks if found.choices[b.name] is SKIPPED]
+        assert all(block.optional for block in depths)
+
+
+def fearful_scores(space: SearchSpace, table: LatencyTable) -> GateScores:
+    """Gates as a search with a hard penalty leaves them: the slower, the less probable."""
+    rng = np.random.default_rng(1)
+
+    def log_softmax(costs: Sequence[float]) -> tuple[float, ...]:
+        logits = -3 * np.array(costs) / np.mean(costs) + rng.normal(0, 0.01, len(costs))
+        return tuple((logits - np.logaddexp.reduce(logits)).tolist())
+
+    blocks = {}
+    for block in space.blocks:
+        if not block.is_fixed:
+            keep, skip = (-2.1, -0.13) if block.optional else (0.0, None)
+            slots = (log_softmax([table.op_ms(op) for op in s.candidates]) for s in block.slots)
+            blocks[block.name] = BlockScores(keep=keep, skip=skip, slots=tuple(slots))
+    return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+@pytest.mark.parametrize("device", ["cpu", "vpu", "gpu"])
+@pytest.mark.parametrize("name", ["quadranet-mobile", "quadranet-tiny", "mbconv-mobile"])
+def test_the_optimum_is_found_where_blocks_are_nearly_alike(
+    name: str, device: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Proven for all but 27 blocks of which every other is the same: there a small gap is left."""
+    space = load_space(name)
+    table = find_table(space, device)
+    low, high = reachable_ms(space, table)
+    for scores in (fearful_scores(space, table), equal_scores(space)):
+        for share in (0.4, 0.7):
+            budget_ms = low + share * (high - low)
+            found = decode(space, scores, table, Limits(budget_ms=budget_ms))
+            assert found.gap <= (1e-2 if name == "quadranet-tiny" else 0.0)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("most", [0.5, 0.8])
+def test_a_result_says_how_much_it_may_fall_short(most: float) -> None:
+    """Ceilings make the programme hard enough to stop early; some network must still be found."""
+    space = load_space("quadranet-tiny")
+    table = find_table(space, "cpu")
+    low, high = reachable_ms(space, table)
+    large = space.extreme(count_macs, largest=True)
+    limits = Limits(
+        budget_ms=low + 0.7 * (high - low),
+        max_params=int(most * count_params(large)),
+        max_macs=int(most * count_macs(large)),
+    )
+    found = decode(space, fearful_scores(space, table), table, limits)
+    network = space.architecture(found.choices)
+    assert count_params(network) <= most * count_params(large)
+    assert count_macs(network) <= most * count_macs(large)
+    assert 0 <= found.gap < 0.05
+
+
+def test_latencies_measured_coarsely_keep_the_budget() -> None:
+    """With entries in tenths, thousands of networks need the budget and a rounding error."""
+    space = load_space("quadranet-tiny")
+    entries = tuple(
+        TableEntry(op=op, latency_ms=max(round(ms, 1), 0.1))
+        for op, ms in find_table(space, "vpu").latencies_ms.items()
+    )
+    exact = header(space).model_copy(update={"scale": 1.0, "null_ms": 0.0})
+    table = LatencyTable(header=exact, entries=entries)
+    low, high = reachable_ms(space, table)
+    for share in (0.2, 0.5, 0.8):
+        budget_ms = float(round(low + share * (high - low)))
+        for scores in (equal_scores(space), hungry_scores(space, table)):
+            found = decode(space, scores, table, Limits(budget_ms=budget_ms))
+            assert 0.9 * budget_ms <= found.latency_ms <= budget_ms
+
+
+def hungry_scores(space: SearchSpace, table: LatencyTable) -> GateScores:
+    """The slower, the more probable."""
+    blocks = {}
+    for block in space.blocks:
+        if not block.is_fixed:
+            slots = (tuple(table.op_ms(op) for op in slot.candidates) for slot in block.slots)
+            skip = -9.0 if block.optional else None
+            blocks[block.name] = BlockScores(skip=skip, slots=tuple(slots))
+    return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+def test_ties_are_broken_the_same_way_every_time() -> None:
+    space = load_space("toy")
+    table = find_table(space, "vpu")
+    results: list[Decoded] = [
+        decode(space, equal_scores(space), table, Limits(budget_ms=1.1)) for _ in range(3)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_larger_budget_than_the_space_needs_takes_most_of_what_there_is() -> None:
+    space = load_space("toy")
+    table = find_table(space, "vpu")
+    _, high = reachable_ms(space, table)
+    found = decode(space, equal_scores(space), table, Limits(budget_ms=100 * high))
+    assert found.latency_ms >= 0.9 * high
+
+
+def test_a_space_without_choices_is_its_only_network() -> None:
+    stage = {
+        "entry": {"kind": "patch_stem", "kernel_size": 4, "stride": 4},
+        "depth": [1, 1],
+        "slots": [{"kind": "feed_forward", "expand_ratio": [2]}],
+    }
+    content = {"name": "one", "resolution": 16, "widths": [4], "head": "norm_head"}
+    space = build_space(SpaceFile.model_validate(content | {"stages": [stage]}))
+    entries = tuple(TableEntry(op=op, latency_ms=0.5) for op in space.specs())
+    table = LatencyTable(header=header(space), entries=entries)
+    low, high = reachable_ms(space, table)
+    assert low == high
+    scores = GateScores(space="one", space_digest=space.digest, blocks={})
+    for budget_ms in (low, 5 * low):
+        assert decode(space, scores, table, Limits(budget_ms=budget_ms)).latency_ms == low
+    with pytest.raises(BudgetError, match="at most 1 parameters"):
+        decode(space, scores, table, Limits(budget_ms=low, max_params=1))
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("error_ms", [-math.ulp(0.01), 0.0, math.ulp(0.01)])
+def test_the_suggested_budget_is_feasible_to_the_last_digit(digits: int, error_ms: float) -> None:
+    space = load_space("toy")
+    plain = find_table(space, "gpu")
+    free = header(space).model_copy(update={"scale": 1.0, "null_ms": 0.0})
+    for factor in range(1, 60):
+        latency_ms = round(0.0107 * factor, digits + 1) + error_ms
+        entries = tuple(e.model_copy(update={"latency_ms": latency_ms}) for e in plain.entries)
+        table = LatencyTable(header=free, entries=entries)
+        low, _ = reachable_ms(space, table)
+        with pytest.raises(BudgetError) as caught:
+            check_budget(space, table, 0.5 * low)
+        nearest = parse_budget(caught.value.hint.split("budget is ")[1].split(";")[0])
+        assert low <= nearest <= 1.011 * low
+        check_budget(space, table, nearest)
+
+
+@pytest.mark.parametrize("name", ["toy", "quadranet-mobile"])
+def test_an_infeasible_budget_names_the_range_and_a_feasible_budget(name: str) -> None:
+    space = load_space(name)
+    table = find_table(space, "gpu")
+    low, _ = reachable_ms(space, table)
+    with pytest.raises(BudgetError, match=r"reachable are .* to ") as caught:
+        decode(space, equal_scores(space), table, Limits(budget_ms=0.99 * low))
+    nearest = caught.value.hint.split("budget is ")[1].split(";")[0]
+    assert low <= parse_budget(nearest) <= 1.02 * low
+    check_budget(space, table, parse_budget(nearest))
+
+
+def test_ceilings_nothing_is_under_are_named() -> None:
+    space = load_space("toy")
+    table = find_table(space, "vpu")
+    with pytest.raises(BudgetError, match="at most 10 parameters") as caught:
+        decode(space, equal_scores(space), table, Limits(budget_ms=1.0, max_params=10))
+    assert "--max-params" in caught.value.hint
+
+
+def test_scores_survive_a_file(tmp_path: Path) -> None:
+    space = load_space("toy")
+    scores = equal_scores(space)
+    scores.save(tmp_path / "gates.json")
+    assert load_scores(tmp_path / "gates.json", space) == scores
+    with pytest.raises(QuadranasError, match="belongs to space 'toy', not to 'quadranet-mobile'"):
+        load_scores(tmp_path / "gates.json", load_space("quadranet-mobile"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"stage1_block1": None},
+        {"stage9_block1": {"slots": [[0.0]]}},
+        {"stage1_block1": {"slots": [[0.0, 0.0]]}},
+        {"stage1_block1": {"slots": [[0.0, 0.0], [0.0]]}},
+        {"stage1_block1": {"slots": [[math.nan, 0.0], [0.0, 0.0]]}},
+        {"stage1_block1": {"keep": -math.inf, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
+        {"stage1_block2": {"slots": [[0.0, 0.0], [0.0, 0.0]]}},
+    ],
+)
+def test_scores_that_do_not_fit_their_space_are_refused(
+    tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    space = load_space("toy")
+    content = equal_scores(space).model_dump(mode="json")
+    blocks = content["blocks"] | fault
+    content["blocks"] = {name: block for name, block in blocks.items() if block is not None}
+    path = tmp_path / "gates.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}: "):
+        load_scores(path, space)
+
+
+def test_the_solver_leaves_stdout_to_results(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a guard, HiGHS prints a debugging line for this problem."""
+    space = load_space("quadranet-tiny")
+    limits = Limits(budget_ms=350.0, max_macs=1_800_000_000)
+    check_limits(space, find_table(space, "cpu"), limits)
+    assert capfd.readouterr().out == ""
