@@ -2,21 +2,16 @@
 
 import json
 import os
-import reprlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from quadranas.errors import QuadranasError, nearest
+from quadranas.errors import QuadranasError
 
-Model = TypeVar("Model", bound=BaseModel)
-Location = tuple[int | str, ...]
 PACKAGE = Path(__file__).parent
 TEMPORARY = ".tmp"
 """How the names of half-written files end; those begin with a dot."""
@@ -30,12 +25,6 @@ YAML_FAULTS = (
     TypeError,
     RecursionError,
 )
-UNION_TAGS = ("str", "int", "float", "bool")
-"""What pydantic appends to the location of a fault in a union."""
-
-BOUNDED = reprlib.Repr()
-BOUNDED.maxlevel = 3  # YAML's aliases can hold a value that is endless when written out
-BOUNDED.maxlist = BOUNDED.maxdict = BOUNDED.maxstring = 80
 
 
 def shipped(folder: str) -> Path:
@@ -110,114 +99,6 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")
     return content
-
-
-def validate(model: type[Model], content: dict[str, Any], source: str | Path) -> Model:
-    """Check plain data against a model.
-
-    Raises:
-        QuadranasError: one line per fault: file, key path, value got, nearest key.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        lines = [f"{source}: {fault}" for fault in describe_faults(model, error)]
-        raise QuadranasError("\n".join(lines[:5])) from error
-
-
-def validate_partial(
-    model: type[BaseModel], content: Mapping[str, Any], source: str | Path
-) -> None:
-    """The same for data in which required keys may still be missing."""
-    try:
-        model.model_validate(dict(content))
-    except ValidationError as error:
-        faults = describe_faults(model, error, ignore="missing")
-        if faults:
-            raise QuadranasError("\n".join(f"{source}: {f}" for f in faults[:5])) from error
-
-
-def describe_faults(
-    model: type[BaseModel], error: ValidationError, *, ignore: str = ""
-) -> list[str]:
-    """What is wrong, one line a key: `key.path: message (got value)`.
-
-    Args:
-        ignore: a type of fault, in pydantic's words, to pass over.
-    """
-    faults: dict[Location, list[Any]] = {}
-    for fault in error.errors():
-        if fault["type"] == ignore:
-            continue
-        location = fault["loc"]
-        if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
-            location = location[:-1]  # one fault per member of the union: they share a line
-        faults.setdefault(location, []).append(fault)
-    return [
-        _describe(model, location, found)
-        for location, found in faults.items()
-        # A faulty item also counts as a missing one in a list that needs items.
-        if found[0]["type"] != "too_short" or not _any_inside(location, faults)
-    ]
-
-
-def _any_inside(location: Location, others: Iterable[Location]) -> bool:
-    size = len(location)
-    return any(len(other) > size and other[:size] == location for other in others)
-
-
-def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any]) -> str:
-    """The faults found at one key path."""
-    fault = faults[0]
-    value = _short(fault["input"])
-    path = ".".join(str(part) for part in location)
-    prefix = f"{path}: " if path else ""
-    if fault["type"] == "extra_forbidden":
-        keys = sorted(_keys_at(model, location[:-1]))
-        suggestion = nearest(str(location[-1]), keys)
-        return f"{prefix}unknown key{value}; accepted: {', '.join(keys)}{suggestion}"
-    if fault["type"] == "missing":
-        return f"{prefix}required {'key' if isinstance(location[-1], str) else 'value'} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] != "value_error":  # pydantic's own words
-        message = message.replace("tuple", "list").replace("Tuple", "List")
-    if fault["type"] == "model_type":
-        message = "Input should be a mapping of keys"
-    if len(faults) > 1:
-        kinds = [other["msg"].split(",")[0].removeprefix("Input should be ") for other in faults]
-        message = f"Input should be {' or '.join(kinds)}"
-    return f"{prefix}{message}{value}"
-
-
-def _short(value: Any) -> str:
-    """A value in brackets, or nothing where it is too long to help."""
-    try:
-        text = BOUNDED.repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return ""
-    return f" (got {text})" if len(text) < 80 else ""
-
-
-def _keys_at(model: type[BaseModel], location: Location) -> set[str]:
-    """The field names accepted at a key path, followed through nested models."""
-    current: Any = model
-    for part in location:
-        if isinstance(part, int) or current is None:
-            continue
-        field = current.model_fields.get(part)
-        current = _model_inside(field.annotation) if field is not None else current
-    return set(current.model_fields) if current is not None else set()
-
-
-def _model_inside(annotation: Any) -> type[BaseModel] | None:
-    """The first pydantic model inside an annotation such as `tuple[Stage, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_inside(argument)
-        if found is not None:
-            return found
-    return None
 
 
 def source_commit() -> str:

@@ -28,7 +28,7 @@ from quadranas.latency.device import Device, load_device
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.pictures import noise
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -19,7 +19,8 @@ from quadranas.backends.registry import BACKENDS
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
-from quadranas.space.architecture import Architecture, OpSpec
+from quadranas.space.architecture import Architecture
+from quadranas.space.operation import OpSpec
 
 
 def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quadranas.data.folders import Pixels
+from quadranas.data.decoding import Pixels
 
 
 def noise(seed: int, *shape: int) -> Pixels:

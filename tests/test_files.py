@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from quadranas.errors import QuadranasError
-from quadranas.files import (
-    read_json,
-    read_text,
-    read_yaml,
-    shipped,
-    validate,
-    write_atomically,
-    write_json,
-)
-from quadranas.space.architecture import Frozen
+from quadranas.files import read_json, read_text, read_yaml, shipped, write_atomically, write_json
+from quadranas.validation import Frozen, validate
 
 
 def test_shipped_data_is_found() -> None:

@@ -8,9 +8,11 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from quadranas.conversion import adapt, select_layers
-from quadranas.data.dataset import Dataset, ImageSet
+from quadranas.data.dataset import Dataset
+from quadranas.data.image_set import ImageSet
 from quadranas.network.skeleton import Network, build_subnet
-from quadranas.space.architecture import Architecture, Block, LayerChange, OpSpec
+from quadranas.space.architecture import Architecture, Block, LayerChange
+from quadranas.space.operation import OpSpec
 
 STAGES = ((24, 2), (48, 2), (96, 2))
 KERNEL, EXPANSION = 3, 3

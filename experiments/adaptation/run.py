@@ -15,11 +15,12 @@ from networks import first_order, shifted, ways
 
 from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import Dataset, load_dataset
+from quadranas.data.task import evaluate
 from quadranas.files import source_commit, write_json
 from quadranas.latency.host import cpu_name
-from quadranas.network.skeleton import Network, build_subnet, count_network
+from quadranas.network.counting import count_network
+from quadranas.network.skeleton import Network, build_subnet
 from quadranas.runs.config import WeightConfig
-from quadranas.training.evaluation import evaluate
 from quadranas.training.network_phase import NetworkTraining
 
 HERE = Path(__file__).parent

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from quadranas.conversion import convert, pick, rank_layers, remove
 from quadranas.data.augmentation import AugmentConfig, Augmenter
-from quadranas.data.dataset import Dataset, ImageSet, load_dataset
+from quadranas.data.dataset import Dataset, load_dataset
+from quadranas.data.image_set import ImageSet
+from quadranas.data.task import evaluate
 from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.layers.replacement import set_memory_efficient
-from quadranas.network.skeleton import count_network
+from quadranas.network.counting import count_network
 from quadranas.runs.config import WeightConfig
-from quadranas.training.evaluation import evaluate
+from quadranas.seeds import generator_for
 from quadranas.training.network_phase import NetworkTraining
-from quadranas.training.steps import generator_for
 
 RESOLUTION, BATCH_SIZE = 32, 64
 

@@ -22,24 +22,25 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.batch import Batch
 from quadranas.data.dataset import load_dataset
 from quadranas.files import source_commit
-from quadranas.latency.table import find_table
+from quadranas.latency.table_files import find_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.runs.config import GateConfig, WeightConfig
+from quadranas.seeds import generator_for
 from quadranas.space.architecture import Architecture
-from quadranas.space.search_space import SKIPPED, load_space, space_files
-from quadranas.strategies.exact import Limits, decode, reachable_ms
+from quadranas.space.search_space import SKIPPED
+from quadranas.space.space_file import load_space, space_files
+from quadranas.strategies.exact import decode
+from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.gates import SKIP, Sample
-from quadranas.supernet.objective import BudgetController, ExpectedLatency
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.steps import (
-    Batch,
-    GateTrainer,
-    build_optimizer,
-    generator_for,
-    weight_step,
-)
+from quadranas.training.optimizers import build_optimizer
+from quadranas.training.steps import weight_step
 
 SPACE, DEVICE, RATE = "quadranet-mobile", "vpu", 1e-9
 WEIGHTS = WeightConfig()

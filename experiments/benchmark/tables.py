@@ -16,7 +16,7 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.measurement.timing import Plan
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 
 def measure_table(space_name: str, plan: Plan) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
 from quadranas.network.skeleton import Network
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 
 KERNEL, WINDOW, EXPANSION, HEAD_CHANNELS = 7, 7, 4, 32
 GATING_ORDERS = {64: 2, 128: 3}

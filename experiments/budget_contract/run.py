@@ -17,14 +17,17 @@ from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
 from quadranas.latency.journal import Journal
-from quadranas.latency.table import load_table
+from quadranas.latency.table_files import load_table
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.cost import count_macs
-from quadranas.space.search_space import SearchSpace, load_space
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space
 from quadranas.strategies.derivation import decoding_limits
-from quadranas.strategies.exact import BlockScores, GateScores, decode, reachable_ms
+from quadranas.strategies.exact import decode
+from quadranas.strategies.limits import reachable_ms
+from quadranas.strategies.scores import BlockScores, GateScores
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from quadranas.deployment.quantization import quantized
 from quadranas.reporter import Reporter
 from quadranas.runs.subject import HeldOutImages, Subject, open_subject
 from quadranas.space.architecture import load_architecture
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 BATCH = 100

@@ -21,7 +21,7 @@ from quadranas.measurement.timing import REFERENCE, Plan, time_programs
 from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import load_architecture
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 NETWORK = HERE.parent / "default_search" / "architecture.json"

@@ -14,10 +14,10 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.commands.validate_lut import validate_lut
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
-from quadranas.latency.table import load_table
+from quadranas.latency.table_files import load_table
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 SPACES = ("quadranet-mobile", "mbconv-mobile")

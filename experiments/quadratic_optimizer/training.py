@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.data.augmentation import AugmentConfig, Augmenter
-from quadranas.data.dataset import Dataset, epoch_batches
+from quadranas.data.dataset import Dataset
+from quadranas.data.splits import epoch_batches
+from quadranas.data.task import evaluate
 from quadranas.layers.quadratic import QuadraticConv2d
-from quadranas.training.evaluation import evaluate
 from quadranas.training.optimization import SecondOrderControl, quadratic_parameter_groups
 
 DEPTH, WIDTH, BATCH = 30, 16, 64

@@ -17,7 +17,7 @@ from quadranas.latency.device import Device, load_device
 from quadranas.measurement.bench import open_device
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture, load_architecture
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 BUDGETS_MS = {"cpu": 40.0, "vpu": 30.0, "gpu": 3.0}

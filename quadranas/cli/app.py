@@ -6,53 +6,22 @@ Heavy modules are imported by the commands that need them, so that `--help` is q
 """
 
 import os
-import shlex
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from quadranas import __version__
-from quadranas.cli import conversion_commands, deployment_commands, latency_commands
-from quadranas.cli.console import (
-    INTERRUPTED,
-    fail,
-    network_line,
-    print_json,
-    print_memory,
-    print_result,
-    reporting,
-    say,
-    warn,
+from quadranas.cli import (
+    conversion_commands,
+    deployment_commands,
+    latency_commands,
+    search_commands,
 )
-from quadranas.cli.options import (
-    Budget,
-    Confidence,
-    ConfigFile,
-    Data,
-    DeviceName,
-    Inspect,
-    Json,
-    MaxMacs,
-    MaxParams,
-    Quiet,
-    Resume,
-    Run,
-    Seed,
-    SkipCorrupt,
-    Subject,
-    TableFile,
-    Tolerance,
-    Val,
-    Weights,
-    given,
-)
-from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.cli.console import INTERRUPTED, fail, say
+from quadranas.errors import QuadranasError
 
 app = typer.Typer(
     name="quadranas",
@@ -72,238 +41,9 @@ def _version(
         raise typer.Exit
 
 
-@app.command()
-def search(
-    device: Annotated[
-        str | None, typer.Option(help="cpu, vpu, gpu, or a YAML file of one's own.")
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help="Such as 30ms, 0.3s or 250us.")] = None,
-    space: Annotated[str | None, typer.Option(help="Default: quadranet-mobile.")] = None,
-    data: Data = None,
-    val: Val = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Run folder; default: a new one under runs/.")
-    ] = None,
-    resume: Resume = False,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    table: TableFile = None,
-    train_resolution: Annotated[
-        int | None, typer.Option("--train-resolution", help="Of the images, in pixels.")
-    ] = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
-    skip_corrupt: SkipCorrupt = None,
-    inspect: Inspect = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Find, train and test the best network under a latency budget."""
-    from quadranas.commands.search import search as run_search
-    from quadranas.reports.run_report import write_report
-    from quadranas.runs.config import SearchConfig, agrees, load_overrides, run_name
-    from quadranas.runs.run_folder import choose_folder
-
-    overrides = load_overrides(config, SearchConfig) | given(
-        device=device,
-        budget=budget,
-        space=space,
-        data=data,
-        val=val,
-        seed=seed,
-        table=str(table) if table else None,
-        train_resolution=train_resolution,
-        max_params=max_params,
-        max_macs=max_macs,
-        confidence=confidence,
-        tolerance=tolerance,
-        skip_corrupt=skip_corrupt,
-        inspect=inspect,
-    )
-    folder = output or choose_folder(
-        run_name(overrides),
-        (lambda path: agrees(SearchConfig, path, overrides)) if resume else None,
-    )
-    with reporting(quiet, "search", folder) as reporter:
-        result = run_search(overrides, folder, reporter, resume=resume, source="command line")
-        result["report"] = str(write_report(folder))
-    print_result(
-        result,
-        as_json,
-        f"{network_line(result)}\nrun {folder}, report {result['report']}\n"
-        f"next: quadranas export {shlex.quote(str(folder))} --format onnx",
-    )
-    _check_promise(result)
-
-
-@app.command()
-def derive(
-    run: Run,
-    device: DeviceName,
-    budget: Budget,
-    output: Annotated[
-        Path | None, typer.Option(help="New folder; default: RUN/derived/DEVICE-BUDGET.")
-    ] = None,
-    table: TableFile = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Decode a trained supernet again for any device and budget."""
-    from quadranas.commands.derive import derive as run_derive
-    from quadranas.latency.budget import parse_budget
-    from quadranas.latency.contract import Contract
-    from quadranas.latency.device import load_device
-
-    terms = given(confidence=confidence, tolerance=tolerance)
-    contract = Contract(budget_ms=parse_budget(budget), **terms)
-    opened = load_device(device)
-    folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
-    with reporting(quiet) as reporter:
-        result = run_derive(
-            run,
-            opened,
-            contract,
-            folder,
-            reporter,
-            max_params=max_params,
-            max_macs=max_macs,
-            table=table,
-            device_file=device,
-        )
-    print_result(
-        result,
-        as_json,
-        f"{network_line(result)}\nfolder {folder}\n"
-        f"next: quadranas train {shlex.quote(str(folder))}",
-    )
-    _check_promise(result)
-
-
-@app.command()
-def train(
-    subject: Subject,
-    data: Data = None,
-    val: Val = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder; default: a new one under runs/.")
-    ] = None,
-    resume: Resume = False,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    weights: Weights = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    skip_corrupt: SkipCorrupt = None,
-    inspect: Inspect = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Train a network: from its weights if it has any, else from scratch."""
-    from quadranas.commands.train import train as run_train
-    from quadranas.runs.config import TrainConfig, agrees, load_overrides
-    from quadranas.runs.run_folder import choose_folder
-    from quadranas.runs.subject import open_subject
-
-    overrides = load_overrides(config, TrainConfig) | given(
-        data=data,
-        val=val,
-        seed=seed,
-        epochs=epochs,
-        skip_corrupt=skip_corrupt,
-        inspect=inspect,
-    )
-    name = f"train-{Path(subject).absolute().name.removesuffix('.json')}"
-
-    def accept(path: Path) -> bool:
-        return path.name.rpartition("-")[0] == name and agrees(TrainConfig, path, overrides)
-
-    folder = output or choose_folder(name, accept if resume else None)
-    with reporting(quiet, "train", folder) as reporter:
-        opened = open_subject(subject, weights)
-        result = run_train(
-            opened, overrides, folder, reporter, resume=resume, source="command line"
-        )
-    print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
-
-
-@app.command("eval")
-def evaluate(
-    subject: Subject,
-    data: Data = None,
-    val: Val = None,
-    weights: Weights = None,
-    skip_corrupt: SkipCorrupt = None,
-    as_json: Json = False,
-) -> None:
-    """Accuracy of a trained network on the test images."""
-    from quadranas.commands.train import measure_accuracy
-    from quadranas.runs.subject import open_subject
-
-    overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
-    result = measure_accuracy(open_subject(subject, weights), overrides)
-    line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
-    print_result(result, as_json, line)
-
-
-@app.command()
-def report(run: Run, as_json: Json = False) -> None:
-    """Write a run's report: one self-contained HTML page."""
-    from quadranas.reports.run_report import write_report
-
-    path = write_report(run)
-    print_result({"run": str(run), "report": str(path)}, as_json, str(path))
-
-
-@app.command()
-def profile(
-    subject: Subject,
-    resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also predict the memory of training and inference.")
-    ] = False,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once, with --memory; default: 1.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Parameters and MACs of a model, per operation; with --memory, per layer."""
-    from quadranas.commands.profile import profile as run_profile
-    from quadranas.space.catalog import find_architecture
-
-    architecture = find_architecture(subject)
-    adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
-    if memory:
-        from quadranas.commands.profile_memory import profile_network_memory
-
-        result = profile_network_memory(adapted, batch or 1)
-        return print_json(result) if as_json else print_memory(result)
-    if batch is not None:
-        raise QuadranasError(
-            "--batch says how many images to predict the memory of", "Add --memory."
-        )
-    result = run_profile(adapted)
-    if as_json:
-        return print_json(result)
-    table = Table("block", "operation", "parameters", "MACs")
-    for layer in result["layers"]:
-        table.add_row(layer["block"], layer["op"], f"{layer['params']:,}", f"{layer['macs']:,}")
-    Console(highlight=False).print(table)
-    say(
-        f"{result['model']} at {result['resolution']} pixels: {result['params'] / 1e6:.2f} M "
-        f"parameters, {result['macs'] / 1e9:.3f} G MACs"
-    )
-
-
-for name, command in (
-    latency_commands.COMMANDS | conversion_commands.COMMANDS | deployment_commands.COMMANDS
-).items():
-    app.command(name)(command)
+for group in (search_commands, latency_commands, conversion_commands, deployment_commands):
+    for name, command in group.COMMANDS.items():
+        app.command(name)(command)
 
 
 def main() -> None:
@@ -333,13 +73,3 @@ def main() -> None:
 def _terminated(number: int, frame: FrameType | None) -> None:
     """Leave as after Ctrl-C: what is half written is removed on the way out."""
     sys.exit(128 + number)
-
-
-def _check_promise(result: dict[str, Any]) -> None:
-    """Leave with the exit code of a missed promise if a result is one; it has been printed."""
-    from quadranas.measurement.verification import missed_promise
-
-    missed = missed_promise(result)
-    if missed:
-        warn(f"promise missed: {missed}")
-        raise typer.Exit(PromiseMissedError.exit_code)

@@ -32,7 +32,7 @@ def fail(message: str, hint: str, code: int) -> NoReturn:
 def reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
     """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
     from quadranas.reporter import Reporter
-    from quadranas.runs.config import resume_command
+    from quadranas.runs.resume import resume_command
 
     try:
         with Reporter(quiet=quiet) as reporter:

@@ -105,7 +105,7 @@ def build_lut_command(
     from quadranas.commands.build_lut import build_lut
     from quadranas.latency.device import load_device
     from quadranas.measurement.timing import Plan
-    from quadranas.space.search_space import load_space
+    from quadranas.space.space_file import load_space
 
     settings = given(
         threads=threads,
@@ -159,7 +159,7 @@ def validate_lut_command(
     from quadranas.commands.validate_lut import validate_lut
     from quadranas.latency.device import load_device
     from quadranas.measurement.timing import Plan
-    from quadranas.space.search_space import load_space
+    from quadranas.space.space_file import load_space
 
     reach = given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
     with reporting(quiet) as reporter:

@@ -11,10 +11,11 @@ from quadranas.conversion.adaptation import Trained, adaptations, quadratic_para
 from quadranas.conversion.pretrained import WeightReport, load_pretrained
 from quadranas.conversion.selection import select_layers
 from quadranas.layers.replacement import changed
-from quadranas.network.skeleton import Network, count_network
+from quadranas.network.counting import count_network
+from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
-from quadranas.runs.run_folder import whole_folder
 from quadranas.runs.subject import Subject, inherited_config
+from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture
 
 

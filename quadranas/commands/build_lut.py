@@ -12,13 +12,8 @@ from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import FASTEST, RUNTIMES, Device
 from quadranas.latency.journal import Journal, read_identity
-from quadranas.latency.table import (
-    LatencyTable,
-    TableEntry,
-    TableHeader,
-    load_table,
-    table_paths,
-)
+from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
+from quadranas.latency.table_files import load_table, table_paths
 from quadranas.measurement.bench import Bench, as_measured, fastest_runtime, open_bench
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
@@ -28,7 +23,7 @@ from quadranas.measurement.lut_entries import (
 )
 from quadranas.measurement.timing import STATISTIC, TIMINGS, Plan
 from quadranas.reporter import Reporter
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
 
 CLASS_COUNTS = (10, 100, 1000)

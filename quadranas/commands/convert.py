@@ -17,10 +17,12 @@ from quadranas.conversion.selection import matching
 from quadranas.errors import QuadranasError
 from quadranas.files import read_text, write_atomically, write_json
 from quadranas.layers.replacement import quadratic_layers
-from quadranas.network.skeleton import Network, build_subnet, count_network, load_tensors
-from quadranas.network.weights import save_tensors
-from quadranas.runs.run_folder import RunFolder, whole_folder
+from quadranas.network.counting import count_network
+from quadranas.network.skeleton import Network, build_subnet
+from quadranas.network.weights import load_tensors, save_tensors
+from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.subject import Subject, open_test_images
+from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
 
 

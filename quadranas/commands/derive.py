@@ -6,27 +6,25 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from quadranas.data.preprocessing import load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.files import read_yaml
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device
-from quadranas.latency.table import build_command, load_table
+from quadranas.latency.table import build_command
+from quadranas.latency.table_files import find_priced, load_table
 from quadranas.measurement.verification import measure_network
-from quadranas.network.skeleton import build_subnet, load_tensors
-from quadranas.network.weights import save_tensors
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.config import resume_command
-from quadranas.runs.run_folder import RunFolder, whole_folder
-from quadranas.space.search_space import load_space, space_files
-from quadranas.strategies.derivation import (
-    decoding_limits,
-    derive_architecture,
-    describe,
-    find_priced,
-)
-from quadranas.strategies.exact import load_scores
+from quadranas.runs.resume import resume_command
+from quadranas.runs.run_folder import RunFolder
+from quadranas.runs.whole_folder import whole_folder
+from quadranas.space.space_file import load_space, space_files
+from quadranas.strategies.derivation import decoding_limits, derive_architecture, describe
+from quadranas.strategies.limits import feasibility
+from quadranas.strategies.scores import load_scores
 from quadranas.supernet.supernet import build_supernet
-from quadranas.training.evaluation import load_preprocessing
 
 NEEDED = (
     "config.yaml",
@@ -82,7 +80,7 @@ def derive(
     config = read_yaml(folder / "config.yaml", "configuration")
     command = build_command(_named(folder, config), device_file or device.name)
     priced = find_priced(space, device.name, _table(device, folder, table), command=command)
-    reporter.message(priced.feasibility(space, contract))
+    reporter.message(feasibility(space, priced, contract))
     scores = load_scores(folder / "gates.json", space)
     limits = decoding_limits(contract, priced.table, max_params=max_params, max_macs=max_macs)
     architecture = derive_architecture(space, scores, priced.table, limits, contract)

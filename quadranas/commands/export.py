@@ -46,10 +46,10 @@ from quadranas.errors import QuadranasError
 from quadranas.files import source_commit, write_atomically
 from quadranas.latency.table import LatencyTable
 from quadranas.measurement.bench import open_device
-from quadranas.network.skeleton import count_network
+from quadranas.network.counting import count_network
 from quadranas.reporter import Reporter
-from quadranas.runs.run_folder import restore_replaced, whole_folder
 from quadranas.runs.subject import Subject
+from quadranas.runs.whole_folder import restore_replaced, whole_folder
 from quadranas.space.architecture import Architecture
 
 NUM_IMAGES = 1000

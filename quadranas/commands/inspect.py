@@ -3,8 +3,6 @@
 The page is self-contained and a function of the run's files and the image.
 """
 
-from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,14 @@ import numpy as np
 import torch
 
 from quadranas.data.dataset import Triple
-from quadranas.data.folders import read_image
+from quadranas.data.decoding import read_image
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
-from quadranas.inspection.records import StepRecord, read_records
+from quadranas.inspection.records import read_records
 from quadranas.inspection.terms import TermView, view_terms
 from quadranas.layers.replacement import quadratic_layers
-from quadranas.reports.inspection_figures import inspection_section, plot_layer, plot_maps
-from quadranas.reports.page import figure, html_page, note
+from quadranas.reports.inspection_page import inspection_page
 from quadranas.runs.subject import Subject
-
-Terms = Mapping[str, tuple[TermView | None, TermView | None]]
 
 
 def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
@@ -53,13 +48,8 @@ def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
     forms = {name: layer.form for name, layer in quadratic_layers(network).items()}
     layers = [_layer(name, forms[name], *pair) for name, pair in terms.items()]
     records = read_records(subject.folder) if subject.folder else ()
-    sections = {
-        "Energy of the terms": _energies(layers),
-        "Terms on the image": _maps(pixels, terms),
-        "Over training": inspection_section(records) + _distributions(records),
-    }
     name = subject.folder.name if subject.folder else subject.architecture.name
-    page = html_page(f"{name} on {image.name}", sections)
+    page = inspection_page(f"{name} on {image.name}", pixels, terms, layers, records)
     # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
     write_atomically(output, page.encode("utf-8", "replace"))
     return {
@@ -91,60 +81,3 @@ def _layer(
         "second_order_energy": energies[1],
         "second_order_share": share,
     }
-
-
-def _energies(layers: list[dict[str, Any]]) -> str:
-    head = (
-        '<tr><th>layer</th><th>form</th><th class="n">first order</th>'
-        '<th class="n">second order</th><th class="n">share</th><th></th></tr>'
-    )
-    rows = ""
-    for layer in layers:
-        numbers = [layer["first_order_energy"], layer["second_order_energy"]]
-        cells = "".join(
-            f'<td class="n">{"none" if value is None else f"{value:.3g}"}</td>'
-            for value in numbers
-        )
-        share = layer["second_order_share"]
-        shown = "" if share is None else f"{100 * share:.1f} %"
-        bar = f'<div class="stack bar"><i style="width:{100 * (share or 0):.2f}%"></i></div>'
-        rows += (
-            f"<tr><td><code>{escape(layer['layer'])}</code></td><td>{escape(layer['form'])}</td>"
-            f'{cells}<td class="n">{shown}</td><td>{bar}</td></tr>'
-        )
-    return f'<div class="scroll"><table>{head}{rows}</table></div>' + note(
-        "Energy: mean square of a term over the layer's output for this image. Share: the "
-        "second-order term's of both."
-    )
-
-
-def _maps(pixels: np.ndarray, terms: Terms) -> str:
-    drawn = []
-    for name, pair in terms.items():
-        images = [
-            None if term is None or term.image is None else term.image.numpy() for term in pair
-        ]
-        if any(image is not None for image in images):
-            titles = ("first order", "second order")
-            drawing = plot_maps(name, pixels, dict(zip(titles, images, strict=True)))
-            drawn.append(figure(drawing, f"<code>{escape(name)}</code>"))
-    caption = (
-        "Mean absolute value of each term over the channels; every map has a scale of its own."
-    )
-    return note(caption) + f'<div class="pairs">{"".join(drawn)}</div>'
-
-
-def _distributions(records: tuple[StepRecord, ...]) -> str:
-    names = dict.fromkeys(name for record in records for name in record.layers)
-    if not names:
-        return ""
-    drawn = "".join(
-        f"<details><summary><code>{escape(name)}</code></summary>"
-        f"{plot_layer(name, records)}</details>"
-        for name in names
-    )
-    caption = (
-        "Per layer: medians, with bands from 5 to 95 %, for activations also from 25 to 75 % and "
-        "1 to 99 %. A red cross: not all values were finite."
-    )
-    return note(caption) + drawn

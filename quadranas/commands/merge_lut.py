@@ -7,8 +7,9 @@ from pathlib import Path
 from quadranas import __version__
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit
-from quadranas.latency.table import LatencyTable, TableEntry, TableHeader, load_table
-from quadranas.space.architecture import OpSpec
+from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
+from quadranas.latency.table_files import load_table
+from quadranas.space.operation import OpSpec
 
 SHARED = (
     *("device", "space", "space_digest", "method", "backend", "runtime", "precision"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quadranas.backends.interface import FileBackend
 from quadranas.backends.registry import BACKENDS
-from quadranas.data.folders import Pixels, read_image
+from quadranas.data.decoding import Pixels, read_image
 from quadranas.deployment.bundle import Bundle, open_bundle
 from quadranas.deployment.manifest import InputDescription, Manifest
 from quadranas.errors import QuadranasError

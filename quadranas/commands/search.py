@@ -8,22 +8,24 @@ import torch
 import yaml
 
 from quadranas import __version__
+from quadranas.data.preprocessing import Preprocessing
+from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.measurement.verification import measure_network
-from quadranas.network.skeleton import Network, build_subnet, load_weights
-from quadranas.network.weights import save_tensors
+from quadranas.network.skeleton import Network, build_subnet
+from quadranas.network.weights import load_weights, save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.config import SearchConfig, agreed
+from quadranas.runs.config import SearchConfig
+from quadranas.runs.resume import agreed
 from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture, describe
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.evaluation import Preprocessing, evaluate
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.problem import Problem, pose_problem
-from quadranas.training.steps import derived_seed
 from quadranas.training.supernet_phase import SupernetTraining
 
 COPIES_ON_DISK = 8

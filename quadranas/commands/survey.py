@@ -4,10 +4,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from quadranas.latency.device import load_device, shipped_devices
-from quadranas.latency.table import build_command, find_table, locate_table, table_paths
+from quadranas.latency.table import build_command
+from quadranas.latency.table_files import find_table, locate_table, table_paths
 from quadranas.space.cost import count_macs
-from quadranas.space.search_space import load_space, space_files
-from quadranas.strategies.exact import reachable_ms
+from quadranas.space.space_file import load_space, space_files
+from quadranas.strategies.limits import reachable_ms
 
 NEEDED = {name: name for name in ("onnxruntime", "openvino", "tvm", "torch", "executorch")}
 """The package of each runtime, all but `torch` an extra; a GPU is not found by its package."""

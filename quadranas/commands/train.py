@@ -6,25 +6,21 @@ from typing import Any
 
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
+from quadranas.data.preprocessing import Preprocessing
+from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
-from quadranas.files import validate_partial
-from quadranas.network.skeleton import build_subnet, count_network
+from quadranas.network.counting import count_network
+from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.config import (
-    TrainConfig,
-    agreed,
-    merged,
-    open_data,
-    resolve_config,
-    resume_command,
-)
+from quadranas.runs.config import TrainConfig, merged, open_data, resolve_config
+from quadranas.runs.resume import agreed, resume_command
 from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.runs.subject import Subject, for_classes, inherited_config, open_test_images
 from quadranas.space.architecture import load_architecture
-from quadranas.training.evaluation import Preprocessing, evaluate
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
+from quadranas.validation import validate_partial
 
 COPIES_ON_DISK = 8
 """Two checkpoints of weights and two moments each, the weights at the start and at the end."""

@@ -14,13 +14,14 @@ from quadranas.files import source_commit, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
-from quadranas.latency.table import LatencyTable, build_command, find_table, locate_table
+from quadranas.latency.table import LatencyTable, build_command
+from quadranas.latency.table_files import find_table, locate_table
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.lut_entries import calibration_networks
-from quadranas.measurement.probes import random_architectures
 from quadranas.measurement.timing import TIMINGS, Plan, Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
+from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 VALIDATION = ".validation"

@@ -12,12 +12,12 @@ from torch import nn
 
 from quadranas.conversion.selection import Select, select_layers
 from quadranas.errors import QuadranasError, unknown
-from quadranas.files import read_json, validate, write_json
+from quadranas.files import read_json, write_json
 from quadranas.layers.adapted import AdaptedLayer, adapted_layers
 from quadranas.layers.replacement import changed
-from quadranas.network.skeleton import load_weights
-from quadranas.network.weights import save_tensors
-from quadranas.space.architecture import Frozen, LayerChange
+from quadranas.network.weights import load_weights, save_tensors
+from quadranas.space.architecture import LayerChange
+from quadranas.validation import Frozen, validate
 
 Trained = Literal["all", "quadratic"]
 Model = TypeVar("Model", bound=nn.Module)

@@ -11,7 +11,7 @@ from torch import nn
 
 from quadranas.conversion.selection import Select, chosen_layers, obstacle, weight_layers
 from quadranas.errors import QuadranasError
-from quadranas.layers.algebra import find_form
+from quadranas.layers.forms import find_form
 from quadranas.layers.replacement import changed
 from quadranas.space.architecture import LayerChange
 
@@ -48,7 +48,7 @@ def convert(
     that the network holds in several places is replaced by one new layer in all of them.
 
     Args:
-        form: the neuron, a key of `quadranas.layers.algebra.FORMS`.
+        form: the neuron, a key of `quadranas.layers.forms.FORMS`.
         select: which layers: types; patterns of their paths as in a shell, in which `*` also
             passes dots (`features.*`); predicates of path and layer; or several of these, of
             which a layer has to meet one. All, if not given.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.extras import require_extra
 from quadranas.layers.replacement import quadratic_layers
-from quadranas.network.skeleton import load_published_tensors, load_tensors, published_name
-from quadranas.network.weights import read_tensors
+from quadranas.network.published import load_published_tensors, published_name
+from quadranas.network.weights import load_tensors, read_tensors
 
 TIMM = "timm:"
 

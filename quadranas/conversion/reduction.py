@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Conv
 
 from quadranas.errors import QuadranasError
-from quadranas.layers.algebra import Convolution
+from quadranas.layers.first_order import Convolution
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import changed, find_layer, put_layer
 from quadranas.space.architecture import LayerChange

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from quadranas.space.architecture import Frozen
+from quadranas.validation import Frozen
 
 RAND_AUGMENT_GROUP = 16
 """Images that share their RandAugment operations: kornia draws them once per call, for all images

@@ -4,20 +4,23 @@ Shapes: N images of a split, B of a batch, R the resolution. Pixels are stored a
 uint8 and handed out as (B, 3, R, R), which makes a batch channels_last without a copy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from statistics import median_low
-from typing import TypeAlias, final
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from quadranas.data.folders import CorruptImageError, ImageFiles, find_splits, fit
+from quadranas.data.decoding import CorruptImageError
+from quadranas.data.digits import load_digits
+from quadranas.data.folders import ImageFiles, find_splits
+from quadranas.data.image_set import ImageSet, picker
+from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
@@ -26,45 +29,11 @@ MEMORY_LIMIT_BYTES = 512 * 2**20
 MIN_TRAINING_IMAGES = 2
 """Of every class, so that both halves of the training split have one."""
 
-TEST_SHARE = 5
-"""One image in so many is held out where the data come without a test split."""
 
 NUM_IMAGES_FOR_STATISTICS = 2000
 NUM_IMAGES_FOR_NATIVE_SIDE = 200
 
 Triple: TypeAlias = tuple[float, float, float]
-
-
-@final
-class ImageSet:
-    """The images of one split and their labels, shape (N,), int64.
-
-    Args:
-        labels: one class index per image.
-        pick: the images at some indices, uint8 (B, R, R, 3).
-        at_first_use: whether to pick all images at the first batch, and keep them.
-    """
-
-    def __init__(
-        self, labels: Tensor, pick: Callable[[Tensor], Tensor], *, at_first_use: bool = False
-    ) -> None:
-        self.labels = labels
-        self._pick = pick
-        self._at_first_use = at_first_use
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """The images at some indices, uint8 (B, 3, R, R), channels_last.
-
-        Raises:
-            QuadranasError: an image decoded only now turns out to be corrupt.
-        """
-        if self._at_first_use:
-            self._pick = _picker(self._pick(torch.arange(len(self))))
-            self._at_first_use = False
-        return self._pick(indices.cpu()).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +100,7 @@ def load_dataset(
                 "Name the training images with --data.",
             )
         name, class_names = "digits", tuple("0123456789")
-        train, test = _load_digits(resolution, seed)
+        train, test = load_digits(resolution, seed)
     else:
         name = Path(data).resolve().stem
         train_files, test_files = _split_files(Path(data), val, seed)
@@ -174,80 +143,18 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
     labels = torch.tensor(files.labels, dtype=torch.int64)  # also where there are none
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
     sides: list[int] = []
-    for index in _evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
+    for index in evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
         with suppress(CorruptImageError):
             sides.append(min(files.size(index)))
     # Where every header is corrupt, the first image says so by raising once more.
     return median_low(sides) if sides else min(files.size(0))
 
 
-def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint halves, for the weights and for the architecture steps, alike in every class.
-
-    An odd image goes to the first half in every other class, to the second half in the rest.
-
-    Returns: indices into `labels`, sorted.
-    """
-    return _split(labels, seed, lambda size, position: (size + 1 - position % 2) // 2)
-
-
-def epoch_batches(indices: Tensor, batch_size: int, *, seed: int) -> list[Tensor]:
-    """The indices in random order, in batches; a short last one only where it is the only one."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = indices[torch.randperm(len(indices), generator=generator)]
-    starts = range(0, len(shuffled), batch_size)
-    batches = [shuffled[start : start + batch_size] for start in starts]
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
-
-
-def _split(
-    labels: Tensor, seed: int, first_size: Callable[[int, int], int]
-) -> tuple[Tensor, Tensor]:
-    """Shuffle every class and cut it at `first_size(number of images, position of the class)`."""
-    generator = torch.Generator().manual_seed(seed)
-    first, second = [], []
-    for position, label in enumerate(sorted(set(labels.tolist()))):
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        cut = first_size(len(members), position)
-        first.append(members[:cut])
-        second.append(members[cut:])
-    return torch.cat(first).sort().values, torch.cat(second).sort().values
-
-
-def _hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and test indices; every class gives at least one image to the test."""
-    return _split(labels, seed, lambda size, _: size - max(1, round(size / TEST_SHARE)))
-
-
-def _evenly_spaced(total: int, at_most: int) -> Tensor:
-    return torch.linspace(0, total - 1, min(total, at_most)).long()
-
-
-def _picker(pixels: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda indices: pixels.index_select(0, indices)
-
-
-def _load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Training and test split of the 1797 digits of 8 x 8 pixels, grey values 0 to 16."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(g), resolution) for g in grey]))
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    first, second = _hold_out(labels, seed)
-    return (
-        ImageSet(labels[first], _picker(pixels[first])),
-        ImageSet(labels[second], _picker(pixels[second])),
-    )
-
-
 def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFiles, ImageFiles]:
     """The files of the training and of the test split, with the same classes."""
     train, test = find_splits(data, val)
     if test is None:
-        first, second = _hold_out(torch.tensor(train.labels), seed)
+        first, second = hold_out(torch.tensor(train.labels), seed)
         return train.select(first.tolist()), train.select(second.tolist())
     here, there = set(train.class_names), set(test.class_names)
     if here != there:
@@ -276,7 +183,7 @@ def _read_split(
     labels = torch.tensor(kept.labels, dtype=torch.int64)
     if pixels is not None:
         decoded = torch.from_numpy(pixels[good] if num_skipped else pixels)
-        return ImageSet(labels, _picker(decoded)), num_skipped
+        return ImageSet(labels, picker(decoded)), num_skipped
 
     def decode(indices: Tensor) -> Tensor:
         pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
@@ -289,7 +196,7 @@ def _read_split(
 def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
     """Mean and standard deviation per channel over evenly spaced images."""
     sums, squares, num_pixels = torch.zeros(3).double(), torch.zeros(3).double(), 0
-    for indices in _evenly_spaced(len(images), NUM_IMAGES_FOR_STATISTICS).split(64):
+    for indices in evenly_spaced(len(images), NUM_IMAGES_FOR_STATISTICS).split(64):
         pixels = images.batch(indices).double() / 255
         sums += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))

@@ -8,17 +8,14 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias, TypeVar, final
 from weakref import finalize
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from quadranas.data.decoding import CorruptImageError, Pixels, fit, image_extensions, image_formats
 from quadranas.errors import QuadranasError
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -34,23 +31,15 @@ to 3.5 s on two (Python 3.11, Pillow 13.0, two cores, November 2026)."""
 NUM_THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 16
 MAX_FOLDER_DEPTH = 6
-COMMON_FORMATS = ("JPEG", "PNG")
 
-NOT_PICTURES = ("EPS", "WMF", "HDF5", "MPEG", "GRIB", "BUFR")
-"""Formats Pillow only recognises, or hands to another programme (EPS to Ghostscript)."""
 
 LAYOUT = (
     "Accepted: a folder or a zip with train/ and test/ or val/, each holding one folder of images "
     "per class; or with one folder of images per class alone."
 )
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 _Tree: TypeAlias = "dict[str, _Tree | str]"
-
-
-class CorruptImageError(QuadranasError):
-    """An image that cannot be decoded; caught where corrupt images are left out."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,7 @@ class ImageFiles:
         try:
             with (
                 self.source.open(member, whole) as file,
-                Image.open(file, formats=_formats()) as image,
+                Image.open(file, formats=image_formats()) as image,
             ):
                 width, height = image.size
                 result = use(image)
@@ -190,56 +179,6 @@ def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFi
             f"--data {data} has {', '.join(splits)} without class folders", LAYOUT
         )
     return _list_files(source, tree, f"--data {data}"), None
-
-
-def fit(image: Image.Image, resolution: int) -> Pixels:
-    """Turn upright, resize the shorter side to the resolution and crop the centre, (R, R, 3).
-
-    Transparent parts are laid on white; 16 bits are scaled to 8.
-
-    Raises:
-        ValueError: floating-point pixels.
-    """
-    image.load()
-    # A damaged EXIF block is no reason to refuse sound pixels; they stay as they are stored.
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    image = _on_white(image)
-    if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def read_image(path: Path, resolution: int, hint: str = "") -> Pixels:
-    """One image file as `fit` makes it, (R, R, 3).
-
-    Raises:
-        QuadranasError: naming the file, if it cannot be read or decoded; with the hint.
-    """
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            return fit(image, resolution)
-    except Exception as error:  # Pillow's decoders raise many kinds on a broken file
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image Pillow can read"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise QuadranasError(f"cannot read image {path}: {reason}", hint) from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The image in RGB, 8 bits, its transparent parts laid on white."""
-    if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255 instead of scaling them
-        grey = np.asarray(image).clip(0, 65535)
-        grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
-        return Image.fromarray((grey // 256).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its floating-point pixels have no known range; store 8 or 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
@@ -314,7 +253,7 @@ def _open_folder(path: Path) -> Source:
                     continue
                 if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
                     tree[entry.name] = list_folder(folder / entry.name, depth + 1)
-                elif entry.is_file() and entry.name.lower().endswith(_extensions()):
+                elif entry.is_file() and entry.name.lower().endswith(image_extensions()):
                     tree[entry.name] = (folder / entry.name).relative_to(path).as_posix()
         return tree
 
@@ -335,7 +274,7 @@ def _open_zip(path: Path) -> Source:
         for part in parts if info.is_dir() else parts[:-1]:
             inner = folder.setdefault(part, {})
             folder = inner if isinstance(inner, dict) else {}
-        if not info.is_dir() and info.filename.lower().endswith(_extensions()):
+        if not info.is_dir() and info.filename.lower().endswith(image_extensions()):
             folder.setdefault(parts[-1], info.filename)
 
     def open_member(member: str, whole: bool) -> IO[bytes]:
@@ -350,17 +289,3 @@ def _open_zip(path: Path) -> Source:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
-
-
-@cache
-def _extensions() -> tuple[str, ...]:
-    known = Image.registered_extensions().items()
-    return tuple(extension for extension, name in known if name in _formats())
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats Pillow decodes by itself, in the order to try them."""
-    Image.init()
-    others = [name for name in Image.OPEN if name not in NOT_PICTURES + COMMON_FORMATS]
-    return (*COMMON_FORMATS, *others)

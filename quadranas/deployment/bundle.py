@@ -6,7 +6,8 @@ from pathlib import Path
 
 from quadranas.deployment.manifest import FORMAT_VERSION, Manifest
 from quadranas.errors import QuadranasError
-from quadranas.files import read_json, validate, write_json
+from quadranas.files import read_json, write_json
+from quadranas.validation import validate
 
 MANIFEST = "manifest.json"
 CARD = "model-card.md"

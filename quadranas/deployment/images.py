@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from quadranas.data.augmentation import AugmentConfig, Augmenter
-from quadranas.data.dataset import Dataset, ImageSet, Triple
+from quadranas.data.dataset import Dataset, Triple
+from quadranas.data.image_set import ImageSet
+from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import open_data
 from quadranas.runs.subject import Subject, open_test_images
-from quadranas.training.evaluation import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from quadranas.deployment.manifest import Latency, LatencyNote
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
-from quadranas.latency.table import LatencyTable, load_table, table_paths
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import load_table, table_paths
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PositiveFloat, model_validator
 
 from quadranas.latency.device import Device
-from quadranas.space.architecture import MAX_RESOLUTION, Architecture, Frozen
+from quadranas.space.architecture import Architecture
+from quadranas.space.operation import MAX_RESOLUTION
+from quadranas.validation import Frozen
 
 FORMAT_VERSION = 1
 

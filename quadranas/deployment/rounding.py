@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quadranas.deployment.manifest import BranchRange
 from quadranas.layers import algebra
+from quadranas.layers.first_order import FirstOrderMap
 from quadranas.layers.quadratic import QuadraticLayer, QuadraticLinear
 
 Images = Sequence[NDArray[np.float32]]
@@ -177,7 +178,7 @@ def _owner(network: nn.Module, layer: str) -> str:
 class _RoundedMap:
     """A layer's first-order map that rounds its result."""
 
-    def __init__(self, operator: algebra.FirstOrderMap) -> None:
+    def __init__(self, operator: FirstOrderMap) -> None:
         self.operator = operator
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

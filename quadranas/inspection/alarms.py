@@ -20,7 +20,7 @@ both factors are of size 64, peaks of four times that multiply to 2^16, and floa
 VANISHING_RATIO = 2.0**-10
 """The same ratio, below which it vanishes.
 
-The unit initialisation begins at 1/4 (`algebra.QUADRATIC_SHARE`). At a 250th of that, a step
+The unit initialisation begins at 1/4 (`forms.QUADRATIC_SHARE`). At a 250th of that, a step
 of the factors is a thousandth of the linear branch's: the layer trains as a linear one.
 """
 

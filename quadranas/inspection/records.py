@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, FiniteFloat, ValidationError
 
 from quadranas.files import read_text
-from quadranas.space.architecture import Frozen
+from quadranas.validation import Frozen
 
 RECORDS_FILE = "inspection.jsonl"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

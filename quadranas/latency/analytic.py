@@ -8,8 +8,8 @@ unless the runtime lets tensors share memory. Sigmoids may cost a device extra.
 """
 
 from quadranas.latency.device import AnalyticModel
-from quadranas.space.architecture import OpSpec
 from quadranas.space.cost import Primitive, primitives
+from quadranas.space.operation import OpSpec
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Per element, by a device's precision."""

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
 from scipy import stats
 
-from quadranas.space.architecture import Frozen
+from quadranas.validation import Frozen
 
 
 class NetworkLatency(Frozen):

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from quadranas.errors import unknown
-from quadranas.files import read_yaml, validate
-from quadranas.space.architecture import Frozen
+from quadranas.files import read_yaml
+from quadranas.validation import Frozen, validate
 
 DEVICES = Path(__file__).parent / "devices"
 

@@ -12,7 +12,7 @@ from quadranas.layers.quadranet import (
     PatchStem,
     QuadraticDepthwise,
 )
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 
 
 class OpFactory(Protocol):

@@ -37,7 +37,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from quadranas.layers.algebra import Branch, Convolution, FirstOrderMap
+from quadranas.layers.algebra import Branch
+from quadranas.layers.first_order import Convolution, FirstOrderMap
 from quadranas.layers.fused_depthwise_ops import quadratic_depthwise
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None

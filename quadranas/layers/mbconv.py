@@ -6,8 +6,8 @@ Layout: B, C, H, W.
 
 from torch import Tensor, nn
 
-from quadranas.space.architecture import OpSpec
 from quadranas.space.cost import has_residual
+from quadranas.space.operation import OpSpec
 
 
 def _conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 
 NORM_EPS = 1e-6
 

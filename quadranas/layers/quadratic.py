@@ -1,7 +1,7 @@
 """Quadratic layers: linear maps and convolutions of second-order neurons.
 
 Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), Table 1 and Sec. 3; QuadraNet, Xu et
-al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. `algebra.FORMS` lists the neurons.
+al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. `forms.FORMS` lists the neurons.
 Layout: B, C, then one to three axes of space.
 """
 
@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.errors import QuadranasError
 from quadranas.layers import algebra, fused_depthwise
+from quadranas.layers.first_order import Convolution, FirstOrderMap, LinearMap
+from quadranas.layers.forms import FACTORISED, FORMS, find_form
 
 Init = Literal["unit", "torch"]
 Size = int | tuple[int, ...]
@@ -35,7 +37,7 @@ class QuadraticLayer(nn.Module):
     def __init__(
         self,
         form: str,
-        operator: algebra.FirstOrderMap,
+        operator: FirstOrderMap,
         make_branch: Callable[[], nn.Module],
         make_norm: Callable[[], BatchNorm] | None,
         *,
@@ -48,7 +50,7 @@ class QuadraticLayer(nn.Module):
         super().__init__()
         self.form, self.operator, self.fan_in = form, operator, fan_in
         self.memory_efficient = memory_efficient
-        known = algebra.find_form(form)
+        known = find_form(form)
         if init not in ("unit", "torch"):
             raise QuadranasError(f"unknown init {init!r}; accepted: torch, unit")
         for name in known.branches:
@@ -65,11 +67,11 @@ class QuadraticLayer(nn.Module):
         """Draw weights with which inputs of unit variance give outputs of unit variance.
 
         Normal weights, zero biases. Where a linear term stands beside the second-order one, the
-        latter begins small (`algebra.QUADRATIC_SHARE`), which keeps the variance over 50 such
+        latter begins small (`forms.QUADRATIC_SHARE`), which keeps the variance over 50 such
         layers in a row. Purely second-order neurons cannot keep it in a row whatever their
         weights, because every layer squares a sample's deviation: put a LayerNorm between them.
         """
-        normed, gains = len(self.norms) > 0, algebra.FORMS[self.form].gains
+        normed, gains = len(self.norms) > 0, FORMS[self.form].gains
         # A sum of squares: E[x^4] = 3 for a normal input
         fan_in = self.fan_in * (3 if self.form == "input_square" else 1)
         for (name, branch), gain in zip(self.branches.items(), gains, strict=False):
@@ -78,13 +80,13 @@ class QuadraticLayer(nn.Module):
                 nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
             if normed:
                 nn.init.constant_(self.norms[name].weight, gain**0.5)  # type: ignore[arg-type]
-        if algebra.FORMS[self.form].matrix:
+        if FORMS[self.form].matrix:
             nn.init.normal_(self.matrix, std=gains[-1] ** 0.5 / self.fan_in)
 
     @property
     def branches(self) -> dict[str, nn.Module]:
         """The first-order branches by name."""
-        return {name: self.get_submodule(name) for name in algebra.FORMS[self.form].branches}
+        return {name: self.get_submodule(name) for name in FORMS[self.form].branches}
 
     @property
     def second_order(self) -> bool:
@@ -95,7 +97,7 @@ class QuadraticLayer(nn.Module):
         """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size')."""
         x, branches = self._cast(x)
         norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
-        known = algebra.FORMS[self.form]
+        known = FORMS[self.form]
         if not known.branches:
             return self._matrix_term(x)
         frugal = (
@@ -105,7 +107,7 @@ class QuadraticLayer(nn.Module):
             and not torch.compiler.is_exporting()
             and not (norms and torch.compiler.is_compiling())
         )
-        run = algebra.recomputed if frugal and self.form in algebra.FACTORISED else algebra.direct
+        run = algebra.recomputed if frugal and self.form in FACTORISED else algebra.direct
         call = (self.form, self.operator, x, branches, norms)
         if self.memory_efficient and fused_depthwise.runs_fused(*call):
             run = fused_depthwise.fused
@@ -148,7 +150,7 @@ class QuadraticLinear(QuadraticLayer):
 
     Args:
         bias: a bias in every branch.
-        form: the neuron, a key of `algebra.FORMS`.
+        form: the neuron, a key of `forms.FORMS`.
         norm: BatchNorm on the output of every branch.
         init: `unit` keeps the variance (`init_unit_variance`); `torch` takes the branches as
             PyTorch initialises them.
@@ -174,7 +176,7 @@ class QuadraticLinear(QuadraticLayer):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
             form,
-            algebra.LinearMap(),
+            LinearMap(),
             lambda: nn.Linear(in_features, out_features, bias, **factory),
             (lambda: nn.BatchNorm1d(out_features, **factory)) if norm else None,
             num_outputs=out_features,
@@ -226,7 +228,7 @@ class _QuadraticConv(QuadraticLayer):
             )
         )  # fmt: skip
         margin = self._margin(padding, kernel, step, spread)
-        operator = algebra.Convolution(
+        operator = Convolution(
             kernel_size=kernel, stride=step, padding=margin, dilation=spread, groups=groups
         )
         channels = (in_channels, out_channels)

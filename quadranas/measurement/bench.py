@@ -16,16 +16,12 @@ from quadranas.latency.device import Device
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.table import Measurement, TableHeader, build_command
-from quadranas.measurement.probes import (
-    REFERENCE_OP,
-    chain_probe,
-    network_probe,
-    null_probe,
-    random_architectures,
-)
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe, null_probe
 from quadranas.measurement.timing import REFERENCE, Plan, Timings, time_programs
 from quadranas.reporter import Reporter
-from quadranas.space.architecture import Architecture, OpSpec
+from quadranas.space.architecture import Architecture
+from quadranas.space.operation import OpSpec
+from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 NULL = "null"

@@ -19,11 +19,13 @@ from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
 from quadranas.measurement.bench import NULL, Bench, Job, chain_job, network_job
-from quadranas.measurement.probes import keeps_shape, random_architectures
+from quadranas.measurement.probes import keeps_shape
 from quadranas.measurement.timing import Plan, Timings
 from quadranas.reporter import Reporter
-from quadranas.space.architecture import Architecture, OpSpec
+from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs
+from quadranas.space.operation import OpSpec
+from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 COPIES = 8

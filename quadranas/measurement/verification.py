@@ -8,11 +8,11 @@ from torch import nn
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal
+from quadranas.latency.table_files import PricedTable
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
-from quadranas.strategies.derivation import PricedTable
 
 PLAN = Plan(round_s=0.25)
 """Ten seconds at least, however small the network."""

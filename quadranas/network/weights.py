@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
@@ -49,3 +49,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         raise QuadranasError(f"cannot read weights {path}: expected named tensors")
     return dict(items)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill a network from a safetensors file that `quadranas` wrote, in place.
+
+    Raises:
+        QuadranasError: unreadable, or tensors missing, left over, or of another shape.
+    """
+    load_tensors(model, read_tensors(Path(path)), str(path))
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill a network from named tensors, all of them or none.
+
+    Raises:
+        QuadranasError: names the first tensor that does not fit.
+    """
+    wanted = model.state_dict()
+    for name in (*wanted, *tensors):
+        if name not in tensors or name not in wanted:
+            state = "lacks" if name not in tensors else "has the unexpected"
+            raise QuadranasError(
+                f"{source} does not fit this network: it {state} tensor {name!r}",
+                "Use the weights that were trained for this architecture.",
+            )
+        if tensors[name].shape != wanted[name].shape:
+            raise QuadranasError(
+                f"{source} does not fit this network: {name!r} has shape "
+                f"{tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}",
+                "Check the number of classes and the architecture.",
+            )
+    model.load_state_dict(dict(tensors))

@@ -11,16 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from quadranas.reports.page import BLUE, GREY, INK, ORANGE, PALE, RED, SOFT, plot
-from quadranas.reports.run_view import (
-    EXPANDING,
-    SEARCHED,
-    TIMES,
-    BlockView,
-    Epoch,
-    fixed_ms,
-    op_label,
-)
-from quadranas.space.architecture import OpSpec
+from quadranas.reports.run_view import EXPANDING, SEARCHED, TIMES, BlockView, fixed_ms, op_label
+from quadranas.runs.records import Epoch
+from quadranas.space.operation import OpSpec
 
 PARTS = {
     "patch_stem": ("stem", "#7d8590"),

@@ -37,7 +37,7 @@ from quadranas.reports.run_view import (
 )
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import Slot
-from quadranas.strategies.exact import MIN_USE, reachable_ms
+from quadranas.strategies.limits import MIN_USE, reachable_ms
 
 
 def write_report(run: Path) -> Path:

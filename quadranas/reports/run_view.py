@@ -9,19 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_json, read_text, read_yaml, validate
+from quadranas.files import read_json, read_text, read_yaml
 from quadranas.inspection.records import RECORDS_FILE, StepRecord, read_records
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.table import LatencyTable, load_table
-from quadranas.space.architecture import Architecture, OpSpec, load_architecture
-from quadranas.space.search_space import SearchSpace, load_space
-from quadranas.strategies.exact import GateScores, Limits, decode, load_scores, reachable_ms
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import load_table
+from quadranas.runs.records import Epoch, Result
+from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.space.operation import OpSpec
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space
+from quadranas.strategies.exact import decode
+from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.strategies.scores import GateScores, load_scores
+from quadranas.validation import validate
 
 RUN_FILES = (
     "config.yaml",
@@ -38,36 +44,6 @@ SEARCHED = ("quadratic_depthwise", "feed_forward", "mbconv")
 EXPANDING = ("feed_forward", "mbconv")
 TIMES = "\N{MULTIPLICATION SIGN}"
 Content = TypeVar("Content")
-
-
-class Epoch(BaseModel):
-    """One line of `metrics.jsonl`; null is what a phase does not measure."""
-
-    phase: Literal["warmup", "search", "finetune", "train"]
-    epoch: int = Field(ge=1)
-    loss: float | None = None
-    accuracy: float | None = None
-    gate_loss: float | None = None
-    gate_accuracy: float | None = None
-    expected_ms: float | None = None
-    budget_ms: FiniteFloat | None = Field(default=None, gt=0)
-    entropy: float | None = None
-    skip_rate: float | None = None
-    latency_weight: float | None = None
-
-
-class Result(BaseModel):
-    """What is shown of `result.json`."""
-
-    device: str | None = None
-    budget_ms: FiniteFloat | None = Field(default=None, gt=0)
-    predicted_ms: FiniteFloat | None = None
-    measured_ms: FiniteFloat | None = None
-    accuracy: FiniteFloat | None = None
-    params: int | None = None
-    macs: int | None = None
-
-    model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """The configuration of a search or a training run: written resolved into every run folder."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,10 +9,9 @@ from pydantic import Field, PositiveFloat
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
 from quadranas.data.folders import find_splits
-from quadranas.errors import QuadranasError
-from quadranas.files import read_yaml, validate, validate_partial
+from quadranas.files import read_yaml
 from quadranas.latency.contract import DEFAULT_TOLERANCE
-from quadranas.space.architecture import Frozen
+from quadranas.validation import Frozen, validate, validate_partial
 
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
@@ -122,9 +120,6 @@ class TrainConfig(DataConfig):
 Config = TypeVar("Config", bound=DataConfig)
 
 
-VERBS: dict[type[DataConfig], str] = {SearchConfig: "search", TrainConfig: "train"}
-
-
 def load_overrides(path: Path | None, model: type[DataConfig]) -> dict[str, Any]:
     """A partial configuration from YAML.
 
@@ -136,73 +131,6 @@ def load_overrides(path: Path | None, model: type[DataConfig]) -> dict[str, Any]
     content = read_yaml(path, "configuration")
     validate_partial(model, content, path)
     return content
-
-
-def run_name(overrides: Mapping[str, Any]) -> str:
-    """What a search is called by default: space, device and budget, as far as they are given."""
-    parts = []
-    for key in ("space", "device", "budget"):
-        text = "".join(str(overrides.get(key) or "").split())
-        parts.append(Path(text).stem if text.endswith((".yaml", ".yml")) else text)
-    return "-".join(filter(None, parts))
-
-
-def agreed(
-    model: type[Config], output: Path, given: Mapping[str, Any], source: str | Path
-) -> dict[str, Any]:
-    """The configuration of a run that is to be continued, if nothing given contradicts it.
-
-    Raises:
-        QuadranasError: a contradiction, or the run of another verb.
-    """
-    path = output / "config.yaml"
-    stored = read_yaml(path, "configuration")
-    for other, verb in VERBS.items():
-        if other is not model and set(stored) == set(other.model_fields):
-            raise QuadranasError(
-                f"{output} is a run of `quadranas {verb}`, not of `quadranas {VERBS[model]}`",
-                f"Continue it with: {resume_command(verb, output)}",
-            )
-    there = validate(model, stored, path)
-    wanted = validate(model, merged(stored, given), source)
-    difference = _first_difference(there.model_dump(), wanted.model_dump())
-    if difference is not None:
-        key, old, new = difference
-        raise QuadranasError(
-            f"cannot resume {output}: {key} is {old!r} there, not {new!r}",
-            "Leave the option out, or start a new run with another --output.",
-        )
-    return stored
-
-
-def agrees(model: type[Config], output: Path, given: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a run that could be continued with what is given."""
-    try:
-        agreed(model, output, given, "command line")
-    except QuadranasError:
-        return False
-    return True
-
-
-def _first_difference(
-    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
-    """The first key path at which two nested mappings with the same keys differ, both values."""
-    for key, value in one.items():
-        if isinstance(value, Mapping):
-            found = _first_difference(value, other[key], f"{prefix}{key}.")
-            if found is not None:
-                return found
-        elif value != other[key]:
-            return f"{prefix}{key}", value, other[key]
-    return None
-
-
-def resume_command(verb: str, output: Path) -> str:
-    """The command that continues a run."""
-    folder = shlex.quote(str(output))
-    subject = f" {folder}" if verb == "train" else ""
-    return f"quadranas {verb}{subject} --resume --output {folder}"
 
 
 def count_classes(overrides: Mapping[str, Any]) -> int:

@@ -10,19 +10,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
 from quadranas.inspection.records import RECORDS_FILE, StepRecord
 from quadranas.reporter import Reporter
-from quadranas.training.evaluation import Preprocessing, load_preprocessing
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
 KEPT_CHECKPOINTS = 2
@@ -206,88 +206,6 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`: the sign that the run is finished."""
         write_json(self / "result.json", dict(result))
-
-
-def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:
-    """A folder under `runs/`: a new one, or the newest unfinished one that can be resumed.
-
-    Args:
-        name: of a new one; a number is added.
-        accept: when resuming: whether a run is one of those asked for.
-
-    Raises:
-        QuadranasError: there is nothing to resume.
-    """
-    runs = Path("runs")
-    if accept is None:
-        number = 1
-        while (runs / f"{name}-{number}").exists():
-            number += 1
-        return runs / f"{name}-{number}"
-    found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    unfinished = [p.parent for p in reversed(found) if not RunFolder(p.parent).is_finished]
-    chosen = next(filter(accept, unfinished), None)
-    if chosen is None:
-        others = ", ".join(str(path) for path in unfinished)
-        raise QuadranasError(
-            f"no unfinished run under {runs}/ agrees with what is given; "
-            f"unfinished: {others or 'none'}",
-            "Name the run with --output, or leave out --resume to start one.",
-        )
-    return chosen
-
-
-@contextmanager
-def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
-    """A new folder that appears whole when the context is left, or not at all.
-
-    Args:
-        replace: put it in the place of one with content.
-
-    Raises:
-        QuadranasError: it exists with content and is not to be replaced, or cannot be written.
-    """
-    restore_replaced(path)
-    if not (replace and path.is_dir()):
-        RunFolder(path).refuse_content()
-    path = path.resolve()
-    staging = path.with_name(f".{path.name}{TEMPORARY}")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-    try:
-        staging.mkdir(parents=True)
-        yield RunFolder(staging)
-        if replace and path.exists():
-            path.replace(old := _replaced(path))
-            staging.replace(path)
-            shutil.rmtree(old)
-        elif path.exists():
-            for item in staging.iterdir():
-                item.replace(path / item.name)
-        else:
-            staging.replace(path)
-    except OSError as error:
-        raise QuadranasError(
-            f"cannot write to the output {path}: {error.strerror or error}",
-            "Choose another --output.",
-        ) from error
-    finally:
-        restore_replaced(path)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _replaced(path: Path) -> Path:
-    """Where a folder lies while another takes its place."""
-    return path.with_name(f".{path.name}.old{TEMPORARY}")
-
-
-def restore_replaced(path: Path) -> None:
-    """Undo or finish a replacement in the middle of which a process was killed."""
-    path = path.resolve()
-    old = _replaced(path)
-    with suppress(OSError):  # what can neither be read nor moved is for others to complain about
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -10,13 +10,16 @@ from torch import nn
 
 from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.preprocessing import Preprocessing, load_preprocessing
+from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
 from quadranas.files import read_yaml
-from quadranas.network.skeleton import Network, build_subnet, load_weights
-from quadranas.runs.config import DataConfig, TrainConfig, open_data, resume_command
+from quadranas.network.skeleton import Network, build_subnet
+from quadranas.network.weights import load_weights
+from quadranas.runs.config import DataConfig, TrainConfig, open_data
+from quadranas.runs.resume import resume_command
 from quadranas.space.architecture import Architecture
 from quadranas.space.catalog import find_architecture
-from quadranas.training.evaluation import Preprocessing, evaluate, load_preprocessing
 
 
 @dataclass(frozen=True)

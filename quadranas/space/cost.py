@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from quadranas.errors import QuadranasError
-from quadranas.space.architecture import Architecture, OpSpec
+from quadranas.space.architecture import Architecture
+from quadranas.space.operation import OpSpec
 
 
 @dataclass(frozen=True, kw_only=True)

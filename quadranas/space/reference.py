@@ -4,13 +4,8 @@ Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Tables I and V.
 """
 
 from quadranas.errors import unknown
-from quadranas.space.architecture import (
-    Architecture,
-    Block,
-    OpSpec,
-    check_num_classes,
-    check_resolution,
-)
+from quadranas.space.architecture import Architecture, Block, check_num_classes, check_resolution
+from quadranas.space.operation import OpSpec
 
 DEPTHS = {"25": (2, 3, 18, 2), "36": (3, 3, 27, 3)}
 WIDTHS = {"quadranet25_t": 64, "quadranet25_b": 128, "quadranet36_t": 64, "quadranet36_s": 96}

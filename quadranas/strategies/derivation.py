@@ -1,60 +1,21 @@
 """From trained gates to an architecture, and to what a run folder says about it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
-from quadranas.latency.table import LatencyTable, find_table, locate_table
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import PricedTable
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import SearchSpace
-from quadranas.strategies.exact import (
-    MIN_USE,
-    BlockScores,
-    GateScores,
-    Limits,
-    check_budget,
-    decode,
-    reachable_ms,
-)
+from quadranas.strategies.exact import decode
+from quadranas.strategies.limits import MIN_USE, Limits, check_budget
+from quadranas.strategies.scores import BlockScores, GateScores
 
 CONFIDENT_USE = 0.97
 """The share to use of a budget that a confidence has tightened: the margin is in it already."""
-
-
-@dataclass(frozen=True)
-class PricedTable:
-    """A latency table and the file it came from."""
-
-    path: Path
-    table: LatencyTable
-
-    def feasibility(self, space: SearchSpace, contract: Contract) -> str:
-        """The line a search begins with: budget, reachable range, provenance."""
-        low, high = reachable_ms(space, self.table)
-        budget_ms = contract.decoding_ms(self.table)
-        tightened = ""
-        if contract.confidence is not None:
-            tightened = (
-                f", as {format_ms(budget_ms)} predicted for a confidence of "
-                f"{contract.confidence:.0%}"
-            )
-        return (
-            f"budget {format_ms(contract.budget_ms)} on {self.table.header.device}{tightened}; "
-            f"reachable with space {space.name}: {format_ms(low)} to {format_ms(high)}"
-            f"{', every network keeps it' if budget_ms >= high else ''}\n"
-            f"latency table {self.path}: {self.table.header.summary()}"
-        )
-
-
-def find_priced(
-    space: SearchSpace, device: str, path: Path | None, *, command: str
-) -> PricedTable:
-    """A device's table for a space, and where it lies; the arguments are those of `find_table`."""
-    found = locate_table(space.name, device, path, command=command)
-    return PricedTable(found, find_table(space, device, path, command=command))
 
 
 def decoding_limits(

@@ -5,29 +5,22 @@ choice is the optimum of an integer programme, solved by HiGHS, so that the budg
 """
 
 import ctypes
-import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_json, validate, write_json
-from quadranas.latency.budget import format_ms, parse_budget
 from quadranas.latency.table import LatencyTable
-from quadranas.space.architecture import Frozen, OpSpec
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
-
-MIN_USE = 0.9
-"""The share of the budget that a decoded network uses, where the space allows it."""
+from quadranas.space.operation import OpSpec
+from quadranas.space.search_space import SKIPPED, SearchSpace
+from quadranas.strategies.limits import Limits, check_budget, reachable_ms, too_tight
+from quadranas.strategies.scores import GateScores
 
 MAX_REPAIRS = 200
 SLOWEST_GAP = 1e-3
@@ -45,84 +38,6 @@ INFEASIBLE = 2
 Vector = npt.NDArray[np.float64]
 
 
-class BlockScores(Frozen):
-    """Log-probabilities of one block's gates.
-
-    Args:
-        keep, skip: of the depth gate; 0 and none for a block that is always there.
-        slots: per slot, per candidate.
-    """
-
-    keep: float = 0.0
-    skip: float | None = None
-    slots: tuple[tuple[float, ...], ...]
-
-
-class GateScores(Frozen):
-    """Log-probabilities of every gate of a trained supernet, and the space they belong to."""
-
-    space: str
-    space_digest: str
-    blocks: dict[str, BlockScores]
-
-    def save(self, path: Path) -> None:
-        """Write the scores as JSON."""
-        write_json(path, self.model_dump(mode="json"))
-
-    def log_probability(self, choices: Choices) -> float:
-        """Logarithm of the probability that the gates draw this architecture."""
-        total = 0.0
-        for name, block in self.blocks.items():
-            choice = choices[name]
-            if choice is SKIPPED:
-                assert block.skip is not None, name
-                total += block.skip
-            else:
-                picked = zip(block.slots, choice, strict=True)
-                total += block.keep + sum(scores[index] for scores, index in picked)
-        return total
-
-
-def load_scores(path: Path, space: SearchSpace) -> GateScores:
-    """Read gate scores.
-
-    Raises:
-        QuadranasError: unreadable, of another space, or not a number for every gate of it.
-    """
-    scores = validate(GateScores, read_json(path, "gate scores"), path)
-    if scores.space_digest != space.digest:
-        raise QuadranasError(
-            f"{path} belongs to space {scores.space!r}, not to {space.name!r} as it is now"
-        )
-    for name in dict.fromkeys([*(block.name for block in space.blocks), *scores.blocks]):
-        if not _fits(scores.blocks.get(name), space, name):
-            raise QuadranasError(f"{path}: blocks.{name}: not the gates of that block")
-    return scores
-
-
-def _fits(scores: BlockScores | None, space: SearchSpace, name: str) -> bool:
-    """Whether scores have a finite number for every gate of a block; fixed ones need none."""
-    block = next((block for block in space.blocks if block.name == name), None)
-    if block is None or scores is None:
-        return block is not None and block.is_fixed
-    numbers = [scores.keep, scores.skip or 0.0, *chain(*scores.slots)]
-    return (
-        [len(slot) for slot in scores.slots] == [len(slot.candidates) for slot in block.slots]
-        and (scores.skip is not None or not block.optional)
-        and all(map(math.isfinite, numbers))
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Upper bounds on a network; `min_use` is the share of the budget to use, if possible."""
-
-    budget_ms: float
-    max_params: int | None = None
-    max_macs: int | None = None
-    min_use: float = MIN_USE
-
-
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """A decoded architecture as choices, its log-probability and its predicted latency.
@@ -136,38 +51,6 @@ class Decoded:
     score: float
     latency_ms: float
     gap: float = 0.0
-
-
-def reachable_ms(space: SearchSpace, table: LatencyTable) -> tuple[float, float]:
-    """Predicted latency of the fastest and of the slowest network of a space."""
-    fastest, slowest = (space.extreme(table.op_ms, largest=largest) for largest in (False, True))
-    return table.predict_ms(fastest), table.predict_ms(slowest)
-
-
-def check_budget(space: SearchSpace, table: LatencyTable, budget_ms: float) -> None:
-    """Refuse a budget that no network of the space keeps.
-
-    Raises:
-        BudgetError: gives the reachable range and the nearest feasible budget.
-    """
-    low, high = reachable_ms(space, table)
-    if budget_ms < low:
-        raise BudgetError(
-            f"no network of space {space.name!r} keeps {format_ms(budget_ms)} on device "
-            f"{table.header.device!r}: reachable are {format_ms(low)} to {format_ms(high)}",
-            f"The nearest feasible budget is {_round_up(low)}; or choose a smaller space.",
-        )
-
-
-def _round_up(latency_ms: float) -> str:
-    """A budget with three digits that is not below a latency, as it would be typed."""
-    unit, factor = ("us", 1e3) if latency_ms < 1 else ("ms", 1.0)
-    value = latency_ms * factor
-    step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    steps = math.ceil(value / step)
-    while parse_budget(f"{steps * step:g}{unit}") < latency_ms:  # by a rounding error
-        steps += 1
-    return f"{steps * step:g}{unit}"
 
 
 def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits) -> Decoded:
@@ -189,28 +72,10 @@ def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: 
         return best
     slowest = programme.slowest_ms()
     if slowest is None:
-        raise _too_tight(space, limits)
+        raise too_tight(space, limits)
     best = programme.solve(programme.scores, limits.min_use * slowest)
     assert best is not None, "the slowest network is within the bounds"
     return best
-
-
-def _too_tight(space: SearchSpace, limits: Limits) -> BudgetError:
-    """The error for ceilings that no network within the budget is under."""
-    ceilings, options, least = [], [], []
-    for most, unit, option, count in (
-        (limits.max_params, "parameters", "--max-params", count_params),
-        (limits.max_macs, "MACs", "--max-macs", count_macs),
-    ):
-        if most is not None:
-            ceilings.append(f"{most:,} {unit}")
-            options.append(option)
-            least.append(f"{count(space.extreme(count, largest=False)):,} {unit}")
-    return BudgetError(
-        f"no network of space {space.name!r} keeps {format_ms(limits.budget_ms)} with at most "
-        f"{' and '.join(ceilings)}; the least, each by itself: {', '.join(least)}",
-        f"Raise {' or '.join(options)}.",
-    )
 
 
 class _Programme:

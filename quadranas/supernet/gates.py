@@ -10,22 +10,19 @@ to the last digits of float32; the latency term acts on the same candidates as t
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from quadranas.space.search_space import SearchSpace
-from quadranas.strategies.exact import BlockScores, GateScores
+from quadranas.strategies.scores import BlockScores, GateScores
 
 KEEP, SKIP = 0, 1
 """The candidates of a depth gate."""
 
 INIT_STD = 1e-3
-
-Path = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -175,90 +172,3 @@ class Gates(nn.Module):
                 slots = (tuple(rows.get((block.name, i), [0.0])) for i in range(len(block.slots)))
                 blocks[block.name] = BlockScores(keep=keep, skip=skip, slots=tuple(slots))
         return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
-
-
-@dataclass
-class Route:
-    """What one gate does in the current step, and what the backward pass found out.
-
-    Args:
-        inactive: candidates whose dL/dg is wanted besides the active one's.
-        recompute: run them in the backward pass from the gate's input (one-path memory) instead
-            of in the forward pass.
-        gradients: dL/dg per candidate, filled by the backward pass.
-    """
-
-    active: int = 0
-    inactive: tuple[int, ...] = ()
-    recompute: bool = False
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-
-
-def take(route: Route, paths: Sequence[Path], x: Tensor) -> Tensor:
-    """Run the active path; in an architecture step, measure dL/dg of the involved paths too.
-
-    The weights of all paths are expected to be frozen in an architecture step. Inactive paths
-    run without a graph.
-    """
-    output = paths[route.active](x)
-    if not route.inactive or not torch.is_grad_enabled():
-        return output
-    anchor = torch.zeros((), requires_grad=True)  # puts the output into the graph
-    with torch.no_grad():
-        if route.recompute:
-            return _joined(_RecomputingGate, anchor, output, x.detach(), paths, route)
-        others = [paths[index](x) for index in route.inactive]
-    return _joined(_StoringGate, anchor, output, route, *others)
-
-
-def _joined(gate: type[torch.autograd.Function], *args: Any) -> Tensor:
-    with torch.enable_grad():
-        joined: Tensor = gate.apply(*args)
-    return joined
-
-
-class _StoringGate(torch.autograd.Function):
-    """Passes the active output on; keeps all outputs and takes `<o_j, dL/dy>` in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, output: Tensor, route: Route, *others: Tensor) -> Tensor:
-        ctx.save_for_backward(output, *others)
-        ctx.route = route
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        route: Route = ctx.route
-        candidates = (route.active, *route.inactive)
-        for index, output in zip(candidates, ctx.saved_tensors, strict=True):
-            route.gradients[index] = _inner(output, grad)
-        return None, grad, None, *(None for _ in route.inactive)
-
-
-class _RecomputingGate(torch.autograd.Function):
-    """The same with the memory of one path: inactive paths run again in backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchor: Tensor, output: Tensor, x: Tensor, paths: Sequence[Path], route: Route
-    ) -> Tensor:
-        ctx.save_for_backward(output, x)
-        ctx.paths, ctx.route = paths, route
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        output, x = ctx.saved_tensors
-        route: Route = ctx.route
-        route.gradients[route.active] = _inner(output, grad)
-        for index in route.inactive:
-            with torch.no_grad():
-                route.gradients[index] = _inner(ctx.paths[index](x), grad)
-        return None, grad, None, None, None
-
-
-def _inner(output: Tensor, grad: Tensor) -> Tensor:
-    """`<output, grad>` over all elements, without a temporary in the channels_last layout."""
-    if output.ndim == 4:
-        output, grad = output.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-    return torch.dot(output.reshape(-1), grad.reshape(-1)).double()

@@ -11,10 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from quadranas.data.batch import Batch
 from quadranas.errors import QuadranasError
+from quadranas.network.modes import batch_norms, frozen, frozen_statistics
+from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.gates import SKIP, Sample
-from quadranas.supernet.supernet import Supernet, frozen
-from quadranas.training.steps import Batch, GateTrainer, batch_norms, frozen_statistics
+from quadranas.supernet.supernet import Supernet
 
 HINT = "The search would learn nothing from it. Check the operation's class, or the latency table."
 

@@ -1,7 +1,6 @@
 """The supernet: every candidate of a space, joined by gates."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,8 @@ from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
-from quadranas.supernet.gates import KEEP, Gates, Route, Sample, gate_infos, take
+from quadranas.supernet.gates import KEEP, Gates, Sample, gate_infos
+from quadranas.supernet.routes import Route, take
 
 
 class MixedOp(nn.Module):
@@ -157,15 +157,3 @@ def build_supernet(space: SearchSpace, *, seed: int) -> Supernet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Supernet(space, torch.Generator().manual_seed(seed))
-
-
-@contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A context in which parameters take no gradient."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

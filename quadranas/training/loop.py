@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from quadranas.errors import QuadranasError
 from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
+from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
-
-Metrics = dict[str, float | str | int | None]
+from quadranas.training.curves import open_curves, write_curves, write_histograms
 
 
 class Phase(Protocol):
@@ -68,7 +68,7 @@ def run_phase(
     folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
     saved_at = started_at = time.monotonic()
-    with _curves(folder, num_metrics) as writer:
+    with open_curves(folder, num_metrics) as writer:
         for number in range(first, phase.num_steps):
             sums.add(phase.step(number))
             done = number + 1
@@ -78,11 +78,11 @@ def run_phase(
                 metrics = {**phase.epoch_metrics(epoch), "step": done, **sums.take()}
                 folder.append_metrics(metrics)
                 num_metrics += 1
-                _write_curves(writer, metrics, num_metrics)
+                write_curves(writer, metrics, num_metrics)
                 record = phase.inspection()
                 if record is not None:
                     folder.append_inspection(record)
-                    _write_histograms(writer, record, num_metrics)
+                    write_histograms(writer, record, num_metrics)
                 pace = (time.monotonic() - started_at) / (done - first)
                 reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
                 for text in phase.alarms(metrics):
@@ -124,39 +124,3 @@ class _Means:
         means = {key: total / self.counts[key] for key, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
-
-
-def _curves(folder: RunFolder, num_metrics: int) -> Any:
-    """A TensorBoard writer that forgets the points after a checkpoint."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=num_metrics + 1)
-
-
-def _write_curves(writer: Any, metrics: Metrics, number: int) -> None:
-    for key, value in metrics.items():
-        if isinstance(value, float):
-            writer.add_scalar(f"{metrics['phase']}/{key}", value, number)
-
-
-def _write_histograms(writer: Any, record: StepRecord, number: int) -> None:
-    for name, layer in record.layers.items():
-        found = {f"weights/{part}": d for part, d in layer.weights.items()}
-        found |= {f"gradients/{part}": d for part, d in layer.gradients.items()}
-        if layer.activation is not None:
-            found["activations"] = layer.activation
-        for what, d in found.items():
-            finite = sum(d.counts)
-            if finite:
-                width = (d.high - d.low) / len(d.counts)
-                writer.add_histogram_raw(
-                    f"{name}/{what}",
-                    min=d.low,
-                    max=d.high,
-                    num=finite,
-                    sum=d.mean * finite,
-                    sum_squares=d.mean_square * finite,
-                    bucket_limits=[d.low + width * (bin + 1) for bin in range(len(d.counts))],
-                    bucket_counts=d.counts,
-                    global_step=number,
-                )

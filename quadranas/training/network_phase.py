@@ -7,20 +7,18 @@ from typing import Any
 import torch
 
 from quadranas.data.augmentation import Augmenter
-from quadranas.data.dataset import Dataset, epoch_batches
+from quadranas.data.batch import Batch
+from quadranas.data.dataset import Dataset
+from quadranas.data.splits import epoch_batches
 from quadranas.inspection.inspector import Inspector
 from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.skeleton import Network
 from quadranas.runs.config import WeightConfig
-from quadranas.training.loop import Metrics
-from quadranas.training.steps import (
-    Batch,
-    build_optimizer,
-    derived_seed,
-    learning_rate_at,
-    weight_step,
-)
+from quadranas.runs.records import Metrics
+from quadranas.seeds import derived_seed
+from quadranas.training.optimizers import build_optimizer, learning_rate_at
+from quadranas.training.steps import weight_step
 
 MAX_ALARMS = 5
 """Of one epoch, that are said one by one."""

@@ -7,11 +7,11 @@ from typing import Any
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
-from quadranas.files import validate_partial
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
+from quadranas.latency.table_files import PricedTable, find_priced
 from quadranas.reporter import Reporter
 from quadranas.runs.config import (
     DEFAULT_SPACE,
@@ -20,9 +20,11 @@ from quadranas.runs.config import (
     open_data,
     resolve_config,
 )
-from quadranas.space.search_space import SearchSpace, SpaceFile, build_space, load_space_file
-from quadranas.strategies.derivation import PricedTable, check_limits, decoding_limits, find_priced
-from quadranas.strategies.exact import Limits
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import SpaceFile, build_space, load_space_file
+from quadranas.strategies.derivation import check_limits, decoding_limits
+from quadranas.strategies.limits import Limits, feasibility
+from quadranas.validation import validate_partial
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def pose_problem(
         confidence=overrides.get("confidence"),
         tolerance=overrides.get("tolerance", DEFAULT_TOLERANCE),
     )
-    reporter.message(priced.feasibility(space, contract))
+    reporter.message(feasibility(space, priced, contract))
     limits = decoding_limits(
         contract,
         priced.table,

@@ -6,22 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadranas.data.dataset import epoch_batches, split_halves
-from quadranas.strategies.exact import reachable_ms
-from quadranas.supernet.objective import BudgetController, ExpectedLatency
+from quadranas.data.batch import Batch
+from quadranas.data.splits import epoch_batches, split_halves
+from quadranas.runs.records import Metrics
+from quadranas.seeds import derived_seed, generator_for
+from quadranas.strategies.limits import reachable_ms
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
-from quadranas.training.loop import Metrics
+from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.problem import Problem
-from quadranas.training.steps import (
-    Batch,
-    GateTrainer,
-    build_optimizer,
-    derived_seed,
-    generator_for,
-    learning_rate_at,
-    weight_step,
-)
+from quadranas.training.steps import weight_step
 
 COLLAPSED = 0.05
 """Entropy of the gates, 0 to 1, below which they no longer explore."""

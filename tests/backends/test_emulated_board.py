@@ -27,7 +27,7 @@ from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs.subject import Subject
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.backends.rpc_boards import boards, server
 
 Scrambler = Callable[..., nn.Module]

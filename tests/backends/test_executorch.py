@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quadranas.backends.interface import Conversion
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 from tests.measuring import board
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")

@@ -22,8 +22,9 @@ from quadranas.layers.quadranet import ChannelNorm, FeedForward
 from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.layers.replacement import changed
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.architecture import LayerChange, OpSpec
-from quadranas.space.search_space import load_space, space_files
+from quadranas.space.architecture import LayerChange
+from quadranas.space.operation import OpSpec
+from quadranas.space.space_file import load_space, space_files
 
 Scrambler = Callable[..., nn.Module]
 Case = tuple[nn.Module, tuple[int, ...]]

@@ -31,8 +31,8 @@ from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import build_op
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.architecture import OpSpec
-from quadranas.space.search_space import load_space, space_files
+from quadranas.space.operation import OpSpec
+from quadranas.space.space_file import load_space, space_files
 
 Scrambler = Callable[..., nn.Module]
 

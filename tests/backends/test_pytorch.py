@@ -17,7 +17,7 @@ from quadranas.backends.interface import Conversion
 from quadranas.backends.pytorch import PyTorchBackend
 from quadranas.errors import QuadranasError
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.measuring import board
 
 SHAPE = (1, 3, 8, 8)

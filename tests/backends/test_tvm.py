@@ -24,7 +24,7 @@ from quadranas.backends.tvm_reader import judge
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import OPS, build_op
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 from tests.backends.rpc_boards import boards, free_port, server, tracker
 
 Scrambler = Callable[..., nn.Module]

@@ -9,8 +9,9 @@ import yaml
 from quadranas.commands.build_lut import CLASS_COUNTS, build_lut
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.device import load_device
-from quadranas.latency.table import LatencyTable, find_table, load_table
-from quadranas.space.search_space import load_space
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table, load_table
+from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.latency.test_device import BOARD
 

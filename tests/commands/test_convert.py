@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from quadranas.files import read_json, read_yaml
 from quadranas.layers.replacement import quadratic_layers
-from quadranas.network.skeleton import build_subnet, load_weights
-from quadranas.space.architecture import Architecture, Block, OpSpec, load_architecture
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_weights
+from quadranas.space.architecture import Architecture, Block, load_architecture
+from quadranas.space.operation import OpSpec
 from tests.command_line import call, listing
 
 OPS: dict[str, list[dict[str, Any]]] = {

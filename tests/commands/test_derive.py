@@ -15,12 +15,15 @@ from quadranas.commands.derive import derive
 from quadranas.errors import QuadranasError
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
-from quadranas.latency.table import LatencyTable, find_table
-from quadranas.network.skeleton import build_subnet, load_weights
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_weights
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import load_architecture
-from quadranas.space.search_space import SearchSpace, load_space
-from quadranas.strategies.exact import MIN_USE
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space
+from quadranas.strategies.limits import MIN_USE
 from quadranas.supernet.supernet import build_supernet
 from tests.command_line import Server, call, listing
 

@@ -32,7 +32,7 @@ from quadranas.reporter import Reporter
 from quadranas.runs.subject import Subject, open_subject
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.command_line import Server, call, listing
 
 Scrambler = Callable[..., nn.Module]

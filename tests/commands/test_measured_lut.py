@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.commands.test_resume import until
 
 import quadranas
 from quadranas.commands.merge_lut import merge_lut
@@ -19,12 +18,14 @@ from quadranas.commands.validate_lut import fresh_networks
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit
 from quadranas.latency.host import usable_cores
-from quadranas.latency.table import LatencyTable, find_table, load_table
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table, load_table
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.timing import REFERENCES_PER_ROUND, STATISTIC, Plan
 from quadranas.space.architecture import load_architecture
-from quadranas.space.search_space import load_space, space_files
+from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing
+from tests.commands.test_resume import until
 
 BUILD = ("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime")
 TABLE = "table.json"

@@ -20,7 +20,7 @@ from quadranas.latency.device import Device, load_device
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.conftest import Counter
 from tests.onnx_files import write

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quadranas.backends.interface import Provenance
 from quadranas.commands.run import run_bundle
-from quadranas.data.folders import read_image
+from quadranas.data.decoding import read_image
 from quadranas.deployment.bundle import SCRIPT, checksums, open_bundle, write_manifest
 from quadranas.deployment.inference_script import CODE, inference_script
 from quadranas.deployment.manifest import FORMATS, Accuracy, FileFormat, InputDescription

@@ -14,20 +14,23 @@ from torch import Tensor
 from quadranas.commands.build_lut import build_lut
 from quadranas.commands.search import search
 from quadranas.data.augmentation import AugmentConfig, Augmenter
-from quadranas.data.dataset import Dataset, ImageSet, load_dataset
+from quadranas.data.dataset import Dataset, load_dataset
+from quadranas.data.image_set import ImageSet
+from quadranas.data.preprocessing import load_preprocessing
+from quadranas.data.task import evaluate
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.latency.device import load_device
-from quadranas.latency.table import load_table
-from quadranas.network.skeleton import build_subnet, load_weights
+from quadranas.latency.table_files import load_table
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_weights
 from quadranas.reporter import Reporter
 from quadranas.runs.config import open_data
+from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from quadranas.supernet.supernet import build_supernet
-from quadranas.training.evaluation import evaluate, load_preprocessing
-from quadranas.training.loop import Metrics
 from quadranas.training.problem import pose_problem
 from quadranas.training.steps import weight_step
 from quadranas.training.supernet_phase import SupernetTraining

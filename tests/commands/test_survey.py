@@ -8,10 +8,10 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.commands.survey import NEEDED, installed_runtimes, survey_devices, survey_spaces
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import RUNTIMES, load_device
-from quadranas.latency.table import find_table, load_table
+from quadranas.latency.table_files import find_table, load_table
 from quadranas.space.cost import count_macs
-from quadranas.space.search_space import load_space, space_files
-from quadranas.strategies.exact import reachable_ms
+from quadranas.space.space_file import load_space, space_files
+from quadranas.strategies.limits import reachable_ms
 
 
 def test_every_shipped_device_has_a_table_of_every_space() -> None:

@@ -29,8 +29,8 @@ from quadranas.latency.device import RUNTIMES, Device
 from quadranas.layers import build_op
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.architecture import OpSpec
-from quadranas.space.search_space import load_space, space_files
+from quadranas.space.operation import OpSpec
+from quadranas.space.space_file import load_space, space_files
 from tests.command_line import CHECKOUT
 from tests.measuring import board
 

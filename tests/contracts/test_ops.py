@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from quadranas.layers import OPS, build_op
-from quadranas.space.architecture import HEADS, OP_RULES, OpSpec
 from quadranas.space.cost import PRIMITIVES, count_macs, count_params, primitives
+from quadranas.space.operation import HEADS, OP_RULES, OpSpec
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 Scrambler = Callable[..., nn.Module]

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from quadranas.files import shipped
 from quadranas.layers import OPS, build_op
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.architecture import Architecture, OpSpec, load_architecture
+from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.cost import PRIMITIVES, count_macs, count_params
-from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, load_space, space_files
+from quadranas.space.operation import OpSpec
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
+from quadranas.space.space_file import load_space, space_files
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 

@@ -20,7 +20,7 @@ from quadranas.conversion import (
 from quadranas.errors import QuadranasError
 from quadranas.layers.adapted import adapted_layers
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.conftest import Scrambler
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)

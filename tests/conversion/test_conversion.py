@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from quadranas.conversion import convert, plan_conversion
 from quadranas.errors import QuadranasError
-from quadranas.layers.algebra import FORMS
+from quadranas.layers.forms import FORMS
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import quadratic_layers
 from tests.conversion.families import FAMILIES, RESOLUTION

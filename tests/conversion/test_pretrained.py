@@ -13,7 +13,8 @@ from quadranas.conversion import adapt, load_convnext, load_pretrained
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.skeleton import build_subnet
-from quadranas.space.architecture import Architecture, Block, OpSpec
+from quadranas.space.architecture import Architecture, Block
+from quadranas.space.operation import OpSpec
 
 WIDTHS = (8, 16)
 CLASSES = 5

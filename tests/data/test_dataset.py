@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from quadranas.data import dataset as data
-from quadranas.data import folders as image_files
-from quadranas.data.dataset import (
-    Dataset,
-    ImageSet,
-    epoch_batches,
-    load_dataset,
-    native_side,
-    split_halves,
-)
-from quadranas.data.folders import ImageFiles, Pixels
+from quadranas.data import dataset
+from quadranas.data.dataset import Dataset, load_dataset, native_side
+from quadranas.data.decoding import Pixels, fit
+from quadranas.data.folders import ImageFiles
+from quadranas.data.image_set import ImageSet
+from quadranas.data.splits import epoch_batches, split_halves
 from quadranas.errors import QuadranasError
 from tests.pictures import noise, write_classes, write_zip
 
@@ -149,13 +144,12 @@ def test_photos_are_upright_and_on_white(tmp_path: Path) -> None:
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one for each image decoded."""
     decoded: list[int] = []
-    fit = image_files.fit
 
     def fit_and_count(image: Image.Image, resolution: int) -> Pixels:
         decoded.append(1)
         return fit(image, resolution)
 
-    monkeypatch.setattr(image_files, "fit", fit_and_count)
+    monkeypatch.setattr("quadranas.data.folders.fit", fit_and_count)
     return decoded
 
 
@@ -181,7 +175,7 @@ def test_beyond_the_memory_limit_images_are_decoded_on_demand(
     path = write_classes(tmp_path / "a", count=20)
     path = write_zip(tmp_path / "a.zip", path) if packed else path
     kept = load_dataset(path, resolution=resolution)
-    monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 100)
+    monkeypatch.setattr(dataset, "MEMORY_LIMIT_BYTES", 100)
     on_demand = load_dataset(path, resolution=resolution)
     assert same(kept, on_demand)
     assert kept.mean == on_demand.mean
@@ -218,7 +212,7 @@ def test_a_corrupt_image_is_named_or_skipped_and_counted(
     spoil(root / "dog" / "002.png")
     path = write_zip(tmp_path / "a.zip", root) if packed else root
     if on_demand:
-        monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 100)
+        monkeypatch.setattr(dataset, "MEMORY_LIMIT_BYTES", 100)
     with pytest.raises(
         QuadranasError, match=r"corrupt image dog/002\.png in .*a(\.zip)?: "
     ) as caught:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from quadranas.data import folders as image_files
-from quadranas.data.folders import CorruptImageError, ImageFiles, Pixels, find_splits, fit
+from quadranas.data import folders
+from quadranas.data.decoding import CorruptImageError, Pixels, fit
+from quadranas.data.folders import ImageFiles, find_splits
 from quadranas.errors import QuadranasError
 from tests.pictures import noise, write_classes, write_zip
 
@@ -363,7 +364,7 @@ def test_a_zip_member_that_unpacks_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "a.zip", write_classes(tmp_path / "a"))
-    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(folders, "MAX_FILE_BYTES", 100)
     files, _ = find_splits(path, None)
     with pytest.raises(CorruptImageError, match=r"unpacks to .* bytes, at most 100 are accepted"):
         files.size(0)

@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.commands.test_export import architecture
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -35,6 +34,7 @@ from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 from quadranas.network.skeleton import build_subnet
 from tests.command_line import listing
+from tests.commands.test_export import architecture
 from tests.measuring import board
 
 pytestmark = pytest.mark.usefixtures("exports")

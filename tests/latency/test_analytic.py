@@ -6,9 +6,9 @@ import pytest
 
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import AnalyticModel, load_device
-from quadranas.space.architecture import OpSpec
 from quadranas.space.cost import Primitive, count_macs
-from quadranas.space.search_space import load_space
+from quadranas.space.operation import OpSpec
+from quadranas.space.space_file import load_space
 
 # MobileNetV2's blocks: expansion, channels, repeats, stride (arXiv:1801.04381, Table 2).
 MOBILENET_V2 = [

@@ -19,8 +19,9 @@ from quadranas.latency.calibration import (
     fit_scale,
 )
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
-from quadranas.latency.table import LatencyTable, find_table
-from quadranas.space.search_space import load_space
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table
+from quadranas.space.space_file import load_space
 from tests.command_line import call
 
 milliseconds = st.floats(0.01, 1000)

@@ -12,9 +12,10 @@ import pytest
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import load_device
-from quadranas.latency.table import LatencyTable, find_table, load_table, table_paths
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table, load_table, table_paths
 from quadranas.space.architecture import LayerChange
-from quadranas.space.search_space import load_space, space_files
+from quadranas.space.space_file import load_space, space_files
 
 DEVICES = ("cpu", "vpu", "gpu")
 

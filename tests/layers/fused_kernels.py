@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadranas.layers import fused_depthwise, fused_depthwise_ops
-from quadranas.layers.algebra import Branch, Convolution
+from quadranas.layers.algebra import Branch
+from quadranas.layers.first_order import Convolution
 from quadranas.layers.fused_depthwise_ops import composed, quadratic_depthwise
 from quadranas.layers.quadratic import QuadraticConv2d
 

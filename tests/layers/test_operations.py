@@ -11,7 +11,7 @@ from quadranas.layers import build_op
 from quadranas.layers.mbconv import MBConv
 from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
 from quadranas.layers.quadratic import QuadraticLinear
-from quadranas.space.architecture import OpSpec
+from quadranas.space.operation import OpSpec
 
 Scrambler = Callable[..., nn.Module]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadranas.errors import QuadranasError
-from quadranas.layers.algebra import FORMS
+from quadranas.layers.forms import FORMS
 from quadranas.layers.quadratic import (
     QuadraticConv1d,
     QuadraticConv2d,

@@ -9,7 +9,8 @@ from torch import nn
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 from quadranas.layers.replacement import changed, quadratic_layers, set_memory_efficient
-from quadranas.network.skeleton import build_subnet, count_network
+from quadranas.network.counting import count_network
+from quadranas.network.skeleton import build_subnet
 from quadranas.space.architecture import LayerChange, load_architecture
 from quadranas.space.catalog import find_architecture
 from quadranas.space.cost import count_macs, count_params

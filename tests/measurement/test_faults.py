@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from quadranas.commands.build_lut import CLASS_COUNTS
 from quadranas.errors import DeviceLostError, QuadranasError
-from quadranas.latency.table import load_table
+from quadranas.latency.table_files import load_table
 from quadranas.measurement.lut_entries import calibration_networks
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 from tests.command_line import Outcome, call, listing
 from tests.measuring import Machine, ScriptedBackend, board, measured_by
 

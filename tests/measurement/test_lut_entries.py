@@ -18,8 +18,10 @@ from quadranas.measurement.lut_entries import (
 from quadranas.measurement.probes import keeps_shape
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
-from quadranas.space.architecture import Architecture, OpSpec
-from quadranas.space.search_space import SearchSpace, load_space, space_files
+from quadranas.space.architecture import Architecture
+from quadranas.space.operation import OpSpec
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space, space_files
 from tests.measuring import Machine, ScriptedBackend, board
 
 PLAN = Plan(num_rounds=4, repeats=2)

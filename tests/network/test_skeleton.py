@@ -16,17 +16,14 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadranet import ResidualBranch
-from quadranas.network.skeleton import (
-    build_subnet,
-    create_model,
-    load_published_weights,
-    load_tensors,
-    load_weights,
-)
-from quadranas.space.architecture import Architecture, Block, OpSpec
+from quadranas.network.published import create_model, load_published_weights
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_tensors, load_weights
+from quadranas.space.architecture import Architecture, Block
 from quadranas.space.cost import count_macs
+from quadranas.space.operation import OpSpec
 from quadranas.space.reference import REFERENCE_MODELS
-from quadranas.space.search_space import load_space
+from quadranas.space.space_file import load_space
 
 Scrambler = Callable[..., nn.Module]
 Array = NDArray[np.float64]

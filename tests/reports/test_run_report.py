@@ -16,14 +16,18 @@ import pytest
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.table import find_table, load_table
+from quadranas.latency.table_files import find_table, load_table
 from quadranas.reports.figures import PARTS, plot_curves
 from quadranas.reports.run_report import write_report
 from quadranas.reports.run_view import RUN_FILES, read_run
-from quadranas.space.architecture import OP_RULES, load_architecture
+from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import SearchSpace, load_space, space_files
-from quadranas.strategies.exact import BlockScores, GateScores, Limits, decode, load_scores
+from quadranas.space.operation import OP_RULES
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space, space_files
+from quadranas.strategies.exact import decode
+from quadranas.strategies.limits import Limits
+from quadranas.strategies.scores import BlockScores, GateScores, load_scores
 
 CLASSES = 10
 RUNS = {

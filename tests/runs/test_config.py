@@ -13,21 +13,17 @@ from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.runs.config import (
     MIN_RESOLUTION,
-    VERBS,
     SearchConfig,
     TrainConfig,
     WeightConfig,
-    agreed,
-    agrees,
     count_classes,
     defaults_for,
     load_overrides,
     merged,
     open_data,
     resolve_config,
-    resume_command,
-    run_name,
 )
+from quadranas.runs.resume import VERBS, agreed, agrees, resume_command, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
 

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.run_folder import RunFolder, choose_folder, whole_folder
-from quadranas.training.evaluation import Preprocessing
+from quadranas.runs.resume import choose_folder
+from quadranas.runs.run_folder import RunFolder
+from quadranas.runs.whole_folder import whole_folder
 from tests.command_line import listing
 
 CONFIG = {"seed": 0}

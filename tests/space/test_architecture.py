@@ -11,17 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quadranas.errors import QuadranasError
-from quadranas.space.architecture import (
-    OP_RULES,
-    Architecture,
-    Block,
-    OpSpec,
-    check_resolution,
-    load_architecture,
-)
+from quadranas.space.architecture import Architecture, Block, check_resolution, load_architecture
 from quadranas.space.cost import count_params
+from quadranas.space.operation import OP_RULES, OpSpec
 from quadranas.space.reference import reference_architecture
-from quadranas.space.search_space import SearchSpace, load_space
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space
 
 TOY = load_space("toy")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
-from quadranas.network.skeleton import create_model
+from quadranas.network.published import create_model
 from quadranas.space import cost
-from quadranas.space.architecture import OpSpec
 from quadranas.space.cost import count_macs, count_params, primitives
+from quadranas.space.operation import OpSpec
 from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]

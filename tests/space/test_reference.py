@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadranas.errors import QuadranasError
-from quadranas.space.architecture import MAX_CHANNELS, MAX_RESOLUTION
+from quadranas.space.operation import MAX_CHANNELS, MAX_RESOLUTION
 from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
 
 

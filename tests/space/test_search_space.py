@@ -14,7 +14,8 @@ from quadranas.errors import QuadranasError
 from quadranas.files import shipped
 from quadranas.space.architecture import Architecture, Block, load_architecture
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import SearchSpace, load_space, space_files
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space, space_files
 
 WriteSpace = Callable[[dict[str, Any]], str]
 

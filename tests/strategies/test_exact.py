@@ -15,28 +15,15 @@ from hypothesis import strategies as st
 
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.table import LatencyTable, TableEntry, TableHeader, find_table
+from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
+from quadranas.latency.table_files import find_table
 from quadranas.space.cost import count_macs, count_params
-from quadranas.space.search_space import (
-    SKIPPED,
-    Choices,
-    SearchSpace,
-    SpaceFile,
-    build_space,
-    load_space,
-)
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
+from quadranas.space.space_file import SpaceFile, build_space, load_space
 from quadranas.strategies.derivation import check_limits
-from quadranas.strategies.exact import (
-    SLOWEST_GAP,
-    BlockScores,
-    Decoded,
-    GateScores,
-    Limits,
-    check_budget,
-    decode,
-    load_scores,
-    reachable_ms,
-)
+from quadranas.strategies.exact import SLOWEST_GAP, Decoded, decode
+from quadranas.strategies.limits import Limits, check_budget, reachable_ms
+from quadranas.strategies.scores import BlockScores, GateScores, load_scores
 
 TOLERANCE = 1e-6
 

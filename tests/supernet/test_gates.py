@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from quadranas.space.search_space import SKIPPED, load_space
-from quadranas.supernet.gates import (
-    INIT_STD,
-    KEEP,
-    SKIP,
-    GateInfo,
-    Gates,
-    Route,
-    Sample,
-    gate_infos,
-    take,
-)
+from quadranas.space.search_space import SKIPPED
+from quadranas.space.space_file import load_space
+from quadranas.supernet.gates import INIT_STD, KEEP, SKIP, GateInfo, Gates, Sample, gate_infos
+from quadranas.supernet.routes import Route, take
 
 ALPHAS = ((0.4, -0.9), (1.2, 0.0, -0.7), (0.0, 2.0, -1.0, 0.5))
 """Gates of two, three and four candidates."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from quadranas.errors import MissingEntryError
-from quadranas.latency.table import LatencyTable, find_table
-from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, load_space
-from quadranas.strategies.exact import reachable_ms
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
+from quadranas.space.space_file import load_space
+from quadranas.strategies.limits import reachable_ms
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gate_training import build_gate_optimizer
 from quadranas.supernet.gates import KEEP, SKIP, Gates, gate_infos
-from quadranas.supernet.objective import BudgetController, ExpectedLatency
-from quadranas.training.steps import build_gate_optimizer
 
 TOY = load_space("toy")
 SLOWEST = "feed_forward 16->16 r4 e4"

@@ -7,22 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quadranas.data.batch import Batch
 from quadranas.errors import QuadranasError
-from quadranas.latency.table import LatencyTable, TableEntry, find_table
+from quadranas.latency.table import LatencyTable, TableEntry
+from quadranas.latency.table_files import find_table
 from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.runs.config import GateConfig
-from quadranas.space.search_space import (
-    SearchSpace,
-    SpaceFile,
-    build_space,
-    load_space,
-    load_space_file,
-)
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import SpaceFile, build_space, load_space, load_space_file
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.gates import Gates, gate_infos
-from quadranas.supernet.objective import BudgetController, ExpectedLatency
 from quadranas.supernet.self_check import HINT, ROUNDING, check_gradients
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.steps import Batch, GateTrainer
 
 TOY = load_space("toy")
 BATCH_SIZE = 6

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quadranas.network.skeleton import build_subnet, load_tensors
-from quadranas.space.search_space import SKIPPED, SearchSpace, SpaceFile, build_space, load_space
+from quadranas.network.modes import frozen
+from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_tensors
+from quadranas.space.search_space import SKIPPED, SearchSpace
+from quadranas.space.space_file import SpaceFile, build_space, load_space
 from quadranas.supernet.gates import KEEP, SKIP, Sample
-from quadranas.supernet.supernet import Supernet, build_supernet, frozen
+from quadranas.supernet.supernet import Supernet, build_supernet
 
 Scrambler = Callable[..., nn.Module]
 Choice = tuple[int, ...] | None

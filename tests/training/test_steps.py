@@ -11,23 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from quadranas.latency.table import LatencyTable, TableEntry, find_table
+from quadranas.data.batch import Batch
+from quadranas.latency.table import LatencyTable, TableEntry
+from quadranas.latency.table_files import find_table
+from quadranas.network.modes import frozen_statistics
 from quadranas.runs.config import GateConfig, WeightConfig
-from quadranas.space.search_space import SearchSpace, SpaceFile, build_space, load_space
+from quadranas.seeds import derived_seed, generator_for
+from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import SpaceFile, build_space, load_space
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gate_training import GateTrainer, build_gate_optimizer
 from quadranas.supernet.gates import KEEP, SKIP, Sample
-from quadranas.supernet.objective import BudgetController, ExpectedLatency
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.steps import (
-    Batch,
-    GateTrainer,
-    build_gate_optimizer,
-    build_optimizer,
-    derived_seed,
-    frozen_statistics,
-    generator_for,
-    learning_rate_at,
-    weight_step,
-)
+from quadranas.training.optimizers import build_optimizer, learning_rate_at
+from quadranas.training.steps import weight_step
 
 QUADRA: dict[str, Any] = {
     "name": "small-quadra",

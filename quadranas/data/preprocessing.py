@@ -1,17 +1,11 @@
-"""Accuracy of a network on a split, and what it expects of its images."""
+"""What a trained network expects of its images: stored beside its weights."""
 
 from pathlib import Path
 from typing import Self
 
-import torch
-from torch import Tensor, nn
-
-from quadranas.data.augmentation import Augmenter
-from quadranas.data.dataset import Dataset, ImageSet
-from quadranas.files import read_json, validate, write_json
-from quadranas.space.architecture import Frozen
-
-BATCH_SIZE = 128
+from quadranas.data.dataset import Dataset
+from quadranas.files import read_json, write_json
+from quadranas.validation import Frozen, validate
 
 
 class Preprocessing(Frozen):
@@ -49,16 +43,3 @@ def load_preprocessing(path: Path) -> Preprocessing:
         QuadranasError: unreadable or incomplete.
     """
     return validate(Preprocessing, read_json(path, "preprocessing"), path)
-
-
-@torch.no_grad()
-def evaluate(network: nn.Module, images: ImageSet, augmenter: Augmenter) -> float:
-    """Top-1 accuracy, 0 to 1; the network is left in the mode it was in."""
-    was_training = network.training
-    network.eval()
-    right = 0
-    for indices in torch.arange(len(images)).split(BATCH_SIZE):
-        logits: Tensor = network(augmenter.plain(images.batch(indices)))
-        right += int((logits.argmax(1) == images.labels[indices]).sum())
-    network.train(was_training)
-    return right / len(images)

@@ -1,0 +1,78 @@
+"""Scores: what the gates say of every candidate, as data."""
+
+import math
+from itertools import chain
+from pathlib import Path
+
+from quadranas.errors import QuadranasError
+from quadranas.files import read_json, write_json
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
+from quadranas.validation import Frozen, validate
+
+
+class BlockScores(Frozen):
+    """Log-probabilities of one block's gates.
+
+    Args:
+        keep, skip: of the depth gate; 0 and none for a block that is always there.
+        slots: per slot, per candidate.
+    """
+
+    keep: float = 0.0
+    skip: float | None = None
+    slots: tuple[tuple[float, ...], ...]
+
+
+class GateScores(Frozen):
+    """Log-probabilities of every gate of a trained supernet, and the space they belong to."""
+
+    space: str
+    space_digest: str
+    blocks: dict[str, BlockScores]
+
+    def save(self, path: Path) -> None:
+        """Write the scores as JSON."""
+        write_json(path, self.model_dump(mode="json"))
+
+    def log_probability(self, choices: Choices) -> float:
+        """Logarithm of the probability that the gates draw this architecture."""
+        total = 0.0
+        for name, block in self.blocks.items():
+            choice = choices[name]
+            if choice is SKIPPED:
+                assert block.skip is not None, name
+                total += block.skip
+            else:
+                picked = zip(block.slots, choice, strict=True)
+                total += block.keep + sum(scores[index] for scores, index in picked)
+        return total
+
+
+def load_scores(path: Path, space: SearchSpace) -> GateScores:
+    """Read gate scores.
+
+    Raises:
+        QuadranasError: unreadable, of another space, or not a number for every gate of it.
+    """
+    scores = validate(GateScores, read_json(path, "gate scores"), path)
+    if scores.space_digest != space.digest:
+        raise QuadranasError(
+            f"{path} belongs to space {scores.space!r}, not to {space.name!r} as it is now"
+        )
+    for name in dict.fromkeys([*(block.name for block in space.blocks), *scores.blocks]):
+        if not _fits(scores.blocks.get(name), space, name):
+            raise QuadranasError(f"{path}: blocks.{name}: not the gates of that block")
+    return scores
+
+
+def _fits(scores: BlockScores | None, space: SearchSpace, name: str) -> bool:
+    """Whether scores have a finite number for every gate of a block; fixed ones need none."""
+    block = next((block for block in space.blocks if block.name == name), None)
+    if block is None or scores is None:
+        return block is not None and block.is_fixed
+    numbers = [scores.keep, scores.skip or 0.0, *chain(*scores.slots)]
+    return (
+        [len(slot) for slot in scores.slots] == [len(slot.candidates) for slot in block.slots]
+        and (scores.skip is not None or not block.optional)
+        and all(map(math.isfinite, numbers))
+    )

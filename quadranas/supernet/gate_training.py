@@ -1,0 +1,87 @@
+"""Gate training: one architecture step on held-out images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quadranas.data.batch import Batch
+from quadranas.data.task import StepResult, step_result
+from quadranas.network.modes import batch_norms, frozen, frozen_statistics
+from quadranas.runs.config import GateConfig
+from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.expected_latency import ExpectedLatency
+from quadranas.supernet.gates import Gates
+from quadranas.supernet.supernet import Supernet
+
+
+class GateTrainer:
+    """Architecture steps: task gradient by binarized gates, latency held at the budget.
+
+    In `two_path` mode task and latency act on each gate's sampled pair alone, and the pair is
+    shifted together after the step: the probabilities of the others stay as they were. In
+    `full` mode both act on all candidates.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        expected: ExpectedLatency,
+        controller: BudgetController,
+        config: GateConfig,
+    ) -> None:
+        self.supernet, self.gates = supernet, supernet.gates
+        self.expected, self.controller, self.config = expected, controller, config
+        self.optimizer = build_gate_optimizer(self.gates, config.learning_rate)
+        self.norms = batch_norms(supernet)
+
+    def step(self, batch: Batch, generator: torch.Generator) -> StepResult:
+        """One architecture step on held-out images."""
+        full = self.config.mode == "full"
+        sample = self.gates.sample_full(generator) if full else self.gates.sample_pair(generator)
+        self.supernet.set_sample(sample, recompute=full)
+        with frozen(self.supernet.active_parameters()), frozen_statistics(self.norms):
+            logits = self.supernet(batch.images)
+            loss = functional.cross_entropy(logits, batch.targets)
+            if self.gates.infos:
+                loss.backward()
+        path_gradients, reached = self.supernet.path_gradients()
+        task = self.gates.task_gradient(path_gradients, reached)
+        latency, expected_ms = self.latency_gradient(None if full else sample.involved)
+        before = self.gates.alpha.detach().clone()
+        self.gates.alpha.grad = self.controller.combine(task, latency, expected_ms)
+        self.optimizer.step()
+        self.gates.alpha.grad = None
+        if not full:
+            self.gates.keep_mass(before, sample.involved)
+        return step_result(loss, logits, batch)
+
+    def latency_gradient(self, within: Tensor | None) -> tuple[Tensor, float]:
+        """Gradient of `log(E/budget)` in alpha, and E in milliseconds.
+
+        Args:
+            within: the candidates it may act on; all if none.
+        """
+        expected_ms = self.expected(self.gates.probabilities(within))
+        (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
+        return gradient, float(expected_ms.detach())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the supernet's tensors."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "multiplier": self.controller.multiplier,
+            "task_size": self.controller.task_size,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.controller.multiplier = state["multiplier"]
+        self.controller.task_size = state["task_size"]
+
+
+def build_gate_optimizer(gates: Gates, learning_rate: float) -> torch.optim.Adam:
+    """Adam without momentum: a candidate that was not sampled does not move (ProxylessNAS)."""
+    return torch.optim.Adam([gates.alpha], lr=learning_rate, betas=(0.0, 0.999), eps=1e-8)
