@@ -16,6 +16,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class CommandResult(Frozen):
+    """What a command returns: frozen, typed; `--json` prints its `model_dump(mode="json")`."""
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -20,7 +20,7 @@ from quadranas.deployment.target import ExportOptions
 from quadranas.files import source_commit
 from quadranas.reporter import Reporter
 from quadranas.reports.run_report import write_report
-from quadranas.runs.subject import open_subject
+from quadranas.runs.stored_network import open_network
 
 HERE = Path(__file__).parent
 KEPT = ("config.yaml", "architecture.json")
@@ -43,7 +43,7 @@ def main() -> None:
     write_report(run)
     with Reporter() as reporter:
         exported = export(
-            open_subject(str(run)), run / "exports" / "onnx-fp32", ExportOptions(), reporter
+            open_network(str(run)), run / "exports" / "onnx-fp32", ExportOptions(), reporter
         )
     last = [
         line

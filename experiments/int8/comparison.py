@@ -11,7 +11,7 @@ from quadranas.backends.interface import Conversion, Program, QuantizingBackend
 from quadranas.commands.train import train
 from quadranas.deployment.quantization import quantized
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import HeldOutImages, Subject, open_subject
+from quadranas.runs.stored_network import HeldOutImages, StoredNetwork, open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 BATCH = 100
 
 
-def trained(run: Path, data: dict[str, str], smoke: bool, reporter: Reporter) -> Subject:
+def trained(run: Path, data: dict[str, str], smoke: bool, reporter: Reporter) -> StoredNetwork:
     """The network of a run, which is trained if it is not there."""
     if not (run / "subnet.safetensors").is_file():
         architecture = load_architecture(HERE.parent / "default_search" / "architecture.json")
@@ -27,8 +27,8 @@ def trained(run: Path, data: dict[str, str], smoke: bool, reporter: Reporter) ->
         if smoke:
             architecture = load_space("toy").extreme(lambda spec: spec.kernel_size, largest=False)
             overrides["epochs"] = 1
-        train(Subject(architecture), overrides, run, reporter)
-    return open_subject(str(run))
+        train(StoredNetwork(architecture), overrides, run, reporter)
+    return open_network(str(run))
 
 
 def evaluator(backend: QuantizingBackend, images: HeldOutImages) -> Callable[[Path], float]:
@@ -54,11 +54,11 @@ def num_bytes(path: Path) -> int:
 
 
 def compare(
-    backend: QuantizingBackend, suffix: str, subject: Subject, images: HeldOutImages,
+    backend: QuantizingBackend, suffix: str, stored: StoredNetwork, images: HeldOutImages,
     calibration: torch.Tensor, sizes: tuple[int, int], folder: Path, reporter: Reporter,
 ) -> tuple[dict[str, Any], dict[str, Program]]:  # fmt: skip
     """Accuracy and bytes at the trained resolution; programs to be timed at both."""
-    network, accuracy = subject.network().eval(), evaluator(backend, images)
+    network, accuracy = stored.network().eval(), evaluator(backend, images)
     before, row, programs = images.accuracy(network), {}, {}
     for size in sizes:
         source, target = (folder / f"{name}-{size}{suffix}" for name in ("fp32", "int8"))

@@ -21,7 +21,7 @@ from quadranas.latency.journal import Journal
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import open_test_images
+from quadranas.runs.stored_network import open_test_images
 
 HERE = Path(__file__).parent
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
@@ -39,11 +39,11 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     run, plan = args.run or folder / "run", Plan(*((3, 2) if args.smoke else (40, 20)))
     with Reporter() as reporter:
-        subject = trained(run, data, args.smoke, reporter)
-        images = open_test_images(subject, {}, "command line")
+        stored = trained(run, data, args.smoke, reporter)
+        images = open_test_images(stored, {}, "command line")
         chosen = torch.linspace(0, len(images.dataset.train) - 1, 128).long()
         calibration = images.augmenter.plain(images.dataset.train.batch(chosen)).contiguous()
-        sizes = (images.dataset.resolution, 64 if args.smoke else subject.architecture.resolution)
+        sizes = (images.dataset.resolution, 64 if args.smoke else stored.architecture.resolution)
         rows, programs, header = {}, {}, {}
         for runtime, suffix in SUFFIXES.items():
             device = load_device("host").model_copy(update={"runtime": runtime})
@@ -51,7 +51,7 @@ def main() -> None:
             assert isinstance(backend, QuantizingBackend)
             (folder / runtime).mkdir()
             rows[runtime], found = compare(
-                *(backend, suffix, subject, images, calibration, sizes, folder / runtime, reporter)
+                *(backend, suffix, stored, images, calibration, sizes, folder / runtime, reporter)
             )
             programs |= {f"{runtime} {name}": program for name, program in found.items()}
             programs.setdefault(
@@ -69,8 +69,8 @@ def main() -> None:
     if args.smoke:
         return
     results = {
-        "network": subject.architecture.name,
-        "params": sum(p.numel() for p in subject.network().parameters()),
+        "network": stored.architecture.name,
+        "params": sum(p.numel() for p in stored.network().parameters()),
         "num_test_images": len(images.dataset.test),
         "statistic": STATISTIC,
         "noise": round(timings.noise, 4),

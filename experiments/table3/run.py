@@ -19,7 +19,7 @@ from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import cpu_name
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import Subject
+from quadranas.runs.stored_network import StoredNetwork
 from quadranas.space.cost import count_macs, count_params
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def main() -> None:
             options = ExportOptions(file_format=file_format, device="host", num_images=16)
             bundles = {name: Path(scratch) / f"{name}-{file_format}" for name in rows}
             for name, architecture in rows.items():
-                export(Subject(architecture), bundles[name], options, reporter)
+                export(StoredNetwork(architecture), bundles[name], options, reporter)
             host[file_format] = time_all(bundles, file_format, reporter)
         files = {name: Path(scratch) / f"{name}-onnx" / "model.onnx" for name in rows}
         predicted = {model: predict_all(files, load_device(model)) for model in MODELS}

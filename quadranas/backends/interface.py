@@ -178,7 +178,7 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class TellingBackend(Backend, Protocol):
+class ReportsProgress(Backend, Protocol):
     """A runtime with steps so long that it tells of them."""
 
     report: Callable[[str], None]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.table import Column, Table
 
+from quadranas.validation import CommandResult
+
 if TYPE_CHECKING:
     from quadranas.reporter import Reporter
 
@@ -69,12 +71,14 @@ def say(text: str) -> None:
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
-def print_json(content: dict[str, Any]) -> None:
+def print_json(content: CommandResult | dict[str, Any]) -> None:
     """Print the one JSON object of a command on stdout."""
+    if isinstance(content, CommandResult):
+        content = content.model_dump(mode="json")
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+def print_result(result: CommandResult | dict[str, Any], as_json: bool, text: str) -> None:
     """Print a result in the form that was asked for."""
     if as_json:
         print_json(result)

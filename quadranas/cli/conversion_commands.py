@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadranas.cli.console import print_result, say
-from quadranas.cli.options import Data, Json, Run, Seed, SkipCorrupt, Subject, Val, Weights, given
+from quadranas.cli.options import Data, Json, Model, Run, Seed, SkipCorrupt, Val, Weights, given
 from quadranas.errors import QuadranasError
 
 Layers = Annotated[
@@ -20,7 +20,7 @@ Layers = Annotated[
 
 
 def convert(
-    subject: Subject,
+    model: Model,
     output: Annotated[Path, typer.Option(help="New folder, or a new .json file.")],
     form: Annotated[str | None, typer.Option(help="The neuron; default: hadamard.")] = None,
     layers: Layers = None,
@@ -39,12 +39,12 @@ def convert(
 ) -> None:
     """Make layers quadratic; or take a trained network's least important ones out."""
     from quadranas.commands.convert import convert_network, reduce_network
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.stored_network import open_network
 
     ranking = given(data=data, val=val, skip_corrupt=skip_corrupt)
     reducing = remove is not None or revert is not None
     _check_options(reducing, given(form=form, norm=norm or None), ranking | given(weights=weights))
-    opened = open_subject(subject, weights)
+    opened = open_network(model, weights)
     if not reducing:
         chosen = given(form=form, layers=layers)
         result = convert_network(opened, output, norm=norm, **chosen)
@@ -136,10 +136,10 @@ def inspect(
 ) -> None:
     """Show what the quadratic layers of a trained network do: one self-contained HTML page."""
     from quadranas.commands.inspect import inspect_run
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.stored_network import open_network
 
-    subject = open_subject(str(run), weights)
-    result = inspect_run(subject, image, output or run / "inspection.html")
+    model = open_network(str(run), weights)
+    result = inspect_run(model, image, output or run / "inspection.html")
     shares = [layer["second_order_share"] for layer in result["layers"]]
     known = [share for share in shares if share is not None]
     line = f"{result['page']}: {len(shares)} quadratic layers"
@@ -149,7 +149,7 @@ def inspect(
 
 
 def adapt(
-    subject: Subject,
+    model: Model,
     output: Annotated[Path, typer.Option("--output", help="New folder for the network.")],
     weights: Annotated[
         str | None,
@@ -166,10 +166,10 @@ def adapt(
 ) -> None:
     """Add quadratic terms that start at zero to a pre-trained network."""
     from quadranas.commands.adapt import adapt_network
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.stored_network import open_network
 
     result = adapt_network(
-        open_subject(subject),
+        open_network(model),
         output,
         weights=weights,
         rank=rank,

@@ -11,12 +11,12 @@ from quadranas.cli.console import print_result, reporting, warn
 from quadranas.cli.options import (
     Data,
     Json,
+    Model,
     Quiet,
     Rpc,
     RpcKey,
     RpcTracker,
     SkipCorrupt,
-    Subject,
     TableFile,
     Tolerance,
     Val,
@@ -28,7 +28,7 @@ from quadranas.errors import PromiseMissedError, QuadranasError
 
 
 def export_command(
-    subject: Subject,
+    model: Model,
     file_format: Annotated[
         str, typer.Option("--format", help="onnx, openvino, tvm, torch or executorch.")
     ] = "onnx",
@@ -87,12 +87,12 @@ def export_command(
     from quadranas.commands.export import export as run_export
     from quadranas.deployment.target import ExportOptions
     from quadranas.latency.budget import parse_budget
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.stored_network import open_network
 
-    opened = open_subject(subject, weights)
+    opened = open_network(model, weights)
     if untrained and opened.weights is not None:
         raise QuadranasError(
-            f"--untrained is for networks without weights; {subject} has them",
+            f"--untrained is for networks without weights; {model} has them",
             "Leave it out, or name the run's architecture.json.",
         )
     if not untrained:

@@ -1,4 +1,4 @@
-"""The options that several commands share, each described once."""
+"""The options that several commands share, each described once, and the panels they stand in."""
 
 import shlex
 import sys
@@ -7,61 +7,184 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
-DeviceName = Annotated[
-    str, typer.Option("--device", help="cpu, vpu, gpu, or a YAML file of one's own.")
+DEVICE = "Device"
+DATA = "Data"
+TRAINING = "Training"
+LIMITS = "Limits"
+OUTPUT = "Output"
+"""The panels that options of all commands are grouped into in `--help`."""
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
 ]
-Budget = Annotated[str, typer.Option("--budget", help="Such as 30ms, 0.3s or 250us.")]
-SpaceName = Annotated[str, typer.Option("--space", help="A space's name, or a YAML file.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", help="Show warnings only, no progress.", rich_help_panel=OUTPUT),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=OUTPUT),
+]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Target device: cpu, vpu, gpu, host, or a YAML file that describes one.",
+        rich_help_panel=DEVICE,
+    ),
+]
+SpaceName = Annotated[
+    str,
+    typer.Option("--space", help="Search space: a name or a YAML file.", rich_help_panel=DEVICE),
+]
 TableFile = Annotated[
-    Path | None, typer.Option("--table", help="This latency table, not the usual one.")
+    Path | None,
+    typer.Option(
+        "--table",
+        help="Latency table to use instead of the default one.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of inference threads on the device. Default: as in the device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+TuningTrials = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="TVM only: number of schedules to try per kernel. Default: as in the device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Rpc = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc", help="Address of a TVM RPC server, as HOST:PORT.", rich_help_panel=DEVICE
+    ),
+]
+RpcTracker = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc-tracker", help="Address of a TVM RPC tracker, as HOST:PORT.", rich_help_panel=DEVICE
+    ),
+]
+RpcKey = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc-key",
+        help="Key under which the boards are registered at the tracker.",
+        rich_help_panel=DEVICE,
+    ),
+]
+WorkerPython = Annotated[
+    str | None,
+    typer.Option(
+        "--worker-python",
+        help="Python interpreter with openvino 2021.4.2, to drive a Myriad stick.",
+        rich_help_panel=DEVICE,
+    ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Folder or zip of images by class; digits if not given."),
+    typer.Option(
+        "--data",
+        help="Folder or zip with one folder of images per class. Default: the embedded digits, "
+        "or the data of the run.",
+        rich_help_panel=DATA,
+    ),
 ]
-Val = Annotated[str | None, typer.Option("--val", help="Folder or zip with the test images.")]
-SkipCorrupt = Annotated[
-    bool | None, typer.Option("--skip-corrupt", help="Leave corrupt images out, and count them.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random; default 0.")]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML with keys of a run's config.yaml.")
-]
-MaxParams = Annotated[int | None, typer.Option("--max-params", min=1, help="Most parameters.")]
-MaxMacs = Annotated[
-    int | None, typer.Option("--max-macs", min=1, help="Most multiply-accumulates.")
-]
-Confidence = Annotated[
-    float | None,
-    typer.Option(help="Probability that the measured latency keeps the budget, such as 0.95."),
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Measured excess that is no missed promise; default 0.05."),
-]
-Rpc = Annotated[str | None, typer.Option("--rpc", help="TVM RPC server, HOST:PORT.")]
-RpcTracker = Annotated[
-    str | None, typer.Option("--rpc-tracker", help="TVM RPC tracker, HOST:PORT.")
-]
-RpcKey = Annotated[str | None, typer.Option("--rpc-key", help="The boards' key at the tracker.")]
-WorkerPython = Annotated[
+Val = Annotated[
     str | None,
-    typer.Option("--worker-python", help="Python with openvino 2021.4.2, for a Myriad stick."),
+    typer.Option("--val", help="Folder or zip with the test images.", rich_help_panel=DATA),
+]
+SkipCorrupt = Annotated[
+    bool | None,
+    typer.Option(
+        "--skip-corrupt",
+        help="Skip images that cannot be decoded, and report how many were skipped.",
+        rich_help_panel=DATA,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Weights to use instead of the run's own, a .safetensors file.",
+        rich_help_panel=DATA,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Random seed (default 0).", rich_help_panel=TRAINING),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with any of the keys of a run's config.yaml.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Inspect = Annotated[
     bool | None,
-    typer.Option("--inspect", help="Record distributions of the quadratic layers every epoch."),
+    typer.Option(
+        "--inspect",
+        help="Record distributions of the quadratic layers in every epoch.",
+        rich_help_panel=TRAINING,
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-Weights = Annotated[
-    Path | None, typer.Option("--weights", help="A .safetensors file, not the run's own.")
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget", help="Latency budget, such as 30ms, 0.3s or 250us.", rich_help_panel=LIMITS
+    ),
 ]
-Subject = Annotated[
-    str, typer.Argument(help="An architecture file, a run folder, or a model's name.")
+MaxParams = Annotated[
+    int | None,
+    typer.Option(
+        "--max-params",
+        min=1,
+        help="Upper limit on the number of parameters.",
+        rich_help_panel=LIMITS,
+    ),
 ]
-Run = Annotated[Path, typer.Argument(help="A search's run folder.")]
+MaxMacs = Annotated[
+    int | None,
+    typer.Option(
+        "--max-macs",
+        min=1,
+        help="Upper limit on the number of multiply-accumulates.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        help="Probability that the measured latency is within the budget, such as 0.95. "
+        "Default: the predicted latency alone is kept within it.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Allowed overshoot of the measured latency, as a fraction of the budget "
+        "(default 0.05).",
+        rich_help_panel=LIMITS,
+    ),
+]
+Model = Annotated[
+    str, typer.Argument(help="An architecture file, a run folder, or the name of a model.")
+]
+Run = Annotated[Path, typer.Argument(help="The run folder of a search.")]
 
 
 def given(**options: Any) -> dict[str, Any]:

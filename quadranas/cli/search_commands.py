@@ -28,12 +28,12 @@ from quadranas.cli.options import (
     Json,
     MaxMacs,
     MaxParams,
+    Model,
     Quiet,
     Resume,
     Run,
     Seed,
     SkipCorrupt,
-    Subject,
     TableFile,
     Tolerance,
     Val,
@@ -74,7 +74,7 @@ def search(
     from quadranas.commands.search import search as run_search
     from quadranas.reports.run_report import write_report
     from quadranas.runs.config import SearchConfig, load_overrides
-    from quadranas.runs.resume import agrees, choose_folder, run_name
+    from quadranas.runs.resume import can_resume, choose_folder, run_name
 
     overrides = load_overrides(config, SearchConfig) | given(
         device=device,
@@ -94,7 +94,7 @@ def search(
     )
     folder = output or choose_folder(
         run_name(overrides),
-        (lambda path: agrees(SearchConfig, path, overrides)) if resume else None,
+        (lambda path: can_resume(SearchConfig, path, overrides)) if resume else None,
     )
     with reporting(quiet, "search", folder) as reporter:
         result = run_search(overrides, folder, reporter, resume=resume, source="command line")
@@ -155,7 +155,7 @@ def derive(
 
 
 def train(
-    subject: Subject,
+    model: Model,
     data: Data = None,
     val: Val = None,
     output: Annotated[
@@ -174,8 +174,8 @@ def train(
     """Train a network: from its weights if it has any, else from scratch."""
     from quadranas.commands.train import train as run_train
     from quadranas.runs.config import TrainConfig, load_overrides
-    from quadranas.runs.resume import agrees, choose_folder
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.resume import can_resume, choose_folder
+    from quadranas.runs.stored_network import open_network
 
     overrides = load_overrides(config, TrainConfig) | given(
         data=data,
@@ -185,14 +185,14 @@ def train(
         skip_corrupt=skip_corrupt,
         inspect=inspect,
     )
-    name = f"train-{Path(subject).absolute().name.removesuffix('.json')}"
+    name = f"train-{Path(model).absolute().name.removesuffix('.json')}"
 
     def accept(path: Path) -> bool:
-        return path.name.rpartition("-")[0] == name and agrees(TrainConfig, path, overrides)
+        return path.name.rpartition("-")[0] == name and can_resume(TrainConfig, path, overrides)
 
     folder = output or choose_folder(name, accept if resume else None)
     with reporting(quiet, "train", folder) as reporter:
-        opened = open_subject(subject, weights)
+        opened = open_network(model, weights)
         result = run_train(
             opened, overrides, folder, reporter, resume=resume, source="command line"
         )
@@ -200,7 +200,7 @@ def train(
 
 
 def evaluate(
-    subject: Subject,
+    model: Model,
     data: Data = None,
     val: Val = None,
     weights: Weights = None,
@@ -209,10 +209,10 @@ def evaluate(
 ) -> None:
     """Accuracy of a trained network on the test images."""
     from quadranas.commands.train import measure_accuracy
-    from quadranas.runs.subject import open_subject
+    from quadranas.runs.stored_network import open_network
 
     overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
-    result = measure_accuracy(open_subject(subject, weights), overrides)
+    result = measure_accuracy(open_network(model, weights), overrides)
     line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
     print_result(result, as_json, line)
 
@@ -226,7 +226,7 @@ def report(run: Run, as_json: Json = False) -> None:
 
 
 def profile(
-    subject: Subject,
+    model: Model,
     resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
     num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
     memory: Annotated[
@@ -241,7 +241,7 @@ def profile(
     from quadranas.commands.profile import profile as run_profile
     from quadranas.space.catalog import find_architecture
 
-    architecture = find_architecture(subject)
+    architecture = find_architecture(model)
     adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
     if memory:
         from quadranas.commands.profile import profile_network_memory

@@ -14,13 +14,13 @@ from quadranas.layers.replacement import changed
 from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
-from quadranas.runs.subject import Subject, inherited_config
+from quadranas.runs.stored_network import StoredNetwork, inherited_config
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture
 
 
 def adapt_network(
-    subject: Subject,
+    stored: StoredNetwork,
     output: Path,
     *,
     weights: str | None = None,
@@ -48,15 +48,15 @@ def adapt_network(
     Raises:
         QuadranasError: no pre-trained weights, or weights, layers, rank or folder do not serve.
     """
-    network, report = _pretrained(subject, weights, seed)
-    before = count_network(network, subject.architecture.resolution)
+    network, report = _pretrained(stored, weights, seed)
+    before = count_network(network, stored.architecture.resolution)
     changes = adaptations(select_layers(network, list(layers) or None), rank, dilation)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted = changed(network, changes)
     set_trained(adapted, train)
-    after = count_network(adapted, subject.architecture.resolution)
-    base = subject.architecture
+    after = count_network(adapted, stored.architecture.resolution)
+    base = stored.architecture
     architecture = base.model_copy(
         update={
             "name": f"{base.name} adapted",
@@ -65,7 +65,7 @@ def adapt_network(
             "provenance": {"adapted_from": base.name},
         }
     )
-    _write(output, subject, architecture, adapted, train)
+    _write(output, stored, architecture, adapted, train)
     return {
         "folder": str(output),
         "adapted_from": base.name,
@@ -83,22 +83,26 @@ def adapt_network(
 
 
 def _pretrained(
-    subject: Subject, weights: str | None, seed: int
+    stored: StoredNetwork, weights: str | None, seed: int
 ) -> tuple[Network, WeightReport | None]:
     if weights is None:
-        subject.require_weights()
-        return subject.network(seed=seed), None
-    network = Subject(subject.architecture).network(seed=seed)
+        stored.require_weights()
+        return stored.network(seed=seed), None
+    network = StoredNetwork(stored.architecture).network(seed=seed)
     return network, load_pretrained(network, weights)
 
 
 def _write(
-    output: Path, subject: Subject, architecture: Architecture, network: Network, train: Trained
+    output: Path,
+    stored: StoredNetwork,
+    architecture: Architecture,
+    network: Network,
+    train: Trained,
 ) -> None:
-    config = inherited_config(subject, {}) | {"trainable": train}
+    config = inherited_config(stored, {}) | {"trainable": train}
     with whole_folder(output) as folder:
         architecture.save(folder / "architecture.json")
         save_tensors(network.state_dict(), folder / "subnet.safetensors")
         folder.write_config(config)
-        if subject.preprocessing is not None:
-            folder.keep_preprocessing(subject.preprocessing)
+        if stored.preprocessing is not None:
+            folder.keep_preprocessing(stored.preprocessing)

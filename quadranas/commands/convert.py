@@ -21,13 +21,13 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.runs.run_folder import RunFolder
-from quadranas.runs.subject import Subject, open_test_images
+from quadranas.runs.stored_network import StoredNetwork, open_test_images
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
 
 
 def convert_network(
-    subject: Subject,
+    stored: StoredNetwork,
     output: Path,
     *,
     form: str = "hadamard",
@@ -48,7 +48,7 @@ def convert_network(
         QuadranasError: nothing to replace, or the output is in the way.
     """
     _refuse_existing(output)
-    architecture = subject.architecture
+    architecture = stored.architecture
     before = _on_meta(architecture)
     report = plan_conversion(before, form, list(layers) or None, norm)
     changes = [layer.change for layer in report if layer.change]
@@ -59,7 +59,7 @@ def convert_network(
         converted.save(output)
     else:
         with whole_folder(output) as folder:
-            _copy_run(subject, folder)
+            _copy_run(stored, folder)
             converted.save(folder / "architecture.json")
     return {
         "path": str(output),
@@ -77,7 +77,7 @@ def convert_network(
 
 
 def reduce_network(
-    subject: Subject,
+    stored: StoredNetwork,
     output: Path,
     *,
     num_removed: int = 0,
@@ -100,31 +100,31 @@ def reduce_network(
         QuadranasError: no weights, no quadratic layers, fewer of them than are to go, or the
             output is in the way.
     """
-    subject.require_weights()
+    stored.require_weights()
     if output.suffix == ".json":
         raise QuadranasError(
             f"the output {output} is a file, but weights go along with a reduced network",
             "Name a folder with --output.",
         )
     RunFolder(output).refuse_content()
-    network = subject.network()
+    network = stored.network()
     names = matching(list(quadratic_layers(network)), layers)
     if not names:
         raise QuadranasError(
-            f"{subject.architecture.name} has no quadratic layer to rank",
+            f"{stored.architecture.name} has no quadratic layer to rank",
             "Convert it first: quadranas convert ARCH --output FOLDER; then train the folder.",
         )
-    images = open_test_images(subject, overrides or {}, "command line")
+    images = open_test_images(stored, overrides or {}, "command line")
     size = images.dataset.resolution
     example = torch.zeros(1, 3, size, size)
     ranking = rank_layers(network, images.accuracy, example, names)
     removed = pick(ranking, num_removed, "remove") if num_removed else []
     rest = [layer for layer in ranking if layer.name not in removed]
-    rest = _converted_ones(rest, subject.architecture)
+    rest = _converted_ones(rest, stored.architecture)
     reverted = pick(rest, num_reverted, "revert") if num_reverted else []
     smaller = remove(network, removed) if removed else network
     smaller = revert(smaller, reverted) if reverted else smaller
-    reduced = _reduced(subject.architecture, removed, reverted)
+    reduced = _reduced(stored.architecture, removed, reverted)
     load_tensors(build_subnet(reduced), smaller.state_dict(), "the reduced network")
     params, macs = count_network(smaller, reduced.resolution)
     result = {
@@ -142,7 +142,7 @@ def reduce_network(
         "ranking": [layer.as_json() for layer in ranking],
     }
     with whole_folder(output) as folder:
-        _copy_run(subject, folder)
+        _copy_run(stored, folder)
         save_tensors(smaller.state_dict(), folder / "subnet.safetensors")
         reduced.save(folder / "architecture.json")
         write_json(folder / "importance.json", content)
@@ -195,11 +195,11 @@ def _converted_ones(
     return [layer for layer in ranking if layer.name in changed]
 
 
-def _copy_run(subject: Subject, folder: RunFolder) -> None:
+def _copy_run(stored: StoredNetwork, folder: RunFolder) -> None:
     """What a training on the output inherits: the configuration and the preprocessing."""
-    if subject.preprocessing is not None:
-        subject.preprocessing.save(folder / "preprocessing.json")
-    config = subject.folder / "config.yaml" if subject.folder else None
+    if stored.preprocessing is not None:
+        stored.preprocessing.save(folder / "preprocessing.json")
+    config = stored.folder / "config.yaml" if stored.folder else None
     if config is not None and config.is_file():
         write_atomically(folder / "config.yaml", read_text(config, "configuration"))
 

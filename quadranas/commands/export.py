@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas import __version__
-from quadranas.backends.interface import FileBackend, TellingBackend
+from quadranas.backends.interface import FileBackend, ReportsProgress
 from quadranas.backends.onnx_file import OLD_LOWERING, OPSET, is_old
 from quadranas.deployment.bundle import (
     CARD,
@@ -48,7 +48,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.measurement.bench import open_device
 from quadranas.network.counting import count_network
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import Subject
+from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import restore_replaced, whole_folder
 from quadranas.space.architecture import Architecture
 
@@ -68,7 +68,7 @@ class _Findings:
 
 
 def export(
-    subject: Subject,
+    stored: StoredNetwork,
     output: Path,
     options: ExportOptions,
     reporter: Reporter,
@@ -94,31 +94,29 @@ def export(
             is not kept.
     """
     options.check()
-    target = find_target(options, subject.architecture)
+    target = find_target(options, stored.architecture)
     _check_output(output, force)
-    architecture = subject.architecture.adapted(resolution=options.resolution)
-    images = _open_images(subject, architecture, target, options, overrides or {})
-    table = find_prediction_table(
-        subject.architecture, target.device, subject.folder, options.table
-    )
+    architecture = stored.architecture.adapted(resolution=options.resolution)
+    images = _open_images(stored, architecture, target, options, overrides or {})
+    table = find_prediction_table(stored.architecture, target.device, stored.folder, options.table)
     prediction = predicted(
-        *(subject.architecture, table),
+        *(stored.architecture, table),
         resolution=architecture.resolution,
         batch=options.batch or 1,
     )
     _check_budget(prediction, target, options)
-    network = subject.network()
+    network = stored.network()
     with (
         whole_folder(output, replace=force) as folder,
         tempfile.TemporaryDirectory() as scratch,
         open_device(target.checked_on) as backend,
     ):
         assert isinstance(backend, FileBackend)
-        if isinstance(backend, TellingBackend):
+        if isinstance(backend, ReportsProgress):
             backend.report = reporter.message
         outputs = pytorch_outputs(network, images.batches(options.checked_batch))
         work = ExportWork(
-            subject=subject,
+            stored=stored,
             architecture=architecture,
             network=network,
             options=options,
@@ -193,7 +191,7 @@ def _check_content(output: Path, force: bool) -> None:
 
 
 def _open_images(
-    subject: Subject,
+    stored: StoredNetwork,
     architecture: Architecture,
     target: ExportTarget,
     options: ExportOptions,
@@ -201,7 +199,7 @@ def _open_images(
 ) -> ExportImages:
     usual = NUM_REMOTE_IMAGES if target.checked_on.is_remote else NUM_IMAGES
     number = options.num_images or usual
-    images = open_export_images(subject, overrides, architecture.resolution, number)
+    images = open_export_images(stored, overrides, architecture.resolution, number)
     if options.precision == "int8" and not images.labelled:
         raise QuadranasError(
             f"int8 is judged by the accuracy it costs, and nobody knows which images "
@@ -271,7 +269,7 @@ def _describe(
             std=known.std if known else None,
         ),
         class_names=known.class_names if known else None,
-        trained=work.subject.weights is not None,
+        trained=work.stored.weights is not None,
         agreement=Agreement(
             images=images.name,
             num_images=images.num_images,

@@ -17,10 +17,10 @@ from quadranas.inspection.records import read_records
 from quadranas.inspection.terms import TermView, view_terms
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.reports.inspection_page import inspection_page
-from quadranas.runs.subject import Subject
+from quadranas.runs.stored_network import StoredNetwork
 
 
-def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
+def inspect_run(stored: StoredNetwork, image: Path, output: Path) -> dict[str, Any]:
     """Write the page.
 
     Args:
@@ -34,26 +34,26 @@ def inspect_run(subject: Subject, image: Path, output: Path) -> dict[str, Any]:
         QuadranasError: no trained weights or preprocessing, no quadratic layer, or an image that
             cannot be read.
     """
-    subject.require_weights()
-    if subject.preprocessing is None:
+    stored.require_weights()
+    if stored.preprocessing is None:
         raise QuadranasError(
-            f"{subject.architecture.name} comes without preprocessing.json, so that nobody knows "
+            f"{stored.architecture.name} comes without preprocessing.json, so that nobody knows "
             "how its images are prepared",
             "Name the run folder that it was trained in.",
         )
-    wanted = subject.preprocessing
+    wanted = stored.preprocessing
     pixels = read_image(image, wanted.resolution, "Name an image file with --image.")
-    network = subject.network()
+    network = stored.network()
     terms = view_terms(network, _prepared(pixels, wanted.mean, wanted.std))
     forms = {name: layer.form for name, layer in quadratic_layers(network).items()}
     layers = [_layer(name, forms[name], *pair) for name, pair in terms.items()]
-    records = read_records(subject.folder) if subject.folder else ()
-    name = subject.folder.name if subject.folder else subject.architecture.name
+    records = read_records(stored.folder) if stored.folder else ()
+    name = stored.folder.name if stored.folder else stored.architecture.name
     page = inspection_page(f"{name} on {image.name}", pixels, terms, layers, records)
     # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
     write_atomically(output, page.encode("utf-8", "replace"))
     return {
-        "model": subject.architecture.name,
+        "model": stored.architecture.name,
         "image": str(image),
         "page": str(output),
         "layers": layers,

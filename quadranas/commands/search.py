@@ -17,7 +17,7 @@ from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights, save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs.config import SearchConfig
-from quadranas.runs.resume import agreed
+from quadranas.runs.resume import matching_config
 from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
@@ -25,7 +25,7 @@ from quadranas.strategies.derivation import derive_architecture, describe
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
-from quadranas.training.problem import Problem, pose_problem
+from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
 
 COPIES_ON_DISK = 8
@@ -54,7 +54,7 @@ def search(
     folder = RunFolder(output)
     continuing = resume and folder.is_run
     if continuing:
-        overrides = agreed(SearchConfig, output, overrides, source)
+        overrides = matching_config(SearchConfig, output, overrides, source)
         if folder.is_finished:
             reporter.message(f"{output} is finished already")
             return folder.result()
@@ -68,7 +68,7 @@ def search(
                     "Name another with --output, or begin one with --device and --budget.",
                 )
             reporter.message(f"{output} holds no run to continue; beginning one")
-    problem = pose_problem(dict(overrides), reporter, source, output if continuing else None)
+    problem = prepare_search(dict(overrides), reporter, source, output if continuing else None)
     supernet = build_supernet(problem.space, seed=derived_seed(problem.config.seed, "supernet"))
     if not continuing:
         weights = sum(p.numel() for p in supernet.parameters())
@@ -79,7 +79,7 @@ def search(
     return _run(problem, supernet, folder, reporter, checkpoint)
 
 
-def _keep_inputs(folder: RunFolder, problem: Problem) -> None:
+def _keep_inputs(folder: RunFolder, problem: SearchSetup) -> None:
     """Copy what decides the result beside the configuration; what is there already stays.
 
     Raises:
@@ -94,7 +94,7 @@ def _keep_inputs(folder: RunFolder, problem: Problem) -> None:
 
 
 def _run(
-    problem: Problem,
+    problem: SearchSetup,
     supernet: Supernet,
     folder: RunFolder,
     reporter: Reporter,
@@ -123,7 +123,7 @@ def _run(
     return _finish(problem, folder, architecture, finetuning.network, reporter)
 
 
-def _derive(problem: Problem, supernet: Supernet, folder: RunFolder) -> Architecture:
+def _derive(problem: SearchSetup, supernet: Supernet, folder: RunFolder) -> Architecture:
     """Decode the gates; write them, the supernet, and the architecture last."""
     scores = supernet.gates.scores(problem.space)
     scores.save(folder / "gates.json")
@@ -137,7 +137,7 @@ def _derive(problem: Problem, supernet: Supernet, folder: RunFolder) -> Architec
 
 
 def _finetuning(
-    problem: Problem, folder: RunFolder, architecture: Architecture
+    problem: SearchSetup, folder: RunFolder, architecture: Architecture
 ) -> NetworkTraining:
     """The derived network with the weights it inherits, ready to be trained on."""
     network = build_subnet(architecture)
@@ -156,7 +156,7 @@ def _finetuning(
 
 
 def _finish(
-    problem: Problem,
+    problem: SearchSetup,
     folder: RunFolder,
     architecture: Architecture,
     network: Network,

@@ -14,9 +14,14 @@ from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs.config import TrainConfig, merged, open_data, resolve_config
-from quadranas.runs.resume import agreed, resume_command
+from quadranas.runs.resume import matching_config, resume_command
 from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
-from quadranas.runs.subject import Subject, for_classes, inherited_config, open_test_images
+from quadranas.runs.stored_network import (
+    StoredNetwork,
+    for_classes,
+    inherited_config,
+    open_test_images,
+)
 from quadranas.space.architecture import load_architecture
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
@@ -27,7 +32,7 @@ COPIES_ON_DISK = 8
 
 
 def train(
-    subject: Subject,
+    stored: StoredNetwork,
     overrides: Mapping[str, Any],
     output: Path,
     reporter: Reporter,
@@ -53,24 +58,24 @@ def train(
     folder = RunFolder(output)
     continuing = resume and folder.is_run
     if continuing:
-        overrides = agreed(TrainConfig, output, overrides, source)
+        overrides = matching_config(TrainConfig, output, overrides, source)
         if folder.is_finished:
             reporter.message(f"{output} is finished already")
             return folder.result()
         folder.tidy()
     else:
         folder.refuse_content()
-        subject.network()  # its weights fit, or this says so
+        stored.network()  # its weights fit, or this says so
         if resume:
             reporter.message(f"{output} holds no run to continue; beginning one")
         validate_partial(TrainConfig, overrides, source)
-        overrides = merged(inherited_config(subject, overrides), overrides)
+        overrides = merged(inherited_config(stored, overrides), overrides)
     if "train_resolution" in overrides:
-        subject.architecture.adapted(resolution=overrides["train_resolution"])
-    dataset = open_data(overrides, subject.architecture.resolution, source)
-    subject.architecture.adapted(resolution=dataset.resolution)
+        stored.architecture.adapted(resolution=overrides["train_resolution"])
+    dataset = open_data(overrides, stored.architecture.resolution, source)
+    stored.architecture.adapted(resolution=dataset.resolution)
     config = resolve_config(TrainConfig, overrides, dataset, source)
-    wanted = for_classes(subject, dataset)
+    wanted = for_classes(stored, dataset)
     if not continuing:
         untrained = build_subnet(wanted)
         set_trained(untrained, config.trainable)  # it can be, or this says why not
@@ -78,7 +83,7 @@ def train(
         needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
         folder.create(needed_bytes, config.model_dump(mode="json"))
     folder.keep_preprocessing(Preprocessing.of(dataset))
-    start = _keep_start(folder, Subject(wanted, weights=subject.weights))
+    start = _keep_start(folder, StoredNetwork(wanted, weights=stored.weights))
     augmenter = Augmenter(
         config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
@@ -110,7 +115,7 @@ def train(
     return result
 
 
-def _keep_start(folder: RunFolder, subject: Subject) -> Subject:
+def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:
     """Copy the network and the weights it starts from into the folder, once.
 
     Returns: the network as the folder has it.
@@ -120,21 +125,21 @@ def _keep_start(folder: RunFolder, subject: Subject) -> Subject:
     """
     path, weights = folder / "architecture.json", folder / "inherited.safetensors"
     if not path.is_file():
-        if subject.weights is not None:
-            save_tensors(subject.network().state_dict(), weights)
-        subject.architecture.save(path)
+        if stored.weights is not None:
+            save_tensors(stored.network().state_dict(), weights)
+        stored.architecture.save(path)
     kept = load_architecture(path)
-    if kept != subject.architecture:
+    if kept != stored.architecture:
         raise QuadranasError(
             f"cannot resume {folder.path}: it trains {kept.name!r}, another network than "
-            f"{subject.architecture.name!r} as it is now",
+            f"{stored.architecture.name!r} as it is now",
             f"Continue it with: {resume_command('train', folder.path)}",
         )
-    return Subject(kept, weights=weights if weights.is_file() else None)
+    return StoredNetwork(kept, weights=weights if weights.is_file() else None)
 
 
 def measure_accuracy(
-    subject: Subject, overrides: Mapping[str, Any], source: str | Path = "command line"
+    stored: StoredNetwork, overrides: Mapping[str, Any], source: str | Path = "command line"
 ) -> dict[str, Any]:
     """Top-1 accuracy of a trained network on a test split.
 
@@ -144,11 +149,11 @@ def measure_accuracy(
     Raises:
         QuadranasError: no weights, or data of other classes than those trained for.
     """
-    subject.require_weights()
-    network = subject.network()
-    images = open_test_images(subject, overrides, source)
+    stored.require_weights()
+    network = stored.network()
+    images = open_test_images(stored, overrides, source)
     return {
-        "model": subject.architecture.name,
+        "model": stored.architecture.name,
         "data": images.dataset.name,
         "num_images": len(images.dataset.test),
         "accuracy": images.accuracy(network),

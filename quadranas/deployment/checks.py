@@ -23,7 +23,7 @@ from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.latency.table import LatencyTable
 from quadranas.network.skeleton import Network
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import Subject
+from quadranas.runs.stored_network import StoredNetwork
 from quadranas.space.architecture import Architecture
 
 NUM_CALIBRATION_IMAGES = 128
@@ -41,7 +41,7 @@ class ExportWork:
         prediction: the latency by the table, or why there is none.
     """
 
-    subject: Subject
+    stored: StoredNetwork
     architecture: Architecture
     network: Network
     options: ExportOptions

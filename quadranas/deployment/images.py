@@ -16,7 +16,7 @@ from quadranas.data.dataset import Dataset, Triple
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import open_data
-from quadranas.runs.subject import Subject, open_test_images
+from quadranas.runs.stored_network import StoredNetwork, open_test_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ExportImages:
 
 
 def open_export_images(
-    subject: Subject,
+    stored: StoredNetwork,
     overrides: Mapping[str, Any],
     resolution: int,
     num_images: int,
@@ -95,11 +95,11 @@ def open_export_images(
     Raises:
         QuadranasError: data of other classes than those trained for, or that do not serve.
     """
-    labelled = subject.weights is not None and bool(subject.preprocessing or overrides.get("data"))
+    labelled = stored.weights is not None and bool(stored.preprocessing or overrides.get("data"))
     if labelled:
-        held_out = open_test_images(subject, overrides, source)
+        held_out = open_test_images(stored, overrides, source)
         dataset, augmenter = held_out.dataset, held_out.augmenter
-        known = subject.preprocessing or Preprocessing.of(dataset)
+        known = stored.preprocessing or Preprocessing.of(dataset)
     else:
         dataset, known = open_data(overrides, resolution, source), None
         augmenter = _augmenter(dataset, dataset.mean, dataset.std)

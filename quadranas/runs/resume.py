@@ -23,7 +23,7 @@ def run_name(overrides: Mapping[str, Any]) -> str:
     return "-".join(filter(None, parts))
 
 
-def agreed(
+def matching_config(
     model: type[Config], output: Path, given: Mapping[str, Any], source: str | Path
 ) -> dict[str, Any]:
     """The configuration of a run that is to be continued, if nothing given contradicts it.
@@ -51,10 +51,10 @@ def agreed(
     return stored
 
 
-def agrees(model: type[Config], output: Path, given: Mapping[str, Any]) -> bool:
+def can_resume(model: type[Config], output: Path, given: Mapping[str, Any]) -> bool:
     """Whether a folder holds a run that could be continued with what is given."""
     try:
-        agreed(model, output, given, "command line")
+        matching_config(model, output, given, "command line")
     except QuadranasError:
         return False
     return True
@@ -77,8 +77,8 @@ def _first_difference(
 def resume_command(verb: str, output: Path) -> str:
     """The command that continues a run."""
     folder = shlex.quote(str(output))
-    subject = f" {folder}" if verb == "train" else ""
-    return f"quadranas {verb}{subject} --resume --output {folder}"
+    argument = f" {folder}" if verb == "train" else ""
+    return f"quadranas {verb}{argument} --resume --output {folder}"
 
 
 def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:

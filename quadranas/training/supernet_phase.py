@@ -17,7 +17,7 @@ from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
-from quadranas.training.problem import Problem
+from quadranas.training.search_setup import SearchSetup
 from quadranas.training.steps import weight_step
 
 COLLAPSED = 0.05
@@ -32,7 +32,7 @@ class SupernetTraining:
 
     name = "supernet"
 
-    def __init__(self, problem: Problem, supernet: Supernet) -> None:
+    def __init__(self, problem: SearchSetup, supernet: Supernet) -> None:
         config, dataset = problem.config, problem.dataset
         self.config, self.dataset, self.supernet = config, dataset, supernet
         self.augmenter = problem.augmenter()

@@ -26,7 +26,7 @@ from quadranas.latency.device import Device, Reach, load_device
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import Subject
+from quadranas.runs.stored_network import StoredNetwork
 from quadranas.space.space_file import load_space
 from tests.backends.rpc_boards import boards, server
 
@@ -114,7 +114,9 @@ def test_an_exported_library_is_proven_on_the_board(
     save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
     space = load_space("toy")
     smallest = space.extreme(lambda spec: spec.kernel_size + spec.expand_ratio, largest=False)
-    subject = Subject(smallest.adapted(resolution=16), weights=tmp_path / "weights.safetensors")
+    stored = StoredNetwork(
+        smallest.adapted(resolution=16), weights=tmp_path / "weights.safetensors"
+    )
     output = tmp_path / "bundle"
     with server(PYTHON) as board:
         options = ExportOptions(
@@ -123,7 +125,7 @@ def test_an_exported_library_is_proven_on_the_board(
             settings={"rpc": board.address, "tuning_trials": 0},
             num_images=2,
         )
-        result = export(subject, output, options, Reporter(quiet=True))
+        result = export(stored, output, options, Reporter(quiet=True))
         assert result["relative_error"] < 1e-4
         assert (result["measured_ms"], result["not_measured"]) == (None, "the device is emulated")
         assert "has no entry" in result["not_predicted"]
@@ -137,7 +139,7 @@ def test_an_exported_library_is_proven_on_the_board(
 
         monkeypatch.setattr("quadranas.deployment.checks.program_outputs", lost)
         with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
-            export(subject, output, options, Reporter(quiet=True), force=True)
+            export(stored, output, options, Reporter(quiet=True), force=True)
     assert (output / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "weights.safetensors"]
 

@@ -423,7 +423,7 @@ def test_ctrl_c_before_the_run_begins(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.training.problem.open_data", interrupted)
+    monkeypatch.setattr("quadranas.training.search_setup.open_data", interrupted)
     outcome = call(*SEARCH, "--config", small_config, "--json")
     assert outcome.code == 130
     assert outcome.json() == {

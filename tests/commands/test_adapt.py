@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from quadranas.commands.train import train
 from quadranas.conversion import quadratic_parameters
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import open_subject
+from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
 from tests.command_line import call, listing
@@ -29,7 +29,7 @@ def adapted(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_folder_holds_a_network_that_computes_the_same(
     adapted: Path, finished_run: Path
 ) -> None:
-    before, after = open_subject(str(finished_run)), open_subject(str(adapted))
+    before, after = open_network(str(finished_run)), open_network(str(adapted))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(after.network().eval()(images), before.network().eval()(images))
@@ -49,7 +49,7 @@ def test_training_goes_on_with_the_quadratic_terms_alone(adapted: Path, tmp_path
     before = load_file(adapted / "subnet.safetensors")
     after = load_file(run / "subnet.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    quadratic = set(quadratic_parameters(open_subject(str(run)).network()))
+    quadratic = set(quadratic_parameters(open_network(str(run)).network()))
     assert moved
     assert moved <= quadratic
     tested = call("eval", run, "--json")
@@ -58,7 +58,7 @@ def test_training_goes_on_with_the_quadratic_terms_alone(adapted: Path, tmp_path
 
 def test_all_of_it_can_be_trained_instead(adapted: Path, tmp_path: Path) -> None:
     given = {"epochs": 1, "trainable": "all"}
-    train(open_subject(str(adapted)), given, tmp_path / "run", Reporter(quiet=True))
+    train(open_network(str(adapted)), given, tmp_path / "run", Reporter(quiet=True))
     before = load_file(adapted / "subnet.safetensors")
     after = load_file(tmp_path / "run" / "subnet.safetensors")
     assert any(
@@ -83,7 +83,7 @@ def test_counts_and_layers_are_told(finished_run: Path, tmp_path: Path) -> None:
     result = outcome.json()
     assert result["layers"]
     assert all(name.endswith(".expand") or ".head." in name for name in result["layers"])
-    assert result["macs_before"] == count_macs(open_subject(str(finished_run)).architecture)
+    assert result["macs_before"] == count_macs(open_network(str(finished_run)).architecture)
     assert result["params"] - result["params_before"] == result["quadratic_params"] > 0
     assert result["macs"] > result["macs_before"]
     changes = load_architecture(tmp_path / "new" / "architecture.json").changes
@@ -132,8 +132,8 @@ def test_nothing_is_written_after_a_fault(
 
 
 def test_untrained_networks_are_not_adapted(finished_run: Path, tmp_path: Path) -> None:
-    subject = finished_run / "architecture.json"
-    outcome = call("adapt", subject, "--output", tmp_path / "new")
+    stored = finished_run / "architecture.json"
+    outcome = call("adapt", stored, "--output", tmp_path / "new")
     assert outcome.code == 2
     assert "has no trained weights" in outcome.err
 

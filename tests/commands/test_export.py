@@ -29,7 +29,7 @@ from quadranas.measurement.timing import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import Subject, open_subject
+from quadranas.runs.stored_network import StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
@@ -73,15 +73,15 @@ def architecture(name: str) -> Architecture:
     return toy.model_copy(update={"changes": (change,)})
 
 
-def subject(name: str, folder: Path, scramble: Scrambler) -> Subject:
+def stored(name: str, folder: Path, scramble: Scrambler) -> StoredNetwork:
     """The network with weights for which every tensor matters."""
     described = architecture(name)
     network = scramble(build_subnet(described))
     save_tensors(network.state_dict(), folder / "weights.safetensors")
-    return Subject(described, weights=folder / "weights.safetensors")
+    return StoredNetwork(described, weights=folder / "weights.safetensors")
 
 
-def exported(given: Subject, output: Path, **options: Any) -> dict[str, Any]:
+def exported(given: StoredNetwork, output: Path, **options: Any) -> dict[str, Any]:
     return export(given, output, ExportOptions(**{"num_images": 16} | options), QUIET)
 
 
@@ -89,7 +89,7 @@ def exported(given: Subject, output: Path, **options: Any) -> dict[str, Any]:
 def test_the_file_computes_what_pytorch_computes(
     tmp_path: Path, scramble: Scrambler, name: str
 ) -> None:
-    given = subject(name, tmp_path, scramble)
+    given = stored(name, tmp_path, scramble)
     bundle = tmp_path / "bundle"
     result = exported(given, bundle, batch=None)
     onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
@@ -119,7 +119,7 @@ def test_the_file_computes_what_pytorch_computes(
 def test_every_format_is_proven_in_its_own_runtime(
     tmp_path: Path, scramble: Scrambler, file_format: str
 ) -> None:
-    given = subject("toy", tmp_path, scramble)
+    given = stored("toy", tmp_path, scramble)
     bundle = tmp_path / "bundle"
     settings = {"tuning_trials": 0} if file_format == "tvm" else {}
     result = exported(
@@ -135,7 +135,7 @@ def test_every_format_is_proven_in_its_own_runtime(
 
 
 def test_half_weights_take_half_the_space(tmp_path: Path, scramble: Scrambler) -> None:
-    given = subject("quadranet", tmp_path, scramble)
+    given = stored("quadranet", tmp_path, scramble)
     full = exported(given, tmp_path / "fp32", file_format="openvino")
     half = exported(given, tmp_path / "fp16", file_format="openvino", precision="fp16")
     assert half["size_bytes"] < 0.6 * full["size_bytes"]
@@ -221,7 +221,7 @@ def test_weights_without_a_run(run: Path, pictures: Path) -> None:
 
 
 def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler) -> None:
-    given = subject("toy", tmp_path, scramble)
+    given = stored("toy", tmp_path, scramble)
     for options, opset in (({"device": "vpu"}, 13), ({}, 18), ({"opset": 20}, 20)):
         output = tmp_path / f"opset-{opset}"
         exported(given, output, **options)
@@ -274,7 +274,7 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
 def test_what_cannot_be_done_is_said_and_leaves_nothing(
     tmp_path: Path, scramble: Scrambler, options: dict[str, Any], message: str
 ) -> None:
-    given = subject("toy", tmp_path, scramble)
+    given = stored("toy", tmp_path, scramble)
     with pytest.raises(QuadranasError) as caught:
         exported(given, tmp_path / "bundle", **options)
     assert message in caught.value.message
@@ -287,7 +287,7 @@ def test_the_myriads_file_is_proven_in_its_worker(tmp_path: Path, scramble: Scra
     device |= {"runtime": "openvino", "precision": "fp32", "threads": 1}
     device |= {"reach": {"worker_python": WORKER_PYTHON}}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(device), encoding="utf-8")
-    given = subject("toy", tmp_path, scramble)
+    given = stored("toy", tmp_path, scramble)
     result = exported(given, tmp_path / "bundle", device=str(tmp_path / "old.yaml"))
     assert result["runtime"].startswith("OpenVINO 2021.4")
     assert result["relative_error"] < TOLERANCE
@@ -351,7 +351,7 @@ def test_a_file_is_not_made_for_a_device_that_cannot_run_it(
 def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
     tmp_path: Path, scramble: Scrambler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = subject("toy", tmp_path, scramble)
+    given = stored("toy", tmp_path, scramble)
     spoilt = given.network().blocks["stage2_block1"]["feed_forward"]  # type: ignore[index]
 
     def spoil(network: nn.Module) -> nn.Module:
@@ -395,7 +395,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'quadranas\[onnxruntime\]'"):
-        exported(open_subject(str(finished_run)), tmp_path / "bundle")
+        exported(open_network(str(finished_run)), tmp_path / "bundle")
     outcome = call("export", finished_run, "--output", tmp_path / "bundle", "--json")
     assert outcome.code == 2
     assert outcome.json()["error"] == f"'onnxruntime' needs the package {package!r}"
@@ -417,7 +417,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:
         assert message in outcome.err
     assert listing(tmp_path) == ["file", "folder", "folder/photo"]
     bundle = tmp_path / "bundle"
-    exported(open_subject(str(finished_run)), bundle)
+    exported(open_network(str(finished_run)), bundle)
     (bundle / "notes.txt").write_text("dear to somebody", encoding="utf-8")
     outcome = call("export", finished_run, "--output", bundle, "--force")
     assert outcome.code == 2

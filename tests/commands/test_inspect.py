@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 from quadranas.commands.train import train
 from quadranas.inspection.records import read_records
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import open_subject
+from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.training.network_phase import NetworkTraining
 from tests.command_line import call, contents
@@ -23,9 +23,9 @@ from tests.command_line import call, contents
 WEIGHTS = ("subnet.safetensors", "metrics.jsonl")
 
 
-def run(subject: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+def run(stored: Path, output: Path, **overrides: Any) -> dict[str, Any]:
     resume = overrides.pop("resume", False)
-    opened = open_subject(str(subject))
+    opened = open_network(str(stored))
     return train(opened, overrides, output, Reporter(quiet=True), resume=resume)
 
 

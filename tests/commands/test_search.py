@@ -31,7 +31,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.space_file import load_space
 from quadranas.supernet.supernet import build_supernet
-from quadranas.training.problem import pose_problem
+from quadranas.training.search_setup import prepare_search
 from quadranas.training.steps import weight_step
 from quadranas.training.supernet_phase import SupernetTraining
 from tests.command_line import RESULTS, call, contents, listing
@@ -161,7 +161,7 @@ def test_the_test_images_are_seen_once_at_the_very_end(
         events.append("step")
         return weight_step(*args)
 
-    monkeypatch.setattr("quadranas.training.problem.open_data", spied)
+    monkeypatch.setattr("quadranas.training.search_setup.open_data", spied)
     monkeypatch.setattr("quadranas.training.network_phase.weight_step", step)
     result = run(tmp_path / "run", pictures)
     assert events == ["step"] * 4 + [f"test {index}" for index in range(8)]
@@ -270,7 +270,7 @@ def test_the_budget_is_that_of_the_data_s_classes(
     budget = f"{(few + many) / 2!r}ms"
     result = run(tmp_path / "run", pictures, space="wide.yaml", budget=budget)
     assert few <= result["predicted_ms"] < many
-    monkeypatch.setattr("quadranas.training.problem.count_classes", lambda overrides: 5000)
+    monkeypatch.setattr("quadranas.training.search_setup.count_classes", lambda overrides: 5000)
     with pytest.raises(BudgetError, match="no network of space 'wide' keeps"):
         run(tmp_path / "other", pictures, space="wide.yaml", budget=budget)
     assert not (tmp_path / "other").exists()
@@ -319,7 +319,7 @@ def test_a_budget_that_every_network_keeps_presses_on_no_gate(
 @pytest.fixture
 def trained(tmp_path: Path, pictures: Path) -> SupernetTraining:
     given = TOY | {"data": str(pictures), "schedule": ONE_EPOCH_EACH}
-    problem = pose_problem(given, Reporter(quiet=True), "test")
+    problem = prepare_search(given, Reporter(quiet=True), "test")
     return SupernetTraining(problem, build_supernet(problem.space, seed=0))
 
 

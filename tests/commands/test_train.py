@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from quadranas.commands.train import measure_accuracy, train
 from quadranas.reporter import Reporter
-from quadranas.runs.subject import open_subject
+from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from tests.command_line import call, contents, listing
 
@@ -20,8 +20,8 @@ STANDSTILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 DECIDED = ("architecture.json", "metrics.jsonl", "subnet.safetensors")
 
 
-def run(subject: Path | str, output: Path, **overrides: Any) -> dict[str, Any]:
-    return train(open_subject(str(subject)), overrides, output, Reporter(quiet=True))
+def run(stored: Path | str, output: Path, **overrides: Any) -> dict[str, Any]:
+    return train(open_network(str(stored)), overrides, output, Reporter(quiet=True))
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def test_a_run_is_trained_on_from_its_weights(finished_run: Path, tmp_path: Path
 def test_an_architecture_is_trained_from_scratch(
     finished_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    subject = finished_run / "architecture.json"
+    stored = finished_run / "architecture.json"
     given = {"data": str(pictures), "epochs": 1, "batch_size": 4, "weights": STANDSTILL}
-    run(subject, tmp_path / "one", **given)
+    run(stored, tmp_path / "one", **given)
     assert not near(tmp_path / "one" / "subnet.safetensors", finished_run / "subnet.safetensors")
     assert not (tmp_path / "one" / "inherited.safetensors").exists()
-    run(subject, tmp_path / "same", **given)
+    run(stored, tmp_path / "same", **given)
     assert contents(tmp_path / "same", DECIDED) == contents(tmp_path / "one", DECIDED)
-    run(subject, tmp_path / "other", **given, seed=1)
+    run(stored, tmp_path / "other", **given, seed=1)
     here, there = contents(tmp_path / "other", DECIDED), contents(tmp_path / "one", DECIDED)
     assert here["subnet.safetensors"] != there["subnet.safetensors"]
 
@@ -110,11 +110,11 @@ def test_other_data_bring_their_own_test_images(
     stored = config(searched)
     stored |= {"data": str(pictures / "train"), "val": str(pictures / "test")}
     (searched / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    subject = open_subject(str(searched))
-    assert measure_accuracy(subject, {})["num_images"] == 8
+    network = open_network(str(searched))
+    assert measure_accuracy(network, {})["num_images"] == 8
     classes = tmp_path / "classes"
     shutil.copytree(pictures / "train", classes)
-    measured = measure_accuracy(subject, {"data": str(classes)})
+    measured = measure_accuracy(network, {"data": str(classes)})
     assert (measured["data"], measured["num_images"]) == ("classes", 4)
     run(searched, tmp_path / "new", data=str(classes), epochs=1)
     assert config(tmp_path / "new")["val"] is None

@@ -169,8 +169,8 @@ def test_the_command_line_refuses_it_before_anything_is_written(
     tmp_path: Path, finished_run: Path, command: str
 ) -> None:
     given = ("--device", "cpu", "--budget", "0.8ms", "--output", tmp_path / "new")
-    subject = (finished_run,) if command == "derive" else ("--space", "toy")
-    outcome = call(command, *subject, *given, "--confidence", "0.9", "--json")
+    stored = (finished_run,) if command == "derive" else ("--space", "toy")
+    outcome = call(command, *stored, *given, "--confidence", "0.9", "--json")
     assert outcome.code == 2
     assert "a confidence needs a measured table" in outcome.json()["error"]
     assert outcome.json()["hint"].startswith("Leave out --confidence, or measure: ")
@@ -183,8 +183,8 @@ def test_an_impossible_confidence_is_refused(
     tmp_path: Path, finished_run: Path, command: str, confidence: str
 ) -> None:
     given = ("--device", "cpu", "--budget", "0.8ms", "--output", tmp_path / "new")
-    subject = (finished_run,) if command == "derive" else ("--space", "toy")
-    outcome = call(command, *subject, *given, f"--confidence={confidence}", "--json")
+    stored = (finished_run,) if command == "derive" else ("--space", "toy")
+    outcome = call(command, *stored, *given, f"--confidence={confidence}", "--json")
     assert outcome.code == 2
     assert "confidence" in outcome.json()["error"]
     assert "measured table" not in outcome.json()["error"]

@@ -253,9 +253,9 @@ def architecture() -> Architecture:
 
 def test_the_command_counts_what_profile_counts(tmp_path: Path) -> None:
     found = run("quadranet25_t", "--memory", "--batch", "3", "--resolution", "64")
-    subject = find_architecture("quadranet25_t").adapted(resolution=64)
+    stored = find_architecture("quadranet25_t").adapted(resolution=64)
     assert (found["batch"], found["resolution"]) == (3, 64)
-    assert (found["params"], found["macs"]) == (count_params(subject), count_macs(subject))
+    assert (found["params"], found["macs"]) == (count_params(stored), count_macs(stored))
     assert found["saved_bytes"] == sum(layer["saved_bytes"] for layer in found["layers"])
     assert found["training_peak_bytes"] == sum(found["training_parts_bytes"].values())
     assert found["inference_peak_bytes"] == sum(found["inference_parts_bytes"].values())

@@ -23,7 +23,7 @@ from quadranas.runs.config import (
     open_data,
     resolve_config,
 )
-from quadranas.runs.resume import VERBS, agreed, agrees, resume_command, run_name
+from quadranas.runs.resume import VERBS, can_resume, matching_config, resume_command, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
 
@@ -175,9 +175,9 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
         {"weights": {"learning_rate": "4.0e-3"}},
         resolved(seed=3, schedule={"search_epochs": 7}).model_dump(mode="json"),
     ):
-        kept = agreed(SearchConfig, folder, options, "test")
+        kept = matching_config(SearchConfig, folder, options, "test")
         assert kept == yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        assert agrees(SearchConfig, folder, options)
+        assert can_resume(SearchConfig, folder, options)
 
 
 @pytest.mark.parametrize(
@@ -192,20 +192,20 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
 def test_contradictions_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     folder = stored(tmp_path / "run", resolved(seed=3, schedule={"search_epochs": 7}))
     with pytest.raises(QuadranasError) as caught:
-        agreed(SearchConfig, folder, options, "test")
+        matching_config(SearchConfig, folder, options, "test")
     assert message in caught.value.message
-    assert not agrees(SearchConfig, folder, options)
+    assert not can_resume(SearchConfig, folder, options)
 
 
 def test_a_run_of_another_verb_is_named(tmp_path: Path) -> None:
     trained = stored(tmp_path / "my run", resolve_config(TrainConfig, {}, dataset(10), "test"))
     with pytest.raises(QuadranasError, match="is a run of `quadranas train`, not of") as caught:
-        agreed(SearchConfig, trained, {}, "test")
+        matching_config(SearchConfig, trained, {}, "test")
     folder = f"'{tmp_path}/my run'"
     command = f"quadranas train {folder} --resume --output {folder}"
     assert caught.value.hint == f"Continue it with: {command}"
     assert command == resume_command("train", trained)
-    assert not agrees(SearchConfig, tmp_path, {})
+    assert not can_resume(SearchConfig, tmp_path, {})
 
 
 def test_the_data_decide_what_is_left_open(pictures: Path) -> None:

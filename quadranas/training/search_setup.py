@@ -28,7 +28,7 @@ from quadranas.validation import validate_partial
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchSetup:
     """What is searched, for what, on what: everything known before training."""
 
     config: SearchConfig
@@ -53,12 +53,12 @@ class Problem:
         )
 
 
-def pose_problem(
+def prepare_search(
     overrides: dict[str, Any],
     reporter: Reporter,
     source: str | Path,
     copies: Path | None = None,
-) -> Problem:
+) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
     Args:
@@ -105,7 +105,7 @@ def pose_problem(
         f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
     )
     config = resolve_config(SearchConfig, overrides, dataset, source)
-    return Problem(config, space_file, space, priced, contract, limits, device, dataset)
+    return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 
 
 def _copy(folder: Path | None, name: str) -> Path | None:

@@ -23,7 +23,7 @@ from quadranas.space.catalog import find_architecture
 
 
 @dataclass(frozen=True)
-class Subject:
+class StoredNetwork:
     """A network to work on.
 
     Args:
@@ -71,7 +71,7 @@ class Subject:
         return resume_command("search" if searched else "train", self.folder)
 
 
-def open_subject(name: str, weights: Path | None = None) -> Subject:
+def open_network(name: str, weights: Path | None = None) -> StoredNetwork:
     """What ARCH|RUN on the command line stands for.
 
     Args:
@@ -83,10 +83,10 @@ def open_subject(name: str, weights: Path | None = None) -> Subject:
     folder = Path(name)
     architecture = find_architecture(name)
     if not folder.is_dir():
-        return Subject(architecture, weights=weights)
+        return StoredNetwork(architecture, weights=weights)
     own_weights = folder / "subnet.safetensors"
     stored = folder / "preprocessing.json"
-    return Subject(
+    return StoredNetwork(
         architecture,
         folder=folder,
         weights=weights or (own_weights if own_weights.is_file() else None),
@@ -94,28 +94,28 @@ def open_subject(name: str, weights: Path | None = None) -> Subject:
     )
 
 
-def inherited_config(subject: Subject, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def inherited_config(stored: StoredNetwork, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the run the network lies in that also matter to another training or test.
 
     With other data than the run's, what the data decided is left out.
     """
-    if subject.folder is None or not (subject.folder / "config.yaml").is_file():
+    if stored.folder is None or not (stored.folder / "config.yaml").is_file():
         return {}
-    content = read_yaml(subject.folder / "config.yaml", "configuration")
+    content = read_yaml(stored.folder / "config.yaml", "configuration")
     keys = set(TrainConfig.model_fields)
     if overrides.get("data", content.get("data")) != content.get("data"):
         keys -= {"data", "val", "skip_corrupt", "train_resolution", "augment"}
     return {key: value for key, value in content.items() if key in keys}
 
 
-def for_classes(subject: Subject, dataset: Dataset) -> Architecture:
+def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
     """The architecture with a head for the data's classes, if it has no weights yet.
 
     Raises:
         QuadranasError: it has weights, for another number of classes.
     """
-    architecture = subject.architecture
-    if subject.weights is None:
+    architecture = stored.architecture
+    if stored.weights is None:
         return architecture.adapted(num_classes=dataset.num_classes)
     if architecture.num_classes != dataset.num_classes:
         raise QuadranasError(
@@ -139,7 +139,7 @@ class HeldOutImages:
 
 
 def open_test_images(
-    subject: Subject, overrides: Mapping[str, Any], source: str | Path
+    stored: StoredNetwork, overrides: Mapping[str, Any], source: str | Path
 ) -> HeldOutImages:
     """The images to test a trained network on.
 
@@ -149,19 +149,19 @@ def open_test_images(
     Raises:
         QuadranasError: data of other classes than those trained for, or that do not serve.
     """
-    given = inherited_config(subject, overrides) | dict(overrides)
+    given = inherited_config(stored, overrides) | dict(overrides)
     content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
-    trained_on = subject.preprocessing
+    trained_on = stored.preprocessing
     if trained_on is not None:
         content["train_resolution"] = trained_on.resolution
-    dataset = open_data(content, subject.architecture.resolution, source)
+    dataset = open_data(content, stored.architecture.resolution, source)
     if trained_on is not None and trained_on.class_names != dataset.class_names:
         raise QuadranasError(
             f"the data's classes ({_some(dataset.class_names)}) are not those the network was "
             f"trained for ({_some(trained_on.class_names)})",
             "Name images of the same classes with --data.",
         )
-    for_classes(subject, dataset)
+    for_classes(stored, dataset)
     expected = trained_on or Preprocessing.of(dataset)
     augmenter = Augmenter(
         AugmentConfig(flip=False, crop_padding=0),
