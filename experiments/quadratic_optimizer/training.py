@@ -12,7 +12,10 @@ from quadranas.data.dataset import Dataset
 from quadranas.data.splits import epoch_batches
 from quadranas.data.task import evaluate
 from quadranas.layers.quadratic import QuadraticConv2d
-from quadranas.training.optimization import SecondOrderControl, quadratic_parameter_groups
+from quadranas.training.quadratic_optimization import (
+    SecondOrderControl,
+    quadratic_parameter_groups,
+)
 
 DEPTH, WIDTH, BATCH = 30, 16, 64
 

@@ -17,6 +17,7 @@ from quadranas import __version__
 from quadranas.cli import (
     conversion_commands,
     deployment_commands,
+    inspection_commands,
     latency_commands,
     search_commands,
 )
@@ -41,7 +42,14 @@ def _version(
         raise typer.Exit
 
 
-for group in (search_commands, latency_commands, conversion_commands, deployment_commands):
+GROUPS = (
+    search_commands,
+    latency_commands,
+    conversion_commands,
+    inspection_commands,
+    deployment_commands,
+)
+for group in GROUPS:
     for name, command in group.COMMANDS.items():
         app.command(name)(command)
 

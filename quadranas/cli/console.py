@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from quadranas.validation import CommandResult
 
@@ -110,42 +110,6 @@ def print_prediction(result: dict[str, Any]) -> None:
         _warn(f"NOT PRICED: {missing['count']} x {missing['op']} ({names})")
     if result["unpriced"]:
         _warn("The latency is a LOWER BOUND: what is not priced is missing from it.")
-
-
-def print_memory(result: dict[str, Any]) -> None:
-    """Print what every layer keeps, and the parts of the two peaks."""
-    direct = result["direct"]
-    compared = ["direct, MiB"] if direct else []
-    name = Column("layer", overflow="fold")
-    table = Table(name, "kind", "parameters", "MACs", "kept, MiB", *compared)
-    for layer in result["layers"]:
-        kept = [layer["saved_bytes"], layer["saved_bytes_direct"]][: 1 + len(compared)]
-        counts = [f"{layer['params']:,}", f"{layer['macs']:,}"]
-        sizes = [f"{_mib(size):.3f}" for size in kept]
-        table.add_row(layer["name"], layer["kind"], *counts, *sizes)
-    Console(highlight=False, markup=False).print(table)
-    say(
-        f"{result['model']}, batch {result['batch']} at {result['resolution']} pixels: "
-        f"{result['params'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.3f} G MACs an image, "
-        f"{_mib(result['saved_bytes']):.1f} MiB kept for the backward pass"
-    )
-    for kind in ("training", "inference"):
-        parts = [
-            f"{name.replace('_', ' ')} {_mib(size):.1f}"
-            for name, size in result[f"{kind}_parts_bytes"].items()
-            if size
-        ]
-        say(f"{kind} peak {_mib(result[f'{kind}_peak_bytes']):.1f} MiB: {', '.join(parts)}")
-    if direct:
-        say(
-            "without memory-efficient back-propagation: "
-            f"{_mib(direct['saved_bytes']):.1f} MiB kept, training peak "
-            f"{_mib(direct['training_peak_bytes']):.1f} MiB"
-        )
-
-
-def _mib(size: int) -> float:
-    return float(size / 2**20)
 
 
 def _counted(ops: list[str]) -> str:

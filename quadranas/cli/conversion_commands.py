@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadranas.cli.console import print_result, say
-from quadranas.cli.options import Data, Json, Model, Run, Seed, SkipCorrupt, Val, Weights, given
+from quadranas.cli.options import Data, Json, Model, Seed, SkipCorrupt, Val, Weights, given
 from quadranas.errors import QuadranasError
 
 Layers = Annotated[
@@ -125,29 +125,6 @@ def _reduction_text(result: dict[str, Any]) -> str:
     )
 
 
-def inspect(
-    run: Run,
-    image: Annotated[Path, typer.Option("--image", help="What the terms are shown on.")],
-    output: Annotated[
-        Path | None, typer.Option(help="Page; default: inspection.html in the run folder.")
-    ] = None,
-    weights: Weights = None,
-    as_json: Json = False,
-) -> None:
-    """Show what the quadratic layers of a trained network do: one self-contained HTML page."""
-    from quadranas.commands.inspect import inspect_run
-    from quadranas.runs.stored_network import open_network
-
-    model = open_network(str(run), weights)
-    result = inspect_run(model, image, output or run / "inspection.html")
-    shares = [layer["second_order_share"] for layer in result["layers"]]
-    known = [share for share in shares if share is not None]
-    line = f"{result['page']}: {len(shares)} quadratic layers"
-    if known:
-        line += f"; share of the second-order term from {min(known):.1%} to {max(known):.1%}"
-    print_result(result, as_json, line)
-
-
 def adapt(
     model: Model,
     output: Annotated[Path, typer.Option("--output", help="New folder for the network.")],
@@ -197,6 +174,5 @@ def adapt(
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "adapt": adapt,
-    "inspect": inspect,
 }
 """The commands of this file by name."""

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from quadranas.cli.console import (
     network_line,
-    print_json,
-    print_memory,
     print_result,
     reporting,
-    say,
     warn,
 )
 from quadranas.cli.options import (
@@ -40,7 +35,7 @@ from quadranas.cli.options import (
     Weights,
     given,
 )
-from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.errors import PromiseMissedError
 
 
 def search(
@@ -225,46 +220,6 @@ def report(run: Run, as_json: Json = False) -> None:
     print_result({"run": str(run), "report": str(path)}, as_json, str(path))
 
 
-def profile(
-    model: Model,
-    resolution: Annotated[int | None, typer.Option(help="Input height and width.")] = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1)] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also predict the memory of training and inference.")
-    ] = False,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once, with --memory; default: 1.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Parameters and MACs of a model, per operation; with --memory, per layer."""
-    from quadranas.commands.profile import profile as run_profile
-    from quadranas.space.catalog import find_architecture
-
-    architecture = find_architecture(model)
-    adapted = architecture.adapted(resolution=resolution, num_classes=num_classes)
-    if memory:
-        from quadranas.commands.profile import profile_network_memory
-
-        result = profile_network_memory(adapted, batch or 1)
-        return print_json(result) if as_json else print_memory(result)
-    if batch is not None:
-        raise QuadranasError(
-            "--batch says how many images to predict the memory of", "Add --memory."
-        )
-    result = run_profile(adapted)
-    if as_json:
-        return print_json(result)
-    table = Table("block", "operation", "parameters", "MACs")
-    for layer in result["layers"]:
-        table.add_row(layer["block"], layer["op"], f"{layer['params']:,}", f"{layer['macs']:,}")
-    Console(highlight=False).print(table)
-    say(
-        f"{result['model']} at {result['resolution']} pixels: {result['params'] / 1e6:.2f} M "
-        f"parameters, {result['macs'] / 1e9:.3f} G MACs"
-    )
-
-
 def _check_promise(result: dict[str, Any]) -> None:
     """Leave with the exit code of a missed promise if a result is one; it has been printed."""
     from quadranas.measurement.verification import missed_promise
@@ -281,6 +236,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "report": report,
-    "profile": profile,
 }
 """The commands of this file by name."""

@@ -6,10 +6,6 @@ The page is self-contained and a function of the run's files and the image.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from quadranas.data.dataset import Triple
 from quadranas.data.decoding import read_image
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
@@ -44,7 +40,7 @@ def inspect_run(stored: StoredNetwork, image: Path, output: Path) -> dict[str, A
     wanted = stored.preprocessing
     pixels = read_image(image, wanted.resolution, "Name an image file with --image.")
     network = stored.network()
-    terms = view_terms(network, _prepared(pixels, wanted.mean, wanted.std))
+    terms = view_terms(network, wanted.tensor(pixels))
     forms = {name: layer.form for name, layer in quadratic_layers(network).items()}
     layers = [_layer(name, forms[name], *pair) for name, pair in terms.items()]
     records = read_records(stored.folder) if stored.folder else ()
@@ -58,12 +54,6 @@ def inspect_run(stored: StoredNetwork, image: Path, output: Path) -> dict[str, A
         "page": str(output),
         "layers": layers,
     }
-
-
-def _prepared(pixels: np.ndarray, mean: Triple, std: Triple) -> torch.Tensor:
-    """(1, 3, R, R), normalised."""
-    scaled = (pixels / 255 - np.array(mean)) / np.array(std)
-    return torch.from_numpy(scaled.astype(np.float32)).permute(2, 0, 1)[None]
 
 
 def _layer(

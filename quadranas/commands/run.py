@@ -7,13 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from quadranas.backends.interface import FileBackend
 from quadranas.backends.registry import BACKENDS
 from quadranas.data.decoding import Pixels, read_image
+from quadranas.data.preprocessing import image_tensor
 from quadranas.deployment.bundle import Bundle, open_bundle
 from quadranas.deployment.manifest import InputDescription, Manifest
 from quadranas.errors import QuadranasError
@@ -103,9 +102,7 @@ def _read(path: Path, wanted: InputDescription) -> Pixels:
 
 def _prepared(pixels: Pixels, wanted: InputDescription) -> Tensor:
     """(B, 3, R, R), normalised; the batch is the image over and over."""
-    mean, std = np.array(wanted.mean or (0,) * 3), np.array(wanted.std or (1,) * 3)
-    scaled = ((pixels / 255 - mean) / std).astype(np.float32)
-    image = torch.from_numpy(scaled).permute(2, 0, 1)
+    image = image_tensor(pixels, wanted.mean or (0.0,) * 3, wanted.std or (1.0,) * 3)
     return image.repeat(wanted.batch_size, 1, 1, 1)
 
 

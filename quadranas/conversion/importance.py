@@ -8,6 +8,7 @@ when the layer's output is set to zero.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadranas.conversion.reduction import why_not_removable
+from quadranas.data.task import accuracy_on
 from quadranas.errors import QuadranasError
 from quadranas.layers.replacement import find_layer, is_first_order, quadratic_layers
+from quadranas.network.modes import evaluating
 
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -171,20 +174,7 @@ def _accuracy_on(batches: Batches) -> Evaluate:
             "the batches can be gone through only once", "Give a list or a DataLoader."
         )
 
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> float:
-        was_training = model.training
-        model.eval()
-        right, total = 0, 0
-        for inputs, labels in batches:
-            right += int((model(inputs).argmax(1) == labels).sum())
-            total += len(labels)
-        model.train(was_training)
-        if not total:
-            raise QuadranasError("the batches to rank layers on are empty")
-        return right / total
-
-    return evaluate
+    return lambda model: accuracy_on(model, batches)
 
 
 def _first_input(data: Evaluate | Batches) -> Tensor:
@@ -203,7 +193,7 @@ def _count_macs(
 ) -> tuple[dict[str, int], int]:
     """Multiply-accumulates of some layers, and of the whole network."""
     macs, entered = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0)
-    handles = []
+    hooks = ExitStack()
 
     def watch(name: str, layer: nn.Module) -> None:
         def enter(*_: object) -> None:
@@ -212,29 +202,20 @@ def _count_macs(
         def leave(*_: object) -> None:
             macs[name] += (counter.get_total_flops() - entered[name]) // 2
 
-        handles.append(layer.register_forward_pre_hook(enter))
-        handles.append(layer.register_forward_hook(leave))
+        hooks.enter_context(layer.register_forward_pre_hook(enter))
+        hooks.enter_context(layer.register_forward_hook(leave))
 
-    was_training = model.training
-    try:
-        with FlopCounterMode(display=False) as counter:
-            for name, layer in layers.items():
-                watch(name, layer)
-            model.eval()(example)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with hooks, evaluating(model), FlopCounterMode(display=False) as counter:
+        for name, layer in layers.items():
+            watch(name, layer)
+        model(example)
     return macs, counter.get_total_flops() // 2
 
 
 def _masked_accuracy(model: nn.Module, layer: nn.Module, evaluate: Evaluate) -> float:
     """The accuracy with a layer's output set to zero."""
-    handle = layer.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
-    try:
+    with layer.register_forward_hook(lambda module, args, output: torch.zeros_like(output)):
         return _checked(evaluate(model))
-    finally:
-        handle.remove()
 
 
 def _checked(accuracy: float) -> float:

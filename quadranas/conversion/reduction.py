@@ -17,7 +17,7 @@ from quadranas.errors import QuadranasError
 from quadranas.layers.first_order import Convolution
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import changed, find_layer, put_layer
-from quadranas.space.architecture import LayerChange
+from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
 Layer = nn.Linear | Conv | QuadraticLayer
@@ -105,7 +105,22 @@ def revert(model: Model, names: Sequence[str]) -> Model:
         if find_layer(model, name) is layer:  # not yet replaced under another path
             assert isinstance(layer, QuadraticLayer)
             put_layer(model, name, first_order(layer).train(layer.training))
+    architecture = getattr(model, "architecture", None)
+    if isinstance(architecture, Architecture):
+        model.architecture = _without_changes(architecture, names)  # type: ignore[assignment]
     return model
+
+
+def _without_changes(architecture: Architecture, names: Sequence[str]) -> Architecture | None:
+    """The architecture of a network with some layers reverted.
+
+    None where a layer is quadratic in the architecture's own operations: no architecture
+    describes these with a first-order layer.
+    """
+    if not set(names) <= {change.name for change in architecture.changes}:
+        return None
+    kept = tuple(change for change in architecture.changes if change.name not in names)
+    return architecture.model_copy(update={"changes": kept})
 
 
 def why_not_revertible(layer: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""From uint8 images to normalised float batches with soft targets, augmented by kornia on demand.
+"""Augmentation: uint8 images become normalised float batches with soft targets, by kornia.
 
 Shapes: B images of a batch, C = 3 channels, R the resolution.
 """
@@ -12,26 +12,27 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from quadranas.data.preprocessing import normalised, scaled
 from quadranas.validation import Frozen
 
 RAND_AUGMENT_GROUP = 16
-"""Images that share their RandAugment operations: kornia draws them once per call, for all images
-of the call. 16 keeps a batch diverse at about half the speed of the whole batch at once."""
+"""Number of images that share their RandAugment operations: kornia draws the operations once per
+call, for all images. 16 keeps a batch diverse, at about half the speed of one call per batch."""
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class AugmentConfig(Frozen):
-    """Which augmentations to use; 0 switches one off.
+    """The augmentations to use; 0 switches one off.
 
     Args:
-        flip: mirror left and right, every other image.
-        crop_padding: pixels of black added on every side before a random crop to the old size.
-        rand_augment_ops: operations in a row; RandAugment, arXiv:1909.13719.
-        rand_augment_magnitude: their common strength; 0 and 30 are not among kornia's values.
+        flip: mirror images left to right with probability 1/2.
+        crop_padding: black pixels added on every side before a random crop to the old size.
+        rand_augment_ops: number of operations per image; RandAugment, arXiv:1909.13719.
+        rand_augment_magnitude: strength of the operations; kornia excludes 0 and 30.
         mixup: alpha of the Beta distribution of the mixing weight; mixup, arXiv:1710.09412.
-        cutmix: the same for the area of the pasted box; CutMix, arXiv:1905.04899.
+        cutmix: alpha of the distribution of the pasted area; CutMix, arXiv:1905.04899.
         erasing: share of images with a rectangle erased; random erasing, arXiv:1708.04896.
     """
 
@@ -45,11 +46,11 @@ class AugmentConfig(Frozen):
 
 
 class Augmenter:
-    """Turns batches into what a network trains on; a pure function of images, labels and seed.
+    """Augments and normalises batches; a pure function of images, labels and seed.
 
-    The order is crop, flip, RandAugment, normalisation, erasing (by the mean colour), mixing. With
-    both mixup and CutMix on, each batch draws one of them. Images may be on any device; the random
-    numbers are always drawn on the CPU.
+    The order is crop, flip, RandAugment, normalisation, erasing (with the mean colour), mixing.
+    If both mixup and CutMix are on, each batch draws one of them. Images may be on any device;
+    random numbers are always drawn on the CPU.
 
     Args:
         num_classes: width of the soft targets.
@@ -82,23 +83,23 @@ class Augmenter:
     def __call__(self, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         """Augment one batch for training.
 
-        torch's global CPU generator is borrowed and put back, so no other thread may draw from it
-        meanwhile.
+        torch's global CPU generator is seeded and then restored, so no other thread may draw from
+        it meanwhile.
 
         Args:
             images: uint8 (B, 3, R, R).
             labels: int64 (B,).
-            seed: of every random choice made here.
+            seed: for all random choices.
 
         Returns: normalised images, float32 (B, 3, R, R), channels_last; targets, float32
         (B, num_classes), each row summing to 1.
         """
         targets = one_hot(labels, self.num_classes).float()
         with _seeded(seed):
-            pixels = images.to(torch.float32, memory_format=torch.contiguous_format) / 255
+            pixels = scaled(images)
             for transform in (self._cropped(images.shape[-1]), self._flip, self._rand_augment):
                 pixels = transform(pixels) if transform else pixels
-            pixels = self._normalise(pixels)
+            pixels = normalised(pixels, self._mean, self._std)
             pixels = self._erase(pixels) if self._erase else pixels
             if self._mixes:
                 chosen = int(torch.randint(len(self._mixes), ()))
@@ -107,14 +108,11 @@ class Augmenter:
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalised images without augmentation, for evaluation, channels_last."""
-        pixels = images.to(torch.float32, memory_format=torch.contiguous_format) / 255
-        return self._normalise(pixels).contiguous(memory_format=torch.channels_last)
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+        pixels = normalised(scaled(images), self._mean, self._std)
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def _cropped(self, resolution: int) -> Transform | None:
-        """The crop for a resolution: kornia wants to know it in advance."""
+        """The crop for a resolution, which kornia needs in advance."""
         if self.config.crop_padding and resolution not in self._crop:
             self._crop[resolution] = _crop(resolution, self.config.crop_padding)
         return self._crop.get(resolution)
@@ -141,7 +139,7 @@ def _flip() -> Transform:
 def _crop(resolution: int, padding: int) -> Transform:
     from kornia.augmentation import RandomCrop
 
-    # Slicing copies pixels; resampling warps them, at 2/3 the speed (kornia 0.9.0, 32 pixels).
+    # Slicing copies pixels. Resampling warps them, and is slower: 2/3 of the speed (kornia 0.9.0).
     size = (resolution, resolution)
     crop: Transform = RandomCrop(size, padding=padding, cropping_mode="slice")
     return crop

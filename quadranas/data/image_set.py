@@ -13,8 +13,8 @@ class ImageSet:
 
     Args:
         labels: one class index per image.
-        pick: the images at some indices, uint8 (B, R, R, 3).
-        at_first_use: whether to pick all images at the first batch, and keep them.
+        pick: returns the images at given indices, uint8 (B, R, R, 3).
+        at_first_use: pick all images at the first batch, and keep them in memory.
     """
 
     def __init__(
@@ -28,10 +28,10 @@ class ImageSet:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """The images at some indices, uint8 (B, 3, R, R), channels_last.
+        """The images at given indices, uint8 (B, 3, R, R), channels_last.
 
         Raises:
-            QuadranasError: an image decoded only now turns out to be corrupt.
+            QuadranasError: an image that is decoded here is corrupt.
         """
         if self._at_first_use:
             self._pick = picker(self._pick(torch.arange(len(self))))
@@ -40,5 +40,5 @@ class ImageSet:
 
 
 def picker(pixels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Reads images by index from pixels that are in memory, (N, R, R, 3), uint8."""
+    """A function that picks images by index from pixels in memory, uint8 (N, R, R, 3)."""
     return lambda indices: pixels.index_select(0, indices)

@@ -1,19 +1,23 @@
-"""What a trained network expects of its images: stored beside its weights."""
+"""Preprocessing: how pixels become the input of a network, stored beside its weights."""
 
 from pathlib import Path
 from typing import Self
 
-from quadranas.data.dataset import Dataset
+import torch
+from torch import Tensor
+
+from quadranas.data.dataset import Dataset, Triple
+from quadranas.data.decoding import Pixels
 from quadranas.files import read_json, write_json
 from quadranas.validation import Frozen, validate
 
 
 class Preprocessing(Frozen):
-    """What a trained network expects: stored beside its weights.
+    """How a trained network expects its images.
 
     Args:
         mean, std: subtracted and divided by, per channel, for pixels in [0, 1].
-        resolution: the images' height and width in training.
+        resolution: height and width of the images in training.
     """
 
     class_names: tuple[str, ...]
@@ -23,7 +27,7 @@ class Preprocessing(Frozen):
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """What a network trained on these data will expect."""
+        """The preprocessing of a network that is trained on these data."""
         return cls(
             class_names=dataset.class_names,
             mean=dataset.mean,
@@ -31,9 +35,40 @@ class Preprocessing(Frozen):
             resolution=dataset.resolution,
         )
 
+    def tensor(self, pixels: Pixels) -> Tensor:
+        """An image as input of the network, (1, 3, R, R); see `image_tensor`."""
+        return image_tensor(pixels, self.mean, self.std)
+
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         write_json(path, self.model_dump(mode="json"))
+
+
+def scaled(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels from uint8 to [0, 1], contiguous."""
+    return images.to(dtype, memory_format=torch.contiguous_format) / 255
+
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels in [0, 1], (B, 3, R, R), less the mean and over the deviation of each channel.
+
+    Args:
+        mean, std: (1, 3, 1, 1), in the type to compute in.
+    """
+    return (pixels - mean.to(pixels.device)) / std.to(pixels.device)
+
+
+def image_tensor(pixels: Pixels, mean: Triple, std: Triple) -> Tensor:
+    """One image as input of a network, float32.
+
+    It is computed in float64 and rounded once, as a bundle's `infer.py` does with NumPy; training
+    and evaluation compute batches in float32.
+
+    Shapes: (R, R, 3) to (1, 3, R, R).
+    """
+    image = scaled(torch.tensor(pixels).permute(2, 0, 1)[None], torch.float64)
+    statistics = [torch.tensor(s, dtype=torch.float64).view(1, 3, 1, 1) for s in (mean, std)]
+    return normalised(image, *statistics).float()
 
 
 def load_preprocessing(path: Path) -> Preprocessing:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from quadranas.backends.interface import Conversion, FileBackend, QuantizingBackend
+from quadranas.data.task import top1_accuracy
 from quadranas.deployment.images import ExportImages
 from quadranas.deployment.latency import describe_latency, is_comparable, measured
 from quadranas.deployment.manifest import Accuracy, Latency, LatencyNote, Quantization
@@ -79,8 +80,8 @@ class ExportWork:
         return program_outputs(program, self.images.batches(self.batch))[: self.images.num_images]
 
     def accuracy(self, outputs: Tensor) -> float:
-        """Share of validation images whose first answer is right."""
-        return float((outputs.argmax(1) == self.images.labels).float().mean())
+        """Top-1 accuracy on the validation images."""
+        return top1_accuracy(outputs, self.images.labels)
 
 
 def check_agreement(work: ExportWork, outputs: Tensor) -> None:

@@ -20,6 +20,7 @@ from quadranas.deployment.manifest import BranchRange
 from quadranas.layers import algebra
 from quadranas.layers.first_order import FirstOrderMap
 from quadranas.layers.quadratic import QuadraticLayer, QuadraticLinear
+from quadranas.network.modes import evaluating
 
 Images = Sequence[NDArray[np.float32]]
 
@@ -105,7 +106,7 @@ def branch_ranges(network: nn.Module, images: Images) -> tuple[BranchRange, ...]
         return hook
 
     for see in (_Values.see_range, _Values.see_rounding):
-        with ExitStack() as hooks, _evaluating(network):
+        with ExitStack() as hooks, evaluating(network):
             for path, layer in network.named_modules():
                 if isinstance(layer, QuadraticLayer):
                     hooks.enter_context(layer.register_forward_hook(watch(path, see)))
@@ -151,7 +152,7 @@ def layer_errors(network: nn.Module, images: Images, layers: Sequence[str]) -> M
     batches = [torch.from_numpy(batch) for batch in images]
     owners = {layer: _owner(network, layer) for layer in layers}
     measured: dict[str, float] = {}
-    with _evaluating(network):
+    with evaluating(network):
         exact = torch.cat([network(batch) for batch in batches])
         for path in set(owners.values()) - {""}:
             with _rounding(network.get_submodule(path)):
@@ -214,14 +215,3 @@ def _rounding(layer: nn.Module) -> Iterator[None]:
                 weight.data = values
             if operator is not None:
                 layer.operator = operator
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """A network in evaluation mode, for a while."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)

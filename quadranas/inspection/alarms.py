@@ -115,8 +115,8 @@ class GradientWatch:
 
 ADVICE = {
     EXPLODING: "lower the learning rate of the factors, or bound their product "
-    "(quadranas.training.optimization.SecondOrderControl)",
-    VANISHING: "raise the learning rate of the factors (quadranas.training.optimization."
+    "(quadranas.training.quadratic_optimization.SecondOrderControl)",
+    VANISHING: "raise the learning rate of the factors (quadranas.training.quadratic_optimization."
     "quadratic_parameter_groups) or begin with larger ones",
 }
 

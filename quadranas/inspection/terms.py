@@ -5,16 +5,17 @@ second-order terms respond to in an image.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.errors import QuadranasError
 from quadranas.inspection.records import NUM_BINS, QUANTILES, Distribution
 from quadranas.layers.quadratic import QuadraticLayer, QuadraticLinear
 from quadranas.layers.replacement import quadratic_layers
+from quadranas.network.modes import batch_norms, evaluating, frozen_statistics
 
 MAX_SORTED = 2**17
 """Quantiles of a larger tensor are those of so many of its values, evenly spaced."""
@@ -59,17 +60,10 @@ def view_terms(
 
         return hook
 
-    was_training = model.training
-    handles = [
-        layer.register_forward_hook(hook_for(name))
-        for name, layer in quadratic_layers(model).items()
-    ]
-    try:
-        model.eval()(image)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for name, layer in quadratic_layers(model).items():
+            hooks.enter_context(layer.register_forward_hook(hook_for(name)))
+        model(image)
     if not found:
         raise QuadranasError(
             "the network has no quadratic layer whose terms could be shown",
@@ -89,15 +83,8 @@ def _view(layer: QuadraticLayer, term: Tensor | None) -> TermView | None:
 @torch.no_grad()
 def quiet_terms(layer: QuadraticLayer, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The terms of a layer; its norms' running averages stay as they are."""
-    norms = [norm for norm in layer.norms.values() if isinstance(norm, BatchNorm)]
-    tracking = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
+    with frozen_statistics(batch_norms(layer)):
         return layer.terms(x)
-    finally:
-        for norm, tracked in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracked
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from quadranas.errors import QuadranasError, nearest
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
-from quadranas.space.architecture import LayerChange
+from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
 FIRST_ORDER = (nn.Linear, *QUADRATIC_CONVS)
@@ -70,10 +70,13 @@ An adapted layer goes on holding the layer it replaces; the others leave its wei
 def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
     """A copy of a network with some layers replaced, in the order given.
 
+    If the network has an `architecture`, that of the copy lists the changes too.
+
     Raises:
         QuadranasError: no such layer, or one that cannot be replaced so.
     """
     model = copy.deepcopy(model)
+    changes = tuple(changes)
     for change in changes:
         layer = find_layer(model, change.name)
         if change.kind != "removed" and not is_first_order(layer):
@@ -89,6 +92,10 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
         if parameter is not None:
             new.to(parameter.device, parameter.dtype)
         put_layer(model, change.name, new.train(layer.training))
+    architecture = getattr(model, "architecture", None)
+    if isinstance(architecture, Architecture):
+        update = {"changes": (*architecture.changes, *changes)}
+        model.architecture = architecture.model_copy(update=update)  # type: ignore[assignment]
     return model
 
 

@@ -4,17 +4,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from quadranas.network.modes import evaluating
+
 
 def count_network(network: nn.Module, resolution: int) -> tuple[int, int]:
-    """Parameters of any network of images, and its MACs at batch 1.
+    """The number of parameters of any network of images, and of its MACs at batch 1.
 
-    For a network of plain operations `cost.py` counts the same from its description alone.
+    For a network described by an architecture without changes, `quadranas.space.cost` counts the
+    same from the description alone.
     """
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, resolution, resolution, device=parameter.device)
-    was_training = network.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(image.to(parameter.dtype))
-    network.train(was_training)
+    with evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image.to(parameter.dtype))
     macs = counter.get_total_flops() // 2
     return sum(parameter.numel() for parameter in network.parameters()), macs

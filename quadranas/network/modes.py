@@ -4,28 +4,45 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A context in which a network is in evaluation mode; each module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """A context in which parameters take no gradient."""
-    for parameter in parameters:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
-def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+def batch_norms(network: nn.Module) -> list[BatchNorm]:
     """Every BatchNorm of a network."""
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [module for module in network.modules() if isinstance(module, BatchNorm)]
 
 
 @contextmanager
-def frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """A context in which BatchNorm uses the batch but leaves its running averages alone."""
+def frozen_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """A context in which training leaves the running averages of BatchNorms as they are.
+
+    The norms still normalise by the batch. In evaluation mode the context changes nothing.
+    """
     tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False

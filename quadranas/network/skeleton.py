@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.replacement import changed
+from quadranas.network.feature_maps import feature_maps
 from quadranas.space.architecture import Architecture, Block
 
 
@@ -15,14 +16,33 @@ class Network(nn.Module):
     """Blocks applied in order; each adds its own residual.
 
     The layout is channels_last, the faster one on CPU and on tensor cores.
+
+    Args:
+        blocks: the modules by their names.
+        architecture: what the modules were built from. A supernet, whose blocks hold many
+            candidates, has none.
+
+    Attributes:
+        architecture: as given; `reset_classifier` and the functions that replace layers
+            (`quadranas.conversion`) keep it up to date. None where no architecture describes the
+            network.
+        feature_channels: number of channels of every feature map that `features` returns.
+        feature_strides: size of the images over the size of each of these maps.
     """
 
-    def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, blocks: Mapping[str, nn.Module], architecture: Architecture | None = None
+    ) -> None:
         super().__init__()
         try:
             self.blocks = nn.ModuleDict(blocks)
         except KeyError as error:  # a name such as `keys`, which torch has taken
             raise QuadranasError(f"a block has a name that it cannot have: {error}") from error
+        self.architecture = architecture
+        maps = () if architecture is None else feature_maps(architecture)
+        self.feature_channels = tuple(found.channels for found in maps)
+        self.feature_strides = tuple(found.stride for found in maps)
+        self._feature_blocks = tuple(found.block for found in maps)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch 2.13
 
     def forward(self, images: Tensor) -> Tensor:
@@ -31,6 +51,61 @@ class Network(nn.Module):
         for block in self.blocks.values():
             x = block(x)
         return x
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The feature maps of the stages, highest resolution first; the head is not computed.
+
+        A stage ends before each block that downsamples, and before the head. The maps are what
+        a detection or segmentation head takes.
+
+        Shapes: (B, 3, H, W) to (B, C, H / S, W / S) for each C of `feature_channels` and S of
+        `feature_strides`.
+
+        Raises:
+            QuadranasError: the network was built without an architecture.
+        """
+        if not self._feature_blocks:
+            raise QuadranasError(
+                "this network has no stages to give feature maps of",
+                "Build it from an architecture, with build_subnet or create_model.",
+            )
+        x = images.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for name, block in self.blocks.items():
+            x = block(x)
+            if name in self._feature_blocks:
+                maps.append(x)
+            if name == self._feature_blocks[-1]:
+                break
+        return maps
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a new one, for another number of classes.
+
+        It is initialised as in `build_subnet`; layers that were made quadratic or adapted are
+        again. All other layers keep their weights.
+
+        Raises:
+            QuadranasError: the network was built without an architecture, or an impossible number
+                of classes.
+        """
+        if self.architecture is None:
+            raise QuadranasError(
+                "no architecture describes this network, so its classifier is unknown",
+                "Build it from an architecture, with build_subnet or create_model.",
+            )
+        block, kind = self.architecture.blocks[-1].name, self.architecture.blocks[-1].ops[-1].kind
+        linear = f"blocks.{block}.{kind}.linear"
+        changes = [c for c in self.architecture.changes if (c.name, c.kind) != (linear, "removed")]
+        wanted = self.architecture.adapted(num_classes=num_classes)
+        new = changed(
+            Network({block: SubnetBlock(wanted.blocks[-1], wanted.layer_scale)}),
+            [change for change in changes if change.name.startswith(f"blocks.{block}.")],
+        ).get_submodule(linear)
+        parameter = next(self.parameters())
+        new.to(parameter.device, parameter.dtype)
+        self.get_submodule(f"blocks.{block}.{kind}").linear = new.train(self.training)
+        self.architecture = wanted.model_copy(update={"changes": tuple(changes)})
 
 
 class SubnetBlock(nn.ModuleDict):
@@ -49,7 +124,10 @@ class SubnetBlock(nn.ModuleDict):
 def build_subnet(architecture: Architecture) -> Network:
     """The network an architecture describes, with PyTorch's default initialisation."""
     scale = architecture.layer_scale
-    network = Network({block.name: SubnetBlock(block, scale) for block in architecture.blocks})
+    network = Network(
+        {block.name: SubnetBlock(block, scale) for block in architecture.blocks},
+        architecture.model_copy(update={"changes": ()}),  # `changed` adds them
+    )
     if not architecture.changes:
         return network
     changed_network = changed(network, architecture.changes)

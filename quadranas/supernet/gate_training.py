@@ -61,14 +61,14 @@ class GateTrainer:
         """Gradient of `log(E/budget)` in alpha, and E in milliseconds.
 
         Args:
-            within: the candidates it may act on; all if none.
+            within: the candidates the gradient may change; None: all.
         """
         expected_ms = self.expected(self.gates.probabilities(within))
         (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
         return gradient, float(expected_ms.detach())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the supernet's tensors."""
+        """The state for a checkpoint, without the supernet's tensors."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "multiplier": self.controller.multiplier,

@@ -1,8 +1,7 @@
 """Training steps: weights of a network or supernet, and architecture parameters.
 
-Randomness never has a state to lose: every draw comes from a generator seeded with the run's
-seed, what it is for, and the step, so a resumed run draws what the uninterrupted one would have
-drawn.
+All random draws are stateless: each comes from a generator seeded with the run's seed, a purpose
+and the step, so that a resumed run draws the same numbers as an uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -24,10 +23,10 @@ def weight_step(
     config: WeightConfig,
     learning_rate: float,
 ) -> StepResult:
-    """One step of the weights in use.
+    """One training step of the weights on the current path.
 
     Args:
-        parameters: those on the current path; all others have no gradient and stay as they are.
+        parameters: those on the current path; the others have no gradient and do not change.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

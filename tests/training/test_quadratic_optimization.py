@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
-from quadranas.training.optimization import (
+from quadranas.training.quadratic_optimization import (
     SecondOrderControl,
     clip_products,
     quadratic_parameter_groups,

@@ -4,7 +4,8 @@ Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), which trains second
 apart from first-order ones. The bound of `clip_products` is our own.
 
 Two factors `a` and `b` are multiplied, so a step of both changes their product by more than a
-step of the linear branch `c` changes the linear term; what follows treats them apart.
+step of the linear branch `c` changes the linear term. So the factors get a learning rate, a
+warm-up and a bound of their own.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import quadratic_layers
+from quadranas.training.optimizers import decay_groups
 
 FIRST_ORDER = "c"
 """The branch that is linear in the input; all other parts are second-order."""
@@ -29,18 +31,18 @@ def quadratic_parameter_groups(
     second_order_lr: float = 0.1,
     second_order_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimiser, the quadratic factors apart from the rest.
+    """Parameter groups for any torch optimiser, with the quadratic factors in their own groups.
 
-    Every group has `lr`, `weight_decay`, `lr_factor` and `second_order`; optimisers keep the last
-    two, which they do not know, and so do their state dicts. Norms and biases do not decay.
+    Every group has `lr`, `weight_decay`, `lr_factor` and `second_order`. Optimisers keep the last
+    two in their groups and state dicts without using them. Norms and biases do not decay.
 
     Args:
         second_order_lr: learning rate of the second-order parts (branches `a` and `b`, and the
             matrix) as a factor of `lr`.
-        second_order_decay: their weight decay; that of the others if none.
+        second_order_decay: weight decay of the second-order parts; None: `weight_decay`.
 
     Raises:
-        QuadranasError: the network has no quadratic layer, or a number cannot be meant.
+        QuadranasError: the network has no quadratic layer, or a number is out of range.
     """
     layers = quadratic_layers(model)
     if not any(layer.second_order for layer in layers.values()):
@@ -61,25 +63,13 @@ def quadratic_parameter_groups(
     for second_order, decay in zip((False, True), decays, strict=True):
         members = [p for p in model.parameters() if (id(p) in factors) == second_order]
         factor = second_order_lr if second_order else 1.0
-        for some, their_decay in (
-            ([p for p in members if p.ndim > 1], decay),
-            ([p for p in members if p.ndim <= 1], 0.0),
-        ):
-            if some:
-                groups.append(
-                    {
-                        "params": some,
-                        "lr": lr * factor,
-                        "weight_decay": their_decay,
-                        "lr_factor": factor,
-                        "second_order": second_order,
-                    }
-                )
+        extra = {"lr": lr * factor, "lr_factor": factor, "second_order": second_order}
+        groups += [group | extra for group in decay_groups(members, decay) if group["params"]]
     return groups
 
 
 def second_order_parameters(layer: QuadraticLayer) -> Iterator[nn.Parameter]:
-    """Weights and biases of a layer's second-order parts; none of a linear layer."""
+    """Weights and biases of a layer's second-order parts; empty for form `linear`."""
     for name, branch in layer.branches.items():
         if name != FIRST_ORDER:
             yield from branch.parameters()
@@ -89,20 +79,20 @@ def second_order_parameters(layer: QuadraticLayer) -> Iterator[nn.Parameter]:
 
 
 class SecondOrderControl:
-    """Warm-up of the second-order learning rate, and a bound of the product, in every step.
+    """Warm-up of the second-order learning rate, and a bound on the product, in every step.
 
-    It hooks an optimiser that was made with `quadratic_parameter_groups`: in its n-th step (from
-    1) the learning rates of the second-order groups count `min(1, n / (warmup_steps + 1))`
-    times, whatever a scheduler has set, and after the step `clip_products` is applied. The number
-    of steps lies in the groups and so in the optimiser's state dict: a run that continues from a
-    checkpoint goes on with the warm-up.
+    It hooks into an optimiser made with `quadratic_parameter_groups`. In the n-th step (from 1)
+    the learning rates of the second-order groups are multiplied by
+    `min(1, n / (warmup_steps + 1))`, on top of any scheduler. After the step `clip_products` is
+    applied. The number of steps is stored in the groups and so in the optimiser's state dict:
+    training that continues from a checkpoint continues the warm-up.
 
     Args:
-        warmup_steps: 0 for none.
-        max_product: the bound; none for no bound.
+        warmup_steps: number of steps of the warm-up; 0: no warm-up.
+        max_product: the bound; None: no bound.
 
     Raises:
-        QuadranasError: no second-order group, or a number cannot be meant.
+        QuadranasError: no second-order group, or a number is out of range.
     """
 
     def __init__(
@@ -129,7 +119,7 @@ class SecondOrderControl:
         )
 
     def remove(self) -> None:
-        """Leave the optimiser to itself."""
+        """Remove the hooks from the optimiser."""
         for handle in self._handles:
             handle.remove()
 
@@ -152,18 +142,20 @@ class SecondOrderControl:
 
 @torch.no_grad()
 def clip_products(model: nn.Module, max_product: float) -> int:
-    """Scale down, in place, the second-order terms that are too large; returns how many neurons.
+    """Scale down, in place, the second-order terms that are too large.
 
-    Of each neuron `o`, with `a_o` its weights and bias in branch `a`:
+    For each neuron `o`, with `a_o` its weights and bias in branch `a`:
 
         p = |a_o| |b_o|         s = min(1, max_product / p)
         a_o <- s^(1/2) a_o      b_o <- s^(1/2) b_o
 
     so that its second-order term is at most `max_product (|x|^2 + 1)` for any input x (by
-    Cauchy-Schwarz; the 1 is the bias's), while the proportion of both factors stays. A neuron of
-    one factor has `p = |a_o|^2` (`output_square`) or `|a_o|` (`input_square`), of a matrix `p` is
-    its Frobenius norm. Layers whose branches are normalised are left alone: their outputs do not
-    depend on the size of the weights.
+    Cauchy-Schwarz; the 1 comes from the bias), and the ratio of the factors is unchanged. With
+    one factor, `p = |a_o|^2` (`output_square`) or `|a_o|` (`input_square`); with a matrix, `p` is
+    its Frobenius norm. Layers with normalised branches are skipped: their outputs do not depend
+    on the size of the weights.
+
+    Returns: the number of neurons that were scaled.
 
     Raises:
         QuadranasError: the bound is not above 0.
@@ -178,7 +170,7 @@ def clip_products(model: nn.Module, max_product: float) -> int:
 
 
 def _products(layer: QuadraticLayer) -> Iterator[tuple[list[list[Tensor]], int]]:
-    """What is bounded: the tensors of one or two factors, and how often one is multiplied."""
+    """The products to bound: the tensors of one or two factors, and the power of a factor."""
     names = [name for name in layer.branches if name != FIRST_ORDER]
     if names:
         factors: list[list[Tensor]]
@@ -190,7 +182,7 @@ def _products(layer: QuadraticLayer) -> Iterator[tuple[list[list[Tensor]], int]]
 
 
 def _clip(factors: list[list[Tensor]], power: int, max_product: float) -> int:
-    """Bound one product of every output; the outputs are on axis 0 of all tensors."""
+    """Bound one product for every output; axis 0 of all tensors is the output."""
     product = torch.ones(())
     for tensors in factors:
         squares = [t.reshape(len(t), -1).square().sum(1) for t in tensors]
