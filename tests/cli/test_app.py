@@ -168,10 +168,10 @@ FAULTS: dict[str, str] = {
     "profile even.json": "blocks.1.ops.0: impossible quadratic_depthwise: kernel_size must be odd",
     "profile wide.json": "takes 9 channels at 8 pixels, but receives 8 at 8",
     "profile key.json": "blocks.1.ops.0.kernel: unknown key",
-    "profile empty.json": "empty.json: not an architecture file: it has no key 'blocks'",
+    "profile empty.json": "empty.json: not an architecture file: key 'blocks' is missing",
     "profile torn.json": "torn.json: not valid JSON",
     "profile no.json": "cannot read architecture no.json: No such file",
-    "profile good": "good holds no architecture.json",
+    "profile good": "good contains no architecture.json",
     # weights
     "eval network.json": "architecture 'toy-cpu-800us' has no trained weights",
     "eval network.json --weights torn.safetensors": "cannot read weights torn.safetensors",
