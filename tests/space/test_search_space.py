@@ -139,7 +139,11 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
         ("stages.1.name", "stage1_entry", "two stages share the name 'stage1'"),
         ("stages.1.name", "head", "two stages share the name 'head'"),
         ("stages.1.name", "a b", "stages.1.name: String should match pattern"),
-        ("stages.0.entry", ..., "stage 1 (stage1): impossible quadratic_depthwise: it keeps"),
+        (
+            "stages.0.entry",
+            ...,
+            "stage 1 (stage1): impossible quadratic_depthwise: in_channels = out_channels",
+        ),
         ("stages.0.entry.kind", "patch_sten", f"accepted: {KINDS}; did you mean 'patch_stem'?"),
         ("stages.0.entry.kind", "norm_head", f"unknown kind 'norm_head'; accepted: {KINDS}"),
         ("stages.0.entry.strid", 4, "stages.0.entry.strid: unknown key (got 4); accepted: "),
