@@ -1,14 +1,14 @@
-"""The errors a user can mend. `cli.py` prints them as one message and exits with their code."""
+"""User errors. The command line prints their message and hint, and exits with their code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class QuadranasError(Exception):
-    """Something the user can mend: what is wrong, and what to do next.
+    """An error that the user can fix: what is wrong, and what to do next.
 
     Args:
-        message: names the thing, the value got and what is accepted.
+        message: names the faulty item, the value received and the accepted values.
         hint: the next step, usually a command.
     """
 
@@ -24,7 +24,7 @@ class QuadranasError(Exception):
 
 
 class BudgetError(QuadranasError):
-    """The budget cannot be read, or no network of the space keeps it."""
+    """The budget is not a valid duration, or no network of the space keeps it."""
 
 
 class MissingEntryError(QuadranasError):
@@ -32,27 +32,27 @@ class MissingEntryError(QuadranasError):
 
 
 class MissingExtraError(QuadranasError):
-    """An optional package is needed and absent; the hint is the extra to install."""
+    """An optional package is not installed; the hint names the extra to install."""
 
 
 class DeviceLostError(QuadranasError):
-    """A device that answered before does not any more; what was measured is kept."""
+    """The connection to a device was lost; measurements taken before are kept."""
 
 
 class PromiseMissedError(QuadranasError):
-    """The work was done and its result misses what was promised (exit code 3)."""
+    """The result misses a budget, a numerical check or an accuracy limit (exit code 3)."""
 
     exit_code = 3
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:
-    """A suffix such as ``; did you mean 'vpu'?`` or an empty string when nothing is near."""
+    """A suffix such as ``; did you mean 'vpu'?``, or an empty string without a close match."""
     matches = get_close_matches(word, list(accepted), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def unknown(thing: str, value: str, accepted: Iterable[str], hint: str = "") -> QuadranasError:
-    """The error for a name that is not in a list: lists what is accepted, suggests the nearest."""
+    """The error for an unknown name: lists the accepted names and suggests the nearest."""
     names = sorted(accepted)
     message = f"unknown {thing} {value!r}; accepted: {', '.join(names)}{nearest(value, names)}"
     return QuadranasError(message, hint)

@@ -1,4 +1,4 @@
-"""Errors a user can mend: what they print, with which code, and the names they suggest."""
+"""User errors: what they print, with which code, and the names they suggest."""
 
 import pytest
 

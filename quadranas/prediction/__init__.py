@@ -1,1 +1,1 @@
-"""Prediction: the latency of any ONNX file, operator by operator."""
+"""Latency prediction for ONNX files, operator by operator."""

@@ -1,13 +1,13 @@
-"""The kernel launches of an ONNX graph: what a runtime fuses is one, what moves nothing is none.
+"""The kernel launches of an ONNX graph: operators that a runtime fuses form one launch.
 
-- BatchNorm, bias and layer scale fold into the operator before them, if it has weights that take
-  them up, or is a sum or product of such; ReLU and its like fold into convolutions, linear layers,
-  pools, sums and products.
+- BatchNorm, bias and layer scale fold into the operator before them, if that has weights to absorb
+  them, or is a sum or product of operators that have; ReLU and similar activations fold into
+  convolutions, linear layers, pools, sums and products.
 - A chain of element-wise operators that depend on one tensor alone is one launch: GELU, hard
-  swish, softmax or LayerNorm, however a file spells them.
-- Reshape, Flatten, Identity, Dropout and a mere change of layout are free, as is padding before a
-  convolution; what depends on weights and shapes alone was computed beforehand.
-- What is not known is handed back, not guessed.
+  swish, softmax or LayerNorm, whichever operators a file uses for them.
+- Reshape, Flatten, Identity, Dropout and changes of layout are free, as is padding before a
+  convolution; values that depend on weights and shapes alone are constants.
+- Unknown operators are returned unpriced.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from quadranas.prediction.operators import (
 
 
 def fuse(graph: Graph) -> tuple[list[Launch], list[Node]]:
-    """The launches of a graph in order, and the nodes that cannot be priced."""
+    """The launches of a graph in order, and the nodes whose latency cannot be predicted."""
     fusion = _Fusion(graph=graph)
     for node in fusion.take_out_views():
         fusion.take(node)
@@ -39,14 +39,14 @@ def fuse(graph: Graph) -> tuple[list[Launch], list[Node]]:
 
 @dataclass(kw_only=True)
 class _Fusion:
-    """Goes through a graph once, opening launches and joining nodes to them.
+    """One pass over a graph that opens launches and adds nodes to them.
 
     Args:
-        aliases: by the name of a view, the tensor it shows.
-        users: number of nodes that read a tensor or a view of it.
-        makers: the launch that writes a tensor.
-        sources: of a tensor computed element by element, the one tensor that it depends on.
-        regions: by source, the launch of all that depends on it element by element.
+        aliases: per view, the tensor that it is a view of.
+        users: per tensor, the number of nodes that read it or a view of it.
+        makers: per tensor, the launch that writes it.
+        sources: per tensor computed element by element, the one tensor that it depends on.
+        regions: per source, the launch of all element-wise nodes that depend on it alone.
     """
 
     graph: Graph
@@ -59,13 +59,13 @@ class _Fusion:
     unpriced: list[Node] = field(default_factory=list)
 
     def variables(self, node: Node) -> list[str]:
-        """The tensors a node reads, constants aside; one for every mention."""
+        """The tensors that a node reads, without constants, with repetitions."""
         constants = self.graph.constants
         names = [name for name in node.inputs if name and name not in constants]
         return [self.aliases.get(name, name) for name in names]
 
     def take_out_views(self) -> list[Node]:
-        """Turn the nodes that move nothing into aliases; the others are returned."""
+        """Register the nodes that move no data as aliases, and return the others."""
         readers: dict[str, list[Node]] = {}
         for node in self.graph.nodes:
             for name in node.inputs:
@@ -83,8 +83,9 @@ class _Fusion:
         return rest
 
     def take(self, node: Node) -> None:
-        """Join a node to a launch, open one for it, or list it."""
+        """Add a node to a launch, open one for it, or list it as unpriced."""
         variables = self.variables(node)
+        # A tensor of unknown shape has no size, and neither reads nor MACs can be counted.
         names = [n for n in (*node.inputs, node.outputs[0]) if n and n not in self.graph.values]
         if not variables or not all(map(self.graph.size, names)):
             self.unpriced.append(node)
@@ -98,7 +99,10 @@ class _Fusion:
                 self._open(node, launch)
 
     def count_writes(self) -> None:
-        """Add up what leaves each launch: tensors that another one reads, or the caller."""
+        """Add up the tensors that each launch writes: those read elsewhere, and the outputs.
+
+        This needs all launches: a tensor that only its own launch reads stays in registers.
+        """
         leaving = {self.aliases.get(name, name) for name in self.graph.outputs}
         joined = [(launch, node) for launch in self.launches for node in launch.nodes]
         readers: Iterable[tuple[Launch | None, Node]] = joined
@@ -116,10 +120,12 @@ class _Fusion:
         self.makers |= dict.fromkeys(node.outputs, launch)
 
     def _take_elementwise(self, node: Node, variables: list[str]) -> None:
-        taker = self._taker(node, variables)
-        if taker is not None:
-            self._fold(node, taker)
+        host = self._absorbing_launch(node, variables)
+        if host is not None:
+            self._fold(node, host)
             return
+        # Element-wise results count as their source, so that a chain that forks and joins again
+        # (x * sigmoid(x), the variance of a LayerNorm) still depends on one tensor.
         sources = {self.sources.get(name, name) for name in variables}
         if len(sources) > 1:
             self._open(node, self._pairwise(node, variables))
@@ -142,9 +148,14 @@ class _Fusion:
         return clips and any(n.op == "Mul" and len(self.variables(n)) > 1 for n in region.nodes)
 
     def _pairwise(self, node: Node, variables: list[str]) -> Launch:
-        """A sum or product of tensors; it takes up what the launches before it can take up."""
+        """A sum or product of tensors; it absorbs what the launches before it can absorb.
+
+        A factor per channel moves into both summands, or into one factor of a product; a summand
+        per channel moves into one summand.
+        """
         launch = open_launch(self.graph, node, variables)
         assert launch is not None
+        # A launch cannot absorb a factor if another node reads its output without it.
         before = [self.makers.get(name) if self.users[name] == 1 else None for name in variables]
         launch.activates = True
         if node.op in ("Add", "Sub"):
@@ -154,8 +165,8 @@ class _Fusion:
             launch.scales = any(maker is not None and maker.scales for maker in before)
         return launch
 
-    def _taker(self, node: Node, variables: list[str]) -> Launch | None:
-        """The launch that takes the node up at no cost, if there is one."""
+    def _absorbing_launch(self, node: Node, variables: list[str]) -> Launch | None:
+        """The launch that absorbs the node at no cost, or None."""
         launch = self.makers.get(variables[0])
         if launch is None or len(variables) > 1 or self.users[variables[0]] > 1:
             return None
@@ -166,18 +177,19 @@ class _Fusion:
         is_reversed = node.inputs[0] in self.graph.constants
         if node.op == "Div" and is_reversed:
             return None
+        # BatchNormalization scales and shifts; `constant - x` flips the sign, a scale of -1.
         scales = node.op not in ("Add", "Sub") or (node.op == "Sub" and is_reversed)
         shifts = node.op not in ("Mul", "Div")
         return launch if scales <= launch.scales and shifts <= launch.shifts else None
 
     def _is_per_channel(self, name: str) -> bool:
-        """Whether a tensor is variable, or one number per channel at most."""
+        """Whether a tensor is variable, or a constant with at most one axis above size 1."""
         shape = self.graph.shapes.get(name, ())
         return name not in self.graph.constants or sum(size > 1 for size in shape) <= 1
 
     def _fold(self, node: Node, launch: Launch) -> None:
-        if node.op in ("Add", "Sub") and launch.num_macs:  # a bias is read, not folded away
+        if node.op in ("Add", "Sub") and launch.num_macs:  # a bias is read, unlike a folded scale
             launch.num_params += num_parameters(self.graph, node)
         self._join(node, launch)
-        if node.op in ACTIVATIONS:
+        if node.op in ACTIVATIONS:  # weights cannot absorb anything across a nonlinearity
             launch.scales = launch.shifts = launch.activates = False

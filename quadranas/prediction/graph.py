@@ -1,6 +1,6 @@
-"""An ONNX file as plain data: operators, the shapes of their tensors, which tensors are constant.
+"""An ONNX file as plain data: operators, shapes of their tensors, names of constant tensors.
 
-Nothing in the file is executed, and weights are looked at only where a shape depends on them.
+The network is not executed, and weights are read only if a shape depends on them.
 """
 
 import importlib
@@ -35,9 +35,9 @@ class Node:
     """One operator of the file.
 
     Args:
-        op: its type; operators outside ONNX's own set are prefixed by their domain.
-        inputs, outputs: names of tensors; an optional one left out is an empty string.
-        attributes: those that are integers or lists of them.
+        op: the operator type; types outside ONNX's own domain are prefixed by their domain.
+        inputs, outputs: names of tensors; an omitted optional input is an empty string.
+        attributes: the attributes that are integers or lists of integers.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Graph:
     """The operators that depend on the input, in an order in which they can be executed.
 
     Args:
-        shapes: of all tensors whose shape is known, constants included.
-        constants: weights, and what is computed from weights and shapes alone.
-        values: the integers in small constants.
-        inputs, outputs: of the whole network.
+        shapes: the known shapes of tensors, including constants.
+        constants: names of weights and of tensors computed from weights and shapes alone.
+        values: the elements of small integer constants.
+        inputs, outputs: names of the network's inputs and outputs.
     """
 
     nodes: tuple[Node, ...]
@@ -66,25 +66,26 @@ class Graph:
     outputs: tuple[str, ...]
 
     def size(self, name: str) -> int:
-        """Elements of a tensor; 0 if its shape is not known."""
+        """The number of elements of a tensor; 0 if its shape is unknown."""
         return math.prod(self.shapes[name]) if name in self.shapes else 0
 
 
 def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
-    """Read an ONNX file for a batch of one, where the file leaves the batch open.
+    """Read an ONNX file; dynamic batch dimensions become 1.
 
     Args:
-        resolution: height and width of the image, where the file leaves them open.
+        resolution: height and width of the image, for files in which they are dynamic.
 
     Raises:
-        MissingExtraError: ONNX is not installed.
-        QuadranasError: no ONNX file, damaged, without operators or weights, or an open input size.
+        MissingExtraError: the package `onnx` is not installed.
+        QuadranasError: the file is not an ONNX file or damaged, has no operators, lacks its
+            external weights, or has an input size that remains dynamic.
     """
     onnx = _import_onnx()
     content = _read(path)
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own, which onnx does not name
+    except Exception as error:  # protobuf's error class, which onnx does not export
         raise refusal(path, f"not an ONNX file, or damaged ({_first_line(error)})") from error
     if not model.graph.node:
         raise refusal(path, "not an ONNX file, or one without operators")
@@ -96,8 +97,8 @@ def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
         return _plain(onnx, infer_shapes(onnx, model))
     except QuadranasError:
         raise
-    except Exception as error:  # whatever the library raises for a graph that is not well formed
-        raise refusal(path, f"its graph is not well formed ({_first_line(error)})") from error
+    except Exception as error:  # the library has no common base class for malformed graphs
+        raise refusal(path, f"its graph is malformed ({_first_line(error)})") from error
 
 
 def _import_onnx() -> Any:
@@ -117,7 +118,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # a path that holds a null character
+    except ValueError as error:  # a null character in the path
         raise QuadranasError(f"cannot read {str(path)!r}: {error}") from error
 
 
@@ -127,10 +128,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _drop_weights(onnx: Any, model: Any, path: Path) -> None:
-    """Forget the weights, so that what follows is quick; their shapes stay.
+    """Remove large weights, to make the steps that follow fast; their shapes remain.
 
     Raises:
-        QuadranasError: weights are said to be in another file, and are not there.
+        QuadranasError: external weights are missing or truncated.
     """
     tensors = list(model.graph.initializer)
     tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
@@ -143,7 +144,7 @@ def _drop_weights(onnx: Any, model: Any, path: Path) -> None:
 
 
 def _require_external(onnx: Any, tensor: Any, path: Path) -> None:
-    """Check that a tensor's file is there and long enough; load it where it is small."""
+    """Check that a tensor's file exists and is long enough; load a small tensor from it."""
     helper = onnx.external_data_helper
     try:
         if math.prod(tensor.dims) <= SMALL:
@@ -152,20 +153,19 @@ def _require_external(onnx: Any, tensor: Any, path: Path) -> None:
         info = helper.ExternalDataInfo(tensor)
         size = (path.parent / info.location).stat().st_size
         missing = size < (info.offset or 0) + (info.length or 0)
-    except Exception:  # no such file, one outside the folder, a link, nonsense for numbers
+    except Exception:  # no such file, a file outside the folder, a link, invalid offsets
         missing = True
     if missing:
         location = next((e.value for e in tensor.external_data if e.key == "location"), "?")
         raise refusal(
             path,
-            f"its weights should be in {printable(location)!r} beside it, where they are "
-            "missing or cut off",
+            f"its weights file {printable(location)!r} is missing or truncated",
             "Put that file into the same folder, or export to a single file.",
         )
 
 
 def _plain(onnx: Any, model: Any) -> Graph:
-    """The data in an inferred model; what is constant is taken out of the operators."""
+    """The plain data of a model with inferred shapes; constant operators are removed."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
@@ -187,11 +187,11 @@ def _plain(onnx: Any, model: Any) -> Graph:
 
 
 def _is_constant(proto: Any, node: Node, constants: set[str]) -> bool:
-    """Whether an operator can be computed before the input is known. Shapes can."""
-    if any(a.HasField("g") or a.graphs for a in proto.attribute):
+    """Whether an operator is independent of the input's values, as shapes are."""
+    if any(a.HasField("g") or a.graphs for a in proto.attribute):  # subgraphs see outer tensors
         return False
-    known = all(name in constants for name in node.inputs if name)
-    return node.op in ("Shape", "Size") or known
+    reads_constants = all(name in constants for name in node.inputs if name)
+    return node.op in ("Shape", "Size") or reads_constants
 
 
 def _node(proto: Any) -> Node:

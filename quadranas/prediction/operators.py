@@ -1,4 +1,4 @@
-"""What ONNX operators do, in the primitives that device models price, before anything is fused."""
+"""ONNX operators in terms of the primitives that device models price, before fusion."""
 
 import math
 from collections.abc import Collection
@@ -51,17 +51,19 @@ MOVES = frozenset(
     }
 )
 LAYOUTS = frozenset({(0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1)})
-"""Channels last and back, of images and of sequences: a runtime picks one layout and keeps it."""
+"""Permutations to and from channels-last, for images and sequences: free, because a runtime keeps
+one layout throughout."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Launch:
-    """A kernel launch while nodes are still joining it.
+    """A kernel launch under construction.
 
     Args:
-        kind, in_channels, out_channels, reads, writes, num_macs, num_params: of a `Primitive`.
-        scales, shifts, activates: which following operators it takes up at no cost: factors per
-            channel, summands per channel, activations such as ReLU.
+        nodes: the nodes that it computes.
+        kind, in_channels, out_channels, reads, writes, num_macs, num_params: see `Primitive`.
+        scales, shifts, activates: whether it absorbs a following factor per channel, summand per
+            channel, or activation such as ReLU at no cost.
     """
 
     nodes: list[Node]
@@ -78,7 +80,7 @@ class Launch:
 
     @property
     def primitive(self) -> Primitive:
-        """What a device model prices."""
+        """The launch in the form that device models price."""
         return Primitive(
             kind=self.kind,
             in_channels=self.in_channels,
@@ -91,7 +93,7 @@ class Launch:
 
 
 def is_view(graph: Graph, node: Node, users: Collection[Node]) -> bool:
-    """Whether a node moves nothing: its output is its first input, seen in another way.
+    """Whether a node moves no data: its output is a view of its first input.
 
     Args:
         users: the nodes that read its output.
@@ -99,39 +101,40 @@ def is_view(graph: Graph, node: Node, users: Collection[Node]) -> bool:
     before, after = (graph.shapes.get(name, ()) for name in (node.inputs[0], node.outputs[0]))
     if node.op in VIEWS:
         return True
-    if node.op == "Pad":  # a convolution or a pool pads by itself
+    if node.op == "Pad":  # fused into a convolution or a pool, which pad their input anyway
         return bool(users) and all(user.op in CONVOLUTIONS | POOLS for user in users)
     if node.op == "Transpose":
         order = node.attributes.get("perm", tuple(reversed(range(len(before)))))
+        # Axes of size 1 have no place in memory: if the others keep their order, so do the data.
         moved = [axis for axis in order if 0 <= axis < len(before) and before[axis] > 1]
         return order in LAYOUTS or (bool(before) and moved == sorted(moved))
-    if node.op == "AveragePool":  # an adaptive one that has nothing to do
+    if node.op == "AveragePool":  # an adaptive pool whose output size is its input size
         return before == after and set(node.attributes.get("kernel_shape", ())) == {1}
-    # The whole of a tensor, taken, summed or joined with nothing
+    # A slice of everything, a sum over an axis of size 1, a concatenation of one tensor
     selects = node.op in ("Slice", "Expand", "Tile", "Concat", "Split", "ReduceMean", "ReduceSum")
     return selects and graph.size(node.inputs[0]) == graph.size(node.outputs[0]) > 0
 
 
 def is_normalising(graph: Graph, node: Node) -> bool:
-    """Whether a reduction is a step of a softmax or a norm: over one axis, which stays."""
+    """Whether a reduction is a step of a softmax or a norm: over one axis, with `keepdims`."""
     if node.op not in REDUCTIONS or not node.attributes.get("keepdims", 1):
         return False
-    given = node.inputs[1] if len(node.inputs) > 1 else ""
-    axes = node.attributes.get("axes", graph.values.get(given, ()))
+    axes_input = node.inputs[1] if len(node.inputs) > 1 else ""  # an attribute in older files
+    axes = node.attributes.get("axes", graph.values.get(axes_input, ()))
     return len(axes) == 1
 
 
 def num_parameters(graph: Graph, node: Node) -> int:
-    """Elements of the constants that a node reads; single numbers and settings do not count."""
+    """The number of elements in a node's constants, without scalars, axes, shapes and the like."""
     weights = (n for n in node.inputs if n in graph.constants and n not in graph.values)
     return sum(graph.size(name) for name in weights if graph.size(name) > 1)
 
 
 def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | None:
-    """The launch that a node begins, or none where its operator is not known.
+    """The launch that a node opens, or None for an unknown operator.
 
     Args:
-        inputs: the tensors it reads, weights aside.
+        inputs: the tensors that it reads, without weights.
     """
     launch = Launch(
         nodes=[node],
@@ -146,7 +149,7 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
     elif node.op in PASSES:
         launch.scales = launch.shifts = node.op in NORMS
         launch.activates = node.op in POOLS
-    elif node.op in JOINS | MOVES:  # nothing is read that is not written
+    elif node.op in JOINS | MOVES:  # only the elements that are written are read
         outputs = sum(graph.size(name) for name in node.outputs if name)
         launch.reads = min(launch.reads, outputs)
         launch.kind = "join" if node.op in JOINS else "elementwise"
@@ -156,26 +159,28 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
 
 
 def _has_operands(graph: Graph, node: Node) -> bool:
-    """Whether the file is sound here: two operands, of as many dimensions as they need."""
+    """Whether a node has two operands, and a convolution's weights enough dimensions."""
     if len(node.inputs) < 2 or not all(node.inputs[:2]):
         return False
     return node.op in PRODUCTS or len(graph.shapes[node.inputs[1]]) > 2
 
 
 def _describe_convolution(graph: Graph, node: Node, launch: Launch) -> None:
-    """Of a grouped convolution every group counts as a convolution of its own channels."""
+    """Fill in a convolution; the channels of a grouped one are those of a single group."""
     weights = graph.shapes[node.inputs[1]]
     groups = max(node.attributes.get("group", 1), 1)
     is_transposed = node.op == "ConvTranspose"
     in_channels, out_channels = _channels_of_a_group(weights, groups, is_transposed)
-    kernel = math.prod(weights[2:])
-    launch.kind = "pointwise" if kernel == 1 else "conv"
+    kernel_area = math.prod(weights[2:])
+    launch.kind = "pointwise" if kernel_area == 1 else "conv"
     if groups > 1 and in_channels == 1:
         launch.kind = "depthwise"
         in_channels, out_channels = groups, out_channels * groups
     launch.in_channels, launch.out_channels = in_channels, out_channels
-    positions = graph.size(node.inputs[0] if is_transposed else node.outputs[0])
-    launch.num_macs = positions * weights[1] * kernel
+    # Each output element sums weights[1] * kernel_area products. A transposed convolution is the
+    # reverse: each input element is spread over as many outputs.
+    elements = graph.size(node.inputs[0] if is_transposed else node.outputs[0])
+    launch.num_macs = elements * weights[1] * kernel_area
     launch.scales = launch.shifts = launch.activates = True
 
 
@@ -185,7 +190,7 @@ def _channels_of_a_group(weights: Shape, groups: int, is_transposed: bool) -> tu
 
 
 def _describe_product(graph: Graph, node: Node, launch: Launch) -> None:
-    """A linear layer, of the kind `linear` on a single vector; or a product of two tensors."""
+    """Fill in a matrix product: kind `linear` for weights times one vector, else `pointwise`."""
     first, second = node.inputs[:2]
     has_weights = first in graph.constants or second in graph.constants
     left, output = graph.shapes[first], graph.shapes[node.outputs[0]]
@@ -196,7 +201,7 @@ def _describe_product(graph: Graph, node: Node, launch: Launch) -> None:
     launch.kind = "linear" if is_linear else "pointwise"
     launch.num_macs = graph.size(node.outputs[0]) * depth
     launch.in_channels = depth
-    rows = first in graph.constants and len(output) > 1
-    launch.out_channels = output[-2 if rows else -1] if output else 1
+    weights_first = first in graph.constants and len(output) > 1
+    launch.out_channels = output[-2 if weights_first else -1] if output else 1
     launch.scales = launch.activates = True
     launch.shifts = has_weights

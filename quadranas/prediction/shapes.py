@@ -1,4 +1,4 @@
-"""The shape of every tensor of an ONNX model, from definite inputs on."""
+"""Shape inference for ONNX models with fixed input shapes."""
 
 import math
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from quadranas.errors import QuadranasError
 
 Shape = tuple[int, ...]
 SMALL = 1024
-"""Elements up to which a constant is kept: it may be the target of a Reshape."""
+"""Maximum number of elements of a constant that is kept, such as the target of a Reshape."""
 
 LARGEST = 10**15
-"""Elements beyond which a shape is taken for nonsense."""
+"""Maximum number of elements of a plausible tensor; larger shapes are ignored."""
 
 SHAPE_ARITHMETIC = frozenset(
     {
@@ -33,21 +33,26 @@ def refusal(path: Path, fault: str, hint: str = "") -> QuadranasError:
 
 
 def printable(text: str) -> str:
-    """A name as a terminal can show it."""
+    """A name without characters that a terminal cannot print."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def names_of(names: Iterable[str | bytes]) -> tuple[str, ...]:
-    """Names as text; protobuf hands over as bytes what is not UTF-8.
+    """Names as text. Protobuf returns names that are not UTF-8 as bytes.
 
     Raises:
-        UnicodeDecodeError: there is one that is not.
+        UnicodeDecodeError: a name is not UTF-8.
     """
     return tuple(name if isinstance(name, str) else name.decode() for name in names)
 
 
 def fix_inputs(model: Any, path: Path, resolution: int | None) -> None:
-    """Make the shapes of the inputs definite, and forget the shapes that follow from them."""
+    """Fix the shapes of the inputs in place, and clear the shapes inferred from them.
+
+    Raises:
+        QuadranasError: an input has no shape, a dimension remains dynamic, or its fixed size is
+            not `resolution`.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name in constants:
@@ -56,22 +61,22 @@ def fix_inputs(model: Any, path: Path, resolution: int | None) -> None:
         if not value.type.tensor_type.HasField("shape"):
             raise refusal(path, f"its input {name!r} has no shape", "Export it with one.")
         dims = value.type.tensor_type.shape.dim
-        wanted: list[int | None] = [1 if i == 0 else None for i in range(len(dims))]
+        sizes: list[int | None] = [1 if i == 0 else None for i in range(len(dims))]
         if resolution is not None and len(dims) == 4:
-            wanted[2:] = [resolution, resolution]
-        for axis, (dim, size) in enumerate(zip(dims, wanted, strict=True)):
+            sizes[2:] = [resolution, resolution]
+        for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
             if dim.dim_value > 0 and axis > 1 and size not in (None, dim.dim_value):
                 raise refusal(
                     path,
-                    f"its input {name!r} has a fixed size, {dim.dim_value} and not {size}",
-                    "Leave out --resolution, or export the network for that size.",
+                    f"its input {name!r} has the fixed size {dim.dim_value}, not {size}",
+                    "Omit --resolution, or export the network for that size.",
                 )
             if dim.dim_value <= 0:
                 if size is None:
                     raise refusal(
                         path,
-                        f"dimension {axis} of its input {name!r} is not fixed",
-                        "Name an image's size with --resolution, or export with a fixed size.",
+                        f"dimension {axis} of its input {name!r} is dynamic",
+                        "Give the image size with --resolution, or export with a fixed size.",
                     )
                 dim.dim_value = size
     del model.graph.value_info[:]
@@ -80,10 +85,10 @@ def fix_inputs(model: Any, path: Path, resolution: int | None) -> None:
 
 
 def infer_shapes(onnx: Any, model: Any) -> Any:
-    """The model with the shapes that follow from its inputs.
+    """A model with all shapes that can be inferred from its inputs.
 
-    onnx 1.23 follows computed shapes through a Reshape from operator set 14 on, and through few
-    operators; the others are computed here, round by round, and replaced in the model.
+    onnx 1.23 propagates computed shapes through Reshape only from operator set 14 on, and through
+    few operators. The others are computed here, round by round, and replaced by constants.
     """
     while True:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -95,7 +100,7 @@ def infer_shapes(onnx: Any, model: Any) -> Any:
 
 
 def known_shapes(model: Any) -> dict[str, Shape]:
-    """By name of a tensor, its shape, where all of it is known."""
+    """The completely known shapes, by the names of the tensors."""
     graph = model.graph
     values = (*graph.value_info, *graph.input, *graph.output)
     tensors = ((value.name, value.type.tensor_type) for value in values)
@@ -113,7 +118,7 @@ def known_shapes(model: Any) -> dict[str, Shape]:
 
 
 def integers(onnx: Any, model: Any) -> dict[str, Any]:
-    """By name, the small constants of integers, as arrays."""
+    """The small integer and Boolean constants as arrays, by name."""
     tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output:
@@ -127,9 +132,9 @@ def integers(onnx: Any, model: Any) -> dict[str, Any]:
 
 
 def _compute_shapes(onnx: Any, model: Any, shapes: dict[str, Shape]) -> bool:
-    """Replace operators that compute with known shapes by constants; whether there were any."""
+    """Replace operators that compute with known shapes by constants; returns whether any was."""
     values = integers(onnx, model)
-    found = False
+    replaced = False
     for node in model.graph.node:
         result = None
         if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
@@ -145,12 +150,12 @@ def _compute_shapes(onnx: Any, model: Any, shapes: dict[str, Shape]) -> bool:
             tensor = onnx.numpy_helper.from_array(result)
             constant = onnx.helper.make_node("Constant", [], [node.output[0]], value=tensor)
             node.CopyFrom(constant)
-            found = True
-    return found
+            replaced = True
+    return replaced
 
 
 def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:
-    """What one operator makes of small integers, or nothing where that fails."""
+    """The result of one operator on small integers, or None if it cannot be computed."""
     if node.op_type == "ConstantOfShape" and max(map(_volume, inputs.values())) > SMALL:
         return None
     kinds = {np.dtype(np.int64): onnx.TensorProto.INT64, np.dtype(bool): onnx.TensorProto.BOOL}
@@ -164,7 +169,7 @@ def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:
     try:
         with np.errstate(all="raise"):
             (result,) = onnx.reference.ReferenceEvaluator(small).run(None, inputs)
-    except Exception:  # nonsense in the file, for which the evaluator has no error of its own
+    except Exception:  # invalid operands, for which the evaluator has no common error class
         return None
     return result if isinstance(result, np.ndarray) else None
 

@@ -1,1 +1,1 @@
-"""Space: networks and search spaces as plain data."""
+"""Networks and search spaces as plain data."""

@@ -1,4 +1,4 @@
-"""OpSpec and Architecture: the frozen descriptions that every stage of the work shares.
+"""Architecture: the frozen description of a network that search, training and export share.
 
 A network is a sequence of blocks, a block a sequence of operations; stem, downsampling and head
 are operations too, so parameters, MACs and latency of a network are plain sums over its OpSpecs.
@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 class Block(Frozen):
-    """A named run of operations that is kept or skipped as a whole."""
+    """A named sequence of operations that is kept or skipped as a whole."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     ops: tuple[OpSpec, ...] = Field(min_length=1)
@@ -28,19 +28,19 @@ class Block(Frozen):
     def _one_of_each_kind(self) -> Self:
         kinds = [op.kind for op in self.ops]
         if len(set(kinds)) < len(kinds):
-            raise ValueError(f"block {self.name!r} holds the same kind of operation twice")
+            raise ValueError(f"block {self.name!r} contains the same kind of operation twice")
         return self
 
 
 class LayerChange(Frozen):
-    """A layer of a network that another one has replaced.
+    """The replacement of one layer of a network.
 
     Args:
         name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
-        kind: `quadratic` (second-order neurons in its place), `adapted` (itself, and a low-rank
-            quadratic term) or `removed` (nothing: its input is its output).
-        form, norm: of a quadratic layer (`quadranas.layers.quadratic`).
-        rank, dilation: of an adapted layer's quadratic term.
+        kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
+            quadratic term added) or `removed` (replaced by the identity).
+        form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
+        rank, dilation: arguments of the adapted layer's quadratic term.
     """
 
     name: str = Field(min_length=1)
@@ -52,13 +52,14 @@ class LayerChange(Frozen):
 
 
 class Architecture(Frozen):
-    """A network written down: rebuilds it from itself alone.
+    """A complete description of a network, sufficient to rebuild it.
 
     Args:
-        space: the search space it was drawn from; empty for a reference model.
+        space: name of the search space that contains it; empty for a reference model.
         layer_scale: initial value of the gammas on the residual branches.
-        changes: layers replaced in the network that the blocks describe.
-        provenance: how it came about, as plain values (device, budget, predicted latency ...).
+        changes: layers to replace in the network that the blocks describe.
+        provenance: origin of the architecture, as plain values (device, budget, predicted
+            latency ...).
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
@@ -92,7 +93,7 @@ class Architecture(Frozen):
         return self
 
     def ops(self) -> Iterator[OpSpec]:
-        """Every operation in the order of computation."""
+        """All operations in the order of computation."""
         for block in self.blocks:
             yield from block.ops
 
@@ -100,8 +101,8 @@ class Architecture(Frozen):
         """The same network for another input resolution or number of classes.
 
         Raises:
-            QuadranasError: the new resolution is not divisible by the network's total stride, or
-                there cannot be so many classes.
+            QuadranasError: the resolution is not a multiple of the network's total stride, or
+                the number of classes is out of range.
         """
         classes = self.num_classes if num_classes is None else num_classes
         size = self.resolution if resolution is None else resolution
@@ -125,7 +126,7 @@ class Architecture(Frozen):
         return type(self).model_validate(content)
 
     def save(self, path: Path) -> None:
-        """Write the architecture as JSON, without the fields left at their defaults."""
+        """Write the architecture as JSON; operations and changes omit their default values."""
         content = self.model_dump(mode="json")
         content["blocks"] = [
             {
@@ -143,10 +144,10 @@ class Architecture(Frozen):
 
 
 def check_resolution(resolution: int, ops: tuple[OpSpec, ...], name: str) -> None:
-    """Refuse an input resolution that the strides of a network do not divide.
+    """Check that an input resolution is a multiple of the total stride of a network.
 
     Raises:
-        QuadranasError: naming the nearest resolutions that fit.
+        QuadranasError: it is not; the hint names the nearest valid resolutions.
     """
     total = 1
     for op in ops:
@@ -162,14 +163,14 @@ def check_resolution(resolution: int, ops: tuple[OpSpec, ...], name: str) -> Non
 
 
 def check_num_classes(num_classes: int, name: str) -> None:
-    """Refuse a number of classes that no head can have.
+    """Check the number of classes against the range that a head supports.
 
     Raises:
-        QuadranasError: giving the accepted range.
+        QuadranasError: out of range; the message gives the accepted range.
     """
     if not 1 <= num_classes <= MAX_CHANNELS:
         raise QuadranasError(
-            f"{num_classes} classes do not fit {name}: there must be 1 to {MAX_CHANNELS}"
+            f"{num_classes} classes do not fit {name}: the number must be 1 to {MAX_CHANNELS}"
         )
 
 
@@ -177,7 +178,7 @@ def load_architecture(path: Path) -> Architecture:
     """Read an architecture file.
 
     Raises:
-        QuadranasError: unreadable, from a newer version, or with an impossible choice.
+        QuadranasError: the file is unreadable, has a newer format or contains an invalid value.
     """
     content: dict[str, Any] = read_json(path, "architecture")
     version = content.get("format_version")
@@ -188,5 +189,5 @@ def load_architecture(path: Path) -> Architecture:
             "Upgrade with: pip install --upgrade quadranas",
         )
     if "blocks" not in content:
-        raise QuadranasError(f"{path}: not an architecture file: it has no key 'blocks'")
+        raise QuadranasError(f"{path}: not an architecture file: key 'blocks' is missing")
     return validate(Architecture, content, path)

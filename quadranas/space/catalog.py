@@ -10,15 +10,18 @@ from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
 
 
 def published_architectures() -> dict[str, Path]:
-    """The architecture files that ship beside the spaces, by name."""
+    """The shipped architecture files by name."""
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*/*.json"))}
 
 
 def find_architecture(name: str) -> Architecture:
-    """An architecture by a file's or run folder's path, or a reference or published model's name.
+    """Find an architecture by the path of a file or run folder, or by a model's name.
+
+    Args:
+        name: a path, a reference model (`REFERENCE_MODELS`) or a published architecture.
 
     Raises:
-        QuadranasError: unknown (nearest suggested), or a fault in the file.
+        QuadranasError: unknown name (the nearest is suggested), or an invalid file.
     """
     if name in REFERENCE_MODELS:
         return reference_architecture(name)
@@ -31,7 +34,7 @@ def find_architecture(name: str) -> Architecture:
         if not inside.is_file():
             folder = shlex.quote(name)
             raise QuadranasError(
-                f"{path} holds no architecture.json",
+                f"{path} contains no architecture.json",
                 f"If it is an unfinished run: quadranas search --resume --output {folder}",
             )
         return load_architecture(inside)

@@ -1,7 +1,7 @@
 """Parameters, MACs and memory traffic of operations, counted from their descriptions alone.
 
 MACs are those of convolutions and linear layers, as in the papers' tables. Every operation is
-broken into primitives, so a device model prices exactly what is counted here.
+broken into primitives, and the device models predict latency from the same primitives.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,11 +18,11 @@ class Primitive:
 
     Args:
         kind: `conv`, `pointwise`, `depthwise`, `linear` (on a vector), `elementwise` (memory
-            traffic only: LayerNorm, GELU, products, sums, pooling), `sigmoid` (the same for
-            sigmoids and swishes, which some devices compute slowly), `join` (concatenation and
-            its reverse, which some runtimes need no copy for) or `folded` (BatchNorm, ReLU6 and
-            layer scale, which inference runtimes fold into the convolution before them).
-        reads, writes: elements of activations; weights are counted by `num_params`.
+            traffic only: LayerNorm, GELU, products, sums, pooling), `sigmoid` (sigmoids and
+            swishes: element-wise, but slow on some devices), `join` (concatenation and split,
+            free of copies in some runtimes) or `folded` (BatchNorm, ReLU6 and layer scale, which
+            inference runtimes fold into the convolution before them).
+        reads, writes: the number of activation elements; weights are in `num_params`.
     """
 
     kind: str
@@ -114,8 +114,8 @@ def _pool(channels: int, resolution: int) -> Primitive:
 
 def _quadratic(branch: Primitive, resolution: int) -> list[Primitive]:
     """`a(x) * b(x) + c(x)`: three first-order branches, a product and a sum."""
-    product = _elementwise(branch.out_channels, resolution, num_inputs=2)
-    return [branch, branch, branch, product, product]
+    product_or_sum = _elementwise(branch.out_channels, resolution, num_inputs=2)
+    return [branch, branch, branch, product_or_sum, product_or_sum]
 
 
 def _patch_stem(spec: OpSpec) -> list[Primitive]:
@@ -195,7 +195,7 @@ def _mbconv(spec: OpSpec) -> list[Primitive]:
 
 
 def has_residual(spec: OpSpec) -> bool:
-    """Whether an inverted bottleneck adds its input: where the shapes allow it."""
+    """Whether an inverted bottleneck adds its input: if input and output have the same shape."""
     return spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
@@ -212,19 +212,27 @@ PRIMITIVES: dict[str, Callable[[OpSpec], list[Primitive]]] = {
 
 
 def primitives(spec: OpSpec) -> list[Primitive]:
-    """The kernel launches of an operation at batch 1."""
+    """The kernel launches of an operation at batch 1.
+
+    Raises:
+        QuadranasError: the kind of operation is not in `PRIMITIVES`.
+    """
     if spec.kind not in PRIMITIVES:
-        raise QuadranasError(f"no count is known for operation kind {spec.kind!r}")
+        raise QuadranasError(f"cannot count the primitives of operation kind {spec.kind!r}")
     return PRIMITIVES[spec.kind](spec)
 
 
 def count_params(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
-    """Trainable parameters of an operation, several, or a whole architecture."""
+    """The number of trainable parameters of an operation, several, or an architecture.
+
+    Raises:
+        QuadranasError: an architecture with replaced layers, or an unknown kind of operation.
+    """
     return sum(p.num_params for op in _as_ops(ops) for p in primitives(op))
 
 
 def count_macs(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
-    """Multiply-accumulates at batch 1 of an operation, several, or a whole architecture."""
+    """The number of multiply-accumulates at batch 1; arguments and errors of `count_params`."""
     return sum(p.num_macs for op in _as_ops(ops) for p in primitives(op))
 
 
@@ -233,8 +241,8 @@ def _as_ops(ops: OpSpec | Architecture | Iterable[OpSpec]) -> Iterable[OpSpec]:
         return (ops,)
     if isinstance(ops, Architecture) and ops.changes:
         raise QuadranasError(
-            f"{ops.name} has {len(ops.changes)} replaced layers, whose cost its operations do not "
-            "tell",
-            "Count it with: quadranas profile MODEL --memory",
+            f"{ops.name} has {len(ops.changes)} replaced layers, which cannot be counted from its "
+            "operations",
+            "Count them with: quadranas profile MODEL --memory",
         )
     return ops.ops() if isinstance(ops, Architecture) else ops

@@ -1,4 +1,4 @@
-"""An operation as data: the currency of space, table, gates, network and export."""
+"""OpSpec: the description of one operation, shared by space, table, gates, network and export."""
 
 from collections.abc import Callable
 from typing import Self
@@ -9,20 +9,19 @@ from quadranas.errors import nearest
 from quadranas.validation import Frozen
 
 MAX_CHANNELS = 65536
-
-
 MAX_RESOLUTION = 8192
 
 
 class OpSpec(Frozen):
-    """One operation of a network, with all that decides its parameters, MACs and latency.
+    """One operation of a network; determines its parameters, MACs and latency.
 
     Args:
         kind: one of `OP_RULES`.
         in_channels, out_channels: for a head, `out_channels` is the number of classes.
         resolution: height and width of the input, in pixels.
-        kernel_size, stride, expand_ratio: where the kind has them.
-        num_quadratic: how many of a feed-forward part's two linear layers are quadratic.
+        kernel_size, stride, expand_ratio: at their defaults for kinds that do not use them.
+        num_quadratic: the number of quadratic layers among a feed-forward part's two linear
+            layers.
     """
 
     kind: str
@@ -58,7 +57,7 @@ class OpSpec(Frozen):
 
     @property
     def hidden_channels(self) -> int:
-        """Channels between the two pointwise layers of a block part."""
+        """The number of channels between the two pointwise layers of an operation."""
         return round(self.in_channels * self.expand_ratio)
 
     def __str__(self) -> str:
@@ -80,7 +79,7 @@ def _patches(spec: OpSpec) -> str:
 
 def _same_shape(spec: OpSpec) -> str:
     if spec.in_channels != spec.out_channels:
-        return f"it keeps the width, got {spec.in_channels} -> {spec.out_channels}"
+        return f"in_channels = out_channels needed, got {spec.in_channels} -> {spec.out_channels}"
     return "" if spec.stride == 1 else f"stride must be 1, got {spec.stride}"
 
 
@@ -89,11 +88,11 @@ def _odd_kernel(spec: OpSpec) -> str:
 
 
 def _hidden(spec: OpSpec) -> str:
-    return "" if spec.hidden_channels else f"expand_ratio {spec.expand_ratio} leaves no channels"
+    return "" if spec.hidden_channels else f"expand_ratio {spec.expand_ratio} gives 0 channels"
 
 
-def _lacks(spec: OpSpec, *fields: str) -> str:
-    """Fields that a kind does not have keep their defaults: one operation, one OpSpec."""
+def _unused(spec: OpSpec, *fields: str) -> str:
+    """Unused fields keep their defaults, so that equal operations have equal OpSpecs."""
     for name in fields:
         value, default = getattr(spec, name), OpSpec.model_fields[name].default
         if value != default:
@@ -102,24 +101,20 @@ def _lacks(spec: OpSpec, *fields: str) -> str:
 
 
 WINDOW = ("kernel_size", "stride")
-
-
 EXPANSION = ("expand_ratio", "num_quadratic")
 
-
 OP_RULES: dict[str, Callable[[OpSpec], str]] = {
-    "patch_stem": lambda spec: _patches(spec) or _lacks(spec, *EXPANSION),
-    "downsample": lambda spec: _patches(spec) or _lacks(spec, *EXPANSION),
+    "patch_stem": lambda spec: _patches(spec) or _unused(spec, *EXPANSION),
+    "downsample": lambda spec: _patches(spec) or _unused(spec, *EXPANSION),
     "quadratic_depthwise": lambda spec: (
-        _same_shape(spec) or _odd_kernel(spec) or _lacks(spec, *EXPANSION)
+        _same_shape(spec) or _odd_kernel(spec) or _unused(spec, *EXPANSION)
     ),
-    "feed_forward": lambda spec: _same_shape(spec) or _lacks(spec, *WINDOW) or _hidden(spec),
-    "norm_head": lambda spec: _lacks(spec, *WINDOW, *EXPANSION),
-    "conv_bn": lambda spec: _odd_kernel(spec) or _lacks(spec, *EXPANSION),
-    "mbconv": lambda spec: _odd_kernel(spec) or _lacks(spec, "num_quadratic") or _hidden(spec),
-    "linear_head": lambda spec: _lacks(spec, *WINDOW, *EXPANSION),
+    "feed_forward": lambda spec: _same_shape(spec) or _unused(spec, *WINDOW) or _hidden(spec),
+    "norm_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
+    "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
+    "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
+    "linear_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
 }
-"""The kinds of operation and what makes one impossible (empty text: nothing does)."""
-
+"""Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
 
 HEADS = ("norm_head", "linear_head")

@@ -21,17 +21,17 @@ def reference_architecture(
     """A reference model: kernel 7, expansion 4, four stages of widths C, 2C, 4C, 8C.
 
     Args:
-        name: one of `REFERENCE_MODELS`; the suffix says which of the two pointwise layers of each
-            feed-forward part are quadratic (Table V).
-        resolution: input height and width, a multiple of 32.
+        name: one of `REFERENCE_MODELS`; the suffix gives the quadratic ones among the two
+            pointwise layers of each feed-forward part (Table V).
+        resolution: input height and width in pixels, a multiple of 32.
 
     Raises:
-        QuadranasError: unknown name, a resolution that is no multiple of 32, or an impossible
-            number of classes.
+        QuadranasError: unknown name, a resolution that is not a multiple of 32, or a number of
+            classes out of range.
     """
     if name not in REFERENCE_MODELS:
         raise unknown("model", name, REFERENCE_MODELS)
-    base = next(known for known in WIDTHS if name.startswith(known))
+    base = next(base for base in WIDTHS if name.startswith(base))
     num_quadratic = NUM_QUADRATIC[name.removeprefix(base)]
     depths = DEPTHS[base.removeprefix("quadranet")[:2]]
     _check_stride(name, resolution)
@@ -74,6 +74,8 @@ def _quadrablock(channels: int, resolution: int, num_quadratic: int) -> tuple[Op
 
 
 def _check_stride(name: str, resolution: int) -> None:
+    # A stand-in with the total stride of the four stages: their OpSpecs cannot be built for a
+    # resolution that does not fit.
     stem = OpSpec(
         kind="patch_stem", in_channels=3, out_channels=1, resolution=32, kernel_size=32, stride=32
     )

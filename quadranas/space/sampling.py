@@ -8,38 +8,42 @@ from quadranas.space.search_space import SKIPPED, SearchSpace
 
 
 def random_architectures(space: SearchSpace, number: int, purpose: str) -> list[Architecture]:
-    """Random networks from small to large.
+    """Draw distinct random networks whose sizes are spread from small to large.
 
-    Drawn uniformly, networks of many blocks are all of a middling size. So each has its own
-    inclination to keep blocks and to choose large candidates; the inclinations are spread evenly.
+    Uniform draws of many independent choices would all have a medium size. Each network therefore
+    has its own probability of keeping blocks and of choosing large candidates; these
+    probabilities are spread evenly over [0, 1].
 
     Args:
-        purpose: networks for different purposes are different ones.
+        number: the number of networks; a space that has fewer gives fewer.
+        purpose: part of the seed and of the names; each purpose has its own networks.
     """
     random = Random(f"{purpose} {space.digest}")
-    found: dict[tuple[OpSpec, ...], Architecture] = {}
+    drawn: dict[tuple[OpSpec, ...], Architecture] = {}
     attempts = 0
-    while len(found) < number and attempts < 100 * number:
-        inclination = (len(found) + random.random()) / number
-        architecture = _random_architecture(space, random, inclination, f"{purpose}-{len(found)}")
-        found.setdefault(tuple(architecture.ops()), architecture)
+    while len(drawn) < number and attempts < 100 * number:
+        size = (len(drawn) + random.random()) / number
+        architecture = _random_architecture(space, random, size, f"{purpose}-{len(drawn)}")
+        drawn.setdefault(tuple(architecture.ops()), architecture)
         attempts += 1
-    return list(found.values())
+    return list(drawn.values())
 
 
 def _random_architecture(
-    space: SearchSpace, random: Random, inclination: float, name: str
+    space: SearchSpace, random: Random, size: float, name: str
 ) -> Architecture:
-    def lucky() -> bool:
-        return random.random() < inclination
+    def enlarge() -> bool:
+        return random.random() < size
 
     choices: dict[str, tuple[int, ...] | None] = {}
     for block in space.blocks:
-        if block.optional and not lucky():
+        if block.optional and not enlarge():
             choices[block.name] = SKIPPED
         else:
+            # Half of the slots take a binomial draw, as candidates are listed from small to
+            # large; the other half a uniform one, so that every candidate occurs at every size.
             choices[block.name] = tuple(
-                sum(lucky() for _ in slot.candidates[1:])
+                sum(enlarge() for _ in slot.candidates[1:])
                 if random.random() < 0.5
                 else random.randrange(len(slot.candidates))
                 for slot in block.slots

@@ -1,8 +1,4 @@
-"""SearchSpace: a sequence of blocks, each with slots that list their candidate operations.
-
-A space is data: a YAML file of stages, each with a width, a depth range and the slots of its
-blocks.
-"""
+"""SearchSpace: a sequence of blocks, each with slots that list their candidate operations."""
 
 import hashlib
 import json
@@ -25,7 +21,7 @@ Choices = Mapping[str, tuple[int, ...] | None]
 
 @dataclass(frozen=True)
 class Slot:
-    """One decision: exactly one candidate is used when the block is kept."""
+    """One decision: a block that is kept uses exactly one of the candidates."""
 
     name: str
     candidates: tuple[OpSpec, ...]
@@ -42,13 +38,13 @@ class SpaceBlock:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether nothing about the block is searched."""
+        """Whether the block leaves no choice to the search."""
         return not self.optional and all(len(slot.candidates) == 1 for slot in self.slots)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A resolved search space: the skeleton of every network in it."""
+    """A search space with the channels and resolutions of all candidates resolved."""
 
     name: str
     resolution: int
@@ -57,7 +53,7 @@ class SearchSpace:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the searched blocks, whatever the number of classes."""
+        """Identifier of the searched blocks, independent of the number of classes."""
         specs = [
             [block.name, block.optional, [list(map(str, slot.candidates)) for slot in block.slots]]
             for block in self.blocks[:-1]
@@ -66,10 +62,13 @@ class SearchSpace:
 
     @property
     def num_architectures(self) -> int:
-        """Distinct networks: skipping one block or another of a stage gives the same network."""
+        """The number of distinct networks.
+
+        Blocks of a stage that are skipped are interchangeable: only their number counts.
+        """
         total = 1
         for stage in dict.fromkeys(block.stage for block in self.blocks):
-            depths = [1]
+            depths = [1]  # per number of kept optional blocks, the number of networks
             for block in (b for b in self.blocks if b.stage == stage):
                 options = math.prod(len(slot.candidates) for slot in block.slots)
                 if block.optional:
@@ -80,15 +79,15 @@ class SearchSpace:
         return total
 
     def specs(self) -> tuple[OpSpec, ...]:
-        """Every distinct operation of the space, in order."""
+        """The distinct operations of the space, in order."""
         candidates = (c for block in self.blocks for slot in block.slots for c in slot.candidates)
         return tuple(dict.fromkeys(candidates))
 
     def with_num_classes(self, num_classes: int) -> "SearchSpace":
-        """The same space with another classifier.
+        """The same space with a classifier for another number of classes.
 
         Raises:
-            QuadranasError: there cannot be so many classes.
+            QuadranasError: the number of classes is out of range.
         """
         check_num_classes(num_classes, f"space {self.name}")
         *body, head = self.blocks
@@ -98,7 +97,7 @@ class SearchSpace:
         return replace(self, num_classes=num_classes, blocks=(*body, new_head))
 
     def architecture(self, choices: Choices, name: str = "") -> Architecture:
-        """The network that a choice per block describes; fixed blocks may be left out."""
+        """The network for a choice per block; fixed blocks may be omitted."""
         blocks = []
         for block in self.blocks:
             choice = choices.get(block.name, (0,) * len(block.slots))
@@ -116,34 +115,38 @@ class SearchSpace:
         )
 
     def choices_of(self, architecture: Architecture) -> dict[str, tuple[int, ...] | None]:
-        """The choices that give an architecture.
+        """The choices that give an architecture: the inverse of `architecture`.
 
         Raises:
-            QuadranasError: the architecture is not in this space; names the first misfit.
+            QuadranasError: the architecture is not in this space; names the first difference.
         """
         kept = {block.name: block for block in architecture.blocks}
         choices: dict[str, tuple[int, ...] | None] = {}
         for block in self.blocks:
-            found = kept.pop(block.name, None)
-            if found is None:
+            kept_block = kept.pop(block.name, None)
+            if kept_block is None:
                 if not block.optional:
                     raise self._foreign(architecture, f"block {block.name!r} is missing")
                 choices[block.name] = SKIPPED
                 continue
-            if len(found.ops) != len(block.slots):
-                raise self._foreign(architecture, f"block {block.name!r} has {len(found.ops)} ops")
+            if len(kept_block.ops) != len(block.slots):
+                raise self._foreign(
+                    architecture, f"block {block.name!r} has {len(kept_block.ops)} ops"
+                )
             indices = []
-            for slot, op in zip(block.slots, found.ops, strict=True):
+            for slot, op in zip(block.slots, kept_block.ops, strict=True):
                 if op not in slot.candidates:
-                    raise self._foreign(architecture, f"{block.name}: {op} is no candidate")
+                    raise self._foreign(architecture, f"{block.name}: {op} is not a candidate")
                 indices.append(slot.candidates.index(op))
             choices[block.name] = tuple(indices)
         if kept:
             raise self._foreign(architecture, f"block {next(iter(kept))!r} is unknown")
+        # The blocks were looked up by name, which says nothing about their order.
         order = [name for name, choice in choices.items() if choice is not SKIPPED]
-        for given, name in zip(architecture.blocks, order, strict=True):
-            if given.name != name:
-                raise self._foreign(architecture, f"{given.name!r} stands where {name!r} belongs")
+        for block_in_order, name in zip(architecture.blocks, order, strict=True):
+            if block_in_order.name != name:
+                reason = f"block {block_in_order.name!r} is in the place of {name!r}"
+                raise self._foreign(architecture, reason)
         return choices
 
     def _foreign(self, architecture: Architecture, reason: str) -> QuadranasError:
@@ -152,10 +155,16 @@ class SearchSpace:
         )
 
     def extreme(self, cost: OpCost, *, largest: bool) -> Architecture:
-        """The cheapest or the dearest network of the space under a cost per operation."""
+        """The network of the space with the lowest or the highest cost.
+
+        Args:
+            cost: cost of one operation, at least 0.
+        """
         pick = max if largest else min
         choices: dict[str, tuple[int, ...] | None] = {}
         for block in self.blocks:
+            # A network's cost is the sum over its operations and no choice restricts another, so
+            # each slot is decided by itself; a skipped block costs nothing.
             best = [
                 pick(range(len(slot.candidates)), key=lambda i, s=slot: cost(s.candidates[i]))  # type: ignore[misc]
                 for slot in block.slots

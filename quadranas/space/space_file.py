@@ -1,4 +1,4 @@
-"""The file of a search space: its format, and the space it describes."""
+"""The YAML format of search spaces, and the SearchSpace that a file describes."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -25,7 +25,7 @@ def _check_body_kind(kind: str) -> None:
 
 
 class SlotFile(Frozen):
-    """A slot of every block of a stage; lists are the values searched over."""
+    """A slot of every block of a stage; lists are the values to search over."""
 
     kind: str
     kernel_size: tuple[int, ...] = Field(default=(1,), min_length=1)
@@ -41,7 +41,7 @@ class SlotFile(Frozen):
 
 
 class EntryFile(Frozen):
-    """The operation in front of a stage's blocks that changes width and resolution."""
+    """The operation before a stage's blocks; it changes width and resolution."""
 
     kind: str
     kernel_size: int
@@ -54,11 +54,11 @@ class EntryFile(Frozen):
 
 
 class StageFile(Frozen):
-    """A run of blocks of one width.
+    """A sequence of blocks of one width.
 
     Args:
-        depth: fewest and most blocks; those beyond the fewest may be skipped.
-        stride: of the first block, where no `entry` changes the resolution.
+        depth: minimum and maximum number of blocks; those beyond the minimum are optional.
+        stride: stride of the first block, for stages without an `entry`.
     """
 
     name: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
@@ -72,8 +72,8 @@ class StageFile(Frozen):
         low, high = self.depth
         if not 0 <= low <= high or high < 1 or high > MAX_DEPTH:
             raise ValueError(
-                f"depth must be [fewest, most] with 0 <= fewest <= most and most from 1 to "
-                f"{MAX_DEPTH}, got {[low, high]}"
+                f"depth must be [min, max] with 0 <= min <= max and max from 1 to {MAX_DEPTH}, "
+                f"got {[low, high]}"
             )
         if low == 0 and self.entry is None:
             raise ValueError("a stage without an entry needs at least one block")
@@ -108,10 +108,10 @@ class SpaceFile(Frozen):
 
 
 def build_space(file: SpaceFile) -> SearchSpace:
-    """Resolve a space file: channels and resolutions of every candidate.
+    """Resolve a space file: compute the channels and resolution of every candidate.
 
     Raises:
-        QuadranasError: a candidate's shape is impossible; names the stage.
+        ValueError: a candidate has an invalid shape, or two stages share a name; names the stage.
     """
     blocks: list[SpaceBlock] = []
     labels = ["head"]
@@ -176,19 +176,25 @@ def space_files() -> dict[str, Path]:
 
 
 def load_space(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SearchSpace:
-    """A shipped space by name, or one's own from a YAML file.
+    """Load a shipped space by name, or any space from a YAML file.
 
-    A file may start with `extends: NAME` (or a file beside it) and then needs only the keys it
-    changes, such as `widths`. The argument `widths` does the same from Python.
+    A file may start with `extends: NAME` (or the path of another file, relative to its own
+    folder) and then needs only the keys that differ, such as `widths`.
+
+    Args:
+        widths: replaces the widths in the file.
 
     Raises:
-        QuadranasError: unknown name, unreadable file, or a fault in it (file, key path, value).
+        QuadranasError: unknown name, unreadable file or invalid value; names file, key and value.
     """
     return build_space(load_space_file(name_or_path, widths=widths))
 
 
 def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SpaceFile:
-    """The same as plain data, with what it extends filled in."""
+    """Load the content of a space file, with the keys of the space it extends filled in.
+
+    Arguments and errors are those of `load_space`.
+    """
     path = _space_path(name_or_path)
     content = read_yaml(path, "search space")
     base = content.pop("extends", None)

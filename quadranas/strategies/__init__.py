@@ -1,1 +1,1 @@
-"""Strategies: how a sub-network is chosen."""
+"""Strategies that choose a network of a search space."""

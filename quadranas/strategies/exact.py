@@ -1,7 +1,8 @@
 """Exact decoding: the most probable architecture under a latency budget.
 
-Departure from ProxylessNAS (arXiv:1812.00332), which takes every gate's argmax and hopes: the
-choice is the optimum of an integer programme, solved by HiGHS, so that the budget is a constraint.
+Departure from ProxylessNAS (arXiv:1812.00332), which takes the argmax of every gate without a
+bound on the latency: here the choice is the optimum of an integer programme with the budget as a
+constraint, solved by HiGHS.
 """
 
 import ctypes
@@ -23,17 +24,21 @@ from quadranas.strategies.limits import Limits, check_budget, reachable_ms, too_
 from quadranas.strategies.scores import GateScores
 
 MAX_REPAIRS = 200
+"""Maximum number of solutions to exclude because they violate a bound within HiGHS' tolerance."""
+
 SLOWEST_GAP = 1e-3
+"""Relative gap to which the latency of the slowest network is computed."""
 
 MAX_NODES = 2000
-"""Of the branch and bound. Trained gates need hundreds; a score linear in latency, that knows
-nothing else, can need millions, to close the gap of 1e-4 that is left after seconds."""
+"""Node limit of the branch and bound. Trained gates need hundreds of nodes; a score that is linear
+in the latency can need millions, to close a gap of 1e-4 that is reached within seconds."""
 
 OBJECTIVE_SIZE, ROW_SIZE = 100.0, 1000.0
-"""The objective's largest coefficient and the budget for HiGHS, whose tolerances are 1e-6."""
+"""Largest objective coefficient and latency bound after scaling, far above HiGHS' tolerances of
+1e-6, which are absolute."""
 
 INFEASIBLE = 2
-"""HiGHS' verdict in the words of `scipy.optimize.milp`."""
+"""Status of `scipy.optimize.milp` for an infeasible programme."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -43,8 +48,8 @@ class Decoded:
     """A decoded architecture as choices, its log-probability and its predicted latency.
 
     Args:
-        gap: 0 where the score is proven to be the best. Otherwise HiGHS stopped after `MAX_NODES`
-            nodes, and no network's score is better by more than this share.
+        gap: 0 if the score is proven optimal. Otherwise HiGHS stopped after `MAX_NODES` nodes,
+            and the optimum is better by at most this fraction.
     """
 
     choices: dict[str, tuple[int, ...] | None]
@@ -56,11 +61,11 @@ class Decoded:
 def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits) -> Decoded:
     """The most probable architecture within the limits, exactly.
 
-    The score is the log-probability under the gates as trained, also for another budget or device:
-    it is the only quality estimate the search has earned. Such gates fear the latency of
-    their own budget, so at least `limits.min_use` of the budget is demanded (of the slowest
-    network within the limits, where that uses less), which leaves the score to rank networks
-    of nearly equal latency.
+    The score is the log-probability under the trained gates, also for another budget or device:
+    it is our only quality estimate. Gates are biased towards the budget they were trained under,
+    so the latency must also be at least `limits.min_use` of the budget, or of the slowest network
+    within the limits if no network reaches that. The score then ranks networks of nearly equal
+    latency.
 
     Raises:
         BudgetError: no network of the space is within the limits.
@@ -87,7 +92,7 @@ class _Programme:
         self.space, self.gate_scores, self.table, self.limits = space, scores, table, limits
         self.columns: list[tuple[str, int, int]] = []  # block, slot (-1: kept), candidate
         columns: list[tuple[float, float, float, float]] = []  # score, ms, params, MACs
-        self.fixed = np.zeros(4)
+        self.fixed = np.zeros(4)  # the same four sums over everything that is not a variable
         for block in space.blocks:
             if block.is_fixed:
                 for slot in block.slots:
@@ -95,6 +100,8 @@ class _Programme:
                 continue
             block_scores = scores.blocks[block.name]
             if block.optional:
+                # Every optional block starts as skipped: `skip` is a constant of the score, and
+                # the variable "kept" adds the difference.
                 assert block_scores.skip is not None, block.name
                 self.fixed[0] += block_scores.skip
                 self.columns.append((block.name, -1, 0))
@@ -109,9 +116,12 @@ class _Programme:
         self.constraints = self._choose_one() + self._ceilings()
 
     def _choose_one(self) -> list[LinearConstraint]:
-        """One candidate per slot of a kept block, none of a skipped one."""
+        """Exactly one candidate per slot of a kept block, none for a skipped block.
+
+        For a slot of an optional block: sum of the candidates - kept = 0.
+        """
         where = {column: index for index, column in enumerate(self.columns)}
-        rows, sides = [], []
+        rows, right_sides = [], []
         for block in self.space.blocks:
             if block.is_fixed:
                 continue
@@ -121,13 +131,13 @@ class _Programme:
                 if block.optional:
                     row[where[block.name, -1, 0]] = -1
                 rows.append(row)
-                sides.append(0.0 if block.optional else 1.0)
+                right_sides.append(0.0 if block.optional else 1.0)
         if not rows:
             return []
-        return [LinearConstraint(np.array(rows), sides, sides)]
+        return [LinearConstraint(np.array(rows), right_sides, right_sides)]
 
     def _ceilings(self) -> list[LinearConstraint]:
-        """The bounds on parameters and MACs, scaled to about 1."""
+        """The upper bounds on parameters and MACs, scaled to about 1."""
         ceilings = []
         pairs = ((self.params, 2, self.limits.max_params), (self.macs, 3, self.limits.max_macs))
         for values, number, most in pairs:
@@ -137,26 +147,28 @@ class _Programme:
         return ceilings
 
     def slowest_ms(self) -> float | None:
-        """Latency of the slowest network within the limits, to `SLOWEST_GAP`, or none.
+        """Latency of the slowest network within the limits, or None if there is no such network.
 
-        Asked only when `min_use` of the budget is out of reach. Filling a budget to the last
-        microsecond is the hard case of this programme (a subset sum), hence the gap.
+        Needed only if no network reaches `min_use` of the budget. Maximising the latency under a
+        latency bound is a subset-sum problem, the hardest case of this programme, so it is solved
+        to a gap of `SLOWEST_GAP`.
         """
         _, slowest = reachable_ms(self.space, self.table)
         if slowest <= self.limits.budget_ms and not self._ceilings():
             return slowest
-        found = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
-        return None if found is None else found.latency_ms
+        decoded = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
+        return None if decoded is None else decoded.latency_ms
 
     def solve(self, objective: Vector, lower_ms: float, gap: float = 0.0) -> Decoded | None:
-        """The maximiser of an objective with latency in [lower_ms, budget], or none.
+        """The maximiser of an objective with latency in [lower_ms, budget]; None if infeasible.
 
-        HiGHS keeps a row of size `ROW_SIZE` to 1e-6 only; a solution that is truly outside is cut
-        off and the programme solved again.
+        HiGHS satisfies a row of size `ROW_SIZE` to 1e-6 only. A solution that violates a bound is
+        excluded, and the programme is solved again.
         """
         if not self.columns:
             decoded = self._decoded(np.zeros(0))
             return decoded if self._within(decoded, np.zeros(0), lower_ms) else None
+        # A budget far above the slowest network would scale the latencies below the tolerances.
         highest = min(self.limits.budget_ms, 2 * reachable_ms(self.space, self.table)[1])
         scale = ROW_SIZE / highest
         offset = self.fixed[1] + self.table.header.null_ms
@@ -171,15 +183,17 @@ class _Programme:
             decoded = replace(self._decoded(chosen), gap=left)
             if self._within(decoded, chosen, lower_ms):
                 return decoded
+            # Excludes exactly this binary vector: it alone reaches chosen.sum() on the left.
             cuts.append(LinearConstraint(2 * chosen - 1, -np.inf, chosen.sum() - 1))
         raise AssertionError("the solver keeps leaving the bounds")
 
     def _optimum(
         self, objective: Vector, constraints: list[LinearConstraint], gap: float
     ) -> tuple[Vector | None, float]:
-        """HiGHS' solution, or none if there is none, and the relative gap it left open."""
+        """The solution of HiGHS (None if infeasible), and the relative gap that remains."""
         scale = OBJECTIVE_SIZE / max(float(np.abs(objective).max()), 1e-9)
         num_nodes = MAX_NODES
+        # A first solution may take more nodes than the limit; only then is the limit raised.
         while num_nodes <= MAX_NODES * 4**6:
             with _quiet_stdout():
                 result = milp(
@@ -194,9 +208,10 @@ class _Programme:
             if result.status == INFEASIBLE:
                 return None, 0.0
             num_nodes *= 4
-        raise AssertionError(f"HiGHS found no network and no proof that there is none: {result}")
+        raise AssertionError(f"HiGHS found no network and no proof of infeasibility: {result}")
 
     def _within(self, decoded: Decoded, chosen: Vector, lower_ms: float) -> bool:
+        # The latency is the table's own prediction, summed in its order, and not the programme's.
         within = lower_ms <= decoded.latency_ms <= self.limits.budget_ms
         for values, number, most in (
             (self.params, 2, self.limits.max_params),
@@ -232,17 +247,18 @@ def _costs(spec: OpSpec, table: LatencyTable) -> Vector:
 
 @contextmanager
 def _quiet_stdout() -> Iterator[None]:
-    """HiGHS 1.12 (scipy 1.17) prints a debugging line to the process's stdout now and then.
+    """Redirect the process's stdout to the null device while HiGHS runs.
 
-    stdout belongs to the results of commands, so it goes nowhere while HiGHS runs.
+    HiGHS 1.12 (scipy 1.17) sometimes prints a debugging line from C, which would corrupt the
+    JSON that commands print. `contextlib.redirect_stdout` does not reach C, hence the descriptor.
     """
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
     try:
         yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # what C still buffers must not surface later
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        ctypes.CDLL(None).fflush(None)  # C's own buffer must be emptied before stdout is back
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)

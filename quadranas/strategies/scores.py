@@ -1,4 +1,4 @@
-"""Scores: what the gates say of every candidate, as data."""
+"""Gate scores: the log-probability of every candidate, as plain data."""
 
 import math
 from itertools import chain
@@ -14,8 +14,8 @@ class BlockScores(Frozen):
     """Log-probabilities of one block's gates.
 
     Args:
-        keep, skip: of the depth gate; 0 and none for a block that is always there.
-        slots: per slot, per candidate.
+        keep, skip: those of the depth gate; 0 and None for a block that is never skipped.
+        slots: per slot, those of the candidates.
     """
 
     keep: float = 0.0
@@ -24,7 +24,7 @@ class BlockScores(Frozen):
 
 
 class GateScores(Frozen):
-    """Log-probabilities of every gate of a trained supernet, and the space they belong to."""
+    """Log-probabilities of all gates of a trained supernet, and the search space they are for."""
 
     space: str
     space_digest: str
@@ -35,7 +35,7 @@ class GateScores(Frozen):
         write_json(path, self.model_dump(mode="json"))
 
     def log_probability(self, choices: Choices) -> float:
-        """Logarithm of the probability that the gates draw this architecture."""
+        """Log-probability with which the gates draw an architecture."""
         total = 0.0
         for name, block in self.blocks.items():
             choice = choices[name]
@@ -52,21 +52,22 @@ def load_scores(path: Path, space: SearchSpace) -> GateScores:
     """Read gate scores.
 
     Raises:
-        QuadranasError: unreadable, of another space, or not a number for every gate of it.
+        QuadranasError: the file is unreadable, for another space, or lacks a finite number for a
+            gate.
     """
     scores = validate(GateScores, read_json(path, "gate scores"), path)
     if scores.space_digest != space.digest:
         raise QuadranasError(
-            f"{path} belongs to space {scores.space!r}, not to {space.name!r} as it is now"
+            f"{path} is for space {scores.space!r}, not for {space.name!r} in its present form"
         )
     for name in dict.fromkeys([*(block.name for block in space.blocks), *scores.blocks]):
         if not _fits(scores.blocks.get(name), space, name):
-            raise QuadranasError(f"{path}: blocks.{name}: not the gates of that block")
+            raise QuadranasError(f"{path}: blocks.{name}: does not match the gates of that block")
     return scores
 
 
 def _fits(scores: BlockScores | None, space: SearchSpace, name: str) -> bool:
-    """Whether scores have a finite number for every gate of a block; fixed ones need none."""
+    """Whether scores have a finite number for every gate of a block, if it has gates."""
     block = next((block for block in space.blocks if block.name == name), None)
     if block is None or scores is None:
         return block is not None and block.is_fixed

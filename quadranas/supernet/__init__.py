@@ -1,1 +1,1 @@
-"""Supernet: all candidates at once, their gates and their expected latency."""
+"""The supernet of all candidates, its gates and its expected latency."""

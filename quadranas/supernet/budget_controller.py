@@ -1,4 +1,4 @@
-"""Latency in the loss: the expectation, and the controller that holds it at the budget."""
+"""The controller that holds the expected latency at the budget."""
 
 import math
 from dataclasses import dataclass
@@ -6,34 +6,42 @@ from dataclasses import dataclass
 from torch import Tensor
 
 MEMORY = 0.999
-"""Of the task gradient's size, per step: the beta2 of the gates' Adam."""
+"""Decay per step of the recorded size of the task gradient: the beta2 of the gates' Adam."""
 
 MAX_GROWTH = 1.5
-"""Of the task gradient's size over its largest: an outlier would throw E off the budget."""
+"""Limit of a task gradient's size, as a multiple of the recorded one. Without it an outlier would
+move the expected latency away from the budget."""
 
 MIN_TASK_SIZE = 1e-5
-"""Far above the epsilon of the gates' Adam: latency alone can still move them."""
+"""Lower limit of the recorded size. It is far above the epsilon of the gates' Adam, so the latency
+term can move the gates even without a task gradient."""
 
 
 @dataclass
 class BudgetController:
-    """Dual ascent on `log(E[latency] / budget)`: the weight of the latency term.
+    """The weight of the latency term, by dual ascent on the violation `log(E[latency] / budget)`.
 
-    The latency gradient is brought to the size of the task gradient, so a weight of 1 means equal
-    say, whatever the loss, the batch and the unit of the budget. The multiplier integrates the
-    violation; the proportional part damps it (an augmented Lagrangian). Negative weights pull a
-    too fast supernet up to its budget.
+    The latency gradient is scaled to the size of the task gradient, so a weight of 1 means equal
+    influence, independent of the loss, the batch and the unit of the budget. The multiplier
+    integrates the violation; a proportional part damps it (an augmented Lagrangian). A supernet
+    that is too fast gets a negative weight, which raises its latency to the budget.
 
-    Four guards, because Adam divides by the size of past gradients: the sum of both gradients is
-    divided by a weight above 1, so that a long way to the budget does not dampen what comes after;
-    the multiplier moves by `rate` at most and stays within `limit`; the size to match is the
-    largest task gradient within Adam's memory, so that one that fades does not take the
-    latency term with it; and a task gradient beyond `MAX_GROWTH` of that is scaled down to it.
+    Adam divides by the size of past gradients, which requires four safeguards:
+
+    - The sum of both gradients is divided by a weight above 1. Otherwise large gradients far from
+      the budget would reduce the steps that follow.
+    - The multiplier changes by at most `rate` per step and stays within `limit`.
+    - The latency gradient is scaled to the largest task gradient within Adam's memory. Otherwise
+      it would vanish together with the task gradient.
+    - A task gradient above `MAX_GROWTH` times that size is scaled down.
 
     Args:
-        rate: of the multiplier per step, where the proportional part is 1 or more.
-        damping: of the proportional part; 50 reaches a weight of 1 at a violation of 2 %.
-        limit: of the multiplier, either way.
+        budget_ms: the latency to hold, in milliseconds.
+        rate: maximum change of the multiplier per step.
+        damping: factor of the proportional part; 50 gives a weight of 1 at a violation of 2 %.
+        limit: maximum magnitude of the multiplier.
+        multiplier: the integrated violation.
+        task_size: the recorded size (norm) of the task gradient.
     """
 
     budget_ms: float
@@ -57,19 +65,22 @@ class BudgetController:
         Args:
             task: gradient of the cross-entropy, (num_gates, width).
             latency: gradient of `log(E/budget)`, the same shape.
+            expected_ms: E, in milliseconds.
         """
         weight = self.weight(expected_ms)
+        # Without the clipping, the violations on a long way to the budget would add up to a
+        # multiplier that overshoots it (integral wind-up).
         step = self.rate * _clipped(self.damping * self.violation(expected_ms), 1.0)
         self.multiplier = _clipped(self.multiplier + step, self.limit)
-        task = self._tamed(task)
+        task = self._limited(task)
         latency_size = float(latency.norm())
-        if latency_size == 0.0:
+        if latency_size == 0.0:  # no gate changes the latency
             return task
         scaled = latency * (self.task_size / latency_size)
         return (task + weight * scaled) / max(1.0, abs(weight))
 
-    def _tamed(self, task: Tensor) -> Tensor:
-        """The task gradient without its outliers; keeps account of its size."""
+    def _limited(self, task: Tensor) -> Tensor:
+        """The task gradient, scaled down if it is an outlier; updates the recorded size."""
         size = float(task.norm())
         if self.task_size and size > MAX_GROWTH * self.task_size:
             task = task * (MAX_GROWTH * self.task_size / size)

@@ -11,18 +11,22 @@ from quadranas.supernet.gates import KEEP, Gates
 class ExpectedLatency:
     """Expected latency of a supernet under its gates, differentiable in their probabilities.
 
-    `E = fixed + sum over gates of p_on * sum_j p_j t_j`, where p_on is the probability that the
-    gate's block is kept (DARTS-style expectation of ProxylessNAS, arXiv:1812.00332, Eq. (6), with
-    the depth gate factored out).
+    `E = fixed + sum over gates of p_on * sum_j p_j t_j`, where t_j is the latency of candidate j
+    and p_on the probability that the gate's block is kept (DARTS-style expectation of
+    ProxylessNAS, arXiv:1812.00332, Eq. (6), with the depth gate factored out).
 
     Args:
-        table: prices every candidate of the space, in milliseconds at batch 1.
+        table: the latency of every candidate of the space, in milliseconds at batch 1.
+
+    Raises:
+        MissingEntryError: the table lacks an operation of the space.
     """
 
     def __init__(self, space: SearchSpace, gates: Gates, table: LatencyTable) -> None:
         table.require(space.specs())
         rows = {(info.block, info.slot): row for row, info in enumerate(gates.infos)}
         self.costs_ms = torch.zeros_like(gates.alpha, requires_grad=False)
+        # Per gate, the row of the depth gate of its block, or -1 for a block that is always kept.
         self.depth_row = torch.full((len(gates.infos),), -1)
         fixed = table.header.null_ms
         for block in space.blocks:
@@ -30,6 +34,8 @@ class ExpectedLatency:
             for index, slot in enumerate(block.slots):
                 costs = [table.op_ms(candidate) for candidate in slot.candidates]
                 row = rows.get((block.name, index))
+                # A slot with one candidate has no gate. Its latency is part of the depth gate's
+                # `KEEP` in an optional block, and of the constant otherwise.
                 if row is not None:
                     self.costs_ms[row, : len(costs)] = torch.tensor(costs, dtype=torch.float64)
                     self.depth_row[row] = -1 if depth is None else depth
@@ -40,11 +46,12 @@ class ExpectedLatency:
         self.fixed_ms = fixed
 
     def __call__(self, probabilities: Tensor) -> Tensor:
-        """Milliseconds, a scalar.
+        """The expected latency, a scalar in milliseconds.
 
         Args:
             probabilities: shape (num_gates, width), rows summing to 1.
         """
         per_gate = (probabilities * self.costs_ms).sum(1)
+        # Row -1 is read as row 0 and then replaced by 1. A space without gates has no row 0.
         kept = probabilities[self.depth_row.clamp(min=0), KEEP] if len(per_gate) else per_gate
         return self.fixed_ms + (torch.where(self.depth_row >= 0, kept, 1.0) * per_gate).sum()

@@ -17,11 +17,11 @@ from quadranas.supernet.supernet import Supernet
 
 
 class GateTrainer:
-    """Architecture steps: task gradient by binarized gates, latency held at the budget.
+    """Architecture steps: a task gradient through binarized gates, latency held at the budget.
 
-    In `two_path` mode task and latency act on each gate's sampled pair alone, and the pair is
-    shifted together after the step: the probabilities of the others stay as they were. In
-    `full` mode both act on all candidates.
+    In `two_path` mode task and latency gradients act only on the pair sampled for each gate; after
+    the step the pair is shifted so that the probabilities of all others stay the same. In `full`
+    mode both gradients act on all candidates.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class GateTrainer:
         """Gradient of `log(E/budget)` in alpha, and E in milliseconds.
 
         Args:
-            within: the candidates the gradient may change; None: all.
+            within: the candidates that the gradient acts on; all candidates if None.
         """
         expected_ms = self.expected(self.gates.probabilities(within))
         (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
         return gradient, float(expected_ms.detach())
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, without the supernet's tensors."""
+        """The state to save in a checkpoint, besides the supernet's tensors."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "multiplier": self.controller.multiplier,
@@ -76,12 +76,12 @@ class GateTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the state saved in a checkpoint."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.controller.multiplier = state["multiplier"]
         self.controller.task_size = state["task_size"]
 
 
 def build_gate_optimizer(gates: Gates, learning_rate: float) -> torch.optim.Adam:
-    """Adam without momentum: a candidate that was not sampled does not move (ProxylessNAS)."""
+    """Adam without momentum, so that only sampled candidates move (ProxylessNAS)."""
     return torch.optim.Adam([gates.alpha], lr=learning_rate, betas=(0.0, 0.999), eps=1e-8)

@@ -4,9 +4,9 @@ Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 3.2. A gate
 several candidate paths with probabilities softmax(alpha). All gates of a supernet live in one
 matrix: row g holds the architecture parameters of gate g, padded to the widest gate.
 
-Departures: alpha is float64, so that shifting a pair leaves the other probabilities as they were
-to the last digits of float32; the latency term acts on the same candidates as the task gradient
-(the sampled pair in the two-path step, all in the full one), see `Gates.probabilities`.
+Departures: alpha is float64, so that shifting a pair leaves the other probabilities unchanged to
+float32 precision; the latency term acts on the same candidates as the task gradient (the sampled
+pair in the two-path step, all in the full one), see `Gates.probabilities`.
 """
 
 import math
@@ -23,11 +23,12 @@ KEEP, SKIP = 0, 1
 """The candidates of a depth gate."""
 
 INIT_STD = 1e-3
+"""Standard deviation of alpha at the start: the gates begin nearly uniform."""
 
 
 @dataclass(frozen=True)
 class GateInfo:
-    """Which decision a gate makes: a slot's candidate, or (slot none) whether a block is kept."""
+    """The decision of a gate: the candidate of a slot, or (slot None) whether a block is kept."""
 
     block: str
     slot: int | None
@@ -35,12 +36,12 @@ class GateInfo:
 
     @property
     def name(self) -> str:
-        """For messages, such as `stage3_block2.depth`."""
+        """Name for messages, such as `stage3_block2.depth`."""
         return f"{self.block}.{'depth' if self.slot is None else f'slot{self.slot}'}"
 
 
 def gate_infos(space: SearchSpace) -> tuple[GateInfo, ...]:
-    """The gates of a space in block order; a slot with a single candidate needs none."""
+    """The gates of a space in block order; a slot with a single candidate has no gate."""
     gates = []
     for block in space.blocks:
         if block.optional:
@@ -56,9 +57,9 @@ class Sample:
     """One draw of every gate.
 
     Args:
-        active: the candidate that computes the output, shape (num_gates,).
-        involved: candidates that take part in the architecture step, shape (num_gates, width),
-            boolean; the active one alone outside of it.
+        active: index of the candidate that computes the output, shape (num_gates,).
+        involved: whether a candidate takes part in the architecture step, shape (num_gates,
+            width), boolean; in a weight step only the active candidate.
     """
 
     active: Tensor
@@ -66,7 +67,12 @@ class Sample:
 
 
 class Gates(nn.Module):
-    """The architecture parameters of a supernet, and everything drawn from them."""
+    """The architecture parameters of a supernet, and the samples drawn from them.
+
+    Attributes:
+        alpha: the architecture parameters, shape (num_gates, width), float64.
+        mask: whether a gate has a candidate, the same shape, boolean.
+    """
 
     mask: Tensor
 
@@ -81,33 +87,40 @@ class Gates(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def log_probabilities(self) -> Tensor:
-        """Shape (num_gates, width); minus infinity where a gate has no such candidate."""
+        """Shape (num_gates, width); minus infinity for the padding of a row."""
         return self.alpha.masked_fill(~self.mask, -math.inf).log_softmax(1)
 
     def probabilities(self, within: Tensor | None = None) -> Tensor:
         """Probabilities of all candidates, differentiable in alpha.
 
         Args:
-            within: boolean, shape (num_gates, width). If given, the derivative is taken along
-                these candidates alone, their joint probability held fixed: of the others neither
-                alpha nor the probability is moved.
+            within: boolean, shape (num_gates, width). If not None, only the probabilities of
+                these candidates are differentiable, and only in their own alphas; the sum of
+                their probabilities is a constant.
         """
         if within is None:
             return self.log_probabilities().exp()
+        # p_i = (sum of p over `within`, constant) * (softmax over `within`)_i: the same values,
+        # but the gradient cannot raise or lower the pair against all others. Without that the
+        # latency term would move candidates that no task gradient has reached in this step.
         fixed = self.log_probabilities().exp().detach()
         share = self.alpha.masked_fill(~within, -math.inf).softmax(1)
         mass = (fixed * within).sum(1, keepdim=True)
+        # The softmax of a row without any such candidate is NaN.
         return torch.where(within, mass * share.nan_to_num(), fixed)
 
     @torch.no_grad()
     def sample_path(self, generator: torch.Generator) -> Sample:
-        """One candidate per gate, drawn from softmax(alpha): the weight step."""
+        """Draw one candidate per gate from softmax(alpha), for a weight step."""
         active = torch.multinomial(self.probabilities(), 1, generator=generator)
         return Sample(active[:, 0], torch.zeros_like(self.mask).scatter_(1, active, value=True))
 
     @torch.no_grad()
     def sample_pair(self, generator: torch.Generator) -> Sample:
-        """Two distinct candidates per gate, without replacement; the pair's softmax picks one."""
+        """Draw two distinct candidates per gate from softmax(alpha), for a two-path step.
+
+        The softmax over the pair decides which of the two is active.
+        """
         pair = torch.multinomial(self.probabilities(), 2, generator=generator)  # (G, 2)
         first = self.alpha.gather(1, pair).softmax(1)[:, 0]
         draw = torch.rand(len(pair), generator=generator, dtype=torch.float64)
@@ -116,7 +129,7 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def sample_full(self, generator: torch.Generator) -> Sample:
-        """One active candidate per gate from softmax(alpha); all of them are involved."""
+        """Draw one active candidate per gate from softmax(alpha); all candidates are involved."""
         return Sample(self.sample_path(generator).active, self.mask.clone())
 
     @torch.no_grad()
@@ -124,29 +137,35 @@ class Gates(nn.Module):
         """dL/dalpha from dL/dg: `sum_j dL/dg_j * p_j * (delta_ij - p_i)` over the involved.
 
         Args:
-            path_gradients: dL/dg_j = <o_j, dL/dy>, shape (num_gates, width), 0 elsewhere.
-            involved: boolean, the same shape; a row without any gets no gradient.
+            path_gradients: dL/dg_j = <o_j, dL/dy>, shape (num_gates, width); 0 for candidates
+                that are not involved.
+            involved: boolean, the same shape; a row without any has a gradient of 0.
         """
+        # Softmax over the involved candidates; its Jacobian turns the sum above into
+        # p_i * (dL/dg_i - mean of dL/dg under p).
         p = self.alpha.masked_fill(~involved, -math.inf).softmax(1).nan_to_num()
         mean = (p * path_gradients).sum(1, keepdim=True)
         return p * (path_gradients - mean)
 
     @torch.no_grad()
     def keep_mass(self, before: Tensor, involved: Tensor) -> None:
-        """Shift the involved candidates together, so that their joint probability is as before.
+        """Shift the involved alphas by a common amount that restores their total probability.
 
-        The probabilities of all others are then exactly what they were.
+        The probabilities of all other candidates are then the same as before the step.
 
         Args:
             before: alpha before the optimiser's step.
         """
+        # sum of exp(alpha) over the pair must be as before, for the softmax's denominator to be
+        # as before. A common shift leaves the ratio within the pair, which the step has learnt.
+        # The pair is shifted in every step, so errors add up: hence float64.
         old = before.masked_fill(~involved, -math.inf).logsumexp(1, keepdim=True)
         new = self.alpha.masked_fill(~involved, -math.inf).logsumexp(1, keepdim=True)
         self.alpha.add_(torch.where(involved, old - new, 0.0))
 
     @torch.no_grad()
     def entropy(self) -> float:
-        """Mean entropy of the gates, 1 for uniform ones and 0 for decided ones."""
+        """Mean normalised entropy of the gates: 1 for uniform gates, 0 for decided ones."""
         if not self.infos:
             return 0.0
         p = self.probabilities()
@@ -154,13 +173,13 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def skip_rate(self) -> float:
-        """Mean probability with which optional blocks are skipped."""
+        """Mean probability that an optional block is skipped."""
         depth = [index for index, info in enumerate(self.infos) if info.slot is None]
         return float(self.probabilities()[depth, SKIP].mean()) if depth else 0.0
 
     @torch.no_grad()
     def scores(self, space: SearchSpace) -> GateScores:
-        """Log-probabilities in the form that decoding reads."""
+        """The log-probabilities as plain data, for decoding."""
         rows = {
             (info.block, info.slot): row[: len(info.candidates)]
             for info, row in zip(self.infos, self.log_probabilities().tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Routes: which paths of a gate run in a step, and the gradient that each gives its gate."""
+"""Routes: the paths of a gate that run in a step, and the gradient of the loss in the gate."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,13 @@ Path = Callable[[Tensor], Tensor]
 
 @dataclass
 class Route:
-    """What one gate does in the current step, and what the backward pass found out.
+    """The state of one gate in the current step.
 
     Args:
-        inactive: candidates whose dL/dg is wanted besides the active one's.
-        recompute: run them in the backward pass from the gate's input (one-path memory) instead
-            of in the forward pass.
+        active: index of the candidate that computes the output.
+        inactive: other candidates for which the backward pass computes dL/dg.
+        recompute: run these in the backward pass from the gate's input (memory of one path)
+            instead of in the forward pass.
         gradients: dL/dg per candidate, filled by the backward pass.
     """
 
@@ -28,15 +29,20 @@ class Route:
 
 
 def take(route: Route, paths: Sequence[Path], x: Tensor) -> Tensor:
-    """Run the active path; in an architecture step, measure dL/dg of the involved paths too.
+    """Run the active path; in an architecture step, also compute dL/dg of the involved paths.
 
-    The weights of all paths are expected to be frozen in an architecture step. Inactive paths
-    run without a graph.
+    In an architecture step the weights of all paths must be frozen. Inactive paths run without
+    autograd.
     """
     output = paths[route.active](x)
     if not route.inactive or not torch.is_grad_enabled():
         return output
-    anchor = torch.zeros((), requires_grad=True)  # puts the output into the graph
+    # With frozen weights no input of the gate may require a gradient, and autograd would then
+    # skip its backward pass. The anchor is an input that always does.
+    anchor = torch.zeros((), requires_grad=True)
+    # Storing keeps the outputs of the inactive paths until the backward pass, which a pair can
+    # afford. With all candidates involved they would fill the memory, so each is computed when
+    # the backward pass reaches the gate, and dropped.
     with torch.no_grad():
         if route.recompute:
             return _joined(_RecomputingGate, anchor, output, x.detach(), paths, route)
@@ -51,7 +57,7 @@ def _joined(gate: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 class _StoringGate(torch.autograd.Function):
-    """Passes the active output on; keeps all outputs and takes `<o_j, dL/dy>` in backward."""
+    """Identity on the active output; stores all outputs for `<o_j, dL/dy>` in backward."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, output: Tensor, route: Route, *others: Tensor) -> Tensor:
@@ -69,7 +75,7 @@ class _StoringGate(torch.autograd.Function):
 
 
 class _RecomputingGate(torch.autograd.Function):
-    """The same with the memory of one path: inactive paths run again in backward."""
+    """The same with the memory of one path: inactive paths run in backward."""
 
     @staticmethod
     def forward(
@@ -91,7 +97,8 @@ class _RecomputingGate(torch.autograd.Function):
 
 
 def _inner(output: Tensor, grad: Tensor) -> Tensor:
-    """`<output, grad>` over all elements, without a temporary in the channels_last layout."""
+    """`<output, grad>` over all elements, as a float64 scalar."""
+    # channels_last tensors are contiguous in this order, so `reshape` copies nothing.
     if output.ndim == 4:
         output, grad = output.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
     return torch.dot(output.reshape(-1), grad.reshape(-1)).double()

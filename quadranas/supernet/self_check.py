@@ -1,8 +1,8 @@
 """The check before a search: gradients reach every candidate's weights and every alpha.
 
-A supernet can look healthy and learn nothing: candidates without gradient, an expected latency
-without a graph. This check sends one batch through every candidate and stops with the culprit's
-name.
+A supernet can run without errors and still not learn: a candidate without a gradient, an expected
+latency without a graph. This check sends one batch through every candidate and names the first
+that no gradient reaches.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,21 @@ from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.gates import SKIP, Sample
 from quadranas.supernet.supernet import Supernet
 
-HINT = "The search would learn nothing from it. Check the operation's class, or the latency table."
+HINT = "The search cannot learn it. Check the class of the operation, or the latency table."
 
 ROUNDING = 1e-12
-"""Relative to what it is a difference of, a gradient below this is none: rounding leaves 1e-16."""
+"""Gradients below this fraction of their operands count as zero (rounding errors are 1e-16)."""
 
 
 def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> None:
-    """Prove that a non-zero, finite gradient reaches everything that is to be learnt.
+    """Check that a non-zero, finite gradient reaches every weight and every alpha.
 
-    Task loss to every weight, task loss to every alpha and latency to every alpha are checked
-    separately. Weights, alphas, statistics and generators are left as they were.
+    Three gradients are checked separately: of the task loss in every weight, of the task loss in
+    every alpha, of the latency in every alpha. Weights, alphas, batch statistics and random
+    generators are left unchanged.
 
     Raises:
-        QuadranasError: names the first candidate or gate that is not reached.
+        QuadranasError: names the first candidate or gate that no gradient reaches.
     """
     with frozen_statistics(batch_norms(supernet)):
         _check_weights(supernet, batch)
@@ -41,8 +42,10 @@ def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> N
 
 
 def _rounds(supernet: Supernet) -> Iterator[Sample]:
-    """Samples in which every candidate is active once; blocks are kept."""
+    """Samples in which every candidate is active at least once; all blocks are kept."""
     gates = supernet.gates
+    # As many rounds as the widest gate has candidates; narrower gates start over. Skipping is
+    # only ever the partner: an active skip would cut the block's candidates off.
     sizes = gates.mask.sum(1)
     depth = torch.tensor([info.slot is None for info in gates.infos], dtype=torch.bool)
     for number in range(gates.mask.shape[1]):
@@ -79,13 +82,18 @@ def _check_weights(supernet: Supernet, batch: Batch) -> None:
 def _reached_on_path(
     supernet: Supernet, batch: Batch, names: dict[nn.Module, str]
 ) -> set[nn.Parameter]:
-    """The weights on the current path that get a gradient; stops at a candidate that breaks it."""
+    """The weights on the current path that get a gradient.
+
+    Raises:
+        QuadranasError: names the candidate with non-finite outputs or without a gradient in its
+            input.
+    """
     outputs: dict[nn.Module, Tensor] = {}
 
     def watch(module: nn.Module, _: object, output: Tensor) -> None:
         if not output.isfinite().all():
             raise QuadranasError(
-                f"candidate {names[module]} gives values that are not finite", HINT
+                f"candidate {names[module]} computes values that are not finite", HINT
             )
         if output.requires_grad:
             output.retain_grad()
@@ -101,12 +109,13 @@ def _reached_on_path(
     gradients = {parameter: parameter.grad for parameter in supernet.active_parameters()}
     for parameter in gradients:
         parameter.grad = None
+    # Backwards, since a candidate that breaks the gradient starves all before it as well.
     last_to_first = list(reversed(outputs))
     for module, before in pairwise(last_to_first):
         if outputs[before].requires_grad and not _usable(outputs[before].grad):
             raise QuadranasError(
-                f"candidate {names[module]} passes no usable gradient of the task loss on to "
-                "what comes before it",
+                f"candidate {names[module]} passes no usable gradient of the task loss to its "
+                "input",
                 HINT,
             )
     return {parameter for parameter, gradient in gradients.items() if _usable(gradient)}
@@ -126,7 +135,11 @@ def _check_task_to_gates(supernet: Supernet, batch: Batch) -> None:
 
 
 def _check_latency_to_gates(supernet: Supernet, trainer: GateTrainer) -> None:
-    """Among all candidates or within a pair: one that costs the mean of all feels the pair."""
+    """Check all candidates together and every pair.
+
+    A candidate whose latency is exactly the mean of all has a zero gradient among all candidates,
+    but not within a pair.
+    """
     gates = supernet.gates
     reached = torch.zeros_like(gates.mask)
     for within in (None, *(sample.involved for sample in _rounds(supernet))):

@@ -1,4 +1,4 @@
-"""The supernet: every candidate of a space, joined by gates."""
+"""The supernet: all candidates of a search space, connected by gates."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ class MixedBlock(nn.Module):
         self.route = Route(active=KEEP)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block, or pass its input on."""
+        """Run the block, or return its input."""
         return take(self.route, (self._run, _identity), x)
 
     def _run(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _identity(x: Tensor) -> Tensor:
 class Supernet(nn.Module):
     """All networks of a space: a `Network` whose blocks hold every candidate, and its gates.
 
-    The forward pass computes the path that was set last (`set_sample` or `set_choices`).
+    The forward pass computes the path that was set last with `set_sample` or `set_choices`.
     """
 
     def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
@@ -80,7 +80,7 @@ class Supernet(nn.Module):
         return self._block(block).route if slot is None else self._slots(block)[slot].route
 
     def set_sample(self, sample: Sample, *, recompute: bool = False) -> None:
-        """Route the next passes as a sample says."""
+        """Route the next passes by a sample."""
         involved = sample.involved.tolist()
         for route, active, row in zip(self.routes, sample.active.tolist(), involved, strict=True):
             route.active = active
@@ -100,9 +100,9 @@ class Supernet(nn.Module):
                 route.active = choice[info.slot]
 
     def path_gradients(self) -> tuple[Tensor, Tensor]:
-        """What the last backward pass found: dL/dg and where it reached, (num_gates, width) each.
+        """dL/dg of the last backward pass, and where it is defined; both (num_gates, width).
 
-        Gates inside a skipped block are not reached.
+        It is not defined for gates inside a skipped block.
         """
         gradients = torch.zeros_like(self.gates.alpha)
         rows, columns, values = [], [], []
@@ -129,14 +129,14 @@ class Supernet(nn.Module):
         return [p for module in self.active_modules() for p in module.parameters()]
 
     def candidates(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every candidate with its name, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
+        """All candidates with their names, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
         for block in self.space.blocks:
             for slot, mixed in zip(block.slots, self._slots(block.name), strict=True):
                 for spec, candidate in zip(slot.candidates, mixed.paths, strict=True):
                     yield f"{block.name}: {spec}", candidate
 
     def subnet_tensors(self, architecture: Architecture) -> dict[str, Tensor]:
-        """The weights that a derived network inherits, under its own tensor names."""
+        """The weights that a derived network inherits, by their names in that network."""
         choices = self.space.choices_of(architecture)
         tensors = {}
         for block in self.space.blocks:
@@ -153,7 +153,7 @@ class Supernet(nn.Module):
 
 
 def build_supernet(space: SearchSpace, *, seed: int) -> Supernet:
-    """A supernet with weights and gates drawn from a seed; the global generator is left alone."""
+    """A supernet with random weights and gates; PyTorch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Supernet(space, torch.Generator().manual_seed(seed))

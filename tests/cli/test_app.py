@@ -117,9 +117,9 @@ FAULTS: dict[str, str] = {
     "search --device cpu --space toy --budget 1h": "has the unknown unit 'h'",
     "search --device cpu --space toy --budget fast": "cannot read the budget 'fast'",
     "search --device cpu --space toy --budget 0.5ms": "no network of space 'toy' keeps 500 us on "
-    "device 'cpu': reachable are 566 us to 1.08 ms",
+    "device 'cpu'; its reachable range is 566 us to 1.08 ms",
     "derive run --device vpu --budget 9us": "no network of space 'toy' keeps 9.00 us on device "
-    "'vpu': reachable are 741 us to 1.37 ms",
+    "'vpu'; its reachable range is 741 us to 1.37 ms",
     "derive run --device vpu --budget 9": "the budget '9' has no unit",
     # other limits
     "SEARCH --max-params 9": "no network of space 'toy' keeps 800 us with at most 9 parameters",
@@ -168,10 +168,10 @@ FAULTS: dict[str, str] = {
     "profile even.json": "blocks.1.ops.0: impossible quadratic_depthwise: kernel_size must be odd",
     "profile wide.json": "takes 9 channels at 8 pixels, but receives 8 at 8",
     "profile key.json": "blocks.1.ops.0.kernel: unknown key",
-    "profile empty.json": "empty.json: not an architecture file: it has no key 'blocks'",
+    "profile empty.json": "empty.json: not an architecture file: key 'blocks' is missing",
     "profile torn.json": "torn.json: not valid JSON",
     "profile no.json": "cannot read architecture no.json: No such file",
-    "profile good": "good holds no architecture.json",
+    "profile good": "good contains no architecture.json",
     # weights
     "eval network.json": "architecture 'toy-cpu-800us' has no trained weights",
     "eval network.json --weights torn.safetensors": "cannot read weights torn.safetensors",

@@ -139,7 +139,7 @@ def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run:
     table = json.loads((run / "table.json").read_text(encoding="utf-8"))
     table["header"]["scale"] = 2.0
     (run / "table.json").write_text(json.dumps(table), encoding="utf-8")
-    with pytest.raises(QuadranasError, match=r"reachable are 1\.13 ms to 2\.17 ms"):
+    with pytest.raises(QuadranasError, match=r"its reachable range is 1\.13 ms to 2\.17 ms"):
         run_derive(run, "cpu", tmp_path / "cpu", budget_ms=0.8)
     assert run_derive(run, "vpu", tmp_path / "vpu", budget_ms=0.8)["predicted_ms"] <= 0.8
     outcome = call(

@@ -696,7 +696,7 @@ def test_a_confidence_tightens_the_budget_by_the_table_s_residual(table: Path, r
     result = outcome.json()
     assert result["confidence"] == 0.95
     assert result["predicted_ms"] <= budget_ms / calibration.safety_factor(0.95)
-    assert "predicted for a confidence of 95%" in outcome.err
+    assert "predicted, for a confidence of 95%" in outcome.err
 
 
 def test_a_search_on_this_machine_ends_with_a_measured_network(

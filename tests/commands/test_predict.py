@@ -255,7 +255,7 @@ def test_what_could_not_be_priced_is_said_loudly(tmp_path: Path) -> None:
         (("missing.onnx", "--device", "cpu"), "cannot read missing.onnx: No such file"),
         (("net.onnx", "--device", "host"), "device 'host' has no analytic model"),
         (("net.onnx", "--device", "vpx"), "did you mean 'vpu'?"),
-        (("net.onnx", "--device", "cpu", "--resolution", "32"), "has a fixed size, 16 and not 32"),
+        (("net.onnx", "--device", "cpu", "--resolution", "32"), "has the fixed size 16, not 32"),
     ],
 )
 def test_faults_are_one_message(

@@ -232,7 +232,7 @@ def test_any_class_count_and_any_multiple_of_32(num_classes: int, resolution: in
     ("arguments", "message"),
     [
         ({"resolution": 100}, "resolution 100 does not fit quadranet25_t.*\nUse 96 or 128."),
-        ({"num_classes": 0}, "0 classes do not fit quadranet25_t: there must be 1 to 65536"),
+        ({"num_classes": 0}, "0 classes do not fit quadranet25_t: the number must be 1 to 65536"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1, got 1.0"),
         ({"drop_path": -0.1}, "drop_path must be at least 0 and below 1, got -0.1"),
         ({"drop_path": math.nan}, "drop_path must be at least 0 and below 1, got nan"),

@@ -61,18 +61,22 @@ def spec(kind: str, **changes: Any) -> OpSpec:
         ("downsample", {"resolution": 15}, "resolution 15 is not divisible by stride 2"),
         ("downsample", {"expand_ratio": 2}, "expand_ratio must be 1, got 2"),
         ("quadratic_depthwise", {"kernel_size": 4}, "kernel_size must be odd, got 4"),
-        ("quadratic_depthwise", {"out_channels": 9}, "it keeps the width, got 8 -> 9"),
+        (
+            "quadratic_depthwise",
+            {"out_channels": 9},
+            "in_channels = out_channels needed, got 8 -> 9",
+        ),
         ("quadratic_depthwise", {"stride": 2}, "stride must be 1, got 2"),
         ("quadratic_depthwise", {"expand_ratio": 4}, "expand_ratio must be 1, got 4"),
-        ("feed_forward", {"out_channels": 9}, "it keeps the width, got 8 -> 9"),
+        ("feed_forward", {"out_channels": 9}, "in_channels = out_channels needed, got 8 -> 9"),
         ("feed_forward", {"kernel_size": 3}, "kernel_size must be 1, got 3"),
-        ("feed_forward", {"expand_ratio": 0.01}, "expand_ratio 0.01 leaves no channels"),
+        ("feed_forward", {"expand_ratio": 0.01}, "expand_ratio 0.01 gives 0 channels"),
         ("norm_head", {"kernel_size": 3}, "kernel_size must be 1, got 3"),
         ("norm_head", {"num_quadratic": 1}, "num_quadratic must be 0, got 1"),
         ("conv_bn", {"kernel_size": 2}, "kernel_size must be odd, got 2"),
         ("conv_bn", {"num_quadratic": 2}, "num_quadratic must be 0, got 2"),
         ("mbconv", {"kernel_size": 2}, "kernel_size must be odd, got 2"),
-        ("mbconv", {"expand_ratio": 0.05}, "expand_ratio 0.05 leaves no channels"),
+        ("mbconv", {"expand_ratio": 0.05}, "expand_ratio 0.05 gives 0 channels"),
         ("mbconv", {"num_quadratic": 1}, "num_quadratic must be 0, got 1"),
         ("linear_head", {"stride": 2}, "stride must be 1, got 2"),
     ],
@@ -190,7 +194,7 @@ def smallest() -> Architecture:
         (["blocks", 0, "name"], "stage1_block1", "two blocks share a name"),
         (["blocks", -1], ..., "exactly one head is needed, as the last operation"),
         (["blocks"], [], "blocks: List should have at least 1 item"),
-        (["blocks"], ..., "not an architecture file: it has no key 'blocks'"),
+        (["blocks"], ..., "not an architecture file: key 'blocks' is missing"),
         (["num_classes"], 11, "the head has 10 outputs for 11 classes"),
         (["num_classes"], "ten", "num_classes: Input should be a valid integer"),
         (["resolution"], 64, "takes 3 channels at 32 pixels, but receives 3 at 64"),
@@ -228,7 +232,7 @@ def test_a_newer_version_says_how_to_read_it(tmp_path: Path) -> None:
 
 def test_two_kinds_in_one_block_are_refused() -> None:
     op = spec("conv_bn")
-    with pytest.raises(ValidationError, match="'b' holds the same kind of operation twice"):
+    with pytest.raises(ValidationError, match="'b' contains the same kind of operation twice"):
         Block(name="b", ops=(op, op))
 
 
@@ -331,8 +335,8 @@ def test_classes_change_at_any_resolution() -> None:
     [
         ({"resolution": 0}, "resolution 0 does not fit toy: it must be a multiple of 8, at most"),
         ({"resolution": 33}, "resolution 33 does not fit toy.*\nUse 32 or 40."),
-        ({"num_classes": 0}, "0 classes do not fit toy: there must be 1 to 65536"),
-        ({"num_classes": 65537}, "65537 classes do not fit toy: there must be 1 to 65536"),
+        ({"num_classes": 0}, "0 classes do not fit toy: the number must be 1 to 65536"),
+        ({"num_classes": 65537}, "65537 classes do not fit toy: the number must be 1 to 65536"),
     ],
 )
 def test_adapting_to_the_impossible(changes: dict[str, int], message: str) -> None:

@@ -86,7 +86,7 @@ def test_other_resolutions_are_refused_with_the_nearest(resolution: int, suggest
 
 @pytest.mark.parametrize("num_classes", [0, -1, MAX_CHANNELS + 1])
 def test_impossible_class_counts_are_refused(num_classes: int) -> None:
-    message = f"{num_classes} classes do not fit quadranet25_t: there must be 1 to 65536"
+    message = f"{num_classes} classes do not fit quadranet25_t: the number must be 1 to 65536"
     with pytest.raises(QuadranasError, match=message):
         reference_architecture("quadranet25_t", num_classes=num_classes)
 

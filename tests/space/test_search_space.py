@@ -128,7 +128,7 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
         ("stages", {}, "stages: Input should be a valid list"),
         ("stages.1.detph", 3, "stages.1.detph: unknown key (got 3); accepted: depth, entry, "),
         ("stages.1.detph", 3, "name, slots, stride; did you mean 'depth'?"),
-        ("stages.0.depth", [3, 1], "stages.0: depth must be [fewest, most] with 0 <= fewest"),
+        ("stages.0.depth", [3, 1], "stages.0: depth must be [min, max] with 0 <= min"),
         ("stages.0.depth", [-1, 1], "1 to 999, got [-1, 1]"),
         ("stages.0.depth", [0, 0], "1 to 999, got [0, 0]"),
         ("stages.0.depth", [1, 1000], "1 to 999, got [1, 1000]"),
@@ -139,7 +139,11 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
         ("stages.1.name", "stage1_entry", "two stages share the name 'stage1'"),
         ("stages.1.name", "head", "two stages share the name 'head'"),
         ("stages.1.name", "a b", "stages.1.name: String should match pattern"),
-        ("stages.0.entry", ..., "stage 1 (stage1): impossible quadratic_depthwise: it keeps"),
+        (
+            "stages.0.entry",
+            ...,
+            "stage 1 (stage1): impossible quadratic_depthwise: in_channels = out_channels",
+        ),
         ("stages.0.entry.kind", "patch_sten", f"accepted: {KINDS}; did you mean 'patch_stem'?"),
         ("stages.0.entry.kind", "norm_head", f"unknown kind 'norm_head'; accepted: {KINDS}"),
         ("stages.0.entry.strid", 4, "stages.0.entry.strid: unknown key (got 4); accepted: "),
@@ -301,7 +305,9 @@ def test_another_number_of_classes() -> None:
     network = space.architecture({})
     assert (space.num_classes, network.num_classes) == (7, 7)
     assert space.choices_of(network)["head"] == (0,)
-    with pytest.raises(QuadranasError, match="0 classes do not fit space toy: there must be 1 to"):
+    with pytest.raises(
+        QuadranasError, match="0 classes do not fit space toy: the number must be 1 to"
+    ):
         space.with_num_classes(0)
 
 
@@ -321,11 +327,11 @@ def replaced(**changes: Any) -> Architecture:
     [
         (
             TOY.with_num_classes(11).architecture({}),
-            "head: norm_head 16->11 r4 is no candidate",
+            "head: norm_head 16->11 r4 is not a candidate",
         ),
         (
             load_space("toy", widths=(8, 24)).architecture({}),
-            "stage2_entry: downsample 8->24 r8 k2 s2 is no candidate",
+            "stage2_entry: downsample 8->24 r8 k2 s2 is not a candidate",
         ),
         (
             replaced(blocks=(*LARGEST.blocks[:4], *LARGEST.blocks[5:])),
@@ -360,7 +366,7 @@ def replaced(**changes: Any) -> Architecture:
                     *LARGEST.blocks[3:],
                 )
             ),
-            "'stage1_block2' stands where 'stage1_block1' belongs",
+            "block 'stage1_block2' is in the place of 'stage1_block1'",
         ),
     ],
 )

@@ -428,7 +428,7 @@ def test_an_infeasible_budget_names_the_range_and_a_feasible_budget(name: str) -
     space = load_space(name)
     table = find_table(space, "gpu")
     low, _ = reachable_ms(space, table)
-    with pytest.raises(BudgetError, match=r"reachable are .* to ") as caught:
+    with pytest.raises(BudgetError, match=r"its reachable range is .* to ") as caught:
         decode(space, equal_scores(space), table, Limits(budget_ms=0.99 * low))
     nearest = caught.value.hint.split("budget is ")[1].split(";")[0]
     assert low <= parse_budget(nearest) <= 1.02 * low
@@ -448,7 +448,7 @@ def test_scores_survive_a_file(tmp_path: Path) -> None:
     scores = equal_scores(space)
     scores.save(tmp_path / "gates.json")
     assert load_scores(tmp_path / "gates.json", space) == scores
-    with pytest.raises(QuadranasError, match="belongs to space 'toy', not to 'quadranet-mobile'"):
+    with pytest.raises(QuadranasError, match="is for space 'toy', not for 'quadranet-mobile'"):
         load_scores(tmp_path / "gates.json", load_space("quadranet-mobile"))
 
 

@@ -186,8 +186,8 @@ def replace_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x * torch.nan, "candidate {} gives values that are not finite"),
-        (lambda x: x + torch.inf, "candidate {} gives values that are not finite"),
+        (lambda x: x * torch.nan, "candidate {} computes values that are not finite"),
+        (lambda x: x + torch.inf, "candidate {} computes values that are not finite"),
     ],
 )
 def test_a_candidate_that_gives_no_numbers_is_named_and_not_its_company(
