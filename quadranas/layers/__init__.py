@@ -34,5 +34,5 @@ OPS: dict[str, OpFactory] = {
 
 
 def build_op(spec: OpSpec, layer_scale: float = 1.0) -> nn.Module:
-    """The module of an operation, initialised by PyTorch's defaults."""
+    """The module of an operation, with PyTorch's default initialisation."""
     return OPS[spec.kind](spec, layer_scale)

@@ -1,8 +1,8 @@
-"""Quadratic adaptation: a pre-trained first-order layer and, beside it, a low-rank quadratic term.
+"""Quadratic adaptation: a pre-trained first-order layer with an added low-rank quadratic term.
 
 Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192): the pre-trained weights are the primary
-term; the quadratic one is low-rank, atrous in convolutions, and zero at the start.
-Layout: B, C, then one to three axes of space.
+term; the quadratic term is low-rank, atrous in convolutions, and zero at the start.
+Layout: B, C, then one to three spatial axes.
 """
 
 from typing import Any
@@ -14,27 +14,27 @@ from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, Quadrati
 
 
 class AdaptedLayer(nn.Module):
-    """A first-order layer `f` and a quadratic term of rank r: `f(x) + P (A x * B x)`.
+    """A first-order layer `f` plus a quadratic term of rank r: `f(x) + P (A x * B x)`.
 
-    A and B are `f`'s operator with r outputs and without biases: the matrix itself, or the
-    convolution with its kernel, stride and groups, but dilated and padded more, so that the
-    outputs keep their size while they see farther. P mixes the r products into every output and
-    is zero at the start: the layer then computes exactly what `f` does, and P is what the first
-    gradient reaches. Output o has the quadratic form `x^T (sum_k P_ok a_k b_k^T) x`. In a grouped
-    convolution every group has r products of its own and nothing crosses groups; in a depthwise
-    one that is r per channel.
+    A and B are the operator of `f` with r outputs and without biases: a matrix, or the convolution
+    with the same kernel size, stride and groups, but with a larger dilation and padding, so that
+    the outputs have the same size and a larger receptive field. P mixes the r products into every
+    output. It is zero at the start: the layer then computes exactly `f`, and of the term's weights
+    only P has a non-zero gradient. Output o has the quadratic form `x^T (sum_k P_ok a_k b_k^T) x`.
+    In a grouped convolution every group has r products of its own; in a depthwise one that is r
+    per channel.
 
     With n inputs (of a patch, within a group), m outputs and g groups, the term adds
-    `r (2 n g + m)` parameters, and as many MACs at every output position. In training it keeps
-    its input and the r products (`quadranas.layers.algebra.recomputed`).
+    `r (2 n g + m)` parameters, and as many MACs at every output position. Training stores its
+    input and the r products (`quadranas.layers.algebra.recomputed`).
 
     Args:
-        layer: the pre-trained layer; it becomes a part of this one, its weights as they are.
+        layer: the pre-trained layer; it becomes the submodule `first_order` with its weights.
         rank: r, at most `max_rank(layer)`.
-        dilation: of A and B, relative to the layer's own; 1 for a term that sees the same patch.
+        dilation: dilation of A and B as a multiple of the layer's own; 1 for the same patch.
 
     Raises:
-        QuadranasError: an impossible rank or dilation.
+        QuadranasError: invalid rank or dilation.
     """
 
     def __init__(self, layer: nn.Module, *, rank: int = 1, dilation: int = 2) -> None:
@@ -42,7 +42,7 @@ class AdaptedLayer(nn.Module):
         limit = max_rank(layer)
         if not 1 <= rank <= limit:
             raise QuadranasError(
-                f"rank {rank} does not fit {layer}: a quadratic term of it has rank 1 to {limit}"
+                f"rank {rank} does not fit {layer}: its quadratic term has rank 1 to {limit}"
             )
         if dilation < 1:
             raise QuadranasError(f"dilation must be at least 1, got {dilation}")
@@ -68,8 +68,8 @@ class AdaptedLayer(nn.Module):
                 _total_padding(layer), dilation, layer.dilation, layer.kernel_size, strict=True
             )
         ]
-        # A kernel without a middle may want one pixel more on one side: it gets it on both, and
-        # what is too much of the output is cut off.
+        # A kernel of even size may need one pixel more on one side. PyTorch pads both sides
+        # alike, so the padding is rounded up and the surplus output cropped.
         self._cropped = any(span % 2 for span in spans)
         channels = self.rank * layer.groups
         self.product = QUADRATIC_CONVS[type(layer)](
@@ -86,7 +86,7 @@ class AdaptedLayer(nn.Module):
         self.mix = type(layer)(channels, layer.out_channels, 1, groups=layer.groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: those of the first-order layer."""
+        """Shapes: as in the first-order layer."""
         first, second = self.terms(x)
         return first + second
 
@@ -107,8 +107,9 @@ class AdaptedLayer(nn.Module):
 def max_rank(layer: Any) -> int:
     """The largest rank of a layer's quadratic term: its width.
 
-    That is the smaller of inputs and outputs, counted within a group; where a group has a single
-    output, as in depthwise convolutions, the inputs, beyond which no quadratic form's rank goes.
+    The width is the smaller of the numbers of inputs and outputs within a group. For groups with a
+    single output, as in depthwise convolutions, it is the number of inputs, which limits the rank
+    of any quadratic form.
     """
     if isinstance(layer, nn.Linear):
         fan_in, num_outputs = layer.in_features, layer.out_features
@@ -118,7 +119,7 @@ def max_rank(layer: Any) -> int:
 
 
 def _total_padding(layer: Any) -> list[int]:
-    """Both sides together, per axis."""
+    """The padding of both sides together, per axis."""
     if layer.padding == "valid":
         return [0] * len(layer.kernel_size)
     if layer.padding == "same":
@@ -127,5 +128,5 @@ def _total_padding(layer: Any) -> list[int]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The adapted layers of a network by their paths."""
+    """The adapted layers of a network, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}

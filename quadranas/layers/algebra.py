@@ -1,10 +1,10 @@
-"""The algebra that all quadratic layers share, and back-propagation that saves only their input.
+"""The algebra of quadratic layers, and a back-propagation that stores only their input.
 
 Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the neuron types and "hybrid
 back-propagation"; QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III.
 
-A quadratic layer is made of first-order branches `a`, `b`, `c` (linear maps or convolutions of
-one shape) and, in the bilinear forms, of a matrix per output.
+A quadratic layer consists of first-order branches `a`, `b`, `c` (linear maps or convolutions of
+one shape) and, in the bilinear forms, a matrix per output.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from quadranas.layers.first_order import FirstOrderMap
 
 
 def quadratic_forms(patches: Tensor, matrices: Tensor) -> Tensor:
-    """The value of every neuron's quadratic form.
+    """The value of every neuron's quadratic form `x^T W x`.
 
     Args:
-        patches: (B, G, n, P).
-        matrices: (outputs, n, n), the outputs of a group together.
+        patches: the inputs x, (B, G, n, P): G groups, n inputs, P positions.
+        matrices: the weights W, (outputs, n, n), ordered by group.
 
     Returns: (B, outputs, P).
     """
@@ -37,7 +37,7 @@ def quadratic_forms(patches: Tensor, matrices: Tensor) -> Tensor:
 
 
 def combine(form: str, outputs: Sequence[Tensor]) -> Tensor:
-    """A factorised form of its branches' outputs."""
+    """The value of a form, computed from the outputs of its branches."""
     if form in ("linear", "input_square", "bilinear"):
         return outputs[0]
     if form == "output_square":
@@ -48,17 +48,17 @@ def combine(form: str, outputs: Sequence[Tensor]) -> Tensor:
 
 
 def _branch_gradients(form: str, gradient: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the branches' outputs; `outputs` are those of `a` and `b`."""
+    """The gradients in the branches' outputs; `outputs` are those of `a` and `b`."""
     if form in ("linear", "input_square"):
         return [gradient]
     if form == "output_square":
         return [2 * gradient * outputs[0]]
-    found = [gradient * outputs[1], gradient * outputs[0]]
-    return [*found, gradient] if form == "hadamard" else found
+    factors = [gradient * outputs[1], gradient * outputs[0]]
+    return [*factors, gradient] if form == "hadamard" else factors
 
 
 class Branch(NamedTuple):
-    """The tensors of a branch: its weights, and its norm's if it has one."""
+    """The tensors of a branch: its weights, and those of its norm if it has one."""
 
     weight: Tensor
     bias: Tensor | None
@@ -73,10 +73,10 @@ def direct(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> Tensor:
-    """A factorised form, differentiated by autograd, which keeps the branches' outputs.
+    """The value of a factorised form; autograd stores the branches' outputs.
 
     Args:
-        norms: one per branch, or none.
+        norms: one per branch, or empty.
     """
     return combine(form, _outputs(form, operator, x, branches, norms))
 
@@ -88,15 +88,15 @@ def recomputed(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> Tensor:
-    """A factorised form that keeps only `x` and the weights for its backward pass.
+    """The value of a factorised form; only `x` and the weights are stored for the backward pass.
 
-    The backward pass computes the branches `a` and `b` once more and applies the symbolic
-    derivative: with `u = a(x)`, `v = b(x)` and `g` the output's gradient, `a` receives `g v`,
-    `b` receives `g u` and `c` receives `g`.
+    The backward pass recomputes the branches `a` and `b` and applies the symbolic derivative: with
+    `u = a(x)`, `v = b(x)` and `g` the output's gradient, `a` receives `g v`, `b` receives `g u`
+    and `c` receives `g`.
     Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), there for linear maps.
 
     Args:
-        norms: one per branch, in training, or none.
+        norms: one per branch, in training mode, or empty.
     """
     flat = [tensor for branch in branches for tensor in branch]
     y: Tensor = _Recomputed.apply(form, operator, norms, x, *flat)  # type: ignore[no-untyped-call]
@@ -118,7 +118,8 @@ class _Recomputed(torch.autograd.Function):
         if form == "hadamard" and not norms:
             return outputs[2].addcmul_(outputs[0], outputs[1])
         y = combine(form, outputs)
-        # A norm's output is a view here, and what follows may not change such a one in place.
+        # A norm's output is a view here. PyTorch forbids in-place changes of a view that a custom
+        # function returns, such as a following `ReLU(inplace=True)`.
         return y.clone() if norms and y is outputs[0] else y
 
     @staticmethod
@@ -131,16 +132,17 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         form, operator, eps = ctx.form, ctx.operator, ctx.norm_eps
         x, *flat = ctx.saved_tensors
-        branches, wanted = _branches(flat), ctx.needs_input_grad[4:]
-        at = x.square() if form == "input_square" else x
-        needed = len(branches) if eps is not None else SECOND_ORDER_BRANCHES.get(form, 0)
-        maps = [operator(at, branch.weight, branch.bias) for branch in branches[:needed]]
+        branches, needs_grad = _branches(flat), ctx.needs_input_grad[4:]
+        inputs = x.square() if form == "input_square" else x
+        # A norm's own gradient needs its input, so with norms every branch is recomputed.
+        num_maps = len(branches) if eps is not None else SECOND_ORDER_BRANCHES.get(form, 0)
+        maps = [operator(inputs, branch.weight, branch.bias) for branch in branches[:num_maps]]
         outputs = maps
         if eps is not None:
             outputs = [
                 _normalised(operator, m, b, eps) for m, b in zip(maps, branches, strict=True)
             ]
-        found: list[Tensor | None] = []
+        of_branches: list[Tensor | None] = []
         total: Tensor | None = None
         for index, part in enumerate(_branch_gradients(form, gradient, outputs)):
             norm_gradients: Sequence[Tensor | None] = (None, None)
@@ -148,18 +150,19 @@ class _Recomputed(torch.autograd.Function):
                 part, *norm_gradients = _norm_backward(
                     operator, part, maps[index], branches[index], eps
                 )
-            masks = (ctx.needs_input_grad[3], wanted[4 * index], wanted[4 * index + 1])
-            along, weight, bias = operator.backward(part, at, branches[index].weight, masks)
-            found += [weight, bias, *norm_gradients]
-            if along is not None:
-                total = along if total is None else total.add_(along)
+            # Each branch has four flat tensors: weight, bias, scale and shift.
+            mask = (ctx.needs_input_grad[3], needs_grad[4 * index], needs_grad[4 * index + 1])
+            of_input, weight, bias = operator.backward(part, inputs, branches[index].weight, mask)
+            of_branches += [weight, bias, *norm_gradients]
+            if of_input is not None:
+                total = of_input if total is None else total.add_(of_input)
         if form == "input_square" and total is not None:
             total = 2 * x * total
-        return None, None, None, total, *found
+        return None, None, None, total, *of_branches
 
 
 SECOND_ORDER_BRANCHES = {"output_square": 1, "product": 2, "hadamard": 2}
-"""How many branches, from the first, the symbolic derivative needs the outputs of."""
+"""The number of leading branches whose outputs occur in the symbolic derivative."""
 
 
 def _branches(flat: Sequence[Tensor | None]) -> list[Branch]:
@@ -173,8 +176,8 @@ def _outputs(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> list[Tensor]:
-    at = x.square() if form == "input_square" else x
-    outputs = [operator(at, branch.weight, branch.bias) for branch in branches]
+    inputs = x.square() if form == "input_square" else x
+    outputs = [operator(inputs, branch.weight, branch.bias) for branch in branches]
     if not norms:
         return outputs
     return [
@@ -184,7 +187,7 @@ def _outputs(
 
 
 def _normalised(operator: FirstOrderMap, output: Tensor, branch: Branch, eps: float) -> Tensor:
-    """BatchNorm by the batch's own statistics, as in training; no running averages."""
+    """BatchNorm with the statistics of the batch, as in training; no running averages."""
     view = operator.normed_view(output)
     scaled = functional.batch_norm(view, None, None, branch.scale, branch.shift, True, 0.0, eps)
     return scaled.view_as(output)
@@ -193,7 +196,7 @@ def _normalised(operator: FirstOrderMap, output: Tensor, branch: Branch, eps: fl
 def _norm_backward(
     operator: FirstOrderMap, gradient: Tensor, output: Tensor, branch: Branch, eps: float
 ) -> tuple[Tensor, ...]:
-    """Gradients of a norm's input, scale and shift."""
+    """Gradients in a norm's input, scale and shift."""
     with torch.enable_grad():
         assert branch.scale is not None
         assert branch.shift is not None
@@ -205,7 +208,7 @@ def _norm_backward(
 
 
 def autocast(tensor: Tensor | None) -> Any:
-    """A tensor in the type that an autocast region asks for; as it is outside of one."""
+    """A tensor in the dtype of the current autocast region; unchanged outside of one."""
     if tensor is None or not torch.amp.is_autocast_available(tensor.device.type):
         return tensor
     kind = tensor.device.type

@@ -1,4 +1,4 @@
-"""First-order maps: the linear operators that quadratic neurons are made of."""
+"""First-order maps: the linear operators in quadratic neurons."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class FirstOrderMap(Protocol):
-    """What the branches of one layer compute, apart from their weights."""
+    """The operator that the branches of a layer share; the weights are arguments."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output of a branch."""
@@ -17,13 +17,13 @@ class FirstOrderMap(Protocol):
     def backward(
         self, gradient: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of input, weight and bias; those that the mask asks for."""
+        """Gradients in input, weight and bias; None where the mask is False."""
 
     def patches(self, x: Tensor) -> Tensor:
         """The inputs of every neuron: (B, G, n, P), G groups, n inputs, P positions."""
 
     def arrange(self, values: Tensor, x: Tensor) -> Tensor:
-        """Values of neurons, (B, outputs, P), in the shape of the output for an input."""
+        """Values of neurons, (B, outputs, P), in the shape of the output for the input `x`."""
 
     def normed_view(self, output: Tensor) -> Tensor:
         """A branch's output with its channels on axis 1, where BatchNorm expects them."""
@@ -31,7 +31,7 @@ class FirstOrderMap(Protocol):
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A matrix on the last axis."""
+    """A matrix applied to the last axis."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shapes: (..., n) to (..., m)."""
@@ -87,12 +87,13 @@ class Convolution:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """See `FirstOrderMap`.
 
-        The bias's gradient is a sum of its own: oneDNN, asked for it with the weight's, takes 1.3
-        to 3 times as long for depthwise kernels of 5 and 7 (torch 2.13, one core of an EPYC).
+        The bias gradient is summed separately: computing it together with the weight gradient
+        takes oneDNN 1.3 to 3 times as long for depthwise kernels of 5 and 7 (torch 2.13, one core
+        of an EPYC).
         """
         axes = range(2, gradient.ndim)
-        turned = mask[0] and self._turns(weight)
-        along, along_weight, _ = torch.ops.aten.convolution_backward(
+        flipped = mask[0] and self._prefers_flipped(weight)
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
             gradient,
             x,
             weight,
@@ -103,25 +104,25 @@ class Convolution:
             False,  # not transposed
             [0] * len(self.stride),
             self.groups,
-            [mask[0] and not turned, mask[1], False],
+            [mask[0] and not flipped, mask[1], False],
         )
-        if turned:
-            along = self._turned(gradient, weight)
-        return along, along_weight, gradient.sum((0, *axes)) if mask[2] else None
+        if flipped:
+            of_input = self._flipped_convolution(gradient, weight)
+        return of_input, of_weight, gradient.sum((0, *axes)) if mask[2] else None
 
-    def _turns(self, weight: Tensor) -> bool:
-        """Whether the input's gradient is quicker had by `_turned`.
+    def _prefers_flipped(self, weight: Tensor) -> bool:
+        """Whether `_flipped_convolution` is the faster way to the input gradient.
 
-        So for dilated depthwise convolutions on the CPU: 0.4 ms against 5.2 (torch 2.13, 64 x 72
-        channels x 16 x 16, 3x3, dilation 2, one core of an AMD EPYC, 2026-11-21).
+        It is for dilated depthwise convolutions on the CPU: 0.4 ms instead of 5.2 (torch 2.13,
+        64 x 72 channels x 16 x 16, 3x3, dilation 2, one core of an AMD EPYC, 2026-11-21).
         """
         depthwise = weight.shape[:2] == (self.groups, 1)
         fits = all(p <= span for p, span in zip(self.padding, self._spans(), strict=True))
         dilated = max(self.dilation) > 1 and max(self.stride) == 1
         return depthwise and dilated and fits and weight.device.type == "cpu"
 
-    def _turned(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """The input's gradient as a convolution with the turned kernels."""
+    def _flipped_convolution(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The input gradient as a convolution with the flipped kernels."""
         margin = tuple(span - p for span, p in zip(self._spans(), self.padding, strict=True))
         kernels = weight.flip(list(range(2, weight.dim())))
         return replace(self, padding=margin)(gradient, kernels, None)
@@ -130,12 +131,16 @@ class Convolution:
         return [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
 
     def patches(self, x: Tensor) -> Tensor:
-        """See `FirstOrderMap`; cut out by a convolution, which works in every dimension."""
+        """See `FirstOrderMap`.
+
+        A convolution with one-hot kernels extracts them; `unfold` supports two axes only.
+        """
         batch, channels = x.shape[:2]
         size = torch.Size(self.kernel_size).numel()
-        cut = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *self.kernel_size)
-        cut = cut.repeat(channels, *(1 for _ in cut.shape[1:]))  # (C K, 1, *kernel)
-        patches = self._convolve(x, cut, None, channels)  # (B, C K, *size')
+        one_hot = torch.eye(size, dtype=x.dtype, device=x.device)
+        one_hot = one_hot.reshape(size, 1, *self.kernel_size)
+        kernels = one_hot.repeat(channels, *(1 for _ in one_hot.shape[1:]))  # (C K, 1, *kernel)
+        patches = self._convolve(x, kernels, None, channels)  # (B, C K, *size')
         return patches.reshape(batch, self.groups, channels // self.groups * size, -1)
 
     def arrange(self, values: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The forms of quadratic neurons, as data."""
+"""The forms of quadratic neurons, as plain data."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ class Form:
     """One kind of neuron.
 
     Args:
-        branches: which of the first-order branches it has.
-        matrix: whether each output also has a full quadratic form over its inputs.
-        equation: with `x` the inputs of a neuron (a patch, for a convolution).
-        gains: variances of the branches' outputs, then of the matrix's, with which the layer's
-            output has unit variance for independent normal inputs of unit variance.
+        branches: names of its first-order branches.
+        matrix: whether each output also has a full quadratic form of its inputs.
+        equation: the neuron's equation, with `x` its inputs (in a convolution, a patch).
+        gains: variances of the branches' outputs, then of the matrix term, for which the layer's
+            output has unit variance, given independent normal inputs of unit variance.
     """
 
     branches: tuple[str, ...]
@@ -23,15 +23,15 @@ class Form:
     gains: tuple[float, ...]
 
     def params_per_output(self, fan_in: int) -> int:
-        """Weights of one neuron with `fan_in` inputs, biases not counted."""
+        """The number of weights of one neuron with `fan_in` inputs, without biases."""
         return len(self.branches) * fan_in + self.matrix * fan_in**2
 
 
 QUADRATIC_SHARE = 1 / 256
-"""Share of the second-order term in the output's variance at the start, beside a linear term.
+"""Fraction of the output's initial variance due to the second-order term, next to a linear term.
 
-With shares A and 1 - A the mean square q of a sample follows `q' = A q^2 + (1 - A) q` from layer
-to layer: 1 is a fixed point, but an unstable one, so A must be small for a deep stack.
+With fractions A and 1 - A the mean square q of a sample follows `q' = A q^2 + (1 - A) q` from
+layer to layer: 1 is an unstable fixed point, so A must be small for a deep stack.
 """
 
 
@@ -54,18 +54,18 @@ FORMS = {
         gains=(QUADRATIC_SHARE**0.5, QUADRATIC_SHARE**0.5, 1 - QUADRATIC_SHARE),
     ),
 }
-"""The neurons of QuadraLib's comparison by their equations; `linear` is the first-order one."""
+"""The neurons compared in QuadraLib, by name; `linear` is the first-order neuron."""
 
 
 FACTORISED = frozenset(FORMS) - {"linear", "bilinear", "pure_bilinear"}
-"""The second-order forms made of first-order branches alone."""
+"""The second-order forms without a matrix, made of first-order branches alone."""
 
 
 def find_form(name: str) -> Form:
-    """A form by its name.
+    """Find a form by its name.
 
     Raises:
-        QuadranasError: unknown; the nearest is suggested.
+        QuadranasError: unknown name; the nearest is suggested.
     """
     if name not in FORMS:
         raise unknown("form", name, FORMS)

@@ -1,13 +1,13 @@
 """The quadratic depthwise convolution `y = a(x) * b(x) + c(x)` in one pass over a GPU's memory.
 
-Operator: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. Here is what can be
-fused, and what must move at the least; `fused_depthwise_ops` launches the kernels, which are in
-`fused_depthwise_kernels`.
+Operator: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. This module decides
+which calls run fused, and states the minimum memory traffic; `fused_depthwise_ops` launches the
+kernels in `fused_depthwise_kernels`.
 
-**The floor.** A tensor of the shape of `x` takes `N` bytes. The forward pass must read `x` and
-write `y`: 2 N. The backward pass must read `x` and the gradient of `y`, and write the gradient of
-`x`: 3 N. Weights and their gradients are under 2 per cent of that at the stages of QuadraNet36-T.
-In millions of bytes at batch 128 (`floor_bytes`):
+**Minimum traffic.** A tensor of the shape of `x` takes `N` bytes. The forward pass must read `x`
+and write `y`: 2 N. The backward pass must read `x` and the gradient of `y`, and write the gradient
+of `x`: 3 N. Weights and their gradients are under 2 per cent of that at the stages of
+QuadraNet36-T. In millions of bytes at batch 128 (`floor_bytes`):
 
     stage           1: 64 x 56 x 56   2: 128 x 28 x 28   3: 256 x 14 x 14   4: 512 x 7 x 7
     forward  fp32        205.5              102.8               51.4             25.7
@@ -15,17 +15,17 @@ In millions of bytes at batch 128 (`floor_bytes`):
     backward fp32        308.3              154.1               77.1             38.5
              16 bits     154.1               77.1               38.5             19.3
 
-**What moves.** Counting every tensor once per kernel that touches it (neighbouring tiles find
-their common borders in the GPU's cache): forward 2 N, the floor. Backward 12 N: one kernel reads
-`x` and `g` and writes `g v` and `g u`, with `u = a(x)` and `v = b(x)` computed again (4 N); one
-correlates `g v`, `g u` and `g` with the flipped weights (4 N); one sums their products with `x`
-for the weights (4 N, if programs that share pixels run together: each does eight of the K^2
-taps), through at most 3 million bytes of partial sums. To reach 3 N, a tile would have to compute
-`u` and `v` on its border too. The composition moves 10 N forward (three convolutions, then product
-and sum) and, recomputing as here, 31 N backward.
+**Actual traffic.** Every tensor counts once per kernel that reads or writes it (the common borders
+of neighbouring tiles come from the GPU's cache). Forward: 2 N, the minimum. Backward: 12 N. One
+kernel reads `x` and `g`, recomputes `u = a(x)` and `v = b(x)`, and writes `g v` and `g u` (4 N);
+one correlates `g v`, `g u` and `g` with the flipped weights (4 N); one sums their products with
+`x` for the weights (4 N, if programs that share pixels run together: each computes eight of the
+K^2 taps), through at most 3 million bytes of partial sums. For 3 N, a tile would have to compute
+`u` and `v` on its border too. PyTorch's own operations move 10 N forward (three convolutions, then
+product and sum) and, with the same recomputation, 31 N backward.
 
 **Arithmetic.** A forward pass takes `3 K^2` multiply-adds per output: 147 for K = 7, or 37 per
-byte in 16 bits. A GPU that does fewer in the time its memory takes for a byte is bound by them.
+byte in 16 bits. It is compute-bound on a GPU with fewer multiply-adds per byte of memory traffic.
 """
 
 import importlib.util
@@ -45,23 +45,23 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_KERNEL_SIZE = 13
 MAX_NUMEL = 2**30
-"""The kernels count elements in 32 bits, and go past the last by less than as many again."""
+"""Maximum number of elements: the kernels index in 32 bits, up to almost twice the last index."""
 LOWEST_CAPABILITY = 8
-"""Major compute capability from which on Triton supports NVIDIA's GPUs."""
+"""Lowest major compute capability of the NVIDIA GPUs that Triton supports."""
 
 
 def floor_bytes(shape: Sequence[int], dtype: torch.dtype, *, backward: bool) -> int:
-    """Bytes that a pass must move, whatever the implementation; see above.
+    """Minimum memory traffic of a pass in bytes, for any implementation; see above.
 
     Args:
-        shape: of the input, (B, C, H, W).
+        shape: shape of the input, (B, C, H, W).
         backward: the backward pass alone instead of the forward pass.
     """
     return (3 if backward else 2) * math.prod(shape) * dtype.itemsize
 
 
 def fits(operator: FirstOrderMap, form: str, channels: int) -> TypeGuard[Convolution]:
-    """Whether a layer's arithmetic is the one that the kernels know."""
+    """Whether a layer computes what the kernels do: an odd, square, "same" depthwise window."""
     if form != "hadamard" or not isinstance(operator, Convolution):
         return False
     size = operator.kernel_size[0]
@@ -82,9 +82,9 @@ def runs_fused(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> bool:
-    """Whether `fused` can take this call; PyTorch's own operations take any other.
+    """Whether `fused` supports this call; all others run as PyTorch's own operations.
 
-    Where the package triton is missing it takes none, silently: the kernels only save time.
+    Without the package `triton` this is False and no message is given: the kernels only save time.
     """
     return (
         HAS_TRITON
@@ -108,9 +108,9 @@ def fused(
     branches: Sequence[Branch],
     norms: Sequence[BatchNorm],
 ) -> Tensor:
-    """The same as `algebra.recomputed` where `runs_fused`; keeps only `x` and the weights.
+    """The fused version of `algebra.recomputed`, for calls that `runs_fused` accepts.
 
-    Sums are taken in float32 whatever the type, and in the same order in every run. The result
+    Sums are accumulated in float32 for every dtype, and in the same order in every run. The result
     is channels_last if `x` is, otherwise contiguous. It can be differentiated twice.
     """
     assert fits(operator, form, x.shape[1])

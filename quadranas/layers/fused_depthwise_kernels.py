@@ -1,11 +1,11 @@
-"""The Triton kernels of `fused_depthwise`, which launches them. Importing this imports triton.
+"""The Triton kernels that `fused_depthwise_ops` launches. Importing this module imports triton.
 
-Weights and biases come as `taps`, (3, T, C): the weights of `a`, `b` and `c` at each of the K^2
-places of the window, then, if there are biases, those as one more tap, which sees ones.
+Weights and biases are passed as `taps`, (3, T, C): the weights of `a`, `b` and `c` at each of the
+K^2 positions of the window; biases, if any, are one more tap, whose input is 1.
 
-A tile is a number of pixels times a number of channels. Pixels are counted through the whole
-batch, so that small images fill a tile too. The two layouts differ in the strides of pixels and
-channels and in the shape of the tile, which is wide along what lies together in memory.
+A tile is a number of pixels times a number of channels. Pixels are numbered through the whole
+batch, so that small images fill a tile too. The two memory layouts differ in the strides of pixels
+and channels and in the shape of the tile, which is wide along the contiguous axis.
 """
 
 import triton
@@ -17,7 +17,7 @@ def _tile(  # type: ignore[no-untyped-def]
     first_pixel, first_channel, num_pixels, channels, height, width, pixel_stride, channel_stride,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """Offsets in memory (P, C), rows and columns (P, 1), channels (1, C), and what is real."""
+    """Offsets in memory (P, C), rows and columns (P, 1), channels (1, C), mask of real elements."""
     pixel = (first_pixel + tl.arange(0, tile_pixels))[:, None]
     channel = (first_channel + tl.arange(0, tile_channels))[None, :]
     place = pixel % (height * width)
@@ -32,7 +32,7 @@ def _own_tile(  # type: ignore[no-untyped-def]
     num_pixels, channels, height, width, pixel_stride, channel_stride,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """The tile of this program where there is one program per tile."""
+    """The tile of this program, for kernels with one program per tile."""
     across = tl.cdiv(channels, tile_channels)
     program = tl.program_id(0)
     return _tile(
@@ -46,7 +46,7 @@ def _own_tile(  # type: ignore[no-untyped-def]
 def _shifted(  # type: ignore[no-untyped-def]
     image_ptr, offset, row, column, real, down, right, height, width, pixel_stride
 ):
-    """What lies some rows down and some columns right of every pixel; zeros around the image."""
+    """The elements `down` rows and `right` columns from every pixel; zeros outside the image."""
     inside = (row + down >= 0) & (row + down < height)
     inside &= (column + right >= 0) & (column + right < width)
     shift = (down * width + right) * pixel_stride
@@ -64,7 +64,7 @@ def _branches(  # type: ignore[no-untyped-def]
     x_ptr, taps_ptr, offset, row, column, channel, real, channels, height, width, pixel_stride,
     kernel_size: tl.constexpr, num_taps: tl.constexpr, linear: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of a, b and, where `linear`, c on a tile."""
+    """The outputs of a, b and, if `linear`, c on a tile."""
     places: tl.constexpr = kernel_size * kernel_size
     a = tl.zeros(offset.shape, tl.float32)
     b = tl.zeros(offset.shape, tl.float32)
@@ -114,7 +114,7 @@ def branch_gradients_kernel(  # type: ignore[no-untyped-def]
     kernel_size: tl.constexpr, num_taps: tl.constexpr,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the outputs of a, `g b(x)`, and of b, `g a(x)`."""
+    """The gradients in the outputs of a, `g b(x)`, and of b, `g a(x)`."""
     offset, row, column, channel, real = _own_tile(
         num_pixels, channels, height, width, pixel_stride, channel_stride,
         tile_pixels, tile_channels,
@@ -166,7 +166,9 @@ def taps_gradient_kernel(  # type: ignore[no-untyped-def]
     kernel_size: tl.constexpr, num_taps: tl.constexpr,
     tile_taps: tl.constexpr, tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some taps over a part of the pixels, summed over pixels once, at the end."""
+    """Gradients in some taps, summed over one part of the pixels."""
+    # The sums over a tile's pixels are taken once, after the loop: `a`, `b` and `c` keep one
+    # accumulator per pixel of the tile.
     blocks = tl.cdiv(num_taps, tile_taps)
     across = tl.cdiv(channels, tile_channels)
     part = tl.program_id(0) // (blocks * across)

@@ -1,8 +1,8 @@
-"""The passes of `fused_depthwise` as operators of PyTorch, known to autograd and `torch.compile`.
+"""The passes of `fused_depthwise` as PyTorch operators, for autograd and `torch.compile`.
 
-Custom operators rather than `torch.library.triton_op`: nothing can be fused into these kernels,
-and an opaque operator also runs on the CPU under Triton's interpreter. Triton is imported by the
-first call.
+They are custom operators rather than `torch.library.triton_op`: nothing can be fused into these
+kernels, and an opaque operator also runs on the CPU with Triton's interpreter. Triton is imported
+by the first call.
 """
 
 import math
@@ -15,36 +15,37 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 TILE = 2048
-"""Pixels times channels of a tile in channels_last."""
+"""Elements (pixels times channels) of a channels_last tile."""
 TILE_CHANNELS = 32
-"""Channels of such a tile: 64 bytes of every pixel in 16 bits."""
+"""Channels of a channels_last tile: 64 bytes of every pixel in 16 bits."""
 PLANE_TILE = 512
-"""Pixels of a tile in planes of one channel each, the contiguous layout."""
+"""Pixels of a tile in the contiguous layout; it has one channel."""
 TILE_TAPS = 8
-"""Taps of a tile of their gradients, which has as many pixels fewer."""
+"""Taps per tile of `taps_gradient_kernel`; its tiles have 8 times fewer pixels."""
 PROGRAMS = 1024
-"""Aimed at for the gradients of the taps; fixed, so that sums do not depend on the GPU."""
+"""Target number of programs of `taps_gradient_kernel`; fixed, so that the order of summation does
+not depend on the GPU."""
 
 
 def ceil_div(number: int, size: int) -> int:
-    """How many of a size cover a number."""
+    """`number / size`, rounded up."""
     return -(-number // size)
 
 
 class _Launch(NamedTuple):
-    """How the kernels are started on a tensor."""
+    """The launch parameters of the kernels for a tensor."""
 
     geometry: tuple[int, ...]  # pixels of the batch, C, H, W, stride of a pixel, of a channel
     tile: tuple[int, int]  # pixels, channels
 
     @property
     def across(self) -> int:
-        """Tiles side by side along the channels."""
+        """The number of tiles along the channels."""
         return ceil_div(self.geometry[1], self.tile[1])
 
     @property
     def tiles(self) -> int:
-        """All of them."""
+        """The number of all tiles."""
         return ceil_div(self.geometry[0], self.tile[0]) * self.across
 
 
@@ -63,7 +64,7 @@ def _launch(x: Tensor) -> _Launch:
 
 
 def _run(kernel: Any, programs: int, *arguments: Tensor | int) -> None:
-    """Start a kernel on the GPU that holds its first tensor."""
+    """Launch a kernel on the GPU of its first tensor."""
     with torch.cuda.device_of(arguments[0]):
         kernel[(programs,)](*arguments, enable_fp_fusion=True)
 
@@ -74,8 +75,8 @@ def quadratic_depthwise(x: Tensor, taps: Tensor, kernel_size: int) -> Tensor:
 
     Args:
         x: (B, C, H, W).
-        taps: (3, T, C), contiguous: the weights of a, b, c at the K^2 places of the window, then
-            their biases or nothing.
+        taps: (3, T, C), contiguous: the weights of a, b, c at the K^2 positions of the window,
+            followed by their biases, if any.
         kernel_size: K.
     """
     from quadranas.layers import fused_depthwise_kernels as kernels
@@ -92,7 +93,7 @@ def quadratic_depthwise(x: Tensor, taps: Tensor, kernel_size: int) -> Tensor:
 def quadratic_depthwise_backward(
     gradient: Tensor, x: Tensor, taps: Tensor, kernel_size: int, for_x: bool, for_taps: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` and `taps`; one that is not asked for is empty."""
+    """The gradients in `x` and `taps`; empty tensors if not requested by `for_x`, `for_taps`."""
     from quadranas.layers import fused_depthwise_kernels as kernels
 
     layout = _memory_format(x)
@@ -119,7 +120,7 @@ def quadratic_depthwise_backward(
 def _taps_gradient(
     x: Tensor, branch_gradients: tuple[Tensor, ...], options: tuple[int, ...], launch: _Launch
 ) -> Tensor:
-    """Sums over parts of the pixels, then over the parts: in a fixed order, without atomics."""
+    """Sum over parts of the pixels, then over the parts: in a fixed order, without atomics."""
     from quadranas.layers import fused_depthwise_kernels as kernels
 
     num_taps = options[-1]
@@ -151,7 +152,7 @@ def _(
 
 
 def composed(x: Tensor, taps: Tensor, kernel_size: int) -> Tensor:
-    """The same by three convolutions."""
+    """The forward pass as three convolutions of PyTorch."""
     channels, places = x.shape[1], kernel_size**2
     outputs = [
         functional.conv2d(
@@ -172,15 +173,15 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    (x, taps), wanted = ctx.saved_tensors, ctx.needs_input_grad[:2]
-    if torch.is_grad_enabled():  # for a second derivative, which PyTorch's own operations have
+    (x, taps), needed = ctx.saved_tensors, ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():  # a second derivative follows; the kernels have none
         y = composed(x, taps, ctx.kernel_size)
-        inputs = [tensor for tensor, asked in zip((x, taps), wanted, strict=True) if asked]
-        found = list(torch.autograd.grad(y, inputs, gradient, create_graph=True))
+        inputs = [tensor for tensor, on in zip((x, taps), needed, strict=True) if on]
+        gradients = list(torch.autograd.grad(y, inputs, gradient, create_graph=True))
     else:
-        both = quadratic_depthwise_backward(gradient, x, taps, ctx.kernel_size, *wanted)
-        found = [part for part, asked in zip(both, wanted, strict=True) if asked]
-    of_x, of_taps = (found.pop(0) if asked else None for asked in wanted)
+        both = quadratic_depthwise_backward(gradient, x, taps, ctx.kernel_size, *needed)
+        gradients = [part for part, on in zip(both, needed, strict=True) if on]
+    of_x, of_taps = (gradients.pop(0) if on else None for on in needed)
     return of_x, of_taps, None
 
 
@@ -191,5 +192,5 @@ quadratic_depthwise.register_autograd(_backward, setup_context=_setup_context)
 def _count_flops(
     x_shape: Sequence[int], taps_shape: Sequence[int], kernel_size: int, **_: Any
 ) -> int:
-    """Two per multiply-add of the three convolutions, as PyTorch counts those."""
+    """FLOPs of the three convolutions, two per multiply-add as in PyTorch."""
     return 2 * 3 * kernel_size**2 * math.prod(x_shape)

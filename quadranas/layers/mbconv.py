@@ -1,4 +1,4 @@
-"""The operations of ProxylessNAS's networks: convolution, inverted bottleneck, head.
+"""The operations of ProxylessNAS networks: convolution, inverted bottleneck, head.
 
 Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2.
 Layout: B, C, H, W.
@@ -23,7 +23,7 @@ class ConvBN(nn.Sequential):
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: 1x1 expand, depthwise KxK, 1x1 project; residual where shapes allow."""
+    """Inverted bottleneck: 1x1 expand, depthwise KxK, 1x1 project; residual if shapes agree."""
 
     def __init__(self, spec: OpSpec, layer_scale: float) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""The operations of a QuadraNet: patch stem, downsampling, the two halves of a QuadraBlock, head.
+"""The operations of QuadraNets: patch stem, downsampling, the two halves of a QuadraBlock, head.
 
-Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. Layout: B, C, H, W; the
-norms and linear layers work on a channels-last view, which costs nothing in the channels_last
-memory format.
+Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. Layout: B, C, H, W; norms
+and linear layers work on a permuted view, which needs no copy in the channels_last memory format.
 """
 
 import torch
@@ -55,10 +54,12 @@ class Downsample(nn.Module):
 
 
 class ResidualBranch(nn.Module):
-    """What the two halves of a QuadraBlock share: `x + gamma * f(x)`, with stochastic depth.
+    """Base of the two halves of a QuadraBlock: `x + gamma * f(x)`, with stochastic depth.
 
-    `gamma` holds one layer scale per channel. In training, `drop_probability` of the samples skip
-    the branch and the others are scaled up to keep the expectation (stochastic depth).
+    Attributes:
+        gamma: the layer scale, one factor per channel.
+        drop_probability: in training, the probability that a sample skips the branch; for the
+            other samples the branch is scaled up to keep the expectation (stochastic depth).
     """
 
     def __init__(self, channels: int, layer_scale: float) -> None:
@@ -77,8 +78,8 @@ class ResidualBranch(nn.Module):
 class QuadraticDepthwise(ResidualBranch):
     """First half of a QuadraBlock: `x + gamma * QuadraDWConv(LayerNorm(x))`.
 
-    The branches are three separate convolutions, not one of 3C outputs: measured faster in ONNX
-    Runtime, OpenVINO and, in channels_last, in PyTorch's CPU training.
+    The branches are three separate convolutions instead of one with 3C outputs, which measured
+    slower in ONNX Runtime, in OpenVINO and in channels_last training with PyTorch on the CPU.
     """
 
     def __init__(self, spec: OpSpec, layer_scale: float) -> None:
@@ -97,7 +98,7 @@ class QuadraticDepthwise(ResidualBranch):
 class FeedForward(ResidualBranch):
     """Second half of a QuadraBlock: `x + gamma * project(GELU(expand(LayerNorm(x))))`.
 
-    `num_quadratic` of the two linear layers are quadratic ([QuadraNet], Table V).
+    The first `num_quadratic` of the two linear layers are quadratic (QuadraNet, Table V).
     """
 
     def __init__(self, spec: OpSpec, layer_scale: float) -> None:

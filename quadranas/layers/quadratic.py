@@ -2,7 +2,7 @@
 
 Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), Table 1 and Sec. 3; QuadraNet, Xu et
 al., ASP-DAC 2024 (arXiv:2311.17956), Sec. III. `forms.FORMS` lists the neurons.
-Layout: B, C, then one to three axes of space.
+Layout: B, C, then one to three spatial axes.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ Size = int | tuple[int, ...]
 
 
 class QuadraticLayer(nn.Module):
-    """What linear and convolutional quadratic layers share: branches, norms, matrix, algebra.
+    """Base of linear and convolutional quadratic layers: branches, norms, matrix, algebra.
 
     Attributes:
         a, b, c: the branches of the form, each a `nn.Linear` or `nn.ConvNd`; others are absent.
-        matrix: (outputs, n, n), the quadratic forms of the bilinear neurons, or absent.
-        norms: a BatchNorm per branch, if asked for (QuadraLib normalises the branches).
-        memory_efficient: in training, keep only the input for the backward pass and compute the
-            branches again (factorised forms); the gradients are the same.
-            On a GPU with Triton it also lets depthwise convolutions run fused, in training or
-            not (`fused_depthwise`).
+        matrix: (outputs, n, n), the matrices of the bilinear neurons; absent in other forms.
+        norms: a BatchNorm per branch (QuadraLib normalises the branches), or empty.
+        memory_efficient: in training, store only the input for the backward pass and recompute
+            the branches (factorised forms); the gradients are the same. On a GPU with Triton it
+            also lets depthwise convolutions run fused, in training and inference
+            (`fused_depthwise`).
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class QuadraticLayer(nn.Module):
         super().__init__()
         self.form, self.operator, self.fan_in = form, operator, fan_in
         self.memory_efficient = memory_efficient
-        known = find_form(form)
+        spec = find_form(form)
         if init not in ("unit", "torch"):
             raise QuadranasError(f"unknown init {init!r}; accepted: torch, unit")
-        for name in known.branches:
+        for name in spec.branches:
             self.add_module(name, make_branch())
-        self.norms = nn.ModuleDict({name: make_norm() for name in known.branches if make_norm})
-        if known.matrix:
+        self.norms = nn.ModuleDict({name: make_norm() for name in spec.branches if make_norm})
+        if spec.matrix:
             self.matrix = nn.Parameter(torch.empty(num_outputs, fan_in, fan_in, **factory))
             nn.init.uniform_(self.matrix, -1 / fan_in, 1 / fan_in)
         if init == "unit":
@@ -64,15 +64,15 @@ class QuadraticLayer(nn.Module):
 
     @torch.no_grad()
     def init_unit_variance(self) -> None:
-        """Draw weights with which inputs of unit variance give outputs of unit variance.
+        """Draw weights for which inputs of unit variance give outputs of unit variance.
 
-        Normal weights, zero biases. Where a linear term stands beside the second-order one, the
-        latter begins small (`forms.QUADRATIC_SHARE`), which keeps the variance over 50 such
-        layers in a row. Purely second-order neurons cannot keep it in a row whatever their
-        weights, because every layer squares a sample's deviation: put a LayerNorm between them.
+        Weights are normal, biases zero. In forms with a linear term the second-order term starts
+        small (`forms.QUADRATIC_SHARE`), which keeps the variance through 50 such layers. Stacks of
+        purely second-order neurons cannot keep it with any weights, because every layer squares a
+        sample's deviation: put a LayerNorm between them.
         """
         normed, gains = len(self.norms) > 0, FORMS[self.form].gains
-        # A sum of squares: E[x^4] = 3 for a normal input
+        # input_square sums squares of normal inputs, and E[x^4] = 3.
         fan_in = self.fan_in * (3 if self.form == "input_square" else 1)
         for (name, branch), gain in zip(self.branches.items(), gains, strict=False):
             nn.init.normal_(branch.weight, std=((1 if normed else gain) / fan_in) ** 0.5)  # type: ignore[arg-type]
@@ -90,34 +90,36 @@ class QuadraticLayer(nn.Module):
 
     @property
     def second_order(self) -> bool:
-        """Whether anything in it is quadratic."""
+        """Whether the layer has a quadratic term."""
         return self.form != "linear"
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size')."""
         x, branches = self._cast(x)
         norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
-        known = FORMS[self.form]
-        if not known.branches:
+        spec = FORMS[self.form]
+        if not spec.branches:
             return self._matrix_term(x)
-        frugal = (
+        # `recomputed` normalises by the batch, so not with norms in inference; and its custom
+        # function can be neither exported nor, with norms as arguments, compiled.
+        recompute = (
             self.memory_efficient
             and torch.is_grad_enabled()
             and (self.training or not norms)
             and not torch.compiler.is_exporting()
             and not (norms and torch.compiler.is_compiling())
         )
-        run = algebra.recomputed if frugal and self.form in FACTORISED else algebra.direct
+        run = algebra.recomputed if recompute and self.form in FACTORISED else algebra.direct
         call = (self.form, self.operator, x, branches, norms)
         if self.memory_efficient and fused_depthwise.runs_fused(*call):
             run = fused_depthwise.fused
         y = run(*call)
-        return y + self._matrix_term(x) if known.matrix else y
+        return y + self._matrix_term(x) if spec.matrix else y
 
     def terms(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The first-order and the second-order part of the output; their sum is the output.
 
-        None where the form has no such part.
+        A part that the form does not have is None.
         """
         x, branches = self._cast(x)
         norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
@@ -129,10 +131,10 @@ class QuadraticLayer(nn.Module):
                 return first, self._matrix_term(x)
             second = algebra.direct("product", self.operator, x, branches[:2], norms[:2])
             return first, second
-        return None, self.forward(x)  # not a call, which would run the hooks again
+        return None, self.forward(x)  # `self(x)` would run the hooks again
 
     def _cast(self, x: Tensor) -> tuple[Tensor, list[algebra.Branch]]:
-        """Input and branches, in the type of an autocast region."""
+        """Input and branches in the dtype of the current autocast region."""
         tensors = []
         for name, branch in self.branches.items():
             cast = [algebra.autocast(tensor) for tensor in (branch.weight, branch.bias)]  # type: ignore[arg-type]
@@ -149,11 +151,11 @@ class QuadraticLinear(QuadraticLayer):
     """Second-order neurons on the last axis.
 
     Args:
-        bias: a bias in every branch.
+        bias: whether every branch has a bias.
         form: the neuron, a key of `forms.FORMS`.
-        norm: BatchNorm on the output of every branch.
-        init: `unit` keeps the variance (`init_unit_variance`); `torch` takes the branches as
-            PyTorch initialises them.
+        norm: whether the output of every branch has a BatchNorm.
+        init: `unit` keeps the variance (`init_unit_variance`); `torch` initialises the branches
+            by PyTorch's defaults.
         memory_efficient: see `QuadraticLayer`.
 
     Raises:
@@ -197,7 +199,7 @@ NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class _QuadraticConv(QuadraticLayer):
-    """Second-order neurons on the patches of 1, 2 or 3 axes."""
+    """Second-order neurons on patches, over 1, 2 or 3 spatial axes."""
 
     num_axes: int
 
@@ -255,8 +257,8 @@ class _QuadraticConv(QuadraticLayer):
         lowest = 0 if name == "padding" else 1
         if len(sizes) != self.num_axes or min(sizes) < lowest:
             raise QuadranasError(
-                f"{name} {value} must be one whole number of at least {lowest}, or "
-                f"{self.num_axes} of them"
+                f"{name} {value} must be an integer of at least {lowest}, or {self.num_axes} of "
+                "them"
             )
         return sizes
 
@@ -274,9 +276,9 @@ class _QuadraticConv(QuadraticLayer):
         spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if padding != "same" or max(stride) > 1 or any(span % 2 for span in spans):
             raise QuadranasError(
-                f"padding {padding!r} cannot be had with kernel_size {kernel}, stride {stride}, "
-                f"dilation {dilation}; accepted: whole numbers, 'valid', and 'same' with stride 1 "
-                "and a kernel that has a middle"
+                f"padding {padding!r} does not fit kernel_size {kernel}, stride {stride}, "
+                f"dilation {dilation}; accepted: integers, 'valid', and 'same' with stride 1 and "
+                "an even dilation * (kernel_size - 1)"
             )
         return tuple(span // 2 for span in spans)
 
@@ -287,12 +289,12 @@ class _QuadraticConv(QuadraticLayer):
 
 
 class QuadraticConv1d(_QuadraticConv):
-    """Second-order neurons on patches of a line.
+    """Second-order neurons on patches of a sequence.
 
-    Its arguments are those of `nn.Conv1d`, then those of `QuadraticLinear`.
+    The arguments are those of `nn.Conv1d`, then those of `QuadraticLinear`.
 
     Raises:
-        QuadranasError: unknown form or init, or sizes that do not fit together.
+        QuadranasError: unknown form or init, or inconsistent sizes.
     """
 
     num_axes = 1
@@ -301,10 +303,10 @@ class QuadraticConv1d(_QuadraticConv):
 class QuadraticConv2d(_QuadraticConv):
     """Second-order neurons on patches of an image.
 
-    Its arguments are those of `nn.Conv2d`, then those of `QuadraticLinear`.
+    The arguments are those of `nn.Conv2d`, then those of `QuadraticLinear`.
 
     Raises:
-        QuadranasError: unknown form or init, or sizes that do not fit together.
+        QuadranasError: unknown form or init, or inconsistent sizes.
     """
 
     num_axes = 2
@@ -313,10 +315,10 @@ class QuadraticConv2d(_QuadraticConv):
 class QuadraticConv3d(_QuadraticConv):
     """Second-order neurons on patches of a volume.
 
-    Its arguments are those of `nn.Conv3d`, then those of `QuadraticLinear`.
+    The arguments are those of `nn.Conv3d`, then those of `QuadraticLinear`.
 
     Raises:
-        QuadranasError: unknown form or init, or sizes that do not fit together.
+        QuadranasError: unknown form or init, or inconsistent sizes.
     """
 
     num_axes = 3

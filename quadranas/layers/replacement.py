@@ -1,4 +1,4 @@
-"""Putting other layers in the place of a network's own: one record per layer, read and written."""
+"""Replacement of layers in a network, as described by its `LayerChange` records."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -13,11 +13,12 @@ from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
 FIRST_ORDER = (nn.Linear, *QUADRATIC_CONVS)
-"""The layers that have a quadratic version; subclasses with a forward of their own do not."""
+"""Types of the layers that have a quadratic version, without their subclasses, which may compute
+something else."""
 
 
 def is_first_order(module: nn.Module) -> bool:
-    """Whether a module is a layer that can be made quadratic or adapted."""
+    """Whether a module is a layer that can be replaced by a quadratic or an adapted one."""
     padded_with_zeros = getattr(module, "padding_mode", "zeros") == "zeros"
     return type(module) in FIRST_ORDER and padded_with_zeros
 
@@ -48,7 +49,7 @@ def _adapted(change: LayerChange, layer: nn.Module) -> nn.Module:
     except QuadranasError as error:
         raise QuadranasError(
             f"layer {change.name!r}: {error.message}",
-            "Choose a lower rank, or leave this layer out.",
+            "Choose a lower rank, or exclude this layer.",
         ) from error
 
 
@@ -61,19 +62,19 @@ REPLACEMENTS: dict[str, Callable[[LayerChange, nn.Module], nn.Module]] = {
     "adapted": _adapted,
     "removed": _removed,
 }
-"""What each kind of change puts in a layer's place, drawn from PyTorch's generator.
+"""Per kind of change, a function that builds the new layer, with PyTorch's global generator.
 
-An adapted layer goes on holding the layer it replaces; the others leave its weights behind.
+An adapted layer contains the layer it replaces; the others discard its weights.
 """
 
 
 def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
-    """A copy of a network with some layers replaced, in the order given.
+    """A copy of a network with some layers replaced, in the order of the changes.
 
     If the network has an `architecture`, that of the copy lists the changes too.
 
     Raises:
-        QuadranasError: no such layer, or one that cannot be replaced so.
+        QuadranasError: unknown layer, or a layer that cannot be replaced in this way.
     """
     model = copy.deepcopy(model)
     changes = tuple(changes)
@@ -100,10 +101,10 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """A layer by its path.
+    """Find a layer by its path.
 
     Raises:
-        QuadranasError: there is none; the nearest is suggested.
+        QuadranasError: unknown path; the nearest is suggested.
     """
     layers: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in layers or not name:
@@ -115,7 +116,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in another's place, or in all of its places where the network shares it."""
+    """Replace a layer, at all of its paths if the network shares it."""
     old = model.get_submodule(name)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
@@ -124,7 +125,7 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer]:
-    """The quadratic layers of a network by their paths."""
+    """The quadratic layers of a network, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuadraticLayer)}
 
 

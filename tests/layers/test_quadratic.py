@@ -403,11 +403,11 @@ def test_the_memory_format_is_kept(form: str) -> None:
         (lambda: QuadraticLinear(4, 4, init="ones"), "unknown init 'ones'; accepted: torch, unit"),  # type: ignore[arg-type]
         (lambda: QuadraticConv2d(4, 6, 3, groups=4), "groups 4 must divide in_channels 4 and"),
         (lambda: QuadraticConv2d(4, 6, 3, groups=0), "groups 0 must divide"),
-        (lambda: QuadraticConv2d(4, 6, (3, 3, 3)), "kernel_size .* must be one whole number"),
-        (lambda: QuadraticConv2d(4, 6, 3, stride=0), "stride 0 must be one whole number of at"),
-        (lambda: QuadraticConv1d(4, 6, 3, padding=-1), "padding -1 must be one whole number"),
-        (lambda: QuadraticConv2d(4, 6, 2, padding="same"), "padding 'same' cannot be had"),
-        (lambda: QuadraticConv2d(4, 6, 3, 2, padding="same"), "padding 'same' cannot be had"),
+        (lambda: QuadraticConv2d(4, 6, (3, 3, 3)), "kernel_size .* must be an integer"),
+        (lambda: QuadraticConv2d(4, 6, 3, stride=0), "stride 0 must be an integer of at"),
+        (lambda: QuadraticConv1d(4, 6, 3, padding=-1), "padding -1 must be an integer"),
+        (lambda: QuadraticConv2d(4, 6, 2, padding="same"), "padding 'same' does not fit"),
+        (lambda: QuadraticConv2d(4, 6, 3, 2, padding="same"), "padding 'same' does not fit"),
     ],
 )
 def test_impossible_layers_are_refused(make: Any, message: str) -> None:
