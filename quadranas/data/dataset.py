@@ -1,7 +1,7 @@
-"""Labelled images from a folder, a zip or scikit-learn's digits, with a training and a test split.
+"""Labelled images from a folder, a zip file or scikit-learn's digits, in two splits.
 
 Shapes: N images of a split, B of a batch, R the resolution. Pixels are stored as (N, R, R, 3) in
-uint8 and handed out as (B, 3, R, R), which makes a batch channels_last without a copy.
+uint8 and returned as (B, 3, R, R), which makes a batch channels_last without a copy.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,10 @@ from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
-"""A split whose pixels are larger than this is decoded batch by batch, not once."""
+"""Maximum size of a split's pixels in memory; a larger split is decoded batch by batch."""
 
 MIN_TRAINING_IMAGES = 2
-"""Of every class, so that both halves of the training split have one."""
-
+"""Minimum number of training images per class: one for each half of the training split."""
 
 NUM_IMAGES_FOR_STATISTICS = 2000
 NUM_IMAGES_FOR_NATIVE_SIDE = 200
@@ -43,8 +42,8 @@ class Dataset:
     Args:
         name: `digits`, or the path's stem.
         resolution: height and width of every image, in pixels.
-        num_skipped: corrupt images left out of both splits.
-        mean, std: of the training images per channel, pixels in [0, 1].
+        num_skipped: the number of corrupt images that were skipped, in both splits.
+        mean, std: statistics of the training images per channel, for pixels in [0, 1].
     """
 
     name: str
@@ -58,7 +57,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
 
@@ -72,32 +71,33 @@ def load_dataset(
 ) -> Dataset:
     """Read a data set.
 
-    The splits are, in this order: all of `data` and all of `val`; the folders `train` and `test`
-    (where there is no `test`, `val`; where there are both, `val` is left alone); or, for class
-    folders alone and for digits, a stratified 80/20 split drawn with `seed`. One folder wrapped
-    around everything is looked through; hidden files, files that are no images by their extension,
-    and files beside the class folders are ignored.
+    The training and the test split are the first of these that applies: all of `data` and all of
+    `val`; the folders `train` and `test` of `data`; its folders `train` and `val`; or, for class
+    folders only and for digits, a stratified 80/20 split drawn with `seed`. An outer folder that
+    contains everything is skipped. Hidden files, files without an image extension and files next
+    to the class folders are ignored.
 
-    Images are turned as their EXIF orientation says, and transparent parts are laid on white.
-    Training images are decoded here. Of test images only the headers are read (with `skip_corrupt`
-    all of them), their pixels when a batch is first asked for: a search decides without them.
+    The EXIF orientation is applied, and the background of transparent pixels is white. Training
+    images are decoded immediately. Of test images only the headers are read (with `skip_corrupt`,
+    the whole files); their pixels are decoded with the first batch, since a search does not use
+    them before its end.
 
     Args:
-        data: a folder, a zip, or None for scikit-learn's handwritten digits.
-        val: a second folder or zip with the same classes, the test split.
+        data: a folder, a zip file, or None for scikit-learn's handwritten digits.
+        val: a second folder or zip file with the same classes, as the test split.
         resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
-        seed: of the 80/20 split.
-        skip_corrupt: leave corrupt images out and count them, instead of refusing the data.
+        seed: seed of the 80/20 split.
+        skip_corrupt: leave out corrupt images and count them, instead of raising an error.
 
     Raises:
-        QuadranasError: naming what is missing, corrupt, too small, too few or inconsistent.
+        QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
     """
     num_skipped = 0
     if data is None:
         if val is not None:
             raise QuadranasError(
-                f"--val {val} needs --data: digits bring a test split of their own",
-                "Name the training images with --data.",
+                f"--val {val} needs --data: the built-in digits have their own test split",
+                "Pass the training images with --data.",
             )
         name, class_names = "digits", tuple("0123456789")
         train, test = load_digits(resolution, seed)
@@ -125,15 +125,15 @@ def load_dataset(
 
 
 def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 0) -> int:
-    """The median shorter side of the training images, in pixels: what a resolution may ask for.
+    """The median shorter side of the training images, in pixels, as a limit for the resolution.
 
-    Only headers are read, of up to 200 images at even distances in the order of class and name.
-    Corrupt ones among them are passed over: `load_dataset` knows whether to name or to skip them.
+    Only headers are read, of up to 200 images evenly spaced in the order of class and name.
+    Corrupt images are ignored here; `load_dataset` reports or skips them.
 
     Args:
-        data, val, seed: as given to `load_dataset`; they decide which images are for training.
+        data, val, seed: see `load_dataset`; they determine the training images.
 
-    Returns: the lower of the two middle sides where their number is even.
+    Returns: the median; of an even number of sides, the lower of the two middle ones.
 
     Raises:
         QuadranasError: `data` or `val` cannot be split, as in `load_dataset`, or all headers are
@@ -146,7 +146,7 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
     for index in evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
         with suppress(CorruptImageError):
             sides.append(min(files.size(index)))
-    # Where every header is corrupt, the first image says so by raising once more.
+    # If all headers are corrupt, reading the first one again raises its error.
     return median_low(sides) if sides else min(files.size(0))
 
 
@@ -165,7 +165,7 @@ def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFi
         raise QuadranasError(
             f"the classes of training ({train.source.path}) and test ({test.source.path}) "
             f"differ; {'; '.join(parts)}",
-            "Give both the same class folders, spelt alike.",
+            "Use the same class folders, with the same names, for both.",
         )
     return train, test
 
@@ -173,16 +173,19 @@ def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFi
 def _read_split(
     files: ImageFiles, resolution: int, skip_corrupt: bool, *, now: bool
 ) -> tuple[ImageSet, int]:
-    """Check every file, decode the pixels `now` where they fit in memory; count the skipped."""
+    """Check all files of a split; with `now`, also decode the pixels if they fit in memory.
+
+    Returns: the split, and the number of skipped images.
+    """
     shape = (len(files), resolution, resolution, 3)
     fits = prod(shape) <= MEMORY_LIMIT_BYTES
     pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
-    good = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
-    num_skipped = len(files) - len(good)
-    kept = files.select(good)
+    usable = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
+    num_skipped = len(files) - len(usable)
+    kept = files.select(usable)
     labels = torch.tensor(kept.labels, dtype=torch.int64)
     if pixels is not None:
-        decoded = torch.from_numpy(pixels[good] if num_skipped else pixels)
+        decoded = torch.from_numpy(pixels[usable] if num_skipped else pixels)
         return ImageSet(labels, picker(decoded)), num_skipped
 
     def decode(indices: Tensor) -> Tensor:
@@ -202,7 +205,7 @@ def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
         squares += pixels.square().sum((0, 2, 3))
         num_pixels += pixels[:, 0].numel()
     mean = sums / num_pixels
-    # Images of a single colour would make the normalisation divide by zero.
+    # For images of a single colour the normalisation would divide by zero.
     std = (squares / num_pixels - mean.square()).clamp(min=1 / 255**2).sqrt()
     (r, g, b), (std_r, std_g, std_b) = mean.tolist(), std.tolist()
     return (r, g, b), (std_r, std_g, std_b)
@@ -211,13 +214,17 @@ def _statistics(images: ImageSet) -> tuple[Triple, Triple]:
 def _check_counts(
     labels: Tensor, class_names: Sequence[str], least: int, what: str, num_skipped: int = 0
 ) -> None:
-    """Refuse a split in which a class has too few images."""
+    """Check that a split has at least `least` images of every class.
+
+    Raises:
+        QuadranasError: names the first class with too few images.
+    """
     counts = torch.bincount(labels, minlength=len(class_names)).tolist()
     for name, count in zip(class_names, counts, strict=True):
         if count < least:
             skipped = f" ({num_skipped} corrupt skipped)" if num_skipped else ""
             raise QuadranasError(
                 f"too few {what} to split: class {name!r} has {count}{skipped}, "
-                f"at least {least} of every class are needed",
+                f"at least {least} per class are needed",
                 "Add images to the class, or remove its folder.",
             )

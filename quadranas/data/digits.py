@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's digits."""
+"""The built-in data set: scikit-learn's digits."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from quadranas.data.splits import hold_out
 
 
 def load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Training and test split of the 1797 digits of 8 x 8 pixels, grey values 0 to 16."""
+    """Training and test split of the 1797 digits (8 x 8 pixels, grey values 0 to 16)."""
     from sklearn import datasets
 
     digits = datasets.load_digits()

@@ -1,4 +1,4 @@
-"""Image files in a folder or a zip: finding them split by split and class by class, decoding them.
+"""Image files in a folder or a zip file: listed by split and class, checked and decoded.
 
 Shapes: N images of a split, R the resolution; pixels are (N, R, R, 3) in uint8.
 """
@@ -19,23 +19,23 @@ from quadranas.data.decoding import CorruptImageError, Pixels, fit, image_extens
 from quadranas.errors import QuadranasError
 
 MAX_FILE_BYTES = 256 * 2**20
-"""A zip member that unpacks to more than this is refused."""
+"""Maximum uncompressed size of a zip member."""
 
 MAX_UPSCALING = 4
-"""An image whose shorter side is smaller than the resolution by more than this is refused."""
+"""Maximum ratio of the resolution to the shorter side of an image."""
 
 THREADS_FROM_RESOLUTION = 64
-"""Below it threads mostly wait for each other: 10,000 images of 32 pixels took 2.1 s on one, 2.7
-to 3.5 s on two (Python 3.11, Pillow 13.0, two cores, November 2026)."""
+"""Lowest resolution to decode with several threads. Below it they mostly wait for each other:
+10,000 images of 32 pixels took 2.1 s on one thread, 2.7 to 3.5 s on two (Python 3.11, Pillow 13.0,
+two cores, November 2026)."""
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 16
 MAX_FOLDER_DEPTH = 6
 
-
 LAYOUT = (
-    "Accepted: a folder or a zip with train/ and test/ or val/, each holding one folder of images "
-    "per class; or with one folder of images per class alone."
+    "Accepted: a folder or a zip file with train/ and test/ or val/, each with one folder of "
+    "images per class; or with class folders only."
 )
 
 Result = TypeVar("Result")
@@ -44,7 +44,12 @@ _Tree: TypeAlias = "dict[str, _Tree | str]"
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a zip: its images as a tree; how to open one, in whole (True) or to peek."""
+    """A folder or a zip file with images.
+
+    Args:
+        tree: the folders as nested dicts, with the paths of images as leaves.
+        open: opens an image by its path; True to read the whole file, False for its header.
+    """
 
     path: Path
     tree: _Tree
@@ -54,11 +59,11 @@ class Source:
 @final
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files of one split, in the order of their labels; `find_splits` lists them.
+    """The image files of one split, ordered by label.
 
     Args:
-        members: paths inside the source, class by class.
-        labels: one index into `class_names` per member.
+        members: paths inside the source.
+        labels: the index into `class_names`, one per member.
     """
 
     source: Source
@@ -70,24 +75,27 @@ class ImageFiles:
         return len(self.members)
 
     def select(self, indices: Sequence[int]) -> "ImageFiles":
-        """The files at some indices."""
+        """The files at the given indices."""
         members = tuple(self.members[index] for index in indices)
         labels = tuple(self.labels[index] for index in indices)
         return replace(self, members=members, labels=labels)
 
     def sift(self, resolution: int, *, skip_corrupt: bool, out: Pixels | None = None) -> list[int]:
-        """The indices of the images that can be used; of several errors the first is raised.
+        """Check the images and return the indices of the usable ones.
 
         Args:
-            skip_corrupt: decode every image and leave the corrupt ones out.
-            out: takes the pixels, (N, R, R, 3); without either, only headers are read.
+            resolution: R, the height and width of the decoded images.
+            skip_corrupt: decode every image and leave out the corrupt ones.
+            out: array for the pixels, (N, R, R, 3). Without `out` and `skip_corrupt`, only headers
+                are read.
 
         Raises:
             CorruptImageError: an image cannot be decoded, and `skip_corrupt` is off.
-            QuadranasError: an image is too small, or its file cannot be read.
+            QuadranasError: an image is too small, or its file cannot be read. With several faults,
+                the first in order is raised.
         """
 
-        def is_sound(index: int) -> bool:
+        def is_usable(index: int) -> bool:
             try:
                 if out is not None:
                     out[index] = self._read(index, resolution)
@@ -102,14 +110,14 @@ class ImageFiles:
             return True
 
         def sift_chunk(start: int) -> list[int]:
-            return [i for i in range(start, min(start + CHUNK, len(self))) if is_sound(i)]
+            return [i for i in range(start, min(start + CHUNK, len(self))) if is_usable(i)]
 
         num_threads = NUM_THREADS if resolution >= THREADS_FROM_RESOLUTION else 1
         with ThreadPoolExecutor(num_threads) as pool:
             return [i for part in pool.map(sift_chunk, range(0, len(self), CHUNK)) for i in part]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height in pixels as the header has them; raises as `sift` does."""
+        """Width and height in pixels, read from the header; errors as in `sift`."""
         return self._use(index, False, lambda image: image.size)
 
     def _read(self, index: int, resolution: int) -> Pixels:
@@ -118,7 +126,7 @@ class ImageFiles:
     def _use(
         self, index: int, whole: bool, use: Callable[[Image.Image], Result], resolution: int = 0
     ) -> Result:
-        """What `use` makes of an image, its file read in `whole` or peeked at."""
+        """Apply `use` to an opened image; `whole` reads the file and checks it first."""
         member, path = self.members[index], self.source.path
         try:
             with (
@@ -127,7 +135,7 @@ class ImageFiles:
             ):
                 width, height = image.size
                 result = use(image)
-        except Exception as error:  # Pillow's decoders raise many kinds on a broken file
+        except Exception as error:  # Pillow's decoders have no common error class
             if isinstance(error, OSError) and error.errno is not None:
                 reason = error.strerror
                 raise QuadranasError(f"cannot read image {member} in {path}: {reason}") from error
@@ -136,12 +144,12 @@ class ImageFiles:
                 reason = "not an image Pillow can read"
             raise CorruptImageError(
                 f"corrupt image {member} in {path}: {reason}",
-                "Replace or remove it, or leave such images out with --skip-corrupt.",
+                "Replace or remove it, or skip corrupt images with --skip-corrupt.",
             ) from error
         if min(width, height) * MAX_UPSCALING < resolution:
             raise QuadranasError(
                 f"image {member} in {path} is too small: {width} x {height} pixels; resolution "
-                f"{resolution} needs {-(-resolution // MAX_UPSCALING)} on both sides",
+                f"{resolution} needs at least {-(-resolution // MAX_UPSCALING)} on both sides",
                 f"Lower the training resolution to {min(width, height) * MAX_UPSCALING} or less, "
                 "or remove the image.",
             )
@@ -149,10 +157,13 @@ class ImageFiles:
 
 
 def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFiles | None]:
-    """The files of the training and of the test split; of class folders alone, all and None.
+    """List the files of the training and the test split; of class folders only, all and None.
+
+    Args:
+        data, val: see `load_dataset`.
 
     Raises:
-        QuadranasError: naming what is missing or ambiguous.
+        QuadranasError: a path, folder, class or image is missing, or the splits are ambiguous.
     """
     source = _open(data, "--data")
     tree = _unwrap(source.tree)
@@ -161,8 +172,8 @@ def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFi
     if val is not None:
         if is_split:
             raise QuadranasError(
-                f"--data {data} has train/ and more inside, so --val {val} is ambiguous",
-                "Drop --val, or name the train folder itself with --data.",
+                f"--data {data} contains splits of its own, so --val {val} is ambiguous",
+                "Omit --val, or pass the train folder itself as --data.",
             )
         other = _open(Path(val), "--val")
         test = _list_files(other, _unwrap(other.tree), f"--val {val}")
@@ -191,17 +202,19 @@ def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
     for label, (name, folder) in enumerate(folders):
         images = sorted(leaf for leaf in folder.values() if isinstance(leaf, str))
         if not images:
-            raise QuadranasError(f"class folder {name!r} of {where} has no images in it", LAYOUT)
+            raise QuadranasError(f"class folder {name!r} of {where} contains no images", LAYOUT)
         nested = [leaf for inner in _folders(folder).values() for leaf in _leaves(inner)]
         if nested:
             raise QuadranasError(
-                f"image {nested[0]} of {where} lies in a folder inside its class folder", LAYOUT
+                f"image {nested[0]} of {where} is in a subfolder of its class folder", LAYOUT
             )
         members += images
         labels += [label] * len(images)
     names = tuple(name for name, _ in folders)
     if len(names) < 2:
-        raise QuadranasError(f"{where} has only one class, {names[0]!r}; 2 are needed", LAYOUT)
+        raise QuadranasError(
+            f"{where} has only one class, {names[0]!r}; at least 2 are needed", LAYOUT
+        )
     return ImageFiles(source, tuple(members), tuple(labels), names)
 
 
@@ -215,16 +228,16 @@ def _leaves(tree: _Tree) -> list[str]:
 
 
 def _unwrap(tree: _Tree) -> _Tree:
-    """The tree below folders that wrap everything; a lone class folder is no wrapper."""
+    """The tree without outer folders that contain everything; a single class folder is kept."""
     folders = list(_folders(tree).values())
     return _unwrap(folders[0]) if len(folders) == 1 and _folders(folders[0]) else tree
 
 
 def _open(path: Path, option: str) -> Source:
-    """List a folder or a zip.
+    """List the images of a folder or a zip file.
 
     Raises:
-        QuadranasError: missing, neither of the two, torn, or without a single image.
+        QuadranasError: the path is missing, neither of the two, damaged, or without images.
     """
     if not path.exists():
         raise QuadranasError(f"{option} {path} does not exist", LAYOUT)
@@ -232,14 +245,15 @@ def _open(path: Path, option: str) -> Source:
         source = _open_folder(path) if path.is_dir() else _open_zip(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise QuadranasError(
-            f"{option} {path} is not a zip file, or a torn one: {error}",
+            f"{option} {path} is not a zip file, or is damaged: {error}",
             f"Download or pack it again. {LAYOUT}",
         ) from error
     except OSError as error:
         raise QuadranasError(f"cannot read {option} {path}: {error.strerror or error}") from error
     if not _leaves(source.tree):
         raise QuadranasError(
-            f"{option} {path} holds no images (known by extension, such as .png or .jpg)", LAYOUT
+            f"{option} {path} contains no files with an image extension, such as .png or .jpg",
+            LAYOUT,
         )
     return source
 
@@ -262,7 +276,8 @@ def _open_folder(path: Path) -> Source:
 
 def _open_zip(path: Path) -> Source:
     archive = zipfile.ZipFile(path)
-    # In a reference cycle, such as a caught error's, the file would go first, with a warning.
+    # Closes the file without a ResourceWarning even if the archive ends up in a reference cycle,
+    # such as that of a caught error, in which the file object may be collected first.
     assert archive.fp is not None
     finalize(archive, archive.fp.close)
     tree: _Tree = {}
@@ -280,8 +295,8 @@ def _open_zip(path: Path) -> Source:
     def open_member(member: str, whole: bool) -> IO[bytes]:
         size = archive.getinfo(member).file_size
         if size > MAX_FILE_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes, at most {MAX_FILE_BYTES} are accepted")
-        # Reading it whole also compares the checksum; a peek at the header is much cheaper.
+            raise ValueError(f"it unpacks to {size} bytes; the limit is {MAX_FILE_BYTES}")
+        # Reading the whole member also verifies its checksum; reading the header is much cheaper.
         return io.BytesIO(archive.read(member)) if whole else archive.open(member)
 
     return Source(path, tree, open_member)

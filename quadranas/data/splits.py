@@ -1,4 +1,4 @@
-"""Splits of a data set: training and test, weights and gates, and the batches of an epoch."""
+"""Splits of a data set into training and test, weights and gates, and batches."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 TEST_SHARE = 5
-"""One image in so many is held out where the data come without a test split."""
+"""For data without a test split, one image in this number is held out."""
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint halves, for the weights and for the architecture steps, alike in every class.
+    """Two disjoint stratified halves, for the weight steps and the architecture steps.
 
-    An odd image goes to the first half in every other class, to the second half in the rest.
+    In classes of odd size, the extra image goes alternately to the first and the second half.
 
     Returns: indices into `labels`, sorted.
     """
@@ -20,7 +20,10 @@ def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def epoch_batches(indices: Tensor, batch_size: int, *, seed: int) -> list[Tensor]:
-    """The indices in random order, in batches; a short last one only where it is the only one."""
+    """The indices in random order, in batches.
+
+    An incomplete last batch is dropped, unless it is the only one.
+    """
     generator = torch.Generator().manual_seed(seed)
     shuffled = indices[torch.randperm(len(indices), generator=generator)]
     starts = range(0, len(shuffled), batch_size)
@@ -31,7 +34,7 @@ def epoch_batches(indices: Tensor, batch_size: int, *, seed: int) -> list[Tensor
 def _split(
     labels: Tensor, seed: int, first_size: Callable[[int, int], int]
 ) -> tuple[Tensor, Tensor]:
-    """Shuffle every class and cut it at `first_size(number of images, position of the class)`."""
+    """Shuffle every class and split it at `first_size(number of images, index of the class)`."""
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
     for position, label in enumerate(sorted(set(labels.tolist()))):
@@ -44,10 +47,10 @@ def _split(
 
 
 def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and test indices; every class gives at least one image to the test."""
+    """Training and test indices; the test split has at least one image of every class."""
     return _split(labels, seed, lambda size, _: size - max(1, round(size / TEST_SHARE)))
 
 
 def evenly_spaced(total: int, at_most: int) -> Tensor:
-    """Indices at even distances, as many as are allowed."""
+    """Evenly spaced indices below `total`, `at_most` of them."""
     return torch.linspace(0, total - 1, min(total, at_most)).long()

@@ -17,7 +17,7 @@ def _tile(  # type: ignore[no-untyped-def]
     first_pixel, first_channel, num_pixels, channels, height, width, pixel_stride, channel_stride,
     tile_pixels: tl.constexpr, tile_channels: tl.constexpr,
 ):  # fmt: skip
-    """Offsets in memory (P, C), rows and columns (P, 1), channels (1, C), mask of real elements."""
+    """Offsets in memory (P, C), rows and columns (P, 1), channels (1, C), mask of elements."""
     pixel = (first_pixel + tl.arange(0, tile_pixels))[:, None]
     channel = (first_channel + tl.arange(0, tile_channels))[None, :]
     place = pixel % (height * width)

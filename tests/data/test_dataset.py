@@ -300,9 +300,9 @@ def test_splits_that_do_not_fit_are_refused(
 def test_missing_and_empty_data_are_refused(tmp_path: Path, read: Reader) -> None:
     with pytest.raises(QuadranasError, match=r"--data .*absent does not exist"):
         read(tmp_path / "absent")
-    with pytest.raises(QuadranasError, match=r"--data .* holds no images"):
+    with pytest.raises(QuadranasError, match=r"--data .* contains no files with an image"):
         read(tmp_path)
-    with pytest.raises(QuadranasError, match="has only one class, 'cat'; 2 are needed"):
+    with pytest.raises(QuadranasError, match="has only one class, 'cat'; at least 2 are needed"):
         read(write_classes(tmp_path, classes=("cat",)))
 
 

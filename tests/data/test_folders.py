@@ -366,7 +366,7 @@ def test_a_zip_member_that_unpacks_too_large_is_refused(
     path = write_zip(tmp_path / "a.zip", write_classes(tmp_path / "a"))
     monkeypatch.setattr(folders, "MAX_FILE_BYTES", 100)
     files, _ = find_splits(path, None)
-    with pytest.raises(CorruptImageError, match=r"unpacks to .* bytes, at most 100 are accepted"):
+    with pytest.raises(CorruptImageError, match=r"unpacks to .* bytes; the limit is 100"):
         files.size(0)
 
 
@@ -448,18 +448,18 @@ def no_zip(root: Path) -> Path:
 
 BAD_INPUTS = [
     (no_path, r"--data .*absent does not exist", "Accepted: a folder or a zip"),
-    (empty_folder, r"--data .* holds no images", "Accepted: a folder or a zip"),
-    (only_text, r"--data .* holds no images", "one folder of images per class"),
+    (empty_folder, r"--data .* contains no files with an image", "Accepted: a folder or a zip"),
+    (only_text, r"--data .* contains no files with an image", "one folder of images per class"),
     (loose_images, r"--data .* has no class folders", "one folder of images per class"),
-    (one_class, r"has only one class, 'cat'; 2 are needed", "per class"),
-    (class_without_images, r"class folder 'emu' of .* has no images", "per class"),
-    (zipped_class_without_images, r"class folder 'emu' of .*a\.zip has no images", "per class"),
-    (image_too_deep, r"image dog/puppy/000\.png of .* inside its class folder", "per class"),
+    (one_class, r"has only one class, 'cat'; at least 2 are needed", "per class"),
+    (class_without_images, r"class folder 'emu' of .* contains no images", "per class"),
+    (zipped_class_without_images, r"class folder 'emu' of .*a\.zip contains no images", "per class"),
+    (image_too_deep, r"image dog/puppy/000\.png of .* in a subfolder of its class folder", "per class"),
     (no_held_out, r"has train/ but neither test/ nor val/", "Accepted"),
     (flat_splits, r"has (train, test|test, train) without class folders", "Accepted"),
-    (too_small, r"dog/tiny\.png in .* too small: 40 x 7 pixels.* 32 needs 8", "to 28 or less"),
-    (torn_zip, r"a\.zip is not a zip file, or a torn one", "pack it again"),
-    (no_zip, r"a\.tar is not a zip file, or a torn one", "Accepted"),
+    (too_small, r"dog/tiny\.png in .* too small: 40 x 7 pixels.* 32 needs at least 8", "to 28 or less"),
+    (torn_zip, r"a\.zip is not a zip file, or is damaged", "pack it again"),
+    (no_zip, r"a\.tar is not a zip file, or is damaged", "Accepted"),
 ]
 
 

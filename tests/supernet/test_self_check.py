@@ -216,8 +216,7 @@ def test_a_candidate_that_breaks_the_chain_is_named_and_not_what_comes_before(
     with pytest.raises(QuadranasError) as caught:
         check(supernet)
     assert caught.value.message == (
-        f"candidate {IN_THE_MIDDLE} passes no usable gradient of the task loss on to what comes "
-        "before it"
+        f"candidate {IN_THE_MIDDLE} passes no usable gradient of the task loss to its input"
     )
 
 
