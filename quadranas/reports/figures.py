@@ -1,4 +1,4 @@
-"""The figures of a report as inline SVG: boxes drawn by hand, curves and bars by matplotlib.
+"""The figures of a report as inline SVG: the network as boxes, curves and bars by matplotlib.
 
 Functions take plain data and return markup; the same data give the same bytes.
 """
@@ -39,7 +39,7 @@ def part_of(kind: str) -> tuple[str, str]:
     return PARTS.get(kind, (kind.replace("_", " "), GREY))
 
 
-# The architecture, drawn. Lengths are units of the drawing, about a pixel on a wide screen.
+# Drawing of the architecture. Lengths are in units of the drawing, about a pixel on a wide screen.
 
 WIDTH, LEFT, BOX, PITCH, MAX_IN_ROW = 960, 160, 48, 54, 13
 LOW, HIGH = 30.0, 60.0  # height of a box at the smallest and the largest expansion
@@ -49,7 +49,7 @@ FIXED = f'fill="#e4e7eb" stroke="{PALE}"'
 
 
 class _Scales:
-    """Colour by kernel size and height by expansion, over all values that could be chosen."""
+    """Colour by kernel size and height by expansion, over all values in the search space."""
 
     def __init__(self, specs: Sequence[OpSpec]) -> None:
         searched = [op for op in specs if op.kind in SEARCHED]
@@ -57,7 +57,7 @@ class _Scales:
         self.expansions = sorted({op.expand_ratio for op in searched if op.kind in EXPANDING})
 
     def fill(self, kernel_size: int) -> tuple[str, str]:
-        """The colour of a box, light for the smallest kernel, and of the text in it."""
+        """The colour of a box (light for the smallest kernel) and the colour of its text."""
         shade = 0.0
         if kernel_size in self.kernels[1:]:
             shade = self.kernels.index(kernel_size) / (len(self.kernels) - 1)
@@ -72,7 +72,7 @@ class _Scales:
         return self.height_of(block.expand_ratio)
 
     def height_of(self, expand_ratio: float) -> float:
-        """The height of a box at an expansion."""
+        """The height of a box for an expansion ratio."""
         low, high = self.expansions[0], self.expansions[-1]
         return LOW + (HIGH - LOW) * (expand_ratio - low) / (high - low) if high > low else LOW
 
@@ -80,7 +80,7 @@ class _Scales:
 def _text(
     x: float, y: float, text: str, *, size: int = 11, fill: str = INK, more: str = ""
 ) -> str:
-    """A line of text around `x`, or beside it if `more` says so."""
+    """A line of text centred at `x`, unless `more` sets another anchor."""
     anchor = "" if "text-anchor" in more else ' text-anchor="middle"'
     place = f'x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}"'
     return f"<text {place}{anchor}{more}>{escape(text)}</text>"
@@ -96,10 +96,10 @@ def _shortened(text: str, length: int) -> str:
 
 
 def draw_architecture(blocks: Sequence[BlockView], specs: Sequence[OpSpec]) -> str:
-    """The network, a row per stage and a box per block; skipped blocks are dashed outlines.
+    """The network, with a row per stage and a box per block; skipped blocks are dashed outlines.
 
     Args:
-        specs: every operation that could have been chosen: they set colours and heights.
+        specs: all operations of the search space; they determine colours and heights.
     """
     scales = _Scales(specs)
     total_ms = sum(sum(block.ms) for block in blocks if block.ms)
@@ -126,7 +126,7 @@ def draw_architecture(blocks: Sequence[BlockView], specs: Sequence[OpSpec]) -> s
 
 
 def _stages(blocks: Sequence[BlockView]) -> dict[str, list[BlockView]]:
-    """Blocks by stage, an entry with the stage it opens."""
+    """Blocks by stage; an entry operation belongs to the stage that follows it."""
     stages: dict[str, list[BlockView]] = {}
     for block in blocks:
         stages.setdefault(block.stage.removesuffix("_entry"), []).append(block)
@@ -249,12 +249,12 @@ def _part_ms(block: BlockView, part: str) -> float:
 PANELS: dict[str, tuple[str, dict[str, str], float]] = {
     "Loss": ("cross-entropy", {"loss": "training images", "gate_loss": "held-out half"}, 1),
     "Accuracy": ("%", {"accuracy": "training images", "gate_accuracy": "held-out half"}, 100),
-    "Expected latency": ("E[latency] [ms]", {"expected_ms": "under the gates"}, 1),
+    "Expected latency": ("E[latency] [ms]", {"expected_ms": "expected over the gates"}, 1),
     "Gate entropy": ("1 = undecided, 0 = decided", {"entropy": "gate entropy"}, 1),
     "Skip rate": ("% of optional blocks", {"skip_rate": "skip rate"}, 100),
     "Latency weight": ("weight in the loss", {"latency_weight": "latency weight"}, 1),
 }
-"""Per figure: its unit, the recorded quantities it shows with their names, and a factor."""
+"""Per figure: its unit, the recorded quantities with their names, and a factor."""
 
 FROM_ZERO = {
     "Expected latency": None,
@@ -262,11 +262,11 @@ FROM_ZERO = {
     "Skip rate": 105,
     "Latency weight": None,
 }
-"""Axes that start at zero, and where they end, if that is known."""
+"""Figures whose axis starts at zero, with its end, or None if that depends on the data."""
 
 
 def plot_curves(epochs: Sequence[Epoch], budget_ms: float | None) -> list[str]:
-    """One small figure per quantity that was recorded."""
+    """One small figure per recorded quantity."""
     figures = []
     for title, (unit, fields, factor) in PANELS.items():
         lines = {label: _values(epochs, field, factor) for field, label in fields.items()}
@@ -278,10 +278,10 @@ def plot_curves(epochs: Sequence[Epoch], budget_ms: float | None) -> list[str]:
 
 
 def _values(epochs: Sequence[Epoch], field: str, factor: float) -> list[tuple[int, float]]:
-    """Points over the epochs counted through all phases; what is not finite is left out."""
+    """The finite values of a quantity over the epochs, numbered through all phases."""
     values = [(x, getattr(epoch, field)) for x, epoch in enumerate(epochs, start=1)]
-    known = [(x, factor * value) for x, value in values if value is not None]
-    return [(x, value) for x, value in known if math.isfinite(value)]
+    recorded = [(x, factor * value) for x, value in values if value is not None]
+    return [(x, value) for x, value in recorded if math.isfinite(value)]
 
 
 def _curve(
@@ -316,7 +316,7 @@ def _curve(
 
 
 def _mark_phases(axes: Axes, epochs: Sequence[Epoch]) -> None:
-    """Shade the phases, and name those that are wide enough for their name."""
+    """Shade the phases, and label those that are wide enough."""
     left, right = axes.get_xlim()
     for phase, (name, colour) in PHASES.items():
         xs = [x for x, epoch in enumerate(epochs, start=1) if epoch.phase == phase]
@@ -334,13 +334,13 @@ def plot_front(
     chosen: tuple[float, float] | None,
     budget_ms: float | None,
 ) -> str:
-    """Gate score against predicted latency of the networks decoded at several budgets."""
+    """Gate score over predicted latency for the networks decoded at several budgets."""
 
     def draw(axes: Axes) -> None:
         if budget_ms is not None:
             axes.axvline(budget_ms, color=RED, lw=1, label="budget of this run")
         xs, ys = zip(*front, strict=True)
-        axes.plot(xs, ys, color=BLUE, marker="o", ms=4, lw=1, label="decoded at another budget")
+        axes.plot(xs, ys, color=BLUE, marker="o", ms=4, lw=1, label="decoded for another budget")
         if chosen is not None:
             star = {"marker": "*", "ms": 15, "ls": "none", "mec": "white"}
             axes.plot(*chosen, color=ORANGE, label="the chosen network", **star)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What all pages share: their frame and style, and figures by matplotlib as inline SVG.
+"""HTML pages: common frame and style, and figures by matplotlib as inline SVG.
 
 A page is self-contained; the same data give the same bytes.
 """
@@ -34,7 +34,7 @@ STYLE = {
 
 
 def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> str:
-    """A whole page.
+    """A complete HTML page.
 
     Args:
         sections: markup by heading.
@@ -64,12 +64,12 @@ def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> s
 
 
 def note(text: str) -> str:
-    """A small line; the text is markup."""
+    """A paragraph in small print; the text is markup."""
     return f'<p class="note">{text}</p>'
 
 
 def figure(drawing: str, caption: str) -> str:
-    """A drawing over its caption, both markup."""
+    """A drawing with its caption; both are markup."""
     return (
         f'<figure><div class="scroll">{drawing}</div><figcaption>{caption}</figcaption></figure>'
     )
@@ -85,7 +85,7 @@ def plot(
     """A plot as `<svg>`; `name` makes its ids unique on the page.
 
     Args:
-        pad: points between axes and title; without it the title is for screen readers only.
+        pad: points between axes and title; if None, the title is for screen readers only.
     """
 
     def draw_figure(whole: Figure) -> None:
@@ -107,7 +107,7 @@ def plot_figure(
         stream = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         whole.savefig(stream, format="svg", metadata=no_metadata)
-    # What comes before is the XML prologue and a style that would leak into the page.
+    # Removes the XML prologue and a style sheet that would apply to the whole page.
     markup = stream.getvalue().partition("</defs>")[2].strip()
     markup = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", markup)
     view = f'viewBox="0 0 {size[0] * 72:g} {size[1] * 72:g}" aria-label="{escape(title)}"'

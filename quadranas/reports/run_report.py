@@ -1,7 +1,7 @@
-"""report: one self-contained HTML page about a run, finished or not.
+"""report: one self-contained HTML page about a run, finished or unfinished.
 
-The page is a function of the files in the run folder: no clock, no paths, no network. Whatever
-they hold is escaped; what is missing is said in one line where it would have been shown.
+The page depends on the files in the run folder only, not on the time, the path or a network
+connection. All of their content is escaped. A section without data explains why in one line.
 """
 
 import math
@@ -44,15 +44,18 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Raises:
-        QuadranasError: no such folder, nothing of a run in it, or it cannot be written.
+        QuadranasError: the folder does not exist, contains none of a run's files, or is not
+            writable.
     """
-    hint = "Name the folder that `quadranas search` wrote, its --output."
+    hint = "Pass the output folder of `quadranas search`."
     if not run.is_dir():
-        raise QuadranasError(f"there is no run folder {run}", hint)
+        raise QuadranasError(f"run folder {run} does not exist", hint)
     if not any((run / name).is_file() for name in RUN_FILES):
-        raise QuadranasError(f"{run} is no run folder: none of {', '.join(RUN_FILES)}", hint)
+        raise QuadranasError(
+            f"{run} is not a run folder: it has none of {', '.join(RUN_FILES)}", hint
+        )
     path = run / "report.html"
-    # JSON can hold half of a surrogate pair, which UTF-8 cannot.
+    # JSON strings may contain unpaired surrogates, which UTF-8 cannot encode.
     write_atomically(path, _page(read_run(run)).encode("utf-8", "replace"))
     return path
 
@@ -63,7 +66,7 @@ def _page(run: Run) -> str:
         title += f" within {_short_ms(run.budget_ms)}"
     sections = {
         "The network": _network(run),
-        "Where the time goes": _latency(run),
+        "Latency": _latency(run),
         "Training": _training(run),
         **_inspection(run),
         "Other budgets": _front(run),
@@ -75,9 +78,9 @@ def _page(run: Run) -> str:
 
 
 def _why_not(run: Run, *files: str) -> str:
-    """The line of a section without data."""
+    """The line that explains why a section has no data."""
     faults = [run.faults[name] for name in files if name in run.faults]
-    text = "; ".join(faults) or "there is nothing to show"
+    text = "; ".join(faults) or "no data"
     return note_line(f"{escape(text[0].upper() + text[1:])}.")
 
 
@@ -86,7 +89,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _short_ms(latency_ms: float) -> str:
-    """A duration without idle zeros, as a budget is typed."""
+    """A duration without trailing zeros, in the notation of `--budget`."""
     return re.sub(r"\.0+ ", " ", format_ms(latency_ms))
 
 
@@ -98,13 +101,13 @@ def _count(number: int) -> str:
 
 
 def _state(run: Run) -> str:
-    """A line on top while the run has no result."""
+    """A line at the top of the page if the run has no result."""
     if run.result is not None:
         return ""
     last = "no epoch is recorded"
     if run.epochs:
         epoch = run.epochs[-1]
-        last = f"the last epoch is number {epoch.epoch} of {PHASES[epoch.phase][0]}"
+        last = f"the last recorded epoch is epoch {epoch.epoch} of {PHASES[epoch.phase][0]}"
     return f'<p class="state">Not finished: {escape(run.faults["result.json"])}; {last}.</p>'
 
 
@@ -138,7 +141,7 @@ def _headline(run: Run) -> str:
 
 
 def _size_cards(run: Run) -> list[tuple[str, str, str]]:
-    """Parameters and MACs; of a network with replaced layers, as its result tells them."""
+    """Parameters and MACs; for a network with replaced layers, those recorded in its result."""
     architecture = run.architecture
     if architecture is None:
         return []
@@ -157,7 +160,7 @@ def _size_cards(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _tested_on(run: Run) -> str:
-    name = Path(str(run.config.get("data") or "the embedded data")).name
+    name = Path(str(run.config.get("data") or "built-in digits")).name
     classes = f", {run.architecture.num_classes} classes" if run.architecture else ""
     pixels = run.config.get("train_resolution")
     return f"{name}{classes}" + (f", {pixels} px" if pixels else "")
@@ -172,11 +175,11 @@ def _network(run: Run) -> str:
     caption = f"{kept} of {len(searched)} blocks are kept."
     if run.space is None:
         caption = (
-            f"{kept} blocks; skipped ones are not shown ({escape(run.faults['space.yaml'])})."
+            f"{kept} blocks; skipped blocks are not shown ({escape(run.faults['space.yaml'])})."
         )
     caption += " Data flow from left to right, stage by stage."
     if run.table is not None:
-        caption += f" Latency per stage on the right: {escape(run.source)}."
+        caption += f" On the right: latency per stage, {escape(run.source)}."
     return figure(draw_architecture(run.blocks, specs), caption)
 
 
@@ -189,7 +192,7 @@ def _latency(run: Run) -> str:
         for op, ms in zip(block.ops, block.ms or (), strict=not block.skipped):
             parts[part_of(op.kind)] = parts.get(part_of(op.kind), 0.0) + ms
     if run.table.header.null_ms:
-        parts["overhead of any network", "#d0d7de"] = run.table.header.null_ms
+        parts["overhead per inference", "#d0d7de"] = run.table.header.null_ms
     whole_ms = max(total_ms, run.budget_ms or 0.0)
     bar = "".join(
         f'<i style="width:{100 * ms / whole_ms:.3f}%;background:{colour}"></i>'
@@ -213,11 +216,12 @@ def _about_bar(run: Run, total_ms: float) -> str:
     text = ""
     if run.budget_ms is not None and run.budget_ms > total_ms:
         unused = format_ms(run.budget_ms - total_ms)
-        text += f"The bar is as long as the budget, of which {unused} are unused. "
-    noted_ms = run.result.predicted_ms if run.result else None
-    if noted_ms is not None and not math.isclose(noted_ms, total_ms, rel_tol=1e-3):
+        text += f"The length of the bar is the budget; {unused} of it are unused. "
+    recorded_ms = run.result.predicted_ms if run.result else None
+    if recorded_ms is not None and not math.isclose(recorded_ms, total_ms, rel_tol=1e-3):
         text += (
-            f"The search itself noted {format_ms(noted_ms)}: the files do not belong together. "
+            f"result.json records a prediction of {format_ms(recorded_ms)}: it does not match "
+            "table.json. "
         )
     return text
 
@@ -226,8 +230,8 @@ def _training(run: Run) -> str:
     note = ""
     if run.dropped_lines:
         note = note_line(
-            f"Lines of metrics.jsonl left out because they are no records: {run.dropped_lines}. "
-            "A run that is killed while it writes leaves one."
+            f"Number of invalid lines in metrics.jsonl, which were skipped: {run.dropped_lines}. "
+            "A run that is killed while writing leaves one."
         )
     if not run.epochs:
         return _why_not(run, "metrics.jsonl") + note
@@ -244,16 +248,16 @@ def _training(run: Run) -> str:
         key += " The loss on training images includes label smoothing."
     if seen != {"train"}:
         key += (
-            " Epochs are counted through all phases. Until fine-tuning, loss and accuracy are "
-            "those of networks sampled from the supernet; the held-out half of the training "
-            "images trains the gates. The expected latency is the mean over the gates' "
-            f"probabilities, by the table: {escape(run.source)}."
+            " Epochs are numbered through all phases. Before fine-tuning, loss and accuracy are "
+            "those of networks sampled from the supernet. The held-out half of the training "
+            "images trains the gates. The expected latency is the mean under the gates' "
+            f"probabilities, predicted from the table: {escape(run.source)}."
         )
     return f'{note_line(key)}{note}<div class="grid">{drawn}</div>'
 
 
 def _inspection(run: Run) -> dict[str, str]:
-    """The section of an inspected run; none of another."""
+    """The section with the inspection records; none for a run without an inspection."""
     return {"Inside the layers": inspection_section(run.records)} if run.records else {}
 
 
@@ -264,11 +268,11 @@ def _front(run: Run) -> str:
     low, high = map(format_ms, reachable_ms(run.space, run.table))
     return figure(
         plot_front(front, run.chosen, run.budget_ms),
-        f"What <code>quadranas derive</code> gives for {NUM_BUDGETS} budgets over all that this "
-        f"space can reach, {low} to {high}: the network most probable under the gates that uses "
-        f"{_percent(MIN_USE, 0)} of the budget or more, where there is one. The score ranks "
-        "networks of like latency; it is no accuracy, and far from the budget of this run the "
-        f"gates were not trained. Source of latencies: {escape(run.source)}.",
+        f"Results of <code>quadranas derive</code> for {NUM_BUDGETS} budgets in the reachable "
+        f"range of this space, {low} to {high}: the most probable network under the gates that "
+        f"uses at least {_percent(MIN_USE, 0)} of the budget, if the space has one. The score "
+        "ranks networks of similar latency. It is not an accuracy, and the gates were trained for "
+        f"the budget of this run only. Source of latencies: {escape(run.source)}.",
     )
 
 
@@ -292,8 +296,9 @@ def _block_table(run: Run) -> str:
     return (
         f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
         + note_line(
-            "Bars: probability of every candidate under the gates, the chosen one dark; keep: of "
-            f"the whole block. Source of latencies: {escape(run.source)}.{why}"
+            "Bars: probability of each candidate under the gates (dark: the chosen one). Keep: "
+            "probability that the block is kept. Source of latencies: "
+            f"{escape(run.source)}.{why}"
         )
     )
 
@@ -324,34 +329,34 @@ def _change(before: int, after: int) -> str:
 def _gates(run: Run, block: BlockView) -> str:
     if run.scores is None or run.space is None or block.name not in run.scores.blocks:
         return ""
-    found = run.scores.blocks[block.name]
+    scores = run.scores.blocks[block.name]
     slots: tuple[Slot, ...] = next(b.slots for b in run.space.blocks if b.name == block.name)
     drawn = ""
-    for slot, op, logs in zip(slots, block.ops, found.slots, strict=True):
+    for slot, op, logs in zip(slots, block.ops, scores.slots, strict=True):
         chosen = None if block.skipped else slot.candidates.index(op)
         drawn += draw_gate(slot.candidates, [math.exp(min(log, 0.0)) for log in logs], chosen)
-    if found.skip is not None:
-        drawn += f"<span>keep {_percent(math.exp(min(found.keep, 0.0)), 0)}</span>"
+    if scores.skip is not None:
+        drawn += f"<span>keep {_percent(math.exp(min(scores.keep, 0.0)), 0)}</span>"
     return f'<div class="gates">{drawn}</div>'
 
 
 def _provenance(run: Run) -> str:
-    noted: dict[str, Any] = dict(run.architecture.provenance) if run.architecture else {}
-    noted |= (run.result.model_extra or {}) if run.result else {}
-    noted |= run.config
-    versions = noted.get("versions")
+    recorded: dict[str, Any] = dict(run.architecture.provenance) if run.architecture else {}
+    recorded |= (run.result.model_extra or {}) if run.result else {}
+    recorded |= run.config
+    versions = recorded.get("versions")
     if isinstance(versions, dict):
         versions = ", ".join(f"{name} {version}" for name, version in versions.items())
     rows = {
-        "seed": noted.get("seed", "not recorded"),
+        "seed": recorded.get("seed", "not recorded"),
         "versions": versions or "not recorded",
     }
     if run.table is not None:
         header = run.table.header
         rows["latency table"] = header.summary()
         rows["fitted to"] = header.fitted_to
-        rows["an entry is"] = header.statistic
-        rows["made with"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
+        rows["statistic"] = header.statistic
+        rows["command"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
         rows["commit"] = header.commit
     lines = "".join(
         f"<dt>{name}</dt><dd>{escape(str(value))}</dd>"

@@ -1,6 +1,6 @@
-"""A run folder as a report shows it: read whole or in part, each file checked against the others.
+"""The content of a run folder for a report, complete or partial, with its files checked.
 
-What is absent or broken is noted once, here, so that nothing after this has to doubt what it gets.
+Missing and invalid files are recorded here once; code that draws the page can rely on the rest.
 """
 
 import json
@@ -48,11 +48,11 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockView:
-    """A block as it is shown.
+    """A block of the network, for display.
 
     Args:
-        ops: the chosen operations; of a skipped block, the first candidate of each slot.
-        ms: latency per operation; none for a skipped block, or where there is no table.
+        ops: the chosen operations; for a skipped block, the first candidate of each slot.
+        ms: latency per operation in milliseconds; None for a skipped block or without a table.
     """
 
     name: str
@@ -63,7 +63,7 @@ class BlockView:
 
     @property
     def is_searched(self) -> bool:
-        """Whether it is a block of its stage, rather than stem, downsampling or head."""
+        """Whether it is a searched block, not the stem, a downsampling or the head."""
         return any(op.kind in SEARCHED for op in self.ops)
 
     @property
@@ -73,18 +73,18 @@ class BlockView:
 
     @property
     def expand_ratio(self) -> float | None:
-        """The expansion of its feed-forward part or inverted bottleneck."""
+        """The expansion ratio of its feed-forward part or inverted bottleneck, or None."""
         return next((op.expand_ratio for op in self.ops if op.kind in EXPANDING), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder as read; none stands for a file that is absent or of no use.
+    """The content of a run folder; None for files that are missing or invalid.
 
     Args:
-        config_text: of `config.yaml`, also when it is no valid YAML.
-        dropped_lines: of `metrics.jsonl`, those that are no record.
-        faults: per file: why there is nothing to show of it.
+        config_text: the text of `config.yaml`, even if it is not valid YAML.
+        dropped_lines: the number of invalid lines in `metrics.jsonl`.
+        faults: per missing or invalid file, the reason.
     """
 
     config: dict[str, Any]
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def device(self) -> str | None:
-        """Its name; none for a run of `quadranas train`."""
+        """Name of the deployment device; None for a run of `quadranas train`."""
         result = self.result.device if self.result else None
         table = self.table.header.device if self.table else None
         name = self.config.get("device") or result or table
@@ -109,13 +109,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the search space; where there is none, of the network."""
+        """Name of the search space, or else of the network."""
         space = self.space.name if self.space else self.config.get("space")
         return str(space or (self.architecture.name if self.architecture else "a network"))
 
     @property
     def budget_ms(self) -> float | None:
-        """From the result, the configuration, or the last epoch."""
+        """The budget in milliseconds, from the result, the configuration or the last epoch."""
         if self.result is not None and self.result.budget_ms is not None:
             return self.result.budget_ms
         try:
@@ -125,14 +125,14 @@ class Run:
 
     @property
     def predicted_ms(self) -> float | None:
-        """By the table; where there is none, as the search noted it."""
+        """Predicted latency in milliseconds, from the table or else from the result."""
         if self.architecture is not None and self.table is not None:
             return self.table.predict_ms(self.architecture)
         return self.result.predicted_ms if self.result else None
 
     @property
     def source(self) -> str:
-        """Where latencies come from, in a few words."""
+        """Short description of the source of the latencies."""
         if self.table is None:
             return f"unknown ({self.faults['table.json']})"
         header = self.table.header
@@ -140,7 +140,7 @@ class Run:
 
     @cached_property
     def blocks(self) -> tuple[BlockView, ...]:
-        """The blocks of the network and, where the space is known, those it skips."""
+        """The blocks of the network and, if the space is known, its skipped blocks."""
         if self.architecture is None:
             return ()
         kept = {block.name: block.ops for block in self.architecture.blocks}
@@ -161,44 +161,50 @@ class Run:
 
     @property
     def chosen(self) -> tuple[float, float] | None:
-        """Latency and score of the network; needs space, table and gates."""
+        """Predicted latency in milliseconds and score of the network.
+
+        None without the network, space, table or gates.
+        """
         if not (self.architecture and self.space and self.table and self.scores):
             return None
         choices = self.space.choices_of(self.architecture)
         return self.table.predict_ms(self.architecture), self.scores.log_probability(choices)
 
     def front(self) -> list[tuple[float, float]]:
-        """Latency and score of the networks decoded over the reachable range, fastest first."""
+        """Latency in milliseconds and score of networks decoded over the reachable range.
+
+        Sorted by latency; empty without space, table or gates.
+        """
         if not (self.space and self.table and self.scores):
             return []
         bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
-        given = {key: most for key, most in bounds.items() if isinstance(most, int) and most > 0}
-        found = set()
+        limits_of_run = {key: n for key, n in bounds.items() if isinstance(n, int) and n > 0}
+        points = set()
         for budget_ms in np.geomspace(*reachable_ms(self.space, self.table), NUM_BUDGETS):
-            limits = Limits(budget_ms=float(budget_ms), **given)
+            limits = Limits(budget_ms=float(budget_ms), **limits_of_run)
             try:
                 decoded = decode(self.space, self.scores, self.table, limits)
-            except BudgetError:  # by a bound on parameters or MACs
+            except BudgetError:  # excluded by a limit on parameters or MACs
                 continue
-            found.add((decoded.latency_ms, decoded.score))
-        return sorted(found)
+            points.add((decoded.latency_ms, decoded.score))
+        return sorted(points)
 
 
 def op_label(op: OpSpec, *, kernel: bool = True, expansion: bool = True) -> list[str]:
-    """What was chosen in an operation, one short text per choice."""
+    """The choices made in an operation, as one short text each."""
     size = f"{op.kernel_size}{TIMES}{op.kernel_size}"
     sizes = [size] if kernel and op.kind != "feed_forward" else []
     return sizes + ([f"e{op.expand_ratio:g}"] if expansion and op.kind in EXPANDING else [])
 
 
 def fixed_ms(latency_ms: float, total_ms: float) -> str:
-    """A part of a sum as a number, with as many decimals as show 0.1 % of the sum."""
+    """A part of a total latency as text, with decimals to resolve 0.1 % of the total."""
     decimals = 4 - math.ceil(math.log10(total_ms)) if total_ms > 0 else 3
     return f"{latency_ms:.{max(decimals, 0)}f}"
 
 
 def read_run(run: Path) -> Run:
-    """Read what there is of a run; `Run.faults` says what there is not."""
+    """Read the files of a run; `Run.faults` lists the missing and invalid ones."""
     faults: dict[str, str] = {}
 
     def read(name: str, load: Callable[[Path], Content]) -> Content | None:
@@ -215,7 +221,7 @@ def read_run(run: Path) -> Run:
     space = read("space.yaml", lambda path: _load_space(path, architecture))
     epochs, dropped_lines = read("metrics.jsonl", _load_epochs) or ((), 0)
     records: tuple[StepRecord, ...] = ()
-    if (run / RECORDS_FILE).exists():  # without an inspection there is nothing amiss
+    if (run / RECORDS_FILE).exists():  # a run without an inspection is complete too
         records = read(RECORDS_FILE, lambda path: read_records(run)) or ()
     return Run(
         config_text=read("config.yaml", lambda path: read_text(path, "configuration")),
@@ -233,7 +239,7 @@ def read_run(run: Path) -> Run:
 
 
 def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
-    """The space, with the architecture's number of classes; the architecture must be in it."""
+    """Load the space, adapt its number of classes, and check that it contains the architecture."""
     space = load_space(str(path))
     if architecture is not None:
         space = space.with_num_classes(architecture.num_classes)
@@ -244,7 +250,7 @@ def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
 def _load_table(
     path: Path, architecture: Architecture | None, space: SearchSpace | None
 ) -> LatencyTable:
-    """The table; it must price the network and the space."""
+    """Load the table, and check that it covers the network and the space."""
     table = load_table(path)
     table.require(architecture.ops() if architecture else ())
     table.require(space.specs() if space else ())
@@ -252,9 +258,9 @@ def _load_table(
 
 
 def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
-    """The gates' scores, which must fit the space."""
+    """Load the gate scores, and check that they fit the space."""
     if space is None:
-        raise QuadranasError(f"{path} cannot be understood without space.yaml")
+        raise QuadranasError(f"{path} cannot be interpreted without space.yaml")
     return load_scores(path, space)
 
 
@@ -263,7 +269,7 @@ def _load_result(path: Path) -> Result:
 
 
 def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
-    """The epochs in order, and how many lines are no record; of a repeated one the last counts."""
+    """The epochs in order (of repeated ones the last), and the number of invalid lines."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:

@@ -190,8 +190,8 @@ FAULTS: dict[str, str] = {
     "search --resume": "no unfinished run under runs/ agrees with what is given; unfinished: none",
     "search --resume --output nowhere": "nowhere holds no run to continue",
     "train run --resume --output run": "run is a run of `quadranas search`, not of",
-    "report nowhere": "there is no run folder nowhere",
-    "report good": "good is no run folder",
+    "report nowhere": "run folder nowhere does not exist",
+    "report good": "good is not a run folder",
 }
 HINTS: dict[str, str] = {
     "search --device cpu --space toy --budget 1": UNIT,

@@ -453,11 +453,23 @@ BAD_INPUTS = [
     (loose_images, r"--data .* has no class folders", "one folder of images per class"),
     (one_class, r"has only one class, 'cat'; at least 2 are needed", "per class"),
     (class_without_images, r"class folder 'emu' of .* contains no images", "per class"),
-    (zipped_class_without_images, r"class folder 'emu' of .*a\.zip contains no images", "per class"),
-    (image_too_deep, r"image dog/puppy/000\.png of .* in a subfolder of its class folder", "per class"),
+    (
+        zipped_class_without_images,
+        r"class folder 'emu' of .*a\.zip contains no images",
+        "per class",
+    ),
+    (
+        image_too_deep,
+        r"image dog/puppy/000\.png of .* in a subfolder of its class folder",
+        "per class",
+    ),
     (no_held_out, r"has train/ but neither test/ nor val/", "Accepted"),
     (flat_splits, r"has (train, test|test, train) without class folders", "Accepted"),
-    (too_small, r"dog/tiny\.png in .* too small: 40 x 7 pixels.* 32 needs at least 8", "to 28 or less"),
+    (
+        too_small,
+        r"dog/tiny\.png in .* too small: 40 x 7 pixels.* 32 needs at least 8",
+        "to 28 or less",
+    ),
     (torn_zip, r"a\.zip is not a zip file, or is damaged", "pack it again"),
     (no_zip, r"a\.tar is not a zip file, or is damaged", "Accepted"),
 ]

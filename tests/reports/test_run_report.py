@@ -240,7 +240,7 @@ def test_the_front_keeps_the_bounds_of_the_run(
     assert bound[-1][0] < free.front()[-1][0]
     with (folder / "config.yaml").open("a") as file:
         file.write("max_macs: 1\n")
-    assert "There is nothing to show." in report(folder).text
+    assert "No data." in report(folder).text
 
 
 def test_the_same_run_gives_the_same_bytes(
@@ -284,7 +284,7 @@ def test_a_run_before_its_first_network(make_run: Callable[[str], Path]) -> None
         (run / name).unlink()
     (run / "metrics.jsonl").write_text(epoch_line("warmup", 1) + "\n" + epoch_line("search", 1))
     page = report(run)
-    assert "the last epoch is number 1 of search" in page.text
+    assert "the last recorded epoch is epoch 1 of search" in page.text
     assert "There is no architecture.json." in page.text
     assert "not tested yet" in page.text
     assert "Expected latency" in page.text
@@ -301,14 +301,14 @@ def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     page = report(run)
     assert "mine, 10 classes" in page.text
     assert "75.0 %" in page.text
-    assert "no records" not in page.text
+    assert "which were skipped" not in page.text
 
 
 def test_a_torn_line_is_left_out_with_a_note(make_run: Callable[[str], Path], plain: None) -> None:
     run = make_run("toy")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "finetune", "epo')
-    assert "left out because they are no records: 1." in report(run).text
+    assert "in metrics.jsonl, which were skipped: 1." in report(run).text
     assert len(read_run(run).epochs) == 9
 
 
@@ -428,9 +428,9 @@ def test_versions_are_shown_where_recorded(make_run: Callable[[str], Path], plai
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(QuadranasError, match=r"there is no run folder .*nowhere"):
+    with pytest.raises(QuadranasError, match=r"run folder .*nowhere does not exist"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(QuadranasError, match=r"is no run folder: none of config\.yaml"):
+    with pytest.raises(QuadranasError, match=r"is not a run folder: it has none of config\.yaml"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
