@@ -1,4 +1,4 @@
-# The developer's verbs; CI calls the same ones. Needs Python 3.11+ and make, nothing else.
+# Targets for developers; CI calls the same ones. Requires only make and Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Threads that wait by sleeping, so that a shared machine is not slowed by them
+# Idle threads sleep instead of spinning, which would slow down a shared machine
 RUN := OMP_WAIT_POLICY=PASSIVE $(BIN)/
 PYTEST := $(RUN)python -m pytest
 
@@ -14,11 +14,11 @@ PYTEST := $(RUN)python -m pytest
 .DELETE_ON_ERROR:
 .PHONY: help install demo test test-slow lint format bench smoke
 
-help:  ## print this list
+help:  ## print this list of targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) ARGS=(for pytest and bench)"
 
-install: $(STAMP)  ## create the environment in VENV and install quadranas there, editable, with its tools
+install: $(STAMP)  ## create the environment VENV and install quadranas in it, editable, with development tools
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,7 +29,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the embedded data
+demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the built-in data
 	$(RUN)quadranas search --device vpu --budget 30ms
 
 test: $(STAMP)  ## run the fast tests
@@ -38,7 +38,7 @@ test: $(STAMP)  ## run the fast tests
 test-slow: $(STAMP)  ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(STAMP)  ## check style, types and the direction of imports
+lint: $(STAMP)  ## check style, types and directions of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -48,7 +48,7 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP)  ## measure what the README claims about speed
+bench: $(STAMP)  ## measure the speeds that the README states
 	$(RUN)python experiments/benchmark/run.py $(ARGS)
 	$(RUN)python experiments/benchmark/tables.py $(ARGS)
 
