@@ -1,14 +1,14 @@
-"""The errors a user can mend. `cli.py` prints them as one message and exits with their code."""
+"""Errors that a user can fix; the command line prints them and exits with their code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class QuadranasError(Exception):
-    """Something the user can mend: what is wrong, and what to do next.
+    """A fault that the user can fix: what is wrong, and what to do next.
 
     Args:
-        message: names the thing, the value got and what is accepted.
+        message: what is wrong, the value that was given, and what is accepted.
         hint: the next step, usually a command.
     """
 
@@ -24,7 +24,7 @@ class QuadranasError(Exception):
 
 
 class BudgetError(QuadranasError):
-    """The budget cannot be read, or no network of the space keeps it."""
+    """The budget cannot be read, or no network of the space is within it."""
 
 
 class MissingEntryError(QuadranasError):
@@ -36,13 +36,27 @@ class MissingExtraError(QuadranasError):
 
 
 class DeviceLostError(QuadranasError):
-    """A device that answered before does not any more; what was measured is kept."""
+    """A device stopped answering; what was measured is kept."""
 
 
 class PromiseMissedError(QuadranasError):
-    """The work was done and its result misses what was promised (exit code 3)."""
+    """A budget, numerical check or accuracy limit was missed (exit code 3)."""
 
     exit_code = 3
+
+
+class RunInterruptedError(KeyboardInterrupt):
+    """Ctrl-C during a run: what is left, and the command that continues it.
+
+    Args:
+        message: what was interrupted.
+        hint: the next step; empty where nothing is left to continue.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:

@@ -87,6 +87,7 @@ def export_command(
     from quadranas.commands.export import export as run_export
     from quadranas.deployment.target import ExportOptions
     from quadranas.latency.budget import parse_budget
+    from quadranas.runs.config import DataConfig, load_config
     from quadranas.runs.stored_network import open_network
 
     opened = open_network(model, weights)
@@ -121,10 +122,12 @@ def export_command(
     folder = Path(f"{opened.architecture.name}-{file_format}-{precision}")
     if opened.folder is not None:
         folder = opened.folder / "exports" / f"{file_format}-{precision}"
-    overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
+    images_of = given(data=data, val=val, skip_corrupt=skip_corrupt)
     with reporting(quiet) as reporter:
         result = run_export(
-            opened, output or folder, options, reporter, overrides=overrides, force=force
+            *(opened, output or folder, options, reporter),
+            data=load_config(DataConfig, None, **images_of),
+            force=force,
         )
     print_result(result, as_json, _export_text(result))
     if result["missed"]:

@@ -1,7 +1,6 @@
 """export: hand a network over as a bundle whose file is proven equal to PyTorch, and timed."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +47,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.measurement.bench import open_device
 from quadranas.network.counting import count_network
 from quadranas.reporter import Reporter
+from quadranas.runs.config import DataConfig
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import restore_replaced, whole_folder
 from quadranas.space.architecture import Architecture
@@ -73,14 +73,14 @@ def export(
     options: ExportOptions,
     reporter: Reporter,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    data: DataConfig | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write a bundle: the file, checked in its runtime on real images and timed, and its papers.
 
     Args:
         output: the bundle, a new folder.
-        overrides: which data to check with; those of the run the network lies in, if not given.
+        data: which images to check with; by default those of the run that the network lies in.
         force: replace a bundle that lies there.
 
     Returns: bundle, path, format, precision, resolution, max_abs_error, relative_error,
@@ -97,7 +97,7 @@ def export(
     target = find_target(options, stored.architecture)
     _check_output(output, force)
     architecture = stored.architecture.adapted(resolution=options.resolution)
-    images = _open_images(stored, architecture, target, options, overrides or {})
+    images = _open_images(stored, architecture, target, options, data or DataConfig())
     table = find_prediction_table(stored.architecture, target.device, stored.folder, options.table)
     prediction = predicted(
         *(stored.architecture, table),
@@ -195,11 +195,11 @@ def _open_images(
     architecture: Architecture,
     target: ExportTarget,
     options: ExportOptions,
-    overrides: Mapping[str, Any],
+    data: DataConfig,
 ) -> ExportImages:
     usual = NUM_REMOTE_IMAGES if target.checked_on.is_remote else NUM_IMAGES
     number = options.num_images or usual
-    images = open_export_images(stored, overrides, architecture.resolution, number)
+    images = open_export_images(stored, data, architecture.resolution, number)
     if options.precision == "int8" and not images.labelled:
         raise QuadranasError(
             f"int8 is judged by the accuracy it costs, and nobody knows which images "

@@ -7,7 +7,7 @@ from pathlib import Path
 from quadranas.deployment.manifest import FORMAT_VERSION, Manifest
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, write_json
-from quadranas.validation import validate
+from quadranas.validation import refuse_newer, validate
 
 MANIFEST = "manifest.json"
 CARD = "model-card.md"
@@ -79,13 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _parse(path: Path) -> Manifest:
     content = read_json(path, "manifest")
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise QuadranasError(
-            f"{path}: format_version {version} is newer than this quadranas reads (up to "
-            f"{FORMAT_VERSION})",
-            "Upgrade with: pip install --upgrade quadranas",
-        )
+    refuse_newer(content, FORMAT_VERSION, path)
     return validate(Manifest, content, path)
 
 

@@ -1,6 +1,6 @@
-"""A run folder as a report shows it: read whole or in part, each file checked against the others.
+"""A run folder as a report shows it: each file is read alone and checked against the others.
 
-What is absent or broken is noted once, here, so that nothing after this has to doubt what it gets.
+Files that are absent or broken are noted here, so later code need not check them again.
 """
 
 import json
@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_json, read_text, read_yaml
-from quadranas.inspection.records import RECORDS_FILE, StepRecord, read_records
+from quadranas.files import read_text, read_yaml
+from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
-from quadranas.runs.records import Epoch, Result
+from quadranas.runs import layout
+from quadranas.runs.records import Epoch
+from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
@@ -27,16 +29,15 @@ from quadranas.space.space_file import load_space
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
-from quadranas.validation import validate
 
 RUN_FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "architecture.json",
-    "gates.json",
-    "table.json",
-    "space.yaml",
-    "result.json",
+    layout.CONFIG,
+    layout.METRICS,
+    layout.ARCHITECTURE,
+    layout.GATES,
+    layout.TABLE,
+    layout.SPACE,
+    layout.RESULT,
 )
 PHASES = ("warmup", "search", "finetune", "train")
 NUM_BUDGETS = 15
@@ -48,11 +49,11 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockView:
-    """A block as it is shown.
+    """A block as the report shows it.
 
     Args:
-        ops: the chosen operations; of a skipped block, the first candidate of each slot.
-        ms: latency per operation; none for a skipped block, or where there is no table.
+        ops: the chosen operations; for a skipped block, the first candidate of each slot.
+        ms: latency per operation; None for a skipped block, or without a table.
     """
 
     name: str
@@ -63,7 +64,7 @@ class BlockView:
 
     @property
     def is_searched(self) -> bool:
-        """Whether it is a block of its stage, rather than stem, downsampling or head."""
+        """Whether the search decides about it; stem, downsampling and head are fixed."""
         return any(op.kind in SEARCHED for op in self.ops)
 
     @property
@@ -79,12 +80,12 @@ class BlockView:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder as read; none stands for a file that is absent or of no use.
+    """A run folder as read; None stands for a file that is absent or unusable.
 
     Args:
-        config_text: of `config.yaml`, also when it is no valid YAML.
-        dropped_lines: of `metrics.jsonl`, those that are no record.
-        faults: per file: why there is nothing to show of it.
+        config_text: the text of `config.yaml`, even if it is not valid YAML.
+        dropped_lines: number of lines of `metrics.jsonl` that are not records.
+        faults: per file, why its content is not shown.
     """
 
     config: dict[str, Any]
@@ -100,24 +101,29 @@ class Run:
     faults: dict[str, str]
 
     @property
+    def derived(self) -> DeriveResult | None:
+        """The result, if the run chose its network for a budget; None for `quadranas train`."""
+        return self.result if isinstance(self.result, DeriveResult) else None
+
+    @property
     def device(self) -> str | None:
-        """Its name; none for a run of `quadranas train`."""
-        result = self.result.device if self.result else None
+        """The name of the device; None for a run of `quadranas train`."""
+        derived = self.derived.device if self.derived else None
         table = self.table.header.device if self.table else None
-        name = self.config.get("device") or result or table
+        name = self.config.get("device") or derived or table
         return str(name) if name else None
 
     @property
     def name(self) -> str:
-        """Of the search space; where there is none, of the network."""
+        """The name of the search space; without one, of the network."""
         space = self.space.name if self.space else self.config.get("space")
         return str(space or (self.architecture.name if self.architecture else "a network"))
 
     @property
     def budget_ms(self) -> float | None:
         """From the result, the configuration, or the last epoch."""
-        if self.result is not None and self.result.budget_ms is not None:
-            return self.result.budget_ms
+        if self.derived is not None:
+            return self.derived.budget_ms
         try:
             return parse_budget(str(self.config["budget"]))
         except (KeyError, BudgetError):
@@ -125,22 +131,22 @@ class Run:
 
     @property
     def predicted_ms(self) -> float | None:
-        """By the table; where there is none, as the search noted it."""
+        """The prediction of the table; without one, the value in the result."""
         if self.architecture is not None and self.table is not None:
             return self.table.predict_ms(self.architecture)
-        return self.result.predicted_ms if self.result else None
+        return self.derived.predicted_ms if self.derived else None
 
     @property
     def source(self) -> str:
-        """Where latencies come from, in a few words."""
+        """The source of the latencies, in a few words."""
         if self.table is None:
-            return f"unknown ({self.faults['table.json']})"
+            return f"unknown ({self.faults[layout.TABLE]})"
         header = self.table.header
         return f"{header.method} ({header.title}, {header.runtime}, {header.precision})"
 
     @cached_property
     def blocks(self) -> tuple[BlockView, ...]:
-        """The blocks of the network and, where the space is known, those it skips."""
+        """The blocks of the network and, if the space is known, those it skips."""
         if self.architecture is None:
             return ()
         kept = {block.name: block.ops for block in self.architecture.blocks}
@@ -168,7 +174,7 @@ class Run:
         return self.table.predict_ms(self.architecture), self.scores.log_probability(choices)
 
     def front(self) -> list[tuple[float, float]]:
-        """Latency and score of the networks decoded over the reachable range, fastest first."""
+        """Latency and score of networks decoded for budgets over the reachable range, sorted."""
         if not (self.space and self.table and self.scores):
             return []
         bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
@@ -178,27 +184,27 @@ class Run:
             limits = Limits(budget_ms=float(budget_ms), **given)
             try:
                 decoded = decode(self.space, self.scores, self.table, limits)
-            except BudgetError:  # by a bound on parameters or MACs
+            except BudgetError:  # a limit on parameters or MACs excludes every network
                 continue
             found.add((decoded.latency_ms, decoded.score))
         return sorted(found)
 
 
 def op_label(op: OpSpec, *, kernel: bool = True, expansion: bool = True) -> list[str]:
-    """What was chosen in an operation, one short text per choice."""
+    """The choices made in an operation, one short text each."""
     size = f"{op.kernel_size}{TIMES}{op.kernel_size}"
     sizes = [size] if kernel and op.kind != "feed_forward" else []
     return sizes + ([f"e{op.expand_ratio:g}"] if expansion and op.kind in EXPANDING else [])
 
 
 def fixed_ms(latency_ms: float, total_ms: float) -> str:
-    """A part of a sum as a number, with as many decimals as show 0.1 % of the sum."""
+    """A part of a sum, with enough decimals to show 0.1 % of the sum."""
     decimals = 4 - math.ceil(math.log10(total_ms)) if total_ms > 0 else 3
     return f"{latency_ms:.{max(decimals, 0)}f}"
 
 
 def read_run(run: Path) -> Run:
-    """Read what there is of a run; `Run.faults` says what there is not."""
+    """Read a run folder; `Run.faults` lists the files that are missing or unusable."""
     faults: dict[str, str] = {}
 
     def read(name: str, load: Callable[[Path], Content]) -> Content | None:
@@ -211,29 +217,29 @@ def read_run(run: Path) -> Run:
             faults[name] = error.message.replace(f"{run}/", "").splitlines()[0]
             return None
 
-    architecture = read("architecture.json", load_architecture)
-    space = read("space.yaml", lambda path: _load_space(path, architecture))
-    epochs, dropped_lines = read("metrics.jsonl", _load_epochs) or ((), 0)
+    architecture = read(layout.ARCHITECTURE, load_architecture)
+    space = read(layout.SPACE, lambda path: _load_space(path, architecture))
+    epochs, dropped_lines = read(layout.METRICS, _load_epochs) or ((), 0)
     records: tuple[StepRecord, ...] = ()
-    if (run / RECORDS_FILE).exists():  # without an inspection there is nothing amiss
-        records = read(RECORDS_FILE, lambda path: read_records(run)) or ()
+    if (run / layout.RECORDS).exists():  # without an inspection there is nothing amiss
+        records = read(layout.RECORDS, lambda path: read_records(run)) or ()
     return Run(
-        config_text=read("config.yaml", lambda path: read_text(path, "configuration")),
-        config=read("config.yaml", lambda path: read_yaml(path, "configuration")) or {},
+        config_text=read(layout.CONFIG, lambda path: read_text(path, "configuration")),
+        config=read(layout.CONFIG, lambda path: read_yaml(path, "configuration")) or {},
         epochs=epochs,
         dropped_lines=dropped_lines,
         architecture=architecture,
-        table=read("table.json", lambda path: _load_table(path, architecture, space)),
+        table=read(layout.TABLE, lambda path: _load_table(path, architecture, space)),
         space=space,
-        scores=read("gates.json", lambda path: _load_scores(path, space)),
-        result=read("result.json", _load_result),
+        scores=read(layout.GATES, lambda path: _load_scores(path, space)),
+        result=read(layout.RESULT, lambda path: read_result(run)),
         records=records,
         faults=faults,
     )
 
 
 def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
-    """The space, with the architecture's number of classes; the architecture must be in it."""
+    """The space with the architecture's number of classes; it must contain the architecture."""
     space = load_space(str(path))
     if architecture is not None:
         space = space.with_num_classes(architecture.num_classes)
@@ -254,16 +260,12 @@ def _load_table(
 def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
     """The gates' scores, which must fit the space."""
     if space is None:
-        raise QuadranasError(f"{path} cannot be understood without space.yaml")
+        raise QuadranasError(f"{path} cannot be understood without {layout.SPACE}")
     return load_scores(path, space)
 
 
-def _load_result(path: Path) -> Result:
-    return validate(Result, read_json(path, "result"), path)
-
-
 def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
-    """The epochs in order, and how many lines are no record; of a repeated one the last counts."""
+    """The epochs in order, and the number of other lines; the last line of an epoch counts."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
