@@ -45,6 +45,20 @@ class PromiseMissedError(QuadranasError):
     exit_code = 3
 
 
+class RunInterruptedError(KeyboardInterrupt):
+    """Ctrl-C during a run: what is left, and the command that continues it.
+
+    Args:
+        message: what was interrupted.
+        hint: the next step; empty where nothing is left to continue.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
 def nearest(word: str, accepted: Iterable[str]) -> str:
     """A suffix such as ``; did you mean 'vpu'?``, or an empty string without a close match."""
     matches = get_close_matches(word, list(accepted), n=1, cutoff=0.5)

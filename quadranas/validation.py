@@ -48,30 +48,25 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
         raise QuadranasError("\n".join(lines[:5])) from error
 
 
-def validate_partial(
-    model: type[BaseModel], content: Mapping[str, Any], source: str | Path
-) -> None:
-    """The same for data in which required keys may still be missing."""
-    try:
-        model.model_validate(dict(content))
-    except ValidationError as error:
-        faults = describe_faults(model, error, ignore="missing")
-        if faults:
-            raise QuadranasError("\n".join(f"{source}: {f}" for f in faults[:5])) from error
+def refuse_newer(content: Mapping[str, Any], newest: int, source: str | Path) -> None:
+    """Refuse a file whose `format_version` is newer than this version reads.
 
-
-def describe_faults(
-    model: type[BaseModel], error: ValidationError, *, ignore: str = ""
-) -> list[str]:
-    """What is wrong, one line a key: `key.path: message (got value)`.
-
-    Args:
-        ignore: a type of fault, in pydantic's words, to pass over.
+    Raises:
+        QuadranasError: says how to upgrade.
     """
+    version = content.get("format_version")
+    if isinstance(version, int) and version > newest:
+        raise QuadranasError(
+            f"{source}: format_version {version} is newer than this quadranas reads "
+            f"(up to {newest})",
+            "Upgrade with: pip install --upgrade quadranas",
+        )
+
+
+def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """The faults, one line per key: `key.path: message (got value)`."""
     faults: dict[Location, list[Any]] = {}
     for fault in error.errors():
-        if fault["type"] == ignore:
-            continue
         location = fault["loc"]
         if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
             location = location[:-1]  # one fault per member of the union: they share a line

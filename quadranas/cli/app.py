@@ -1,8 +1,8 @@
-"""The command line: one sub-command per verb. It parses, calls and prints; it decides nothing.
+"""The command line: it parses, calls a function of `quadranas.commands` and prints the result.
 
-Exit codes: 0 done, 1 our bug, 2 the user can mend it, 3 a promise was missed, 130 interrupted,
-143 terminated.
-Heavy modules are imported by the commands that need them, so that `--help` is quick.
+Exit codes: 0 success, 1 internal error, 2 user error (the message says how to fix it), 3 a
+budget, numerical check or accuracy limit was missed, 130 interrupted, 143 terminated.
+Heavy modules are imported by the commands that need them, so that `--help` is fast.
 """
 
 import os
@@ -21,7 +21,7 @@ from quadranas.cli import (
     latency_commands,
     search_commands,
 )
-from quadranas.cli.console import INTERRUPTED, fail, say
+from quadranas.cli.console import ARGUMENTS, INTERRUPTED, fail, say
 from quadranas.errors import QuadranasError
 
 app = typer.Typer(
@@ -61,8 +61,10 @@ def main() -> None:
     # PyTorch's profiler, which counts allocations, else announces its start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:]
+    ARGUMENTS.set(arguments)
     try:
-        code = app(prog_name="quadranas", standalone_mode=False) or 0
+        code = app(arguments, prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:
         fail(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
@@ -79,5 +81,5 @@ def main() -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """Leave as after Ctrl-C: what is half written is removed on the way out."""
+    """Exit as after Ctrl-C: files that are half written are removed on the way out."""
     sys.exit(128 + number)

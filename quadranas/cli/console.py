@@ -1,27 +1,39 @@
-"""What the commands say: results on stdout, as text or as one JSON object; the rest on stderr."""
+"""Output of the commands: results on stdout, as text or one JSON object; the rest on stderr."""
 
 import json
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
+from quadranas.errors import RunInterruptedError
 from quadranas.validation import CommandResult
 
 if TYPE_CHECKING:
     from quadranas.reporter import Reporter
+    from quadranas.runs.results import DeriveResult
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
+"""The arguments of the command that is running; `main` sets them. A command line that cannot be
+parsed also has to be answered in JSON, so the mode is not left to the parsed options."""
+
+
+def command_line() -> str:
+    """The command that is running, for the header of a table."""
+    return shlex.join(["quadranas", *ARGUMENTS.get()])
+
 
 def fail(message: str, hint: str, code: int) -> NoReturn:
-    """Print one error with its next step and leave."""
-    if "--json" in sys.argv:
+    """Print one error with its next step and exit."""
+    if "--json" in ARGUMENTS.get():
         print_json({"error": message, "hint": hint})
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"error: {message}", style="red", markup=False)
@@ -31,33 +43,25 @@ def fail(message: str, hint: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def reporting(quiet: bool, verb: str = "", folder: Path | None = None) -> "Iterator[Reporter]":
-    """Progress on stderr; on Ctrl-C, how to continue the verb's run in a folder."""
+def reporting(quiet: bool) -> "Iterator[Reporter]":
+    """Show progress on stderr; exit with a message when a run is interrupted."""
     from quadranas.reporter import Reporter
-    from quadranas.runs.resume import resume_command
 
     try:
         with Reporter(quiet=quiet) as reporter:
             yield reporter
-    except KeyboardInterrupt:
-        if folder is None:
-            raise
-        if not (folder / "config.yaml").is_file():
-            fail("interrupted before the run began; nothing was written", "", INTERRUPTED)
-        hint = f"Continue with: {resume_command(verb, folder)}"
-        fail(f"interrupted; the run in {folder} can be continued", hint, INTERRUPTED)
+    except RunInterruptedError as error:
+        fail(error.message, error.hint, INTERRUPTED)
 
 
-def network_line(result: dict[str, Any]) -> str:
-    """A derived network in words, with the provenance of its latency."""
-    accuracy = result["accuracy"]
-    tested = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
-    measured_ms = result["measured_ms"]
-    measured = f"measured {measured_ms:.4g} ms, " if measured_ms is not None else ""
+def network_line(result: "DeriveResult") -> str:
+    """A derived network in words, with the source of its latency."""
+    tested = f", test accuracy {result.accuracy:.2%}" if result.accuracy is not None else ""
+    measured = f"measured {result.measured_ms:.4g} ms, " if result.measured_ms is not None else ""
     return (
-        f"{measured}predicted {result['predicted_ms']:.4g} ms of {result['budget_ms']:.4g} ms on "
-        f"{result['device']}; {result['params'] / 1e6:.2f} M parameters, "
-        f"{result['macs'] / 1e6:.1f} M MACs{tested}\nlatency: {result['table']['summary']}"
+        f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
+        f"{result.device}; {result.params / 1e6:.2f} M parameters, "
+        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}"
     )
 
 

@@ -39,6 +39,7 @@ def convert(
 ) -> None:
     """Make layers quadratic; or take a trained network's least important ones out."""
     from quadranas.commands.convert import convert_network, reduce_network
+    from quadranas.runs.config import DataConfig, load_config
     from quadranas.runs.stored_network import open_network
 
     ranking = given(data=data, val=val, skip_corrupt=skip_corrupt)
@@ -55,7 +56,7 @@ def convert(
         num_removed=remove or 0,
         num_reverted=revert or 0,
         layers=layers or (),
-        overrides=ranking,
+        data=load_config(DataConfig, None, **ranking),
     )
     if not as_json:
         _print_ranking(result)

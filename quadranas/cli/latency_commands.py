@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from quadranas.cli.console import print_json, print_prediction, print_result, reporting, say
+from quadranas.cli.console import (
+    command_line,
+    print_json,
+    print_prediction,
+    print_result,
+    reporting,
+    say,
+)
 from quadranas.cli.options import (
     DEVICE,
     DeviceName,
@@ -18,7 +25,6 @@ from quadranas.cli.options import (
     SpaceName,
     TableFile,
     WorkerPython,
-    command_line,
     given,
 )
 from quadranas.latency.runtimes import RUNTIMES

@@ -1,7 +1,5 @@
 """The options that several commands share, each described once, and the panels they stand in."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,14 +24,13 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=OUTPUT),
 ]
-DeviceName = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="Target device: cpu, vpu, gpu, host, or a YAML file that describes one.",
-        rich_help_panel=DEVICE,
-    ),
-]
+_device = typer.Option(
+    "--device",
+    help="Target device: cpu, vpu, gpu, host, or a YAML file that describes one.",
+    rich_help_panel=DEVICE,
+)
+DeviceName = Annotated[str, _device]
+OptionalDevice = Annotated[str | None, _device]
 SpaceName = Annotated[
     str,
     typer.Option("--space", help="Search space: a name or a YAML file.", rich_help_panel=DEVICE),
@@ -139,12 +136,11 @@ Inspect = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
-Budget = Annotated[
-    str,
-    typer.Option(
-        "--budget", help="Latency budget, such as 30ms, 0.3s or 250us.", rich_help_panel=LIMITS
-    ),
-]
+_budget = typer.Option(
+    "--budget", help="Latency budget, such as 30ms, 0.3s or 250us.", rich_help_panel=LIMITS
+)
+Budget = Annotated[str, _budget]
+OptionalBudget = Annotated[str | None, _budget]
 MaxParams = Annotated[
     int | None,
     typer.Option(
@@ -190,8 +186,3 @@ Run = Annotated[Path, typer.Argument(help="The run folder of a search.")]
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {key: value for key, value in options.items() if value is not None}
-
-
-def command_line() -> str:
-    """The command as it was given, for a table's header."""
-    return shlex.join(["quadranas", *sys.argv[1:]])

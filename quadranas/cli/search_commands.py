@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from quadranas.cli.console import (
     warn,
 )
 from quadranas.cli.options import (
+    DEVICE,
+    OUTPUT,
+    TRAINING,
     Budget,
     Confidence,
     ConfigFile,
@@ -24,6 +27,8 @@ from quadranas.cli.options import (
     MaxMacs,
     MaxParams,
     Model,
+    OptionalBudget,
+    OptionalDevice,
     Quiet,
     Resume,
     Run,
@@ -37,24 +42,39 @@ from quadranas.cli.options import (
 )
 from quadranas.errors import PromiseMissedError
 
+if TYPE_CHECKING:
+    from quadranas.runs.results import DeriveResult
+
 
 def search(
-    device: Annotated[
-        str | None, typer.Option(help="cpu, vpu, gpu, or a YAML file of one's own.")
+    device: OptionalDevice = None,
+    budget: OptionalBudget = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Search space: a name or a YAML file. Default: quadranet-mobile.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="Such as 30ms, 0.3s or 250us.")] = None,
-    space: Annotated[str | None, typer.Option(help="Default: quadranet-mobile.")] = None,
     data: Data = None,
     val: Val = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run folder; default: a new one under runs/.")
+        Path | None,
+        typer.Option(
+            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     resume: Resume = False,
     seed: Seed = None,
     config: ConfigFile = None,
     table: TableFile = None,
     train_resolution: Annotated[
-        int | None, typer.Option("--train-resolution", help="Of the images, in pixels.")
+        int | None,
+        typer.Option(
+            help="Image size during training, in pixels. Default: the median size of the images, "
+            "at most the deployment resolution of the space.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
@@ -67,18 +87,16 @@ def search(
 ) -> None:
     """Find, train and test the best network under a latency budget."""
     from quadranas.commands.search import search as run_search
-    from quadranas.reports.run_report import write_report
-    from quadranas.runs.config import SearchConfig, load_overrides
-    from quadranas.runs.resume import can_resume, choose_folder, run_name
+    from quadranas.runs.config import SearchConfig, load_config
 
-    overrides = load_overrides(config, SearchConfig) | given(
+    options = given(
         device=device,
         budget=budget,
         space=space,
         data=data,
         val=val,
         seed=seed,
-        table=str(table) if table else None,
+        table=table,
         train_resolution=train_resolution,
         max_params=max_params,
         max_macs=max_macs,
@@ -87,18 +105,14 @@ def search(
         skip_corrupt=skip_corrupt,
         inspect=inspect,
     )
-    folder = output or choose_folder(
-        run_name(overrides),
-        (lambda path: can_resume(SearchConfig, path, overrides)) if resume else None,
-    )
-    with reporting(quiet, "search", folder) as reporter:
-        result = run_search(overrides, folder, reporter, resume=resume, source="command line")
-        result["report"] = str(write_report(folder))
+    whole = load_config(SearchConfig, config, **options)
+    with reporting(quiet) as reporter:
+        result = run_search(whole, output=output, resume=resume, reporter=reporter)
     print_result(
         result,
         as_json,
-        f"{network_line(result)}\nrun {folder}, report {result['report']}\n"
-        f"next: quadranas export {shlex.quote(str(folder))} --format onnx",
+        f"{network_line(result)}\nrun {result.run}, report {result.report_path}\n"
+        f"next: quadranas export {shlex.quote(str(result.run))} --format onnx",
     )
     _check_promise(result)
 
@@ -108,7 +122,10 @@ def derive(
     device: DeviceName,
     budget: Budget,
     output: Annotated[
-        Path | None, typer.Option(help="New folder; default: RUN/derived/DEVICE-BUDGET.")
+        Path | None,
+        typer.Option(
+            help="New folder. Default: RUN/derived/DEVICE-BUDGET.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     table: TableFile = None,
     max_params: MaxParams = None,
@@ -120,31 +137,24 @@ def derive(
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
     from quadranas.commands.derive import derive as run_derive
-    from quadranas.latency.budget import parse_budget
-    from quadranas.latency.contract import Contract
-    from quadranas.latency.device import load_device
 
-    terms = given(confidence=confidence, tolerance=tolerance)
-    contract = Contract(budget_ms=parse_budget(budget), **terms)
-    opened = load_device(device)
-    folder = output or run / "derived" / f"{opened.name}-{''.join(budget.split())}"
     with reporting(quiet) as reporter:
         result = run_derive(
             run,
-            opened,
-            contract,
-            folder,
-            reporter,
+            device=device,
+            budget=budget,
+            output=output,
+            table=table,
             max_params=max_params,
             max_macs=max_macs,
-            table=table,
-            device_file=device,
+            reporter=reporter,
+            **given(confidence=confidence, tolerance=tolerance),
         )
     print_result(
         result,
         as_json,
-        f"{network_line(result)}\nfolder {folder}\n"
-        f"next: quadranas train {shlex.quote(str(folder))}",
+        f"{network_line(result)}\nfolder {result.run}\n"
+        f"next: quadranas train {shlex.quote(str(result.run))}",
     )
     _check_promise(result)
 
@@ -154,44 +164,42 @@ def train(
     data: Data = None,
     val: Val = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder; default: a new one under runs/.")
+        Path | None,
+        typer.Option(
+            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     resume: Resume = False,
     seed: Seed = None,
     config: ConfigFile = None,
     weights: Weights = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of passes over the training images. Default: 40, 60 or 150, depending on "
+            "the number of images.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     skip_corrupt: SkipCorrupt = None,
     inspect: Inspect = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a network: from its weights if it has any, else from scratch."""
+    """Train a network, from its weights if it has any, otherwise from scratch."""
     from quadranas.commands.train import train as run_train
-    from quadranas.runs.config import TrainConfig, load_overrides
-    from quadranas.runs.resume import can_resume, choose_folder
-    from quadranas.runs.stored_network import open_network
+    from quadranas.runs.config import TrainConfig, load_config
 
-    overrides = load_overrides(config, TrainConfig) | given(
-        data=data,
-        val=val,
-        seed=seed,
-        epochs=epochs,
-        skip_corrupt=skip_corrupt,
-        inspect=inspect,
+    options = given(
+        data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt, inspect=inspect
     )
-    name = f"train-{Path(model).absolute().name.removesuffix('.json')}"
-
-    def accept(path: Path) -> bool:
-        return path.name.rpartition("-")[0] == name and can_resume(TrainConfig, path, overrides)
-
-    folder = output or choose_folder(name, accept if resume else None)
-    with reporting(quiet, "train", folder) as reporter:
-        opened = open_network(model, weights)
+    whole = load_config(TrainConfig, config, **options)
+    with reporting(quiet) as reporter:
         result = run_train(
-            opened, overrides, folder, reporter, resume=resume, source="command line"
+            model, whole, output=output, resume=resume, weights=weights, reporter=reporter
         )
-    print_result(result, as_json, f"test accuracy {result['accuracy']:.2%}\nrun {folder}")
+    print_result(result, as_json, f"test accuracy {result.accuracy:.2%}\nrun {result.run}")
 
 
 def evaluate(
@@ -202,29 +210,27 @@ def evaluate(
     skip_corrupt: SkipCorrupt = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a trained network on the test images."""
-    from quadranas.commands.train import measure_accuracy
-    from quadranas.runs.stored_network import open_network
+    """Measure the accuracy of a trained network on the test images."""
+    from quadranas.commands.evaluate import evaluate as run_evaluate
 
-    overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
-    result = measure_accuracy(open_network(model, weights), overrides)
-    line = f"test accuracy {result['accuracy']:.2%} on {result['num_images']} images"
+    result = run_evaluate(model, data=data, val=val, weights=weights, skip_corrupt=skip_corrupt)
+    line = f"test accuracy {result.accuracy:.2%} on {result.num_images} images"
     print_result(result, as_json, line)
 
 
 def report(run: Run, as_json: Json = False) -> None:
-    """Write a run's report: one self-contained HTML page."""
-    from quadranas.reports.run_report import write_report
+    """Write the report of a run: one self-contained HTML page."""
+    from quadranas.commands.report import report as run_report
 
-    path = write_report(run)
-    print_result({"run": str(run), "report": str(path)}, as_json, str(path))
+    result = run_report(run)
+    print_result(result, as_json, str(result.report))
 
 
-def _check_promise(result: dict[str, Any]) -> None:
-    """Leave with the exit code of a missed promise if a result is one; it has been printed."""
+def _check_promise(result: "DeriveResult") -> None:
+    """Exit with the code for a missed budget if the measured latency misses it."""
     from quadranas.measurement.verification import missed_promise
 
-    missed = missed_promise(result)
+    missed = missed_promise(result.model_dump())
     if missed:
         warn(f"promise missed: {missed}")
         raise typer.Exit(PromiseMissedError.exit_code)

@@ -14,6 +14,9 @@ from quadranas.layers.replacement import changed
 from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
+from quadranas.runs import layout
+from quadranas.runs.config import DataConfig, given_keys
+from quadranas.runs.config_file import with_header
 from quadranas.runs.stored_network import StoredNetwork, inherited_config
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture
@@ -99,10 +102,10 @@ def _write(
     network: Network,
     train: Trained,
 ) -> None:
-    config = inherited_config(stored, {}) | {"trainable": train}
+    config = given_keys(inherited_config(stored, DataConfig())) | {"trainable": train}
     with whole_folder(output) as folder:
-        architecture.save(folder / "architecture.json")
-        save_tensors(network.state_dict(), folder / "subnet.safetensors")
-        folder.write_config(config)
+        architecture.save(folder / layout.ARCHITECTURE)
+        save_tensors(network.state_dict(), folder / layout.WEIGHTS)
+        folder.write_config(with_header("adapt", config))
         if stored.preprocessing is not None:
             folder.keep_preprocessing(stored.preprocessing)

@@ -4,7 +4,7 @@ Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from quadranas.conversion.importance import RankedLayer, pick, plot_ranking, ran
 from quadranas.conversion.reduction import remove, revert
 from quadranas.conversion.selection import matching
 from quadranas.errors import QuadranasError
-from quadranas.files import read_text, write_atomically, write_json
+from quadranas.files import write_atomically, write_json
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
+from quadranas.runs import layout
+from quadranas.runs.config import DataConfig
+from quadranas.runs.config_file import read_config_file, with_header
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import StoredNetwork, open_test_images
 from quadranas.runs.whole_folder import whole_folder
@@ -60,7 +63,7 @@ def convert_network(
     else:
         with whole_folder(output) as folder:
             _copy_run(stored, folder)
-            converted.save(folder / "architecture.json")
+            converted.save(folder / layout.ARCHITECTURE)
     return {
         "path": str(output),
         "params_before": params_before,
@@ -83,7 +86,7 @@ def reduce_network(
     num_removed: int = 0,
     num_reverted: int = 0,
     layers: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
+    data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Write a trained network without its least important quadratic layers.
 
@@ -94,7 +97,7 @@ def reduce_network(
     Args:
         output: a new folder, laid out like a run's, with the ranking as JSON and as a picture.
         layers: patterns of the layers' paths, of which one has to fit a layer that is ranked.
-        overrides: which data; those of the run the network lies in, if not given.
+        data: which images to rank on; by default those of the run that the network lies in.
 
     Raises:
         QuadranasError: no weights, no quadratic layers, fewer of them than are to go, or the
@@ -114,7 +117,7 @@ def reduce_network(
             f"{stored.architecture.name} has no quadratic layer to rank",
             "Convert it first: quadranas convert ARCH --output FOLDER; then train the folder.",
         )
-    images = open_test_images(stored, overrides or {}, "command line")
+    images = open_test_images(stored, data or DataConfig())
     size = images.dataset.resolution
     example = torch.zeros(1, 3, size, size)
     ranking = rank_layers(network, images.accuracy, example, names)
@@ -129,7 +132,7 @@ def reduce_network(
     params, macs = count_network(smaller, reduced.resolution)
     result = {
         "run": str(output),
-        "architecture": str(output / "architecture.json"),
+        "architecture": str(output / layout.ARCHITECTURE),
         "params": params,
         "macs": macs,
         "accuracy": images.accuracy(smaller),
@@ -143,8 +146,8 @@ def reduce_network(
     }
     with whole_folder(output) as folder:
         _copy_run(stored, folder)
-        save_tensors(smaller.state_dict(), folder / "subnet.safetensors")
-        reduced.save(folder / "architecture.json")
+        save_tensors(smaller.state_dict(), folder / layout.WEIGHTS)
+        reduced.save(folder / layout.ARCHITECTURE)
         write_json(folder / "importance.json", content)
         write_atomically(folder / "importance.png", _picture(ranking))
         folder.write_result(result)
@@ -198,10 +201,10 @@ def _converted_ones(
 def _copy_run(stored: StoredNetwork, folder: RunFolder) -> None:
     """What a training on the output inherits: the configuration and the preprocessing."""
     if stored.preprocessing is not None:
-        stored.preprocessing.save(folder / "preprocessing.json")
-    config = stored.folder / "config.yaml" if stored.folder else None
+        stored.preprocessing.save(folder / layout.PREPROCESSING)
+    config = stored.folder / layout.CONFIG if stored.folder else None
     if config is not None and config.is_file():
-        write_atomically(folder / "config.yaml", read_text(config, "configuration"))
+        folder.write_config(with_header("convert", read_config_file(config).keys))
 
 
 def _picture(ranking: Sequence[RankedLayer]) -> bytes:

@@ -1,126 +1,201 @@
 """derive: decode a trained supernet again, for any device and budget."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from quadranas.data.preprocessing import load_preprocessing
+from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
-from quadranas.files import read_yaml
-from quadranas.latency.contract import Contract
-from quadranas.latency.device import Device
+from quadranas.latency.budget import parse_budget
+from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
+from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_priced, load_table
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import build_subnet
-from quadranas.network.weights import load_tensors, save_tensors
+from quadranas.network.weights import load_tensors, load_weights, save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.resume import resume_command
+from quadranas.runs import layout
+from quadranas.runs.config import SearchConfig
+from quadranas.runs.config_file import read_config_file, with_header
+from quadranas.runs.results import DeriveResult
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.whole_folder import whole_folder
+from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
-from quadranas.strategies.derivation import decoding_limits, derive_architecture, describe
+from quadranas.strategies.derivation import decoding_limits, derive_architecture
 from quadranas.strategies.limits import feasibility
-from quadranas.strategies.scores import load_scores
-from quadranas.supernet.supernet import build_supernet
+from quadranas.strategies.scores import GateScores, load_scores
+from quadranas.supernet.supernet import Supernet, build_supernet
+from quadranas.validation import validate
 
-NEEDED = (
-    "config.yaml",
-    "space.yaml",
-    "preprocessing.json",
-    "gates.json",
-    "supernet.safetensors",
-)
+NEEDED = (layout.CONFIG, layout.SPACE, layout.PREPROCESSING, layout.GATES, layout.SUPERNET)
+"""The files of a search that a derivation reads."""
 
 
 def derive(
-    run: Path,
-    device: Device,
-    contract: Contract,
-    output: Path,
-    reporter: Reporter,
+    run: str | Path,
     *,
+    device: str | Path | Device,
+    budget: str,
+    output: str | Path | None = None,
+    table: str | Path | None = None,
     max_params: int | None = None,
     max_macs: int | None = None,
-    table: Path | None = None,
-    device_file: str = "",
-) -> dict[str, Any]:
-    """Write the best network of a run's supernet for a device and a budget, with its weights.
+    confidence: float | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    reporter: Reporter | None = None,
+) -> DeriveResult:
+    """Decode the best network of a trained supernet for a device and a budget.
 
-    The weights are inherited from the supernet; `quadranas train` on the output trains them on.
+    The network inherits its weights from the supernet; `quadranas train` on the output trains
+    it further.
 
     Args:
-        run: a search's folder whose supernet is trained.
-        output: a new folder, laid out like a run's.
-        table: this very latency table instead of the usual one.
-        max_params, max_macs: upper bounds on the network.
-        device_file: where the device came from if it is the user's own; for messages.
-
-    Returns: the content of `result.json`; accuracy is none, nothing was tested.
+        run: the folder of a search whose supernet is trained.
+        device: a device's name, its YAML file, or one already loaded.
+        budget: latency budget, such as "30ms".
+        output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
+        table: latency table to use instead of the default one.
+        max_params, max_macs: upper limits on the network.
+        confidence: probability with which the measured latency is within the budget.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        reporter: receives messages and progress; default: none is shown.
 
     Raises:
-        QuadranasError: no trained supernet there, an infeasible budget, or a folder in the way.
+        QuadranasError: no trained supernet, an infeasible budget, or an output that exists.
+    """
+    contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
+    request = _Request(
+        device=device if isinstance(device, Device) else load_device(str(device)),
+        device_argument=device.name if isinstance(device, Device) else str(device),
+        contract=contract,
+        table=None if table is None else Path(table),
+        max_params=max_params,
+        max_macs=max_macs,
+    )
+    default = Path(run) / "derived" / f"{request.device.name}-{''.join(budget.split())}"
+    folder = Path(output) if output else default
+    RunFolder(folder).refuse_content()
+    return request.answer(_open_searched(Path(run)), folder, reporter or Reporter(quiet=True))
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What a derivation needs of a search."""
+
+    folder: RunFolder
+    config: SearchConfig
+    space: SearchSpace
+    scores: GateScores
+    preprocessing: Preprocessing
+
+    @property
+    def space_argument(self) -> str:
+        """How the space is named on the command line."""
+        if self.config.space in space_files():
+            return self.config.space
+        return str(self.folder / layout.SPACE)
+
+    def supernet(self) -> Supernet:
+        """The trained supernet."""
+        supernet = build_supernet(self.space, seed=0)
+        load_weights(supernet, self.folder / layout.SUPERNET)
+        return supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What is asked of a trained supernet.
+
+    Args:
+        device_argument: how the device is named on the command line.
+    """
+
+    device: Device
+    device_argument: str
+    contract: Contract
+    table: Path | None
+    max_params: int | None
+    max_macs: int | None
+
+    def answer(self, searched: _Searched, output: Path, reporter: Reporter) -> DeriveResult:
+        """Decode the supernet, measure the network if possible, and write the folder."""
+        contract = self.contract
+        priced = find_priced(
+            searched.space,
+            self.device.name,
+            self._table(searched.folder),
+            command=build_command(searched.space_argument, self.device_argument),
+        )
+        reporter.message(feasibility(searched.space, priced, contract))
+        limits = decoding_limits(
+            contract, priced.table, max_params=self.max_params, max_macs=self.max_macs
+        )
+        architecture = derive_architecture(
+            searched.space, searched.scores, priced.table, limits, contract
+        )
+        inherited = searched.supernet().subnet_tensors(architecture)
+        network = build_subnet(architecture)
+        load_tensors(network, inherited, str(searched.folder / layout.SUPERNET))
+        measured_ms = measure_network(architecture, network, self.device, priced, reporter)
+        result = DeriveResult.of(
+            output, architecture, priced, contract, accuracy=None, measured_ms=measured_ms
+        )
+        config = searched.config.model_copy(update=self._keys())
+        with whole_folder(output) as target:
+            save_tensors(inherited, target / layout.WEIGHTS)
+            searched.preprocessing.save(target / layout.PREPROCESSING)
+            priced.table.save(target / layout.TABLE)
+            target.write_config(with_header("derive", config.model_dump(mode="json")))
+            architecture.save(target / layout.ARCHITECTURE)
+            target.write_result(result.content())
+        return result
+
+    def _table(self, folder: RunFolder) -> Path | None:
+        """The table asked for, else the run's own if it is the device's; None: the default one."""
+        own = folder / layout.TABLE
+        if self.table is None and own.is_file():
+            return own if load_table(own).header.device == self.device.name else None
+        return self.table
+
+    def _keys(self) -> dict[str, Any]:
+        """The keys of the search's configuration that the request replaces."""
+        return {
+            "device": self.device_argument,
+            "budget": f"{self.contract.budget_ms!r}ms",
+            "table": None,
+            "confidence": self.contract.confidence,
+            "tolerance": self.contract.tolerance,
+            "max_params": self.max_params,
+            "max_macs": self.max_macs,
+        }
+
+
+def _open_searched(run: Path) -> _Searched:
+    """Read a search's folder.
+
+    Raises:
+        QuadranasError: a file is missing or broken.
     """
     folder = RunFolder(run)
-    RunFolder(output).refuse_content()
     for name in NEEDED:
         if not (folder / name).is_file():
             unfinished = folder.is_run and not folder.is_finished
             raise QuadranasError(
                 f"{run} holds no trained supernet: {name} is missing",
-                f"Finish it with: {resume_command('search', run)}"
+                f"Finish it with: {layout.resume_command('search', run)}"
                 if unfinished
                 else "Name the folder of a run of `quadranas search`.",
             )
-    preprocessing = load_preprocessing(folder / "preprocessing.json")
-    space = load_space(str(folder / "space.yaml"))
+    preprocessing = load_preprocessing(folder / layout.PREPROCESSING)
+    space = load_space(str(folder / layout.SPACE))
     space = space.with_num_classes(len(preprocessing.class_names))
-    config = read_yaml(folder / "config.yaml", "configuration")
-    command = build_command(_named(folder, config), device_file or device.name)
-    priced = find_priced(space, device.name, _table(device, folder, table), command=command)
-    reporter.message(feasibility(space, priced, contract))
-    scores = load_scores(folder / "gates.json", space)
-    limits = decoding_limits(contract, priced.table, max_params=max_params, max_macs=max_macs)
-    architecture = derive_architecture(space, scores, priced.table, limits, contract)
-    supernet = build_supernet(space, seed=0)
-    path = folder / "supernet.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise QuadranasError(f"cannot read weights {path}: {error}") from error
-    load_tensors(supernet, tensors, str(path))
-    given: dict[str, Any] = {"device": device_file or device.name, "table": None}
-    given |= {"budget": f"{contract.budget_ms!r}ms"}
-    given |= {"confidence": contract.confidence, "tolerance": contract.tolerance}
-    given |= {"max_params": max_params, "max_macs": max_macs}
-    inherited = supernet.subnet_tensors(architecture)
-    network = build_subnet(architecture)
-    load_tensors(network, inherited, str(path))
-    measured_ms = measure_network(architecture, network, device, priced, reporter)
-    result = describe(
-        output, architecture, priced, contract, accuracy=None, measured_ms=measured_ms
+    config = read_config_file(folder / layout.CONFIG)
+    return _Searched(
+        folder=folder,
+        config=validate(SearchConfig, config.keys, config.path),
+        space=space,
+        scores=load_scores(folder / layout.GATES, space),
+        preprocessing=preprocessing,
     )
-    with whole_folder(output) as target:
-        save_tensors(inherited, target / "subnet.safetensors")
-        preprocessing.save(target / "preprocessing.json")
-        priced.table.save(target / "table.json")
-        target.write_config(config | given)
-        architecture.save(target / "architecture.json")
-        target.write_result(result)
-    return result
-
-
-def _named(folder: RunFolder, config: dict[str, Any]) -> str:
-    """How to name the run's space on the command line."""
-    name = config.get("space")
-    return name if name in space_files() else str(folder / "space.yaml")
-
-
-def _table(device: Device, folder: RunFolder, table: Path | None) -> Path | None:
-    """The table asked for, else the run's own if it is the device's; none: the usual one."""
-    own = folder / "table.json"
-    if table is None and own.is_file() and load_table(own).header.device == device.name:
-        return own
-    return table

@@ -1,6 +1,7 @@
 """search: train a supernet under a latency budget, decode it, fine-tune the network it found."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,171 +11,155 @@ import yaml
 from quadranas import __version__
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.data.task import evaluate
-from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights, save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.config import SearchConfig
-from quadranas.runs.resume import matching_config
-from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.reports.run_report import write_report
+from quadranas.runs import layout
+from quadranas.runs.config import SearchConfig, combined
+from quadranas.runs.results import SearchResult, read_as
+from quadranas.runs.resume import begin_or_resume, can_resume, choose_folder, resumable, run_name
+from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
-from quadranas.strategies.derivation import derive_architecture, describe
+from quadranas.strategies.derivation import derive_architecture
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
 
-COPIES_ON_DISK = 8
-"""Two checkpoints of weights and two moments each, the supernet's and the subnet's weights."""
-
 
 def search(
-    overrides: Mapping[str, Any],
-    output: Path,
-    reporter: Reporter,
+    config: SearchConfig | None = None,
     *,
+    output: str | Path | None = None,
     resume: bool = False,
-    source: str | Path = "configuration",
-) -> dict[str, Any]:
-    """Find, train and test a network; returns the content of `result.json`.
+    reporter: Reporter | None = None,
+    **keys: Any,
+) -> SearchResult:
+    """Find, train and test the best network within a latency budget, and write a report.
 
     Args:
-        overrides: keys of `SearchConfig` that were given; when resuming, they must agree with
-            the run's.
-        output: the run folder.
-        source: where the overrides came from, for messages.
+        config: what is given of the configuration.
+        output: the run folder; default: a new one under `runs/`.
+        resume: continue the run in `output`, or the newest unfinished one under `runs/` that
+            agrees with what is given.
+        reporter: receives messages and progress; default: none is shown.
+        keys: fields of `SearchConfig`; they win over those of `config`.
 
     Raises:
-        QuadranasError: anything the user can mend, before training where it can be known.
+        QuadranasError: anything the user can fix, before the training where possible.
     """
-    folder = RunFolder(output)
-    continuing = resume and folder.is_run
-    if continuing:
-        overrides = matching_config(SearchConfig, output, overrides, source)
-        if folder.is_finished:
-            reporter.message(f"{output} is finished already")
-            return folder.result()
-        folder.tidy()
-    else:
-        folder.refuse_content()
-        if resume:
-            if not {"device", "budget"} <= set(overrides):
-                raise QuadranasError(
-                    f"{output} holds no run to continue",
-                    "Name another with --output, or begin one with --device and --budget.",
-                )
-            reporter.message(f"{output} holds no run to continue; beginning one")
-    problem = prepare_search(dict(overrides), reporter, source, output if continuing else None)
-    supernet = build_supernet(problem.space, seed=derived_seed(problem.config.seed, "supernet"))
-    if not continuing:
-        weights = sum(p.numel() for p in supernet.parameters())
-        needed_bytes = weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
-        folder.create(needed_bytes, problem.config.model_dump(mode="json"))
-    _keep_inputs(folder, problem)
-    checkpoint = folder.latest_checkpoint(reporter) if continuing else None
-    return _run(problem, supernet, folder, reporter, checkpoint)
+    given = combined(SearchConfig, config, keys)
+    reporter = reporter or Reporter(quiet=True)
+    accept = (lambda path: can_resume("search", path, given)) if resume else None
+    folder = RunFolder(Path(output) if output else choose_folder(run_name(given), accept))
+    with resumable("search", folder):
+        start = begin_or_resume(
+            *("search", given, folder, reporter),
+            resume=resume,
+            is_enough=given.device is not None and given.budget is not None,
+        )
+        if not start.is_finished:
+            copies = folder.path if start.resuming else None
+            setup = prepare_search(start.config, reporter, copies)
+            seed = derived_seed(setup.config.seed, "supernet")
+            supernet = build_supernet(setup.space, seed=seed)
+            start.create(setup.config, supernet, Preprocessing.of(setup.dataset))
+            _keep_inputs(folder, setup)
+            run = _SearchRun(setup, supernet, folder, reporter)
+            run.train(start.checkpoint(reporter))
+        write_report(folder.path)
+    return read_as(SearchResult, folder.path)
 
 
-def _keep_inputs(folder: RunFolder, problem: SearchSetup) -> None:
-    """Copy what decides the result beside the configuration; what is there already stays.
-
-    Raises:
-        QuadranasError: the run was begun on other data.
-    """
-    if not (folder / "table.json").is_file():
-        problem.priced.table.save(folder / "table.json")
-    if not (folder / "space.yaml").is_file():
-        content = problem.space_file.model_dump(mode="json", exclude_defaults=True)
-        write_atomically(folder / "space.yaml", yaml.safe_dump(content, sort_keys=False))
-    folder.keep_preprocessing(Preprocessing.of(problem.dataset))
+def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
+    """Copy table and space beside the configuration; copies that are there already stay."""
+    if not (folder / layout.TABLE).is_file():
+        setup.priced.table.save(folder / layout.TABLE)
+    if not (folder / layout.SPACE).is_file():
+        content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
+        write_atomically(folder / layout.SPACE, yaml.safe_dump(content, sort_keys=False))
 
 
-def _run(
-    problem: SearchSetup,
-    supernet: Supernet,
-    folder: RunFolder,
-    reporter: Reporter,
-    checkpoint: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    seconds = problem.config.checkpoint_seconds
-    num_metrics = 0
-    if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
-        training = SupernetTraining(problem, supernet)
-        if checkpoint is None:
-            training.check()
-        num_metrics = run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=seconds)
-        checkpoint = None
-        architecture = _derive(problem, supernet, folder)
-    else:
-        architecture = load_architecture(folder / "architecture.json")
-    finetuning = _finetuning(problem, folder, architecture)
-    run_phase(
-        finetuning,
-        folder,
-        reporter,
-        checkpoint,
-        checkpoint_seconds=seconds,
-        num_metrics=num_metrics,
-    )
-    return _finish(problem, folder, architecture, finetuning.network, reporter)
+@dataclass(frozen=True)
+class _SearchRun:
+    """The phases of a search, each of which continues from what the folder holds."""
 
+    setup: SearchSetup
+    supernet: Supernet
+    folder: RunFolder
+    reporter: Reporter
 
-def _derive(problem: SearchSetup, supernet: Supernet, folder: RunFolder) -> Architecture:
-    """Decode the gates; write them, the supernet, and the architecture last."""
-    scores = supernet.gates.scores(problem.space)
-    scores.save(folder / "gates.json")
-    save_tensors(supernet.state_dict(), folder / "supernet.safetensors")
-    architecture = derive_architecture(
-        problem.space, scores, problem.priced.table, problem.limits, problem.contract
-    )
-    save_tensors(supernet.subnet_tensors(architecture), folder / "inherited.safetensors")
-    architecture.save(folder / "architecture.json")
-    return architecture
+    def train(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Run both phases, from the start or from a checkpoint, and write the result."""
+        seconds = self.setup.config.checkpoint_seconds
+        num_metrics = 0
+        if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
+            training = SupernetTraining(self.setup, self.supernet)
+            if checkpoint is None:
+                training.check()
+            num_metrics = run_phase(
+                *(training, self.folder, self.reporter, checkpoint), checkpoint_seconds=seconds
+            )
+            checkpoint = None
+            architecture = self._derive()
+        else:
+            architecture = load_architecture(self.folder / layout.ARCHITECTURE)
+        finetuning = self._finetuning(architecture)
+        run_phase(
+            *(finetuning, self.folder, self.reporter, checkpoint),
+            checkpoint_seconds=seconds,
+            num_metrics=num_metrics,
+        )
+        self._finish(architecture, finetuning.network)
 
+    def _derive(self) -> Architecture:
+        """Decode the gates; write them, the supernet, and the architecture last."""
+        setup, folder = self.setup, self.folder
+        scores = self.supernet.gates.scores(setup.space)
+        scores.save(folder / layout.GATES)
+        save_tensors(self.supernet.state_dict(), folder / layout.SUPERNET)
+        architecture = derive_architecture(
+            setup.space, scores, setup.priced.table, setup.limits, setup.contract
+        )
+        save_tensors(self.supernet.subnet_tensors(architecture), folder / layout.INHERITED)
+        architecture.save(folder / layout.ARCHITECTURE)
+        return architecture
 
-def _finetuning(
-    problem: SearchSetup, folder: RunFolder, architecture: Architecture
-) -> NetworkTraining:
-    """The derived network with the weights it inherits, ready to be trained on."""
-    network = build_subnet(architecture)
-    load_weights(network, folder / "inherited.safetensors")
-    return NetworkTraining(
-        "finetune",
-        network,
-        problem.dataset,
-        problem.augmenter(),
-        problem.config.weights,
-        num_epochs=problem.config.schedule.finetune_epochs,
-        batch_size=problem.config.batch_size,
-        seed=problem.config.seed,
-        inspected=problem.config.inspect,
-    )
+    def _finetuning(self, architecture: Architecture) -> NetworkTraining:
+        """The training of the derived network, which starts from the weights it inherits."""
+        config = self.setup.config
+        network = build_subnet(architecture)
+        load_weights(network, self.folder / layout.INHERITED)
+        return NetworkTraining(
+            "finetune",
+            network,
+            self.setup.dataset,
+            self.setup.augmenter(),
+            config.weights,
+            num_epochs=config.schedule.finetune_epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            inspected=config.inspect,
+        )
 
-
-def _finish(
-    problem: SearchSetup,
-    folder: RunFolder,
-    architecture: Architecture,
-    network: Network,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Save the weights, test once, measure where the device is there, write the result."""
-    save_tensors(network.state_dict(), folder / "subnet.safetensors")
-    accuracy = evaluate(network, problem.dataset.test, problem.augmenter())
-    measured_ms = measure_network(architecture, network, problem.device, problem.priced, reporter)
-    result = describe(
-        folder.path,
-        architecture,
-        problem.priced,
-        problem.contract,
-        accuracy=accuracy,
-        measured_ms=measured_ms,
-    )
-    result["seed"] = problem.config.seed
-    result["versions"] = {"quadranas": __version__, "torch": torch.__version__}
-    folder.write_result(result)
-    return result
+    def _finish(self, architecture: Architecture, network: Network) -> None:
+        """Save the weights, test once, measure if the device is connected, write the result."""
+        setup = self.setup
+        save_tensors(network.state_dict(), self.folder / layout.WEIGHTS)
+        accuracy = evaluate(network, setup.dataset.test, setup.augmenter())
+        measured_ms = measure_network(
+            architecture, network, setup.device, setup.priced, self.reporter
+        )
+        result = SearchResult.of(
+            *(self.folder.path, architecture, setup.priced, setup.contract),
+            accuracy=accuracy,
+            measured_ms=measured_ms,
+            seed=setup.config.seed,
+            versions={"quadranas": __version__, "torch": torch.__version__},
+        )
+        self.folder.write_result(result.content())

@@ -1,11 +1,11 @@
 """train: train one network, from scratch or from the weights it has, and test it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
+from quadranas.data.dataset import Dataset
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
@@ -13,117 +13,154 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
-from quadranas.runs.config import TrainConfig, merged, open_data, resolve_config
-from quadranas.runs.resume import matching_config, resume_command
-from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.runs import layout
+from quadranas.runs.config import (
+    TrainConfig,
+    combined,
+    given_keys,
+    merged,
+    open_data,
+    resolve_config,
+)
+from quadranas.runs.results import TrainResult, read_as
+from quadranas.runs.resume import (
+    RunStart,
+    begin_or_resume,
+    can_resume,
+    choose_folder,
+    resumable,
+)
+from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import (
+    Model,
     StoredNetwork,
     for_classes,
     inherited_config,
-    open_test_images,
+    open_network,
 )
 from quadranas.space.architecture import load_architecture
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
-from quadranas.validation import validate_partial
-
-COPIES_ON_DISK = 8
-"""Two checkpoints of weights and two moments each, the weights at the start and at the end."""
+from quadranas.validation import validate
 
 
 def train(
-    stored: StoredNetwork,
-    overrides: Mapping[str, Any],
-    output: Path,
-    reporter: Reporter,
+    model: Model,
+    config: TrainConfig | None = None,
     *,
+    output: str | Path | None = None,
     resume: bool = False,
-    source: str | Path = "configuration",
-) -> dict[str, Any]:
+    weights: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **keys: Any,
+) -> TrainResult:
     """Train a network on all training images, then test it once.
 
-    It starts from the weights it has; without any, from scratch, and its head then takes
-    the data's number of classes.
+    It starts from the weights it has. Without any it starts from scratch, and its head then
+    takes the number of classes of the data.
 
     Args:
-        overrides: keys of `TrainConfig`; the rest comes from the run the network lies in, then
-            from defaults that suit the data's size.
-        output: a new folder for weights, metrics and checkpoints.
-
-    Returns: the content of `result.json`.
+        model: a name, an architecture file, a run folder, or an opened network.
+        config: what is given of the configuration; the rest comes from the run that the network
+            lies in, then from defaults that depend on the data.
+        output: a new folder; default: one under `runs/`.
+        resume: continue the training in `output`, or the newest unfinished one of this network
+            under `runs/` that agrees with what is given.
+        weights: a safetensors file to use instead of the weights in the run folder.
+        reporter: receives messages and progress; default: none is shown.
+        keys: fields of `TrainConfig`; they win over those of `config`. Its field `weights` can
+            only be set in `config`.
 
     Raises:
-        QuadranasError: data or folder do not serve; the classes differ from the weights'.
+        QuadranasError: unsuitable data or folder, or other classes than those of the weights.
     """
-    folder = RunFolder(output)
-    continuing = resume and folder.is_run
-    if continuing:
-        overrides = matching_config(TrainConfig, output, overrides, source)
-        if folder.is_finished:
-            reporter.message(f"{output} is finished already")
-            return folder.result()
-        folder.tidy()
+    given = combined(TrainConfig, config, keys)
+    reporter = reporter or Reporter(quiet=True)
+    folder = RunFolder(Path(output) if output else _default_folder(model, given, resume))
+    with resumable("train", folder):
+        stored = open_network(model, weights)
+        start = begin_or_resume("train", given, folder, reporter, resume=resume)
+        if not start.is_finished:
+            _run(stored, start, reporter)
+    return read_as(TrainResult, folder.path)
+
+
+def _default_folder(model: Model, given: TrainConfig, resume: bool) -> Path:
+    """The folder under `runs/` that is named after the network."""
+    if isinstance(model, str | Path):
+        model_name = Path(model).absolute().name.removesuffix(".json")
     else:
-        folder.refuse_content()
-        stored.network()  # its weights fit, or this says so
-        if resume:
-            reporter.message(f"{output} holds no run to continue; beginning one")
-        validate_partial(TrainConfig, overrides, source)
-        overrides = merged(inherited_config(stored, overrides), overrides)
-    if "train_resolution" in overrides:
-        stored.architecture.adapted(resolution=overrides["train_resolution"])
-    dataset = open_data(overrides, stored.architecture.resolution, source)
-    stored.architecture.adapted(resolution=dataset.resolution)
-    config = resolve_config(TrainConfig, overrides, dataset, source)
-    wanted = for_classes(stored, dataset)
-    if not continuing:
-        untrained = build_subnet(wanted)
-        set_trained(untrained, config.trainable)  # it can be, or this says why not
-        num_params = sum(p.numel() for p in untrained.parameters())
-        needed_bytes = num_params * BYTES_PER_WEIGHT * COPIES_ON_DISK
-        folder.create(needed_bytes, config.model_dump(mode="json"))
-    folder.keep_preprocessing(Preprocessing.of(dataset))
-    start = _keep_start(folder, StoredNetwork(wanted, weights=stored.weights))
+        model_name = open_network(model).architecture.name
+    name = f"train-{model_name}"
+
+    def accept(path: Path) -> bool:
+        return path.name.rpartition("-")[0] == name and can_resume("train", path, given)
+
+    return choose_folder(name, accept if resume else None)
+
+
+def _run(stored: StoredNetwork, start: RunStart[TrainConfig], reporter: Reporter) -> None:
+    """Train from the start or from a checkpoint, and write the result."""
+    folder, given = start.folder, start.config
+    if not start.resuming:
+        stored.network()  # raises if its weights do not fit
+        inherited = given_keys(inherited_config(stored, given))
+        given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
+    dataset = _open_data(stored, given)
+    config = resolve_config(given, dataset)
+    architecture = for_classes(stored, dataset)
+    untrained = build_subnet(architecture)
+    set_trained(untrained, config.trainable)  # raises if there is nothing to train
+    start.create(config, untrained, Preprocessing.of(dataset))
+    kept = _keep_start(folder, StoredNetwork(architecture, weights=stored.weights))
     augmenter = Augmenter(
         config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
-    network = start.network(seed=config.seed)
+    network = kept.network(seed=config.seed)
     set_trained(network, config.trainable)
     training = NetworkTraining(
-        "train",
-        network,
-        dataset,
-        augmenter,
-        config.weights,
+        *("train", network, dataset, augmenter, config.weights),
         num_epochs=config.epochs,
         batch_size=config.batch_size,
         seed=config.seed,
         inspected=config.inspect,
     )
-    checkpoint = folder.latest_checkpoint(reporter) if continuing else None
+    checkpoint = start.checkpoint(reporter)
     run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=config.checkpoint_seconds)
-    save_tensors(training.network.state_dict(), folder / "subnet.safetensors")
-    params, macs = count_network(training.network, start.architecture.resolution)
-    result = {
-        "run": str(output),
-        "architecture": str(folder / "architecture.json"),
-        "params": params,
-        "macs": macs,
-        "accuracy": evaluate(training.network, dataset.test, augmenter),
-    }
-    folder.write_result(result)
-    return result
+    save_tensors(training.network.state_dict(), folder / layout.WEIGHTS)
+    params, macs = count_network(training.network, kept.architecture.resolution)
+    result = TrainResult(
+        run=folder.path,
+        architecture=folder / layout.ARCHITECTURE,
+        params=params,
+        macs=macs,
+        accuracy=evaluate(training.network, dataset.test, augmenter),
+    )
+    folder.write_result(result.content())
+
+
+def _open_data(stored: StoredNetwork, given: TrainConfig) -> Dataset:
+    """Load the images, at a resolution that suits the network.
+
+    Raises:
+        QuadranasError: unsuitable images or resolution.
+    """
+    if "train_resolution" in given.model_fields_set:
+        stored.architecture.adapted(resolution=given.train_resolution)
+    dataset = open_data(given, stored.architecture.resolution)
+    stored.architecture.adapted(resolution=dataset.resolution)
+    return dataset
 
 
 def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:
     """Copy the network and the weights it starts from into the folder, once.
 
-    Returns: the network as the folder has it.
+    Returns: the copy in the folder.
 
     Raises:
-        QuadranasError: the folder's is another network.
+        QuadranasError: the folder holds another network.
     """
-    path, weights = folder / "architecture.json", folder / "inherited.safetensors"
+    path, weights = folder / layout.ARCHITECTURE, folder / layout.INHERITED
     if not path.is_file():
         if stored.weights is not None:
             save_tensors(stored.network().state_dict(), weights)
@@ -133,28 +170,6 @@ def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:
         raise QuadranasError(
             f"cannot resume {folder.path}: it trains {kept.name!r}, another network than "
             f"{stored.architecture.name!r} as it is now",
-            f"Continue it with: {resume_command('train', folder.path)}",
+            f"Continue it with: {layout.resume_command('train', folder.path)}",
         )
     return StoredNetwork(kept, weights=weights if weights.is_file() else None)
-
-
-def measure_accuracy(
-    stored: StoredNetwork, overrides: Mapping[str, Any], source: str | Path = "command line"
-) -> dict[str, Any]:
-    """Top-1 accuracy of a trained network on a test split.
-
-    Args:
-        overrides: which data; those of the run the network lies in, if not given.
-
-    Raises:
-        QuadranasError: no weights, or data of other classes than those trained for.
-    """
-    stored.require_weights()
-    network = stored.network()
-    images = open_test_images(stored, overrides, source)
-    return {
-        "model": stored.architecture.name,
-        "data": images.dataset.name,
-        "num_images": len(images.dataset.test),
-        "accuracy": images.accuracy(network),
-    }

@@ -36,8 +36,8 @@ class AugmentConfig(Frozen):
         erasing: share of images with a rectangle erased; random erasing, arXiv:1708.04896.
     """
 
-    flip: bool
-    crop_padding: int = Field(ge=0, le=256)
+    flip: bool = False
+    crop_padding: int = Field(default=0, ge=0, le=256)
     rand_augment_ops: int = Field(default=0, ge=0, le=15)
     rand_augment_magnitude: int = Field(default=9, ge=1, le=29)
     mixup: float = Field(default=0.0, ge=0, le=10)

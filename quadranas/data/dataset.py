@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.digits import load_digits
-from quadranas.data.folders import ImageFiles, find_splits
+from quadranas.data.folders import ImageFiles, ImageListing, list_images
 from quadranas.data.image_set import ImageSet, picker
 from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
@@ -62,7 +62,7 @@ class Dataset:
 
 
 def load_dataset(
-    data: str | Path | None,
+    data: str | Path | ImageListing | None,
     *,
     val: str | Path | None = None,
     resolution: int,
@@ -83,11 +83,11 @@ def load_dataset(
     them before its end.
 
     Args:
-        data: a folder, a zip file, or None for scikit-learn's handwritten digits.
-        val: a second folder or zip file with the same classes, as the test split.
+        data: a folder, a zip, the listing of one, or None for scikit-learn's handwritten digits.
+        val: a second folder or zip with the same classes, the test split.
         resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
         seed: seed of the 80/20 split.
-        skip_corrupt: leave out corrupt images and count them, instead of raising an error.
+        skip_corrupt: leave corrupt images out and count them, instead of refusing the data.
 
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
@@ -102,15 +102,17 @@ def load_dataset(
         name, class_names = "digits", tuple("0123456789")
         train, test = load_digits(resolution, seed)
     else:
-        name = Path(data).resolve().stem
-        train_files, test_files = _split_files(Path(data), val, seed)
+        listing = _listed(data, val)
+        name = listing.data.resolve().stem
+        train_files, test_files = _split_files(listing, seed)
         class_names = train_files.class_names
         train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
         test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
         num_skipped = num_bad_train + num_bad_test
-        what = f"training images in {data}"
+        what = f"training images in {listing.data}"
         _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
-        _check_counts(test.labels, class_names, 1, f"test images in {val or data}", num_bad_test)
+        what = f"test images in {listing.val or listing.data}"
+        _check_counts(test.labels, class_names, 1, what, num_bad_test)
     mean, std = _statistics(train)
     return Dataset(
         name=name,
@@ -124,8 +126,10 @@ def load_dataset(
     )
 
 
-def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 0) -> int:
-    """The median shorter side of the training images, in pixels, as a limit for the resolution.
+def native_side(
+    data: str | Path | ImageListing, *, val: str | Path | None = None, seed: int = 0
+) -> int:
+    """The median shorter side of the training images, in pixels: what a resolution may ask for.
 
     Only headers are read, of up to 200 images evenly spaced in the order of class and name.
     Corrupt images are ignored here; `load_dataset` reports or skips them.
@@ -139,9 +143,11 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
         QuadranasError: `data` or `val` cannot be split, as in `load_dataset`, or all headers are
             corrupt.
     """
-    files, _ = _split_files(Path(data), val, seed)
+    listing = _listed(data, val)
+    files, _ = _split_files(listing, seed)
     labels = torch.tensor(files.labels, dtype=torch.int64)  # also where there are none
-    _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, f"training images in {data}")
+    what = f"training images in {listing.data}"
+    _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, what)
     sides: list[int] = []
     for index in evenly_spaced(len(files), NUM_IMAGES_FOR_NATIVE_SIDE).tolist():
         with suppress(CorruptImageError):
@@ -150,9 +156,13 @@ def native_side(data: str | Path, *, val: str | Path | None = None, seed: int = 
     return median_low(sides) if sides else min(files.size(0))
 
 
-def _split_files(data: Path, val: str | Path | None, seed: int) -> tuple[ImageFiles, ImageFiles]:
+def _listed(data: str | Path | ImageListing, val: str | Path | None) -> ImageListing:
+    return data if isinstance(data, ImageListing) else list_images(data, val)
+
+
+def _split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFiles]:
     """The files of the training and of the test split, with the same classes."""
-    train, test = find_splits(data, val)
+    train, test = listing.train, listing.test
     if test is None:
         first, second = hold_out(torch.tensor(train.labels), seed)
         return train.select(first.tolist()), train.select(second.tolist())

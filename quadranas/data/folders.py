@@ -156,6 +156,27 @@ class ImageFiles:
         return result
 
 
+@dataclass(frozen=True)
+class ImageListing:
+    """The image files of a data set, found in one walk over its folder or zip.
+
+    Args:
+        data, val: where they lie, as given.
+        test: the files of the test split; None where it has to be held out of `train`.
+    """
+
+    data: Path
+    val: Path | None
+    train: ImageFiles
+    test: ImageFiles | None
+
+
+def list_images(data: str | Path, val: str | Path | None) -> ImageListing:
+    """Find the image files of a data set; the arguments and errors are those of `find_splits`."""
+    train, test = find_splits(Path(data), val)
+    return ImageListing(Path(data), None if val is None else Path(val), train, test)
+
+
 def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFiles | None]:
     """List the files of the training and the test split; of class folders only, all and None.
 

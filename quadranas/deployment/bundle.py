@@ -10,7 +10,7 @@ from quadranas.deployment.model_card import model_card
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, write_atomically, write_json
 from quadranas.latency.runtimes import file_formats, files_of
-from quadranas.validation import validate
+from quadranas.validation import refuse_newer, validate
 
 MANIFEST = "manifest.json"
 CARD = "model-card.md"
@@ -135,13 +135,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _parse(path: Path) -> Manifest:
     content = read_json(path, "manifest")
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise QuadranasError(
-            f"{path}: format_version {version} is newer than this quadranas reads (up to "
-            f"{FORMAT_VERSION})",
-            "Upgrade with: pip install --upgrade quadranas",
-        )
+    refuse_newer(content, FORMAT_VERSION, path)
     return validate(Manifest, content, path)
 
 

@@ -1,9 +1,7 @@
 """Real images as an exported file takes them: normalised, at the file's resolution."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import Dataset, Triple
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
-from quadranas.runs.config import open_data
+from quadranas.runs.config import DataConfig, open_data
 from quadranas.runs.stored_network import StoredNetwork, open_test_images
 
 
@@ -78,10 +76,9 @@ class ExportImages:
 
 def open_export_images(
     stored: StoredNetwork,
-    overrides: Mapping[str, Any],
+    data: DataConfig,
     resolution: int,
     num_images: int,
-    source: str | Path = "command line",
 ) -> ExportImages:
     """The images to check an exported network with.
 
@@ -89,19 +86,19 @@ def open_export_images(
     network was trained for, the embedded digits, without their labels.
 
     Args:
-        overrides: which data; those of the run the network lies in, if not given.
+        data: which images; by default those of the run that the network lies in.
         num_images: of the test split, evenly spread.
 
     Raises:
         QuadranasError: data of other classes than those trained for, or that do not serve.
     """
-    labelled = stored.weights is not None and bool(stored.preprocessing or overrides.get("data"))
+    labelled = stored.weights is not None and bool(stored.preprocessing or data.data)
     if labelled:
-        held_out = open_test_images(stored, overrides, source)
+        held_out = open_test_images(stored, data)
         dataset, augmenter = held_out.dataset, held_out.augmenter
         known = stored.preprocessing or Preprocessing.of(dataset)
     else:
-        dataset, known = open_data(overrides, resolution, source), None
+        dataset, known = open_data(data, resolution), None
         augmenter = _augmenter(dataset, dataset.mean, dataset.std)
     return ExportImages(
         dataset=dataset,

@@ -13,6 +13,7 @@ from quadranas.latency.table_files import load_table, table_paths
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 from quadranas.space.architecture import Architecture
 
 PLAN = Plan(round_s=0.25)
@@ -38,7 +39,7 @@ def find_prediction_table(
                 f"Name the device with --device {table.header.device}, or another table.",
             )
         return table
-    own = (folder / "table.json",) if folder is not None else ()
+    own = (folder / layout.TABLE,) if folder is not None else ()
     usual = table_paths(architecture.space, device.name) if architecture.space else ()
     tables = (load_table(place) for place in (*own, *usual) if place.is_file())
     return next((table for table in tables if table.header.device == device.name), None)

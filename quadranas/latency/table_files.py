@@ -8,7 +8,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import read_json, shipped
 from quadranas.latency.table import FORMAT_VERSION, LatencyTable, build_command
 from quadranas.space.search_space import SearchSpace
-from quadranas.validation import validate
+from quadranas.validation import refuse_newer, validate
 
 
 def load_table(path: Path) -> LatencyTable:
@@ -19,13 +19,8 @@ def load_table(path: Path) -> LatencyTable:
     """
     content = read_json(path, "latency table")
     header = content.get("header")
-    version = header.get("format_version") if isinstance(header, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise QuadranasError(
-            f"{path}: format_version {version} is newer than this quadranas reads "
-            f"(up to {FORMAT_VERSION})",
-            "Upgrade with: pip install --upgrade quadranas",
-        )
+    if isinstance(header, dict):
+        refuse_newer(header, FORMAT_VERSION, path)
     for key in LatencyTable.model_fields:
         if key not in content:
             raise QuadranasError(f"{path}: not a latency table: it has no key {key!r}")

@@ -1,7 +1,7 @@
-"""report: one self-contained HTML page about a run, finished or unfinished.
+"""The report of a run, finished or not: one self-contained HTML page.
 
-The page depends on the files in the run folder only, not on the time, the path or a network
-connection. All of their content is escaped. A section without data explains why in one line.
+The page depends on the files in the run folder alone: no clock, no paths, no network. All text
+from them is escaped; each section names in one line the files that it lacks.
 """
 
 import math
@@ -35,6 +35,8 @@ from quadranas.reports.run_view import (
     op_label,
     read_run,
 )
+from quadranas.runs import layout
+from quadranas.runs.results import SearchResult
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import Slot
 from quadranas.strategies.limits import MIN_USE, reachable_ms
@@ -54,7 +56,7 @@ def write_report(run: Path) -> Path:
         raise QuadranasError(
             f"{run} is not a run folder: it has none of {', '.join(RUN_FILES)}", hint
         )
-    path = run / "report.html"
+    path = run / layout.REPORT
     # JSON strings may contain unpaired surrogates, which UTF-8 cannot encode.
     write_atomically(path, _page(read_run(run)).encode("utf-8", "replace"))
     return path
@@ -78,7 +80,7 @@ def _page(run: Run) -> str:
 
 
 def _why_not(run: Run, *files: str) -> str:
-    """The line that explains why a section has no data."""
+    """The text of a section without data."""
     faults = [run.faults[name] for name in files if name in run.faults]
     text = "; ".join(faults) or "no data"
     return note_line(f"{escape(text[0].upper() + text[1:])}.")
@@ -89,7 +91,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _short_ms(latency_ms: float) -> str:
-    """A duration without trailing zeros, in the notation of `--budget`."""
+    """A duration without trailing zeros, as a budget is typed."""
     return re.sub(r"\.0+ ", " ", format_ms(latency_ms))
 
 
@@ -101,14 +103,14 @@ def _count(number: int) -> str:
 
 
 def _state(run: Run) -> str:
-    """A line at the top of the page if the run has no result."""
+    """A line at the top of the page while the run has no result."""
     if run.result is not None:
         return ""
     last = "no epoch is recorded"
     if run.epochs:
         epoch = run.epochs[-1]
         last = f"the last recorded epoch is epoch {epoch.epoch} of {PHASES[epoch.phase][0]}"
-    return f'<p class="state">Not finished: {escape(run.faults["result.json"])}; {last}.</p>'
+    return f'<p class="state">Not finished: {escape(run.faults[layout.RESULT])}; {last}.</p>'
 
 
 def _headline(run: Run) -> str:
@@ -123,8 +125,8 @@ def _headline(run: Run) -> str:
         cards.append((f"predicted latency{method}", format_ms(predicted_ms), "budget unknown"))
     elif budget_ms is not None:
         cards.append(("budget", _short_ms(budget_ms), "no network yet"))
-    if result is not None and result.measured_ms is not None:
-        cards.append(("measured latency", format_ms(result.measured_ms), run.device or ""))
+    if run.derived is not None and run.derived.measured_ms is not None:
+        cards.append(("measured latency", format_ms(run.derived.measured_ms), run.device or ""))
     if result is not None and result.accuracy is not None:
         cards.append(("test accuracy", _percent(result.accuracy), _tested_on(run)))
     else:
@@ -141,13 +143,13 @@ def _headline(run: Run) -> str:
 
 
 def _size_cards(run: Run) -> list[tuple[str, str, str]]:
-    """Parameters and MACs; for a network with replaced layers, those recorded in its result."""
+    """Parameters and MACs; for a network with replaced layers, those of its result."""
     architecture = run.architecture
     if architecture is None:
         return []
     if not architecture.changes:
         params, macs = count_params(architecture), count_macs(architecture)
-    elif run.result is not None and run.result.params and run.result.macs:
+    elif run.result is not None:
         params, macs = run.result.params, run.result.macs
     else:
         return []
@@ -168,14 +170,14 @@ def _tested_on(run: Run) -> str:
 
 def _network(run: Run) -> str:
     if run.architecture is None:
-        return _why_not(run, "architecture.json")
+        return _why_not(run, layout.ARCHITECTURE)
     specs = run.space.specs() if run.space else tuple(run.architecture.ops())
     searched = [block for block in run.blocks if block.is_searched]
     kept = sum(not block.skipped for block in searched)
     caption = f"{kept} of {len(searched)} blocks are kept."
     if run.space is None:
         caption = (
-            f"{kept} blocks; skipped blocks are not shown ({escape(run.faults['space.yaml'])})."
+            f"{kept} blocks; skipped blocks are not shown ({escape(run.faults[layout.SPACE])})."
         )
     caption += " Data flow from left to right, stage by stage."
     if run.table is not None:
@@ -185,7 +187,7 @@ def _network(run: Run) -> str:
 
 def _latency(run: Run) -> str:
     if run.architecture is None or run.table is None:
-        return _why_not(run, "architecture.json", "table.json")
+        return _why_not(run, layout.ARCHITECTURE, layout.TABLE)
     total_ms = run.table.predict_ms(run.architecture)
     parts: dict[tuple[str, str], float] = {}
     for block in run.blocks:
@@ -217,8 +219,8 @@ def _about_bar(run: Run, total_ms: float) -> str:
     if run.budget_ms is not None and run.budget_ms > total_ms:
         unused = format_ms(run.budget_ms - total_ms)
         text += f"The length of the bar is the budget; {unused} of it are unused. "
-    recorded_ms = run.result.predicted_ms if run.result else None
-    if recorded_ms is not None and not math.isclose(recorded_ms, total_ms, rel_tol=1e-3):
+    noted_ms = run.derived.predicted_ms if run.derived else None
+    if noted_ms is not None and not math.isclose(noted_ms, total_ms, rel_tol=1e-3):
         text += (
             f"result.json records a prediction of {format_ms(recorded_ms)}: it does not match "
             "table.json. "
@@ -234,7 +236,7 @@ def _training(run: Run) -> str:
             "A run that is killed while writing leaves one."
         )
     if not run.epochs:
-        return _why_not(run, "metrics.jsonl") + note
+        return _why_not(run, layout.METRICS) + note
     seen = {epoch.phase for epoch in run.epochs}
     key = " ".join(
         f'<span class="phase" style="background:{colour}">{name}</span>'
@@ -257,14 +259,14 @@ def _training(run: Run) -> str:
 
 
 def _inspection(run: Run) -> dict[str, str]:
-    """The section with the inspection records; none for a run without an inspection."""
+    """The section about inspections; empty for a run without any."""
     return {"Inside the layers": inspection_section(run.records)} if run.records else {}
 
 
 def _front(run: Run) -> str:
     front = run.front()
     if run.space is None or run.table is None or not front:
-        return _why_not(run, "gates.json", "space.yaml", "table.json")
+        return _why_not(run, layout.GATES, layout.SPACE, layout.TABLE)
     low, high = map(format_ms, reachable_ms(run.space, run.table))
     return figure(
         plot_front(front, run.chosen, run.budget_ms),
@@ -289,10 +291,10 @@ COLUMNS = {
 
 def _block_table(run: Run) -> str:
     if not run.blocks:
-        return _why_not(run, "architecture.json")
+        return _why_not(run, layout.ARCHITECTURE)
     head = "".join(f"<th{more}>{name}</th>" for name, more in COLUMNS.items())
     rows = "".join(_row(run, block) for block in run.blocks)
-    why = "" if run.scores else f" No probabilities: {escape(run.faults['gates.json'])}."
+    why = "" if run.scores else f" No probabilities: {escape(run.faults[layout.GATES])}."
     return (
         f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
         + note_line(
@@ -341,15 +343,13 @@ def _gates(run: Run, block: BlockView) -> str:
 
 
 def _provenance(run: Run) -> str:
-    recorded: dict[str, Any] = dict(run.architecture.provenance) if run.architecture else {}
-    recorded |= (run.result.model_extra or {}) if run.result else {}
-    recorded |= run.config
-    versions = recorded.get("versions")
-    if isinstance(versions, dict):
-        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
-    rows = {
-        "seed": recorded.get("seed", "not recorded"),
-        "versions": versions or "not recorded",
+    searched = run.result if isinstance(run.result, SearchResult) else None
+    seed = run.config.get("seed", searched.seed if searched else None)
+    versions = searched.versions if searched else {}
+    rows: dict[str, Any] = {
+        "seed": "not recorded" if seed is None else seed,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
+        or "not recorded",
     }
     if run.table is not None:
         header = run.table.header
@@ -367,8 +367,8 @@ def _provenance(run: Run) -> str:
 
 
 def _configuration(run: Run) -> str:
-    fault = _why_not(run, "config.yaml") if "config.yaml" in run.faults else ""
+    fault = _why_not(run, layout.CONFIG) if layout.CONFIG in run.faults else ""
     if run.config_text is None:
         return fault
     text = f"<pre>{escape(run.config_text)}</pre>"
-    return f"{fault}<details><summary>config.yaml</summary>{text}</details>"
+    return f"{fault}<details><summary>{layout.CONFIG}</summary>{text}</details>"

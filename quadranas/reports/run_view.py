@@ -1,6 +1,6 @@
-"""The content of a run folder for a report, complete or partial, with its files checked.
+"""A run folder as a report shows it: each file is read alone and checked against the others.
 
-Missing and invalid files are recorded here once; code that draws the page can rely on the rest.
+Files that are absent or broken are noted here, so later code need not check them again.
 """
 
 import json
@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_json, read_text, read_yaml
-from quadranas.inspection.records import RECORDS_FILE, StepRecord, read_records
+from quadranas.files import read_text, read_yaml
+from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
-from quadranas.runs.records import Epoch, Result
+from quadranas.runs import layout
+from quadranas.runs.records import Epoch
+from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
@@ -27,16 +29,15 @@ from quadranas.space.space_file import load_space
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
-from quadranas.validation import validate
 
 RUN_FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "architecture.json",
-    "gates.json",
-    "table.json",
-    "space.yaml",
-    "result.json",
+    layout.CONFIG,
+    layout.METRICS,
+    layout.ARCHITECTURE,
+    layout.GATES,
+    layout.TABLE,
+    layout.SPACE,
+    layout.RESULT,
 )
 PHASES = ("warmup", "search", "finetune", "train")
 NUM_BUDGETS = 15
@@ -48,11 +49,11 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockView:
-    """A block of the network, for display.
+    """A block as the report shows it.
 
     Args:
         ops: the chosen operations; for a skipped block, the first candidate of each slot.
-        ms: latency per operation in milliseconds; None for a skipped block or without a table.
+        ms: latency per operation; None for a skipped block, or without a table.
     """
 
     name: str
@@ -63,7 +64,7 @@ class BlockView:
 
     @property
     def is_searched(self) -> bool:
-        """Whether it is a searched block, not the stem, a downsampling or the head."""
+        """Whether the search decides about it; stem, downsampling and head are fixed."""
         return any(op.kind in SEARCHED for op in self.ops)
 
     @property
@@ -79,12 +80,12 @@ class BlockView:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The content of a run folder; None for files that are missing or invalid.
+    """A run folder as read; None stands for a file that is absent or unusable.
 
     Args:
         config_text: the text of `config.yaml`, even if it is not valid YAML.
-        dropped_lines: the number of invalid lines in `metrics.jsonl`.
-        faults: per missing or invalid file, the reason.
+        dropped_lines: number of lines of `metrics.jsonl` that are not records.
+        faults: per file, why its content is not shown.
     """
 
     config: dict[str, Any]
@@ -100,24 +101,29 @@ class Run:
     faults: dict[str, str]
 
     @property
+    def derived(self) -> DeriveResult | None:
+        """The result, if the run chose its network for a budget; None for `quadranas train`."""
+        return self.result if isinstance(self.result, DeriveResult) else None
+
+    @property
     def device(self) -> str | None:
-        """Name of the deployment device; None for a run of `quadranas train`."""
-        result = self.result.device if self.result else None
+        """The name of the device; None for a run of `quadranas train`."""
+        derived = self.derived.device if self.derived else None
         table = self.table.header.device if self.table else None
-        name = self.config.get("device") or result or table
+        name = self.config.get("device") or derived or table
         return str(name) if name else None
 
     @property
     def name(self) -> str:
-        """Name of the search space, or else of the network."""
+        """The name of the search space; without one, of the network."""
         space = self.space.name if self.space else self.config.get("space")
         return str(space or (self.architecture.name if self.architecture else "a network"))
 
     @property
     def budget_ms(self) -> float | None:
-        """The budget in milliseconds, from the result, the configuration or the last epoch."""
-        if self.result is not None and self.result.budget_ms is not None:
-            return self.result.budget_ms
+        """From the result, the configuration, or the last epoch."""
+        if self.derived is not None:
+            return self.derived.budget_ms
         try:
             return parse_budget(str(self.config["budget"]))
         except (KeyError, BudgetError):
@@ -125,22 +131,22 @@ class Run:
 
     @property
     def predicted_ms(self) -> float | None:
-        """Predicted latency in milliseconds, from the table or else from the result."""
+        """The prediction of the table; without one, the value in the result."""
         if self.architecture is not None and self.table is not None:
             return self.table.predict_ms(self.architecture)
-        return self.result.predicted_ms if self.result else None
+        return self.derived.predicted_ms if self.derived else None
 
     @property
     def source(self) -> str:
-        """Short description of the source of the latencies."""
+        """The source of the latencies, in a few words."""
         if self.table is None:
-            return f"unknown ({self.faults['table.json']})"
+            return f"unknown ({self.faults[layout.TABLE]})"
         header = self.table.header
         return f"{header.method} ({header.title}, {header.runtime}, {header.precision})"
 
     @cached_property
     def blocks(self) -> tuple[BlockView, ...]:
-        """The blocks of the network and, if the space is known, its skipped blocks."""
+        """The blocks of the network and, if the space is known, those it skips."""
         if self.architecture is None:
             return ()
         kept = {block.name: block.ops for block in self.architecture.blocks}
@@ -171,10 +177,7 @@ class Run:
         return self.table.predict_ms(self.architecture), self.scores.log_probability(choices)
 
     def front(self) -> list[tuple[float, float]]:
-        """Latency in milliseconds and score of networks decoded over the reachable range.
-
-        Sorted by latency; empty without space, table or gates.
-        """
+        """Latency and score of networks decoded for budgets over the reachable range, sorted."""
         if not (self.space and self.table and self.scores):
             return []
         bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
@@ -184,27 +187,27 @@ class Run:
             limits = Limits(budget_ms=float(budget_ms), **limits_of_run)
             try:
                 decoded = decode(self.space, self.scores, self.table, limits)
-            except BudgetError:  # excluded by a limit on parameters or MACs
+            except BudgetError:  # a limit on parameters or MACs excludes every network
                 continue
             points.add((decoded.latency_ms, decoded.score))
         return sorted(points)
 
 
 def op_label(op: OpSpec, *, kernel: bool = True, expansion: bool = True) -> list[str]:
-    """The choices made in an operation, as one short text each."""
+    """The choices made in an operation, one short text each."""
     size = f"{op.kernel_size}{TIMES}{op.kernel_size}"
     sizes = [size] if kernel and op.kind != "feed_forward" else []
     return sizes + ([f"e{op.expand_ratio:g}"] if expansion and op.kind in EXPANDING else [])
 
 
 def fixed_ms(latency_ms: float, total_ms: float) -> str:
-    """A part of a total latency as text, with decimals to resolve 0.1 % of the total."""
+    """A part of a sum, with enough decimals to show 0.1 % of the sum."""
     decimals = 4 - math.ceil(math.log10(total_ms)) if total_ms > 0 else 3
     return f"{latency_ms:.{max(decimals, 0)}f}"
 
 
 def read_run(run: Path) -> Run:
-    """Read the files of a run; `Run.faults` lists the missing and invalid ones."""
+    """Read a run folder; `Run.faults` lists the files that are missing or unusable."""
     faults: dict[str, str] = {}
 
     def read(name: str, load: Callable[[Path], Content]) -> Content | None:
@@ -217,29 +220,29 @@ def read_run(run: Path) -> Run:
             faults[name] = error.message.replace(f"{run}/", "").splitlines()[0]
             return None
 
-    architecture = read("architecture.json", load_architecture)
-    space = read("space.yaml", lambda path: _load_space(path, architecture))
-    epochs, dropped_lines = read("metrics.jsonl", _load_epochs) or ((), 0)
+    architecture = read(layout.ARCHITECTURE, load_architecture)
+    space = read(layout.SPACE, lambda path: _load_space(path, architecture))
+    epochs, dropped_lines = read(layout.METRICS, _load_epochs) or ((), 0)
     records: tuple[StepRecord, ...] = ()
-    if (run / RECORDS_FILE).exists():  # a run without an inspection is complete too
-        records = read(RECORDS_FILE, lambda path: read_records(run)) or ()
+    if (run / layout.RECORDS).exists():  # without an inspection there is nothing amiss
+        records = read(layout.RECORDS, lambda path: read_records(run)) or ()
     return Run(
-        config_text=read("config.yaml", lambda path: read_text(path, "configuration")),
-        config=read("config.yaml", lambda path: read_yaml(path, "configuration")) or {},
+        config_text=read(layout.CONFIG, lambda path: read_text(path, "configuration")),
+        config=read(layout.CONFIG, lambda path: read_yaml(path, "configuration")) or {},
         epochs=epochs,
         dropped_lines=dropped_lines,
         architecture=architecture,
-        table=read("table.json", lambda path: _load_table(path, architecture, space)),
+        table=read(layout.TABLE, lambda path: _load_table(path, architecture, space)),
         space=space,
-        scores=read("gates.json", lambda path: _load_scores(path, space)),
-        result=read("result.json", _load_result),
+        scores=read(layout.GATES, lambda path: _load_scores(path, space)),
+        result=read(layout.RESULT, lambda path: read_result(run)),
         records=records,
         faults=faults,
     )
 
 
 def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
-    """Load the space, adapt its number of classes, and check that it contains the architecture."""
+    """The space with the architecture's number of classes; it must contain the architecture."""
     space = load_space(str(path))
     if architecture is not None:
         space = space.with_num_classes(architecture.num_classes)
@@ -260,16 +263,12 @@ def _load_table(
 def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
     """Load the gate scores, and check that they fit the space."""
     if space is None:
-        raise QuadranasError(f"{path} cannot be interpreted without space.yaml")
+        raise QuadranasError(f"{path} cannot be interpreted without {layout.SPACE}")
     return load_scores(path, space)
 
 
-def _load_result(path: Path) -> Result:
-    return validate(Result, read_json(path, "result"), path)
-
-
 def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
-    """The epochs in order (of repeated ones the last), and the number of invalid lines."""
+    """The epochs in order, and the number of other lines; the last line of an epoch counts."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as error:

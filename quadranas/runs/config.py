@@ -1,31 +1,42 @@
-"""The configuration of a search or a training run: written resolved into every run folder."""
+"""The configuration of a search or a training run: typed, and resolved once.
+
+Every field has a default, so a configuration may be partial: what was given is what was set
+(`given_keys`). `resolve_config` puts it over what the data decide; the result is complete, and
+`config.yaml` records it.
+"""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat
 
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
-from quadranas.data.folders import find_splits
-from quadranas.files import read_yaml
+from quadranas.data.folders import ImageListing, list_images
+from quadranas.errors import QuadranasError
 from quadranas.latency.contract import DEFAULT_TOLERANCE
-from quadranas.validation import Frozen, validate, validate_partial
+from quadranas.runs.config_file import read_config_file
+from quadranas.validation import Frozen, validate
 
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
 NUM_DIGITS = 10
+
+PathText = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
+]
+"""A path or a name, kept as text."""
 
 
 class WeightConfig(Frozen):
     """How weights are trained.
 
     Args:
-        learning_rate: the peak; it rises linearly over `warmup_fraction` of the steps, then falls
-            to zero by a cosine.
-        label_smoothing: for weight steps only, never for architecture steps.
-        clip_norm: of the gradient of the weights in use.
+        learning_rate: the peak rate; it rises linearly over `warmup_fraction` of the steps, then
+            falls to zero along a cosine.
+        label_smoothing: applied in weight steps only, never in architecture steps.
+        clip_norm: upper bound of the norm of the gradient of the weights in use.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -42,195 +53,215 @@ class GateConfig(Frozen):
     Args:
         mode: `two_path` compares two sampled candidates per gate; `full` compares all with the
             memory of one path, by running the inactive ones again in the backward pass.
-        learning_rate: of Adam with betas (0, 0.999), no weight decay.
-        weight_steps: weight steps per architecture step.
+        learning_rate: learning rate of Adam with betas (0, 0.999), without weight decay.
+        weight_steps: number of weight steps per architecture step.
     """
 
     mode: Literal["two_path", "full"] = "two_path"
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = 0.03
     weight_steps: int = Field(default=1, ge=1)
 
 
 class ScheduleConfig(Frozen):
-    """Epochs of each phase; an epoch of the supernet is one pass over the weights' half."""
+    """Number of epochs of each phase.
 
-    warmup_epochs: int = Field(ge=0)
-    search_epochs: int = Field(ge=1)
-    finetune_epochs: int = Field(ge=0)
+    An epoch of warm-up or search is one pass over the half of the training images that trains
+    the weights.
+    """
+
+    warmup_epochs: int = Field(default=10, ge=0)
+    search_epochs: int = Field(default=30, ge=1)
+    finetune_epochs: int = Field(default=20, ge=0)
 
 
 class DataConfig(Frozen):
-    """Which images, at which size, and the seed of everything drawn at random.
+    """Which images are used, at which size, and the random seed.
 
     Args:
-        data: a folder or a zip; scikit-learn's digits if none.
-        val: a second folder or zip, the test split.
-        train_resolution: of the images in training; latency is always that of the space's
-            deployment resolution.
+        data: a folder or a zip; None for scikit-learn's digits.
+        val: a second folder or zip with the test images.
+        train_resolution: image size during training, in pixels; latency is always counted at the
+            deployment resolution of the space.
     """
 
-    data: str | None = None
-    val: str | None = None
+    data: PathText | None = None
+    val: PathText | None = None
     skip_corrupt: bool = False
     seed: int = Field(default=0, ge=0, lt=2**31)
-    train_resolution: int = Field(ge=8, le=1024)
+    train_resolution: int = Field(default=MIN_RESOLUTION, ge=8, le=1024)
 
 
 class SearchConfig(DataConfig):
-    """All that decides the result of `quadranas search`, and what is recorded beside it.
+    """The configuration of `quadranas search`.
 
     Args:
+        device, budget: required to begin a search.
         inspect: whether to record distributions of the quadratic layers in every epoch of the
-            derived network's training.
+            fine-tuning.
     """
 
-    device: str
-    budget: str = Field(coerce_numbers_to_str=True)
-    space: str = DEFAULT_SPACE
-    table: str | None = None
+    device: PathText | None = None
+    budget: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    space: PathText = DEFAULT_SPACE
+    table: PathText | None = None
     max_params: int | None = Field(default=None, ge=1)
     max_macs: int | None = Field(default=None, ge=1)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
     batch_size: int = Field(default=64, ge=2)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
-    schedule: ScheduleConfig
+    schedule: ScheduleConfig = ScheduleConfig()
     weights: WeightConfig = WeightConfig()
-    gates: GateConfig
-    augment: AugmentConfig
+    gates: GateConfig = GateConfig()
+    augment: AugmentConfig = AugmentConfig()
     inspect: bool = False
 
 
 class TrainConfig(DataConfig):
-    """All that decides the result of `quadranas train`, and `inspect`, as of a search.
+    """The configuration of `quadranas train`.
 
     Args:
-        trainable: every parameter, or the quadratic terms of adapted layers alone.
+        trainable: `all` parameters, or only the `quadratic` terms of adapted layers.
+        inspect: whether to record distributions of the quadratic layers in every epoch.
     """
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(default=40, ge=1)
     trainable: Literal["all", "quadratic"] = "all"
     batch_size: int = Field(default=64, ge=2)
     checkpoint_seconds: float = Field(default=20.0, ge=0)
     weights: WeightConfig = WeightConfig()
-    augment: AugmentConfig
+    augment: AugmentConfig = AugmentConfig()
     inspect: bool = False
 
 
 Config = TypeVar("Config", bound=DataConfig)
 
 
-def load_overrides(path: Path | None, model: type[DataConfig]) -> dict[str, Any]:
-    """A partial configuration from YAML.
+def given_keys(config: DataConfig) -> dict[str, Any]:
+    """The keys of a configuration that were set, as plain data."""
+    return config.model_dump(mode="json", exclude_unset=True)
+
+
+def combined(
+    model: type[Config], config: Config | None, keys: Mapping[str, Any], source: str = "arguments"
+) -> Config:
+    """A partial configuration from an object and keys; where both set a value, the key wins.
 
     Raises:
-        QuadranasError: unreadable, an unknown key, or an impossible value.
+        QuadranasError: an unknown key or an impossible value; `source` says where it was given.
     """
-    if path is None:
-        return {}
-    content = read_yaml(path, "configuration")
-    validate_partial(model, content, path)
-    return content
+    given = validate(model, dict(keys), source)
+    if config is None:
+        return given
+    if not isinstance(config, model):
+        raise QuadranasError(
+            f"expected a {model.__name__}, got a {type(config).__name__}",
+            f"Build one with quadranas.{model.__name__}, or pass its keys as arguments.",
+        )
+    return validate(model, merged(given_keys(config), given_keys(given)), source)
 
 
-def count_classes(overrides: Mapping[str, Any]) -> int:
-    """Classes of the images a configuration names; only their folders are looked at.
+def load_config(model: type[Config], path: Path | None, **keys: Any) -> Config:
+    """A partial configuration from a YAML file and the options of a command line.
+
+    Raises:
+        QuadranasError: an unreadable file, an unknown key, or an impossible value.
+    """
+    config = None
+    if path is not None:
+        config = validate(model, read_config_file(path).keys, path)
+    return combined(model, config, keys, "command line")
+
+
+def list_data(config: DataConfig) -> ImageListing | None:
+    """List the image files that a configuration names; None for the embedded digits.
 
     Raises:
         QuadranasError: there are no such images.
     """
-    if overrides.get("data") is None:
-        return NUM_DIGITS
-    train, _ = find_splits(Path(overrides["data"]), overrides.get("val"))
-    return len(train.class_names)
+    return None if config.data is None else list_images(config.data, config.val)
 
 
-def open_data(overrides: Mapping[str, Any], largest: int, source: str | Path) -> Dataset:
-    """Load the images a configuration names.
+def count_classes(listing: ImageListing | None) -> int:
+    """The number of classes of listed images, or of the embedded digits."""
+    return NUM_DIGITS if listing is None else len(listing.train.class_names)
+
+
+def open_data(config: DataConfig, largest: int, listing: ImageListing | None = None) -> Dataset:
+    """Load the images that a configuration names.
 
     Args:
-        largest: bound of the default training resolution, which otherwise is the largest multiple
-            of 32 that does not exceed the images' median shorter side.
+        largest: upper bound of the default training resolution, which otherwise is the largest
+            multiple of 32 that does not exceed the median shorter side of the images.
+        listing: the files of `list_data`, if they are listed already.
 
     Raises:
-        QuadranasError: a fault in the configuration or in the images.
+        QuadranasError: a fault in the images.
     """
-    content = {k: v for k, v in overrides.items() if k in DataConfig.model_fields}
-    if "train_resolution" not in content:
-        given = validate(DataConfig, content | {"train_resolution": MIN_RESOLUTION}, source)
-        side = MIN_RESOLUTION
-        if given.data is not None:
-            side = native_side(given.data, val=given.val, seed=given.seed)
-        content["train_resolution"] = max(min(side, largest) // 32 * 32, MIN_RESOLUTION)
-    config = validate(DataConfig, content, source)
+    listing = listing or list_data(config)
+    resolution = config.train_resolution
+    if "train_resolution" not in config.model_fields_set:
+        side = native_side(listing, seed=config.seed) if listing else MIN_RESOLUTION
+        resolution = max(min(side, largest) // 32 * 32, MIN_RESOLUTION)
     return load_dataset(
-        config.data,
-        val=config.val,
-        resolution=config.train_resolution,
+        listing,
+        val=config.val if listing is None else None,
+        resolution=resolution,
         seed=config.seed,
         skip_corrupt=config.skip_corrupt,
     )
 
 
-def resolve_config(
-    model: type[Config], overrides: Mapping[str, Any], dataset: Dataset, source: str | Path
-) -> Config:
-    """Fill what a configuration leaves open with defaults that suit the data's size.
-
-    Args:
-        overrides: what was given, in file and command line.
-        source: the file they came from, for messages.
+def resolve_config(given: Config, dataset: Dataset) -> Config:
+    """A complete configuration: what was given, over what the data decide, over the defaults.
 
     Raises:
-        QuadranasError: an unknown key or an impossible value.
+        QuadranasError: an impossible value.
     """
-    defaults = defaults_for(dataset, photos=overrides.get("data") is not None)
-    accepted = {key: value for key, value in defaults.items() if key in model.model_fields}
-    return validate(model, merged(accepted, overrides), source)
+    model = type(given)
+    decided = {
+        key: value
+        for key, value in defaults_for(dataset, photos=given.data is not None).items()
+        if key in model.model_fields
+    }
+    defaults = merged(model().model_dump(mode="json"), decided)
+    return validate(model, merged(defaults, given_keys(given)), "configuration")
 
 
 def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
-    """Schedule, rates and augmentation by number of training images.
+    """The keys whose defaults depend on the data: schedule, rates and augmentation.
 
-    Up to 5,000 images: a short run. Up to 200,000: the recipe measured on CIFAR-10 with small
-    QuadraNets. Beyond: ProxylessNAS's schedule (arXiv:1812.00332, Sec. 4.2).
+    Up to 5,000 training images: the defaults of the classes, a short run. Up to 200,000: the
+    recipe measured on CIFAR-10 with small QuadraNets. Beyond: ProxylessNAS's schedule
+    (arXiv:1812.00332, Sec. 4.2).
     """
     size = len(dataset.train)
-    common: dict[str, Any] = {
+    padding = dataset.resolution // (16 if size <= 5_000 else 8)
+    decided: dict[str, Any] = {
         "train_resolution": dataset.resolution,
-        "augment": {"flip": photos, "crop_padding": max(1, dataset.resolution // 16)},
+        "augment": {"flip": photos, "crop_padding": max(1, padding)},
     }
     if size <= 5_000:
-        return common | {
-            "schedule": {"warmup_epochs": 10, "search_epochs": 30, "finetune_epochs": 20},
-            "gates": {"learning_rate": 0.03},
-            "epochs": 40,
-        }
+        return decided
     if size <= 200_000:
-        return common | {
+        return decided | {
             "batch_size": 128,
             "schedule": {"warmup_epochs": 10, "search_epochs": 30, "finetune_epochs": 40},
             "gates": {"learning_rate": 6e-3, "weight_steps": 2},
             "epochs": 60,
-            "augment": {"flip": photos, "crop_padding": max(1, dataset.resolution // 8)},
         }
-    return common | {
+    decided["augment"] |= {"rand_augment_ops": 2, "mixup": 0.2}
+    return decided | {
         "batch_size": 256,
         "schedule": {"warmup_epochs": 40, "search_epochs": 120, "finetune_epochs": 150},
         "weights": {"optimizer": "sgd", "learning_rate": 0.025, "weight_decay": 4e-5},
         "gates": {"learning_rate": 1e-3, "weight_steps": 5},
         "epochs": 150,
-        "augment": {
-            "flip": photos,
-            "crop_padding": max(1, dataset.resolution // 8),
-            "rand_augment_ops": 2,
-            "mixup": 0.2,
-        },
     }
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged; everything else replaced."""
+    """Two mappings in one: nested mappings are merged, all other values replaced."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)

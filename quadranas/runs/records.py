@@ -1,12 +1,12 @@
-"""The records of a run: lines of metrics, and its result."""
+"""The records of a run: one line of metrics per epoch."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat
 
 
 class Epoch(BaseModel):
-    """One line of `metrics.jsonl`; null is what a phase does not measure."""
+    """One line of `metrics.jsonl`; values that a phase does not measure are None."""
 
     phase: Literal["warmup", "search", "finetune", "train"]
     epoch: int = Field(ge=1)
@@ -19,20 +19,6 @@ class Epoch(BaseModel):
     entropy: float | None = None
     skip_rate: float | None = None
     latency_weight: float | None = None
-
-
-class Result(BaseModel):
-    """What is shown of `result.json`."""
-
-    device: str | None = None
-    budget_ms: FiniteFloat | None = Field(default=None, gt=0)
-    predicted_ms: FiniteFloat | None = None
-    measured_ms: FiniteFloat | None = None
-    accuracy: FiniteFloat | None = None
-    params: int | None = None
-    macs: int | None = None
-
-    model_config = ConfigDict(extra="allow")
 
 
 Metrics = dict[str, float | str | int | None]

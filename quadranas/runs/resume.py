@@ -1,60 +1,178 @@
-"""Resuming: which run is continued, and whether what is given agrees with it."""
+"""Beginning a run or resuming one: which folder, and whether what is given agrees with it."""
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
-from quadranas.errors import QuadranasError
-from quadranas.files import read_yaml
-from quadranas.runs.config import Config, DataConfig, SearchConfig, TrainConfig, merged
-from quadranas.runs.run_folder import RunFolder
+from torch import nn
+
+from quadranas.data.preprocessing import Preprocessing
+from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.reporter import Reporter
+from quadranas.runs import layout
+from quadranas.runs.config import Config, SearchConfig, given_keys, merged
+from quadranas.runs.config_file import ConfigFile, read_config_file, with_header
+from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.validation import validate
 
-VERBS: dict[type[DataConfig], str] = {SearchConfig: "search", TrainConfig: "train"}
+COPIES_ON_DISK = 8
+"""Copies of a network's weights that a run writes at most: two checkpoints with the weights and
+two moments each, the weights at the start and at the end."""
+
+CONFIG_OF = {"search": "search", "derive": "search", "train": "train"}
+"""The command whose configuration a folder holds, by the command that wrote the folder."""
 
 
-def run_name(overrides: Mapping[str, Any]) -> str:
-    """What a search is called by default: space, device and budget, as far as they are given."""
+@dataclass(frozen=True)
+class RunStart(Generic[Config]):
+    """A run that begins or is resumed.
+
+    Args:
+        config: what was given; when resuming, the whole configuration of the run.
+    """
+
+    command: str
+    folder: RunFolder
+    config: Config
+    resuming: bool
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.resuming and self.folder.is_finished
+
+    def create(self, config: Config, network: nn.Module, preprocessing: Preprocessing) -> None:
+        """Make the folder of a new run; check the data of one that is resumed.
+
+        Args:
+            config: complete.
+            network: the network whose weights the checkpoints will hold.
+
+        Raises:
+            QuadranasError: the folder cannot be written, the disk is too full, or the data of the
+                run have changed.
+        """
+        if not self.resuming:
+            num_weights = sum(p.numel() for p in network.parameters())
+            needed_bytes = num_weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
+            keys = config.model_dump(mode="json")
+            self.folder.create(needed_bytes, with_header(self.command, keys))
+        self.folder.keep_preprocessing(preprocessing)
+
+    def checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
+        """The checkpoint to continue from; None to start at the beginning."""
+        return self.folder.latest_checkpoint(reporter) if self.resuming else None
+
+
+def begin_or_resume(
+    command: str,
+    given: Config,
+    folder: RunFolder,
+    reporter: Reporter,
+    *,
+    resume: bool,
+    is_enough: bool = True,
+) -> RunStart[Config]:
+    """Decide whether a run begins or is resumed; nothing is written for a new one yet.
+
+    Args:
+        resume: resume the run in the folder; where there is none, begin one.
+        is_enough: whether what is given is enough to begin a run.
+
+    Raises:
+        QuadranasError: the folder holds something else, or a run that disagrees with what is
+            given.
+    """
+    if resume and folder.is_run:
+        config = matching_config(command, folder.path, given)
+        if folder.is_finished:
+            reporter.message(f"{folder.path} is finished already")
+        else:
+            folder.tidy()
+        return RunStart(command, folder, config, resuming=True)
+    folder.refuse_content()
+    if resume and not is_enough:
+        raise QuadranasError(
+            f"{folder.path} holds no run to continue",
+            "Name another with --output, or begin one with --device and --budget.",
+        )
+    if resume:
+        reporter.message(f"{folder.path} holds no run to continue; beginning one")
+    return RunStart(command, folder, given, resuming=False)
+
+
+@contextmanager
+def resumable(command: str, folder: RunFolder) -> Iterator[None]:
+    """Have an interrupt say how the run in a folder is continued.
+
+    Raises:
+        RunInterruptedError: in place of a `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not folder.is_run:
+            raise RunInterruptedError(
+                "interrupted before the run began; nothing was written"
+            ) from error
+        raise RunInterruptedError(
+            f"interrupted; the run in {folder.path} can be continued",
+            f"Continue with: {layout.resume_command(command, folder.path)}",
+        ) from error
+
+
+def run_name(given: SearchConfig) -> str:
+    """The default name of a search: space, device and budget, as far as they are given."""
+    keys = given_keys(given)
     parts = []
     for key in ("space", "device", "budget"):
-        text = "".join(str(overrides.get(key) or "").split())
+        text = "".join((keys.get(key) or "").split())
         parts.append(Path(text).stem if text.endswith((".yaml", ".yml")) else text)
     return "-".join(filter(None, parts))
 
 
-def matching_config(
-    model: type[Config], output: Path, given: Mapping[str, Any], source: str | Path
-) -> dict[str, Any]:
-    """The configuration of a run that is to be continued, if nothing given contradicts it.
+def matching_config(command: str, folder: Path, given: Config) -> Config:
+    """The configuration of a run to resume, if nothing that is given contradicts it.
 
     Raises:
-        QuadranasError: a contradiction, or the run of another verb.
+        QuadranasError: a contradiction, or a folder that another command wrote.
     """
-    path = output / "config.yaml"
-    stored = read_yaml(path, "configuration")
-    for other, verb in VERBS.items():
-        if other is not model and set(stored) == set(other.model_fields):
-            raise QuadranasError(
-                f"{output} is a run of `quadranas {verb}`, not of `quadranas {VERBS[model]}`",
-                f"Continue it with: {resume_command(verb, output)}",
-            )
-    there = validate(model, stored, path)
-    wanted = validate(model, merged(stored, given), source)
+    model = type(given)
+    file = read_config_file(folder / layout.CONFIG)
+    _check_command(command, folder, file)
+    there = validate(model, file.keys, file.path)
+    wanted = validate(model, merged(there.model_dump(), given_keys(given)), file.path)
     difference = _first_difference(there.model_dump(), wanted.model_dump())
     if difference is not None:
         key, old, new = difference
         raise QuadranasError(
-            f"cannot resume {output}: {key} is {old!r} there, not {new!r}",
+            f"cannot resume {folder}: {key} is {old!r} there, not {new!r}",
             "Leave the option out, or start a new run with another --output.",
         )
-    return stored
+    return there
 
 
-def can_resume(model: type[Config], output: Path, given: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a run that could be continued with what is given."""
+def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
+    if CONFIG_OF.get(file.command or "") == command:
+        return
+    if file.command in layout.RESUMABLE:
+        raise QuadranasError(
+            f"{folder} is a run of `quadranas {file.command}`, not of `quadranas {command}`",
+            f"Continue it with: {layout.resume_command(file.command, folder)}",
+        )
+    writer = f"`quadranas {file.command}`" if file.command else "another command"
+    raise QuadranasError(
+        f"{folder} was written by {writer} and holds no run of `quadranas {command}`",
+        "Start a new run with another --output.",
+    )
+
+
+def can_resume(command: str, folder: Path, given: Config) -> bool:
+    """Whether a folder holds a run that agrees with what is given."""
     try:
-        matching_config(model, output, given, "command line")
+        matching_config(command, folder, given)
     except QuadranasError:
         return False
     return True
@@ -74,19 +192,12 @@ def _first_difference(
     return None
 
 
-def resume_command(verb: str, output: Path) -> str:
-    """The command that continues a run."""
-    folder = shlex.quote(str(output))
-    argument = f" {folder}" if verb == "train" else ""
-    return f"quadranas {verb}{argument} --resume --output {folder}"
-
-
 def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:
     """A folder under `runs/`: a new one, or the newest unfinished one that can be resumed.
 
     Args:
-        name: of a new one; a number is added.
-        accept: when resuming: whether a run is one of those asked for.
+        name: name of a new folder; a number is appended.
+        accept: when resuming: whether a run may be chosen.
 
     Raises:
         QuadranasError: there is nothing to resume.
@@ -97,7 +208,7 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
         while (runs / f"{name}-{number}").exists():
             number += 1
         return runs / f"{name}-{number}"
-    found = sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    found = sorted(runs.glob(f"*/{layout.CONFIG}"), key=lambda path: path.stat().st_mtime)
     unfinished = [p.parent for p in reversed(found) if not RunFolder(p.parent).is_finished]
     chosen = next(filter(accept, unfinished), None)
     if chosen is None:

@@ -1,4 +1,4 @@
-"""The run folder: what a search or a training leaves behind, and what it needs to continue.
+"""The run folder: the results of a search or a training, and the state to resume it from.
 
 Checkpoints are torch files with a digest in their name, loaded without executing anything; the
 newest two are kept, so that a torn one falls back to the one before.
@@ -20,9 +20,10 @@ import yaml
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
-from quadranas.files import TEMPORARY, read_json, read_text, write_atomically, write_json
-from quadranas.inspection.records import RECORDS_FILE, StepRecord
+from quadranas.files import TEMPORARY, read_text, write_atomically, write_json
+from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
 KEPT_CHECKPOINTS = 2
@@ -34,9 +35,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metrics = path / "metrics.jsonl"
-        self.inspection = path / RECORDS_FILE
-        self.checkpoints = path / "checkpoints"
+        self.metrics = path / layout.METRICS
+        self.inspection = path / layout.RECORDS
+        self.checkpoints = path / layout.CHECKPOINTS
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -44,22 +45,23 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether it holds a run, finished or not."""
-        return (self / "config.yaml").is_file()
+        return (self / layout.CONFIG).is_file()
 
     @property
     def is_finished(self) -> bool:
         """Whether its run is finished."""
-        return (self / "result.json").is_file()
+        return (self / layout.RESULT).is_file()
 
     def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
-        """Make the folder with its `config.yaml`, which marks it as a run that can be continued.
+        """Make the folder with its `config.yaml`, which marks it as a run that can be resumed.
 
         Args:
-            needed_bytes: what the run will write, roughly.
+            needed_bytes: approximately what the run will write.
+            config: the content of `config.yaml` (`with_header`).
 
         Raises:
-            QuadranasError: it exists with content, cannot be written, or the disk is too full;
-                nothing is left behind.
+            QuadranasError: the folder exists with content or cannot be written, or the disk is
+                too full; nothing is left behind.
         """
         self.refuse_content()
         new = [p for p in (self.checkpoints, self.path, *self.path.parents) if not p.exists()]
@@ -92,7 +94,7 @@ class RunFolder:
         """Refuse a folder with content, other than what an interrupted `create` leaves.
 
         Raises:
-            QuadranasError: there is some.
+            QuadranasError: the folder has content, or cannot be read.
         """
         try:
             if not self.path.exists():
@@ -113,7 +115,7 @@ class RunFolder:
     def _is_remnant(self, path: Path) -> bool:
         if path == self.checkpoints:
             return path.is_dir() and not any(path.iterdir())
-        return path.match(f".config.yaml.*{TEMPORARY}")
+        return path.match(f".{layout.CONFIG}.*{TEMPORARY}")
 
     def tidy(self) -> None:
         """Remove the temporary files of a process that was killed."""
@@ -122,16 +124,16 @@ class RunFolder:
                 left.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved configuration."""
-        write_atomically(self / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        """Write `config.yaml`; the content is made by `with_header`."""
+        write_atomically(self / layout.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
     def keep_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Write what the network will expect of its images, once.
+        """Write how the images are prepared; where that is written already, compare.
 
         Raises:
             QuadranasError: it was written for other images.
         """
-        path = self / "preprocessing.json"
+        path = self / layout.PREPROCESSING
         if not path.is_file():
             preprocessing.save(path)
         elif load_preprocessing(path) != preprocessing:
@@ -157,10 +159,10 @@ class RunFolder:
         _keep_lines(self.inspection, num_lines)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the one before stays, older ones go.
+        """Write a checkpoint; keep the previous one and remove older ones.
 
         Raises:
-            QuadranasError: it cannot be written; the checkpoints before are untouched.
+            QuadranasError: it cannot be written; earlier checkpoints are untouched.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoints / f"unfinished{TEMPORARY}"
@@ -182,7 +184,7 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or none; says so when it removes a torn one."""
+        """The newest complete checkpoint, or None; warns when it removes a torn one."""
         remaining = self._checkpoint_files()
         while remaining:
             path = remaining.pop(0)
@@ -199,13 +201,9 @@ class RunFolder:
         found = self.checkpoints.glob("*.pt") if self.checkpoints.is_dir() else []
         return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), reverse=True)
 
-    def result(self) -> dict[str, Any]:
-        """The content of `result.json`."""
-        return read_json(self / "result.json", "result")
-
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`: the sign that the run is finished."""
-        write_json(self / "result.json", dict(result))
+        """Write `result.json`, which marks the run as finished."""
+        write_json(self / layout.RESULT, dict(result))
 
 
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:

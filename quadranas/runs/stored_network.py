@@ -1,9 +1,10 @@
 """Opening what a user names: a network with its weights, and the images to test it on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -13,22 +14,27 @@ from quadranas.data.dataset import Dataset
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
-from quadranas.files import read_yaml
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights
-from quadranas.runs.config import DataConfig, TrainConfig, open_data
-from quadranas.runs.resume import resume_command
+from quadranas.runs import layout
+from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
+from quadranas.runs.config_file import read_config_file, recorded_command
 from quadranas.space.architecture import Architecture
 from quadranas.space.catalog import find_architecture
+from quadranas.validation import validate
+
+DECIDED_BY_DATA = ("data", "val", "skip_corrupt", "train_resolution", "augment")
+"""The keys of a configuration that do not carry over to other data."""
 
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network to work on.
+    """A network on disk: its architecture and its weights.
 
     Args:
-        folder: the run folder it lies in, if any.
-        weights: its trained weights, if any.
+        folder: the run folder, if the network lies in one.
+        weights: the file with its trained weights, if any.
+        preprocessing: how its images are prepared, if that is recorded.
     """
 
     architecture: Architecture
@@ -37,7 +43,7 @@ class StoredNetwork:
     preprocessing: Preprocessing | None = None
 
     def network(self, *, seed: int = 0) -> Network:
-        """The network, with its trained weights if it has any, else drawn from a seed."""
+        """The network with its trained weights; without any, drawn from a seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = build_subnet(self.architecture)
@@ -49,15 +55,19 @@ class StoredNetwork:
         """Refuse an untrained network.
 
         Args:
-            otherwise: what else the user can do.
+            otherwise: another remedy to name in the hint.
 
         Raises:
             QuadranasError: there are no trained weights.
         """
         if self.weights is None and self.folder is not None:
+            command = recorded_command(self.folder)
             raise QuadranasError(
-                f"{self.folder} holds no trained weights: subnet.safetensors is missing",
-                f"If the run is unfinished, continue it with: {self._resume_command()}",
+                f"{self.folder} holds no trained weights: {layout.WEIGHTS} is missing",
+                f"If the run is unfinished, continue it with: "
+                f"{layout.resume_command(command, self.folder)}"
+                if command in layout.RESUMABLE
+                else f"Train it with: quadranas train {shlex.quote(str(self.folder))}",
             )
         if self.weights is None:
             raise QuadranasError(
@@ -65,27 +75,31 @@ class StoredNetwork:
                 f"Name a run folder, or add --weights FILE.safetensors{otherwise}.",
             )
 
-    def _resume_command(self) -> str:
-        assert self.folder is not None
-        searched = (self.folder / "space.yaml").is_file()
-        return resume_command("search" if searched else "train", self.folder)
+
+Model: TypeAlias = str | Path | Architecture | StoredNetwork
+"""A network as commands take it: the name of a model, a file, a run folder, or one opened."""
 
 
-def open_network(name: str, weights: Path | None = None) -> StoredNetwork:
-    """What ARCH|RUN on the command line stands for.
+def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwork:
+    """Resolve a model argument: an architecture file, a run folder, a name, or an opened network.
 
     Args:
-        weights: a safetensors file instead of the run's `subnet.safetensors`.
+        weights: a safetensors file to use instead of the weights in the run folder.
 
     Raises:
-        QuadranasError: unknown name, or an unfinished run.
+        QuadranasError: an unknown name, or an unfinished run.
     """
-    folder = Path(name)
-    architecture = find_architecture(name)
+    weights = None if weights is None else Path(weights)
+    if isinstance(model, StoredNetwork):
+        return model if weights is None else replace(model, weights=weights)
+    if isinstance(model, Architecture):
+        return StoredNetwork(model, weights=weights)
+    folder = Path(model)
+    architecture = find_architecture(str(model))
     if not folder.is_dir():
         return StoredNetwork(architecture, weights=weights)
-    own_weights = folder / "subnet.safetensors"
-    stored = folder / "preprocessing.json"
+    own_weights = folder / layout.WEIGHTS
+    stored = folder / layout.PREPROCESSING
     return StoredNetwork(
         architecture,
         folder=folder,
@@ -94,25 +108,27 @@ def open_network(name: str, weights: Path | None = None) -> StoredNetwork:
     )
 
 
-def inherited_config(stored: StoredNetwork, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the run the network lies in that also matter to another training or test.
+def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
+    """What the run that a network lies in hands on to a training or a test of it.
 
-    With other data than the run's, what the data decided is left out.
+    With other data than the run's, the keys that the data decided are left out.
     """
-    if stored.folder is None or not (stored.folder / "config.yaml").is_file():
-        return {}
-    content = read_yaml(stored.folder / "config.yaml", "configuration")
+    path = stored.folder / layout.CONFIG if stored.folder is not None else None
+    if path is None or not path.is_file():
+        return TrainConfig()
+    content = read_config_file(path).keys
     keys = set(TrainConfig.model_fields)
-    if overrides.get("data", content.get("data")) != content.get("data"):
-        keys -= {"data", "val", "skip_corrupt", "train_resolution", "augment"}
-    return {key: value for key, value in content.items() if key in keys}
+    if given_keys(given).get("data", content.get("data")) != content.get("data"):
+        keys -= set(DECIDED_BY_DATA)
+    inherited = {key: value for key, value in content.items() if key in keys}
+    return validate(TrainConfig, inherited, path)
 
 
 def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
-    """The architecture with a head for the data's classes, if it has no weights yet.
+    """The architecture with a head for the classes of the data, if it has no weights yet.
 
     Raises:
-        QuadranasError: it has weights, for another number of classes.
+        QuadranasError: it has weights for another number of classes.
     """
     architecture = stored.architecture
     if stored.weights is None:
@@ -128,7 +144,7 @@ def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Data with a test split, and how a trained network wants to see their images."""
+    """Data with a test split, and the preprocessing that a trained network expects."""
 
     dataset: Dataset
     augmenter: Augmenter
@@ -138,23 +154,22 @@ class HeldOutImages:
         return evaluate(network, self.dataset.test, self.augmenter)
 
 
-def open_test_images(
-    stored: StoredNetwork, overrides: Mapping[str, Any], source: str | Path
-) -> HeldOutImages:
+def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
     """The images to test a trained network on.
 
     Args:
-        overrides: which data; those of the run the network lies in, if not given.
+        given: which data; by default those of the run that the network lies in.
 
     Raises:
-        QuadranasError: data of other classes than those trained for, or that do not serve.
+        QuadranasError: unsuitable data, or data of other classes than those trained for.
     """
-    given = inherited_config(stored, overrides) | dict(overrides)
-    content = {key: value for key, value in given.items() if key in DataConfig.model_fields}
+    content = merged(given_keys(inherited_config(stored, given)), given_keys(given))
+    content = {key: value for key, value in content.items() if key in DataConfig.model_fields}
     trained_on = stored.preprocessing
     if trained_on is not None:
         content["train_resolution"] = trained_on.resolution
-    dataset = open_data(content, stored.architecture.resolution, source)
+    config = validate(DataConfig, content, "configuration")
+    dataset = open_data(config, stored.architecture.resolution)
     if trained_on is not None and trained_on.class_names != dataset.class_names:
         raise QuadranasError(
             f"the data's classes ({_some(dataset.class_names)}) are not those the network was "
@@ -164,7 +179,7 @@ def open_test_images(
     for_classes(stored, dataset)
     expected = trained_on or Preprocessing.of(dataset)
     augmenter = Augmenter(
-        AugmentConfig(flip=False, crop_padding=0),
+        AugmentConfig(),
         num_classes=dataset.num_classes,
         mean=expected.mean,
         std=expected.std,

@@ -13,9 +13,12 @@ from pydantic import Field, FiniteFloat, model_validator
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, write_json
 from quadranas.space.operation import MAX_CHANNELS, MAX_RESOLUTION, OpSpec
-from quadranas.validation import Frozen, validate
+from quadranas.validation import Frozen, refuse_newer, validate
 
 FORMAT_VERSION = 1
+
+ARCHITECTURE_FILE = "architecture.json"
+"""The name of the architecture file in a run folder."""
 
 
 class Block(Frozen):
@@ -181,13 +184,7 @@ def load_architecture(path: Path) -> Architecture:
         QuadranasError: the file is unreadable, has a newer format or contains an invalid value.
     """
     content: dict[str, Any] = read_json(path, "architecture")
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise QuadranasError(
-            f"{path}: format_version {version} is newer than this quadranas reads "
-            f"(up to {FORMAT_VERSION})",
-            "Upgrade with: pip install --upgrade quadranas",
-        )
+    refuse_newer(content, FORMAT_VERSION, path)
     if "blocks" not in content:
         raise QuadranasError(f"{path}: not an architecture file: key 'blocks' is missing")
     return validate(Architecture, content, path)

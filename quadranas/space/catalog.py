@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import shipped
-from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.space.architecture import ARCHITECTURE_FILE, Architecture, load_architecture
 from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
 
 
@@ -30,11 +30,11 @@ def find_architecture(name: str) -> Architecture:
         return load_architecture(published[name])
     path = Path(name)
     if path.is_dir():
-        inside = path / "architecture.json"
+        inside = path / ARCHITECTURE_FILE
         if not inside.is_file():
             folder = shlex.quote(name)
             raise QuadranasError(
-                f"{path} contains no architecture.json",
+                f"{path} contains no {ARCHITECTURE_FILE}",
                 f"If it is an unfinished run: quadranas search --resume --output {folder}",
             )
         return load_architecture(inside)

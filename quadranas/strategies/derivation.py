@@ -1,21 +1,16 @@
-"""From trained gates to an architecture, and to what a run folder says about it."""
-
-from pathlib import Path
-from typing import Any
+"""From trained gates to an architecture within limits."""
 
 from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import PricedTable
 from quadranas.space.architecture import Architecture
-from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import SearchSpace
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import MIN_USE, Limits, check_budget
 from quadranas.strategies.scores import BlockScores, GateScores
 
 CONFIDENT_USE = 0.97
-"""The share to use of a budget that a confidence has tightened: the margin is in it already."""
+"""The minimum use of a budget that a confidence has tightened; it includes the margin already."""
 
 
 def decoding_limits(
@@ -25,10 +20,10 @@ def decoding_limits(
     max_params: int | None = None,
     max_macs: int | None = None,
 ) -> Limits:
-    """The bounds for predictions that keep a contract.
+    """The limits for predictions with which a contract is kept.
 
     Raises:
-        QuadranasError: a confidence is asked for that the table cannot give.
+        QuadranasError: the table cannot give the confidence that is asked for.
     """
     return Limits(
         budget_ms=contract.decoding_ms(table),
@@ -39,7 +34,7 @@ def decoding_limits(
 
 
 def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> None:
-    """Refuse limits that no network of the space is within.
+    """Refuse limits that exclude every network of the space.
 
     Raises:
         BudgetError: says what is reachable.
@@ -65,7 +60,7 @@ def derive_architecture(
     """The most probable architecture within the limits, with its provenance.
 
     Args:
-        limits: the budget in them is the one for predictions, `contract.decoding_ms`.
+        limits: with the budget for predictions, `contract.decoding_ms`.
 
     Raises:
         BudgetError: no network of the space is within the limits.
@@ -84,34 +79,3 @@ def derive_architecture(
         "table": header.summary(),
     }
     return architecture.model_copy(update={"provenance": provenance})
-
-
-def describe(
-    folder: Path,
-    architecture: Architecture,
-    priced: PricedTable,
-    contract: Contract,
-    *,
-    accuracy: float | None,
-    measured_ms: float | None,
-) -> dict[str, Any]:
-    """The content of `result.json`; the table is the copy in the folder."""
-    header = priced.table.header
-    return {
-        "run": str(folder),
-        "architecture": str(folder / "architecture.json"),
-        "device": header.device,
-        "budget_ms": contract.budget_ms,
-        "confidence": contract.confidence,
-        "tolerance": contract.tolerance,
-        "predicted_ms": architecture.provenance["predicted_ms"],
-        "measured_ms": measured_ms,
-        "table": {
-            "path": str(folder / "table.json"),
-            "method": header.method,
-            "summary": header.summary(),
-        },
-        "params": count_params(architecture),
-        "macs": count_macs(architecture),
-        "accuracy": accuracy,
-    }

@@ -1,22 +1,22 @@
-"""The search problem: space, budget, table and data, checked before any training."""
+"""The setup of a search: space, budget, table and data, checked before any training."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
+from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import PricedTable, find_priced
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 from quadranas.runs.config import (
-    DEFAULT_SPACE,
     SearchConfig,
     count_classes,
+    list_data,
     open_data,
     resolve_config,
 )
@@ -24,12 +24,11 @@ from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import SpaceFile, build_space, load_space_file
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
-from quadranas.validation import validate_partial
 
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """What is searched, for what, on what: everything known before training."""
+    """Space, budget, table, device and data of a search: everything known before training."""
 
     config: SearchConfig
     space_file: SpaceFile
@@ -54,62 +53,56 @@ class SearchSetup:
 
 
 def prepare_search(
-    overrides: dict[str, Any],
-    reporter: Reporter,
-    source: str | Path,
-    copies: Path | None = None,
+    given: SearchConfig, reporter: Reporter, copies: Path | None = None
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
     Args:
-        overrides: what is given of a `SearchConfig`; `source` names where, for messages.
-        copies: the folder of a run that is continued: its own space and table count, also where
-            the originals have changed since.
+        copies: when resuming, the folder of the run: its copies of space and table are used, even
+            if the originals have changed since.
+
+    Raises:
+        QuadranasError: a fault in the configuration, the budget, the table or the images.
     """
-    validate_partial(SearchConfig, overrides, source)
-    for key in ("device", "budget"):
-        if key not in overrides:
-            raise QuadranasError(f"no {key} is given", f"Name one with --{key}.")
-    budget_ms = parse_budget(str(overrides["budget"]))
-    device = load_device(overrides["device"])
-    named = overrides.get("space", DEFAULT_SPACE)
-    space_file = load_space_file(str(_copy(copies, "space.yaml") or named))
-    space = build_space(space_file).with_num_classes(count_classes(overrides))
-    table_file = _copy(copies, "table.json") or overrides.get("table")
-    priced = find_priced(
-        space,
-        device.name,
-        Path(table_file) if table_file else None,
-        command=build_command(named, overrides["device"]),
-    )
+    if given.budget is None or given.device is None:
+        missing = "device" if given.device is None else "budget"
+        raise QuadranasError(f"no {missing} is given", f"Name one with --{missing}.")
+    budget_ms = parse_budget(given.budget)
+    device = load_device(given.device)
+    space_file = load_space_file(str(_copy(copies, layout.SPACE) or given.space))
+    listing = list_data(given)
+    space = build_space(space_file).with_num_classes(count_classes(listing))
+    table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
+    command = build_command(given.space, given.device)
+    priced = find_priced(space, device.name, table, command=command)
     contract = Contract(
-        budget_ms=budget_ms,
-        confidence=overrides.get("confidence"),
-        tolerance=overrides.get("tolerance", DEFAULT_TOLERANCE),
+        budget_ms=budget_ms, confidence=given.confidence, tolerance=given.tolerance
     )
     reporter.message(feasibility(space, priced, contract))
     limits = decoding_limits(
-        contract,
-        priced.table,
-        max_params=overrides.get("max_params"),
-        max_macs=overrides.get("max_macs"),
+        contract, priced.table, max_params=given.max_params, max_macs=given.max_macs
     )
     check_limits(space, priced.table, limits)
-    if "train_resolution" in overrides:
-        _check_train_resolution(space, overrides["train_resolution"])
-    dataset = open_data(overrides, space.resolution, source)
+    if "train_resolution" in given.model_fields_set:
+        _check_train_resolution(space, given.train_resolution)
+    dataset = open_data(given, space.resolution, listing)
     _check_train_resolution(space, dataset.resolution)
-    skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
-    reporter.message(
-        f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
-        f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
-    )
-    config = resolve_config(SearchConfig, overrides, dataset, source)
+    reporter.message(_data_line(dataset))
+    config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 
 
+def _data_line(dataset: Dataset) -> str:
+    """The data in words."""
+    skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
+    return (
+        f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
+        f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
+    )
+
+
 def _copy(folder: Path | None, name: str) -> Path | None:
-    """A file of a run folder, if there is one."""
+    """A file of a run folder, if it exists."""
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 

@@ -32,10 +32,10 @@ class SupernetTraining:
 
     name = "supernet"
 
-    def __init__(self, problem: SearchSetup, supernet: Supernet) -> None:
-        config, dataset = problem.config, problem.dataset
+    def __init__(self, setup: SearchSetup, supernet: Supernet) -> None:
+        config, dataset = setup.config, setup.dataset
         self.config, self.dataset, self.supernet = config, dataset, supernet
-        self.augmenter = problem.augmenter()
+        self.augmenter = setup.augmenter()
         self.weight_half, self.gate_half = split_halves(
             dataset.train.labels, derived_seed(config.seed, "halves")
         )
@@ -43,12 +43,12 @@ class SupernetTraining:
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
         self.num_steps = epochs * self.steps_per_epoch
-        self.expected = ExpectedLatency(problem.space, supernet.gates, problem.priced.table)
+        self.expected = ExpectedLatency(setup.space, supernet.gates, setup.priced.table)
         # A budget that every network keeps binds nothing: accuracy decides alone.
-        self.unbound = problem.budget_ms >= reachable_ms(problem.space, problem.priced.table)[1]
-        self.controller = BudgetController(problem.budget_ms)
+        self.unbound = setup.budget_ms >= reachable_ms(setup.space, setup.priced.table)[1]
+        self.controller = BudgetController(setup.budget_ms)
         if self.unbound:
-            self.controller = BudgetController(problem.budget_ms, rate=0.0, damping=0.0)
+            self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         self.optimizer = build_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(supernet, self.expected, self.controller, config.gates)
 

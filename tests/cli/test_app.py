@@ -289,8 +289,8 @@ KEYS: dict[str, set[str]] = {
         *("table", "plot", "summary"),
     },
     "merge-lut host.json host.json --output merged.json": {"path", "entries"},
-    "SEARCH --output new": RUN_KEYS | {"report", "seed", "versions"},
-    "search --resume --output run": RUN_KEYS | {"report", "seed", "versions"},
+    "SEARCH --output new": RUN_KEYS | {"report_path", "seed", "versions"},
+    "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {"run", "architecture", "params", "macs", "accuracy"},
     "eval run": {"model", "data", "num_images", "accuracy"},
@@ -364,7 +364,7 @@ def test_stdout_is_one_json_object(
         assert load_architecture(Path(result["architecture"])).resolution == 32
         assert 0 < result["predicted_ms"] <= result["budget_ms"]
         assert result["measured_ms"] is None
-    for key in ("path", "report", "run"):
+    for key in ("path", "report", "report_path", "run"):
         assert Path(result.get(key, ".")).exists()
 
 

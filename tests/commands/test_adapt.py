@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from quadranas.commands.train import train
 from quadranas.conversion import quadratic_parameters
-from quadranas.reporter import Reporter
+from quadranas.runs.config import TrainConfig
 from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
@@ -58,7 +58,7 @@ def test_training_goes_on_with_the_quadratic_terms_alone(adapted: Path, tmp_path
 
 def test_all_of_it_can_be_trained_instead(adapted: Path, tmp_path: Path) -> None:
     given = {"epochs": 1, "trainable": "all"}
-    train(open_network(str(adapted)), given, tmp_path / "run", Reporter(quiet=True))
+    train(adapted, TrainConfig(**given), output=tmp_path / "run")
     before = load_file(adapted / "subnet.safetensors")
     after = load_file(tmp_path / "run" / "subnet.safetensors")
     assert any(

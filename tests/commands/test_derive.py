@@ -13,13 +13,11 @@ from safetensors.torch import load_file
 
 from quadranas.commands.derive import derive
 from quadranas.errors import QuadranasError
-from quadranas.latency.contract import Contract
-from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
-from quadranas.reporter import Reporter
+from quadranas.runs.results import DeriveResult
 from quadranas.space.architecture import load_architecture
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
@@ -49,9 +47,9 @@ def all_latencies(space: SearchSpace, table: LatencyTable) -> list[float]:
     )
 
 
-def run_derive(run: Path, device: str, output: Path, **limits: Any) -> dict[str, Any]:
-    contract = Contract(budget_ms=limits.pop("budget_ms"))
-    return derive(run, load_device(device), contract, output, Reporter(quiet=True), **limits)
+def run_derive(run: Path, device: str, output: Path, **limits: Any) -> DeriveResult:
+    budget = f"{limits.pop('budget_ms')!r}ms"
+    return derive(run, device=device, budget=budget, output=output, **limits)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -66,9 +64,9 @@ def test_the_budget_is_kept_and_used(
         result = run_derive(finished_run, device, tmp_path / str(number), budget_ms=budget_ms)
         slowest = max(ms for ms in latencies if ms <= budget_ms)
         usable = budget_ms if slowest >= MIN_USE * budget_ms else slowest
-        assert MIN_USE * usable <= result["predicted_ms"] <= budget_ms
-        assert result["accuracy"] is None
-        assert (result["device"], result["budget_ms"]) == (device, budget_ms)
+        assert MIN_USE * usable <= result.predicted_ms <= budget_ms
+        assert result.accuracy is None
+        assert (result.device, result.budget_ms) == (device, budget_ms)
 
 
 def test_the_search_s_own_question_has_the_same_answer(tmp_path: Path, finished_run: Path) -> None:
@@ -99,10 +97,10 @@ def test_the_network_computes_what_its_path_computes(
 
 def test_limits_hold(tmp_path: Path, finished_run: Path) -> None:
     free = run_derive(finished_run, "cpu", tmp_path / "free", budget_ms=1.0)
-    limits = {"max_params": free["params"] - 1, "max_macs": free["macs"] - 1}
+    limits = {"max_params": free.params - 1, "max_macs": free.macs - 1}
     bound = run_derive(finished_run, "cpu", tmp_path / "bound", budget_ms=1.0, **limits)
-    assert bound["params"] < free["params"]
-    assert bound["macs"] < free["macs"]
+    assert bound.params < free.params
+    assert bound.macs < free.macs
 
 
 def test_other_verbs_take_the_folder(
@@ -141,7 +139,7 @@ def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run:
     (run / "table.json").write_text(json.dumps(table), encoding="utf-8")
     with pytest.raises(QuadranasError, match=r"its reachable range is 1\.13 ms to 2\.17 ms"):
         run_derive(run, "cpu", tmp_path / "cpu", budget_ms=0.8)
-    assert run_derive(run, "vpu", tmp_path / "vpu", budget_ms=0.8)["predicted_ms"] <= 0.8
+    assert run_derive(run, "vpu", tmp_path / "vpu", budget_ms=0.8).predicted_ms <= 0.8
     outcome = call(
         *("derive", run, "--device", "vpu", "--budget", "0.8ms", "--output", tmp_path / "x"),
         *("--table", run / "table.json"),

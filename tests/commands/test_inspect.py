@@ -14,8 +14,8 @@ from tensorboard.summary.writer import event_file_writer
 
 from quadranas.commands.train import train
 from quadranas.inspection.records import read_records
-from quadranas.reporter import Reporter
-from quadranas.runs.stored_network import open_network
+from quadranas.runs.config import TrainConfig
+from quadranas.runs.results import TrainResult
 from quadranas.space.architecture import load_architecture
 from quadranas.training.network_phase import NetworkTraining
 from tests.command_line import call, contents
@@ -23,10 +23,8 @@ from tests.command_line import call, contents
 WEIGHTS = ("subnet.safetensors", "metrics.jsonl")
 
 
-def run(stored: Path, output: Path, **overrides: Any) -> dict[str, Any]:
-    resume = overrides.pop("resume", False)
-    opened = open_network(str(stored))
-    return train(opened, overrides, output, Reporter(quiet=True), resume=resume)
+def run(stored: Path, output: Path, *, resume: bool = False, **keys: Any) -> TrainResult:
+    return train(stored, TrainConfig(**keys), output=output, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_a_resumed_run_is_as_if_it_had_never_stopped(
         return step(training, number)
 
     folder = tmp_path / "run"
-    given = {"epochs": 3, "inspect": True, "checkpoint_seconds": 0}
+    given: dict[str, Any] = {"epochs": 3, "inspect": True, "checkpoint_seconds": 0}
     with monkeypatch.context() as patch:
         patch.setattr(NetworkTraining, "step", stopping)
         with pytest.raises(KeyboardInterrupt):

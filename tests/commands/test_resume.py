@@ -21,8 +21,8 @@ SEARCH = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy", "-
 RESUME = ("search", "--resume", "--output", "run")
 
 NO_REPORT = """
-import quadranas.reports.run_report
-quadranas.reports.run_report.write_report = lambda run: run
+import quadranas.commands.search
+quadranas.commands.search.write_report = lambda run: run
 """
 """The report is drawn from the finished run, has tests of its own, and takes seconds."""
 

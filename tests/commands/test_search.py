@@ -24,8 +24,9 @@ from quadranas.latency.table_files import load_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.reporter import Reporter
-from quadranas.runs.config import open_data
+from quadranas.runs.config import SearchConfig, open_data
 from quadranas.runs.records import Metrics
+from quadranas.runs.results import SearchResult
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
@@ -55,9 +56,9 @@ stages:
 """
 
 
-def run(output: Path, pictures: Path, *, resume: bool = False, **overrides: Any) -> dict[str, Any]:
+def run(output: Path, pictures: Path, *, resume: bool = False, **overrides: Any) -> SearchResult:
     given = TOY | {"data": str(pictures), "batch_size": 4, "schedule": ONE_EPOCH_EACH} | overrides
-    return search(given, output, Reporter(quiet=True), resume=resume)
+    return search(output=output, resume=resume, **given)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -165,7 +166,7 @@ def test_the_test_images_are_seen_once_at_the_very_end(
     monkeypatch.setattr("quadranas.training.network_phase.weight_step", step)
     result = run(tmp_path / "run", pictures)
     assert events == ["step"] * 4 + [f"test {index}" for index in range(8)]
-    assert result["accuracy"] == 1.0
+    assert result.accuracy == 1.0
 
 
 def test_the_resolved_configuration_repeats_the_run(
@@ -249,8 +250,8 @@ def test_limits_hold(tmp_path: Path, pictures: Path, finished_run: Path) -> None
     free = json.loads((finished_run / "result.json").read_text(encoding="utf-8"))
     limits = {"max_params": free["params"] - 1, "max_macs": free["macs"] - 1}
     result = run(tmp_path / "run", pictures, **limits)
-    assert result["params"] < free["params"]
-    assert result["macs"] < free["macs"]
+    assert result.params < free["params"]
+    assert result.macs < free["macs"]
 
 
 def test_the_budget_is_that_of_the_data_s_classes(
@@ -269,8 +270,8 @@ def test_the_budget_is_that_of_the_data_s_classes(
     few, many = smallest_ms(2), smallest_ms(5000)
     budget = f"{(few + many) / 2!r}ms"
     result = run(tmp_path / "run", pictures, space="wide.yaml", budget=budget)
-    assert few <= result["predicted_ms"] < many
-    monkeypatch.setattr("quadranas.training.search_setup.count_classes", lambda overrides: 5000)
+    assert few <= result.predicted_ms < many
+    monkeypatch.setattr("quadranas.training.search_setup.count_classes", lambda listing: 5000)
     with pytest.raises(BudgetError, match="no network of space 'wide' keeps"):
         run(tmp_path / "other", pictures, space="wide.yaml", budget=budget)
     assert not (tmp_path / "other").exists()
@@ -311,7 +312,7 @@ def test_a_budget_that_every_network_keeps_presses_on_no_gate(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = TOY | {"budget": "50ms", "data": str(pictures), "schedule": ONE_EPOCH_EACH}
-    search(given, tmp_path / "run", Reporter())
+    search(SearchConfig(**given), output=tmp_path / "run", reporter=Reporter())
     assert "every network keeps it" in capsys.readouterr().err
     assert all(line["latency_weight"] == 0.0 for line in lines(tmp_path / "run")[:2])
 
@@ -319,8 +320,8 @@ def test_a_budget_that_every_network_keeps_presses_on_no_gate(
 @pytest.fixture
 def trained(tmp_path: Path, pictures: Path) -> SupernetTraining:
     given = TOY | {"data": str(pictures), "schedule": ONE_EPOCH_EACH}
-    problem = prepare_search(given, Reporter(quiet=True), "test")
-    return SupernetTraining(problem, build_supernet(problem.space, seed=0))
+    setup = prepare_search(SearchConfig(**given), Reporter(quiet=True))
+    return SupernetTraining(setup, build_supernet(setup.space, seed=0))
 
 
 def test_collapsed_gates_sound_an_alarm_while_there_is_time(trained: SupernetTraining) -> None:

@@ -10,9 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from quadranas.commands.train import measure_accuracy, train
-from quadranas.reporter import Reporter
-from quadranas.runs.stored_network import open_network
+from quadranas.commands.evaluate import evaluate
+from quadranas.commands.train import train
+from quadranas.runs.config import TrainConfig
+from quadranas.runs.results import TrainResult
 from quadranas.space.architecture import load_architecture
 from tests.command_line import call, contents, listing
 
@@ -20,8 +21,8 @@ STANDSTILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 DECIDED = ("architecture.json", "metrics.jsonl", "subnet.safetensors")
 
 
-def run(stored: Path | str, output: Path, **overrides: Any) -> dict[str, Any]:
-    return train(open_network(str(stored)), overrides, output, Reporter(quiet=True))
+def run(stored: Path | str, output: Path, **keys: Any) -> TrainResult:
+    return train(stored, TrainConfig(**keys), output=output)
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def near(one: Path, other: Path) -> bool:
 def test_a_run_is_trained_on_from_its_weights(finished_run: Path, tmp_path: Path) -> None:
     result = run(finished_run, tmp_path / "new", epochs=1, weights=STANDSTILL)
     assert near(tmp_path / "new" / "subnet.safetensors", finished_run / "subnet.safetensors")
-    assert result["accuracy"] == 1.0
+    assert result.accuracy == 1.0
     assert set(contents(tmp_path / "new", ("inherited.safetensors", *DECIDED))) > set(DECIDED)
     inherited = config(tmp_path / "new")
     assert inherited["data"] == config(finished_run)["data"]
@@ -110,12 +111,11 @@ def test_other_data_bring_their_own_test_images(
     stored = config(searched)
     stored |= {"data": str(pictures / "train"), "val": str(pictures / "test")}
     (searched / "config.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    network = open_network(str(searched))
-    assert measure_accuracy(network, {})["num_images"] == 8
+    assert evaluate(searched).num_images == 8
     classes = tmp_path / "classes"
     shutil.copytree(pictures / "train", classes)
-    measured = measure_accuracy(network, {"data": str(classes)})
-    assert (measured["data"], measured["num_images"]) == ("classes", 4)
+    measured = evaluate(searched, data=classes)
+    assert (measured.data, measured.num_images) == ("classes", 4)
     run(searched, tmp_path / "new", data=str(classes), epochs=1)
     assert config(tmp_path / "new")["val"] is None
     assert config(tmp_path / "new")["batch_size"] == 4
@@ -128,7 +128,7 @@ def test_the_run_folder_is_complete(finished_run: Path, tmp_path: Path) -> None:
         *("metrics.jsonl", "preprocessing.json", "result.json", "subnet.safetensors"),
         "tensorboard",
     }
-    assert json.loads((tmp_path / "new" / "result.json").read_text("utf-8")) == result
+    assert json.loads((tmp_path / "new" / "result.json").read_text("utf-8")) == result.content()
     text = (tmp_path / "new" / "metrics.jsonl").read_text(encoding="utf-8")
     metrics = [json.loads(line) for line in text.splitlines()]
     assert [(line["phase"], line["epoch"], line["step"]) for line in metrics] == [

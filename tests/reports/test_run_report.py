@@ -96,9 +96,15 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             "architecture": str(run / "architecture.json"),
             "device": device,
             "budget_ms": budget_ms,
+            "confidence": None,
+            "tolerance": 0.05,
             "predicted_ms": decoded.latency_ms,
             "measured_ms": None,
-            "table": {"path": "table.json", "method": table.header.method},
+            "table": {
+                "path": "table.json",
+                "method": table.header.method,
+                "summary": table.header.summary(),
+            },
             "params": count_params(architecture),
             "macs": count_macs(architecture),
             "accuracy": 0.8125,
@@ -296,7 +302,7 @@ def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
         (run / name).unlink()
     (run / "config.yaml").write_text("data: photos/mine\nepochs: 2\n")
     (run / "metrics.jsonl").write_text(epoch_line("train", 1) + "\n" + epoch_line("train", 2))
-    result = {"params": 1, "macs": 1, "accuracy": 0.75}
+    result = {"run": "x", "architecture": "x", "params": 1, "macs": 1, "accuracy": 0.75}
     (run / "result.json").write_text(json.dumps(result))
     page = report(run)
     assert "mine, 10 classes" in page.text

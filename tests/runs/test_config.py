@@ -13,17 +13,22 @@ from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.runs.config import (
     MIN_RESOLUTION,
+    DataConfig,
     SearchConfig,
     TrainConfig,
     WeightConfig,
+    combined,
     count_classes,
-    defaults_for,
-    load_overrides,
+    given_keys,
+    list_data,
+    load_config,
     merged,
     open_data,
     resolve_config,
 )
-from quadranas.runs.resume import VERBS, can_resume, matching_config, resume_command, run_name
+from quadranas.runs.config_file import recorded_command, with_header
+from quadranas.runs.layout import RESUMABLE, resume_command
+from quadranas.runs.resume import CONFIG_OF, can_resume, matching_config, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
 
@@ -48,7 +53,7 @@ def dataset(num_images: int, resolution: int = 32) -> Dataset:
 
 
 def resolved(**overrides: Any) -> SearchConfig:
-    return resolve_config(SearchConfig, GIVEN | overrides, dataset(100), "test")
+    return resolve_config(SearchConfig(**GIVEN, **overrides), dataset(100))
 
 
 def write(path: Path, content: Any) -> Path:
@@ -56,8 +61,8 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_every_section_has_a_name_and_a_key() -> None:
-    assert set(VERBS.values()) == {"search", "train"}
+def test_every_command_has_a_configuration() -> None:
+    assert set(CONFIG_OF.values()) == {"search", "train"} == set(RESUMABLE)
     assert set(SearchConfig.model_fields) & set(TrainConfig.model_fields) >= {"seed", "weights"}
 
 
@@ -66,20 +71,22 @@ def test_every_section_has_a_name_and_a_key() -> None:
 def test_defaults_are_complete_for_data_of_any_size(
     model: type[SearchConfig] | type[TrainConfig], size: int
 ) -> None:
-    overrides = GIVEN if model is SearchConfig else {}
-    config = resolve_config(model, overrides, dataset(size), "test")
+    given = GIVEN if model is SearchConfig else {}
+    config = resolve_config(model(**given), dataset(size))
     assert config.train_resolution == 32
     assert config.augment.flip is False  # digits have no mirror image
-    assert resolve_config(model, overrides | {"data": "x"}, dataset(size), "test").augment.flip
-    again = resolve_config(model, config.model_dump(mode="json"), dataset(size), "test")
+    assert resolve_config(model(**given, data="x"), dataset(size)).augment.flip
+    assert given_keys(config) == config.model_dump(mode="json")  # nothing is left open
+    again = resolve_config(model(**config.model_dump(mode="json")), dataset(size))
     assert again == config
 
 
 def test_large_data_train_longer() -> None:
     sizes = (5_000, 200_000, 1_000_000)
-    schedules = [defaults_for(dataset(size), photos=True)["schedule"] for size in sizes]
-    totals = [sum(schedule.values()) for schedule in schedules]
+    schedules = [resolve_config(SearchConfig(), dataset(size)).schedule for size in sizes]
+    totals = [sum(schedule.model_dump().values()) for schedule in schedules]
     assert totals == sorted(totals)
+    assert totals[0] < totals[-1]
 
 
 def test_a_nested_key_leaves_its_neighbours() -> None:
@@ -134,17 +141,38 @@ def test_faults_are_found_before_anything_is_opened(
 ) -> None:
     path = write(tmp_path / "config.yaml", content)
     with pytest.raises(QuadranasError) as caught:
-        load_overrides(path, SearchConfig)
+        load_config(SearchConfig, path)
     assert caught.value.message.startswith(f"{path}: {message}")
 
 
 def test_what_is_missing_is_no_fault_yet(tmp_path: Path) -> None:
-    content = {"schedule": {"search_epochs": 3}, "budget": 30}
-    path = write(tmp_path / "config.yaml", content)
-    assert load_overrides(path, SearchConfig) == content
-    assert load_overrides(None, SearchConfig) == {}
+    content = {"schedule": {"search_epochs": 3}, "budget": "30"}
+    path = write(tmp_path / "config.yaml", content | {"budget": 30})
+    assert given_keys(load_config(SearchConfig, path)) == content
+    assert given_keys(load_config(SearchConfig, None)) == {}
     with pytest.raises(QuadranasError, match="schedule: unknown key"):
-        load_overrides(path, TrainConfig)
+        load_config(TrainConfig, path)
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.yaml", {"seed": 1, "schedule": {"search_epochs": 3}})
+    config = load_config(SearchConfig, path, seed=2, table=Path("t.json"))
+    assert given_keys(config) == {"seed": 2, "schedule": {"search_epochs": 3}, "table": "t.json"}
+    with pytest.raises(QuadranasError, match="command line: seed: Input should be"):
+        load_config(SearchConfig, path, seed=-1)
+
+
+def test_keys_win_over_a_configuration_object() -> None:
+    config = SearchConfig(device="cpu", schedule={"finetune_epochs": 5, "search_epochs": 3})
+    both = combined(SearchConfig, config, {"device": "vpu", "schedule": {"search_epochs": 9}})
+    assert given_keys(both) == {
+        "device": "vpu",
+        "schedule": {"finetune_epochs": 5, "search_epochs": 9},
+    }
+    with pytest.raises(QuadranasError, match="arguments: sede: unknown key"):
+        combined(SearchConfig, config, {"sede": 3})
+    with pytest.raises(QuadranasError, match="expected a SearchConfig, got a TrainConfig"):
+        combined(SearchConfig, TrainConfig(), {})
 
 
 @pytest.mark.parametrize(
@@ -157,12 +185,13 @@ def test_what_is_missing_is_no_fault_yet(tmp_path: Path) -> None:
     ],
 )
 def test_run_names_say_what_was_asked(overrides: dict[str, Any], name: str) -> None:
-    assert run_name(overrides) == name
+    assert run_name(SearchConfig(**overrides)) == name
 
 
 def stored(folder: Path, config: SearchConfig | TrainConfig) -> Path:
     folder.mkdir()
-    write(folder / "config.yaml", config.model_dump(mode="json"))
+    command = "search" if isinstance(config, SearchConfig) else "train"
+    write(folder / "config.yaml", with_header(command, config.model_dump(mode="json")))
     return folder
 
 
@@ -175,9 +204,10 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
         {"weights": {"learning_rate": "4.0e-3"}},
         resolved(seed=3, schedule={"search_epochs": 7}).model_dump(mode="json"),
     ):
-        kept = matching_config(SearchConfig, folder, options, "test")
-        assert kept == yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        assert can_resume(SearchConfig, folder, options)
+        given = SearchConfig(**options)
+        kept = matching_config("search", folder, given)
+        assert kept == resolved(seed=3, schedule={"search_epochs": 7})
+        assert can_resume("search", folder, given)
 
 
 @pytest.mark.parametrize(
@@ -186,34 +216,82 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
         ({"seed": 4}, "seed is 3 there, not 4"),
         ({"schedule": {"search_epochs": 8}}, "schedule.search_epochs is 7 there, not 8"),
         ({"data": "x"}, "data is None there, not 'x'"),
-        ({"sede": 3}, "test: sede: unknown key"),
     ],
 )
 def test_contradictions_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     folder = stored(tmp_path / "run", resolved(seed=3, schedule={"search_epochs": 7}))
     with pytest.raises(QuadranasError) as caught:
-        matching_config(SearchConfig, folder, options, "test")
+        matching_config("search", folder, SearchConfig(**options))
     assert message in caught.value.message
-    assert not can_resume(SearchConfig, folder, options)
+    assert not can_resume("search", folder, SearchConfig(**options))
 
 
 def test_a_run_of_another_verb_is_named(tmp_path: Path) -> None:
-    trained = stored(tmp_path / "my run", resolve_config(TrainConfig, {}, dataset(10), "test"))
+    trained = stored(tmp_path / "my run", resolve_config(TrainConfig(), dataset(10)))
     with pytest.raises(QuadranasError, match="is a run of `quadranas train`, not of") as caught:
-        matching_config(SearchConfig, trained, {}, "test")
+        matching_config("search", trained, SearchConfig())
     folder = f"'{tmp_path}/my run'"
     command = f"quadranas train {folder} --resume --output {folder}"
     assert caught.value.hint == f"Continue it with: {command}"
     assert command == resume_command("train", trained)
-    assert not can_resume(SearchConfig, tmp_path, {})
+    assert not can_resume("search", tmp_path, SearchConfig())
+
+
+def test_files_of_version_0_1_0_are_recognised(tmp_path: Path) -> None:
+    """They name neither command nor format version."""
+    for name, config in (
+        ("search", resolved(seed=3)),
+        ("train", resolve_config(TrainConfig(), dataset(10))),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder / "config.yaml", config.model_dump(mode="json"))
+        assert recorded_command(folder) == name
+        assert matching_config(name, folder, type(config)()) == config
+    write(tmp_path / "config.yaml", {"trainable": "quadratic"})
+    assert recorded_command(tmp_path) is None
+    with pytest.raises(QuadranasError, match="holds no run of `quadranas train`"):
+        matching_config("train", tmp_path, TrainConfig())
+
+
+def test_a_key_that_an_old_file_lacks_has_its_default(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run", resolved(seed=3))
+    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    del content["inspect"]
+    write(folder / "config.yaml", content)
+    assert matching_config("search", folder, SearchConfig()) == resolved(seed=3)
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.yaml", {"command": "search", "format_version": 2, "new": 1})
+    for read in (lambda: load_config(SearchConfig, path), lambda: recorded_command(tmp_path)):
+        with pytest.raises(QuadranasError, match="format_version 2 is newer") as caught:
+            read()
+        assert caught.value.hint == "Upgrade with: pip install --upgrade quadranas"
+
+
+@pytest.mark.parametrize("command", ["adapt", "convert"])
+def test_a_folder_of_another_command_holds_no_run(tmp_path: Path, command: str) -> None:
+    write(tmp_path / "config.yaml", with_header(command, {"epochs": 3}))
+    with pytest.raises(QuadranasError, match=f"was written by `quadranas {command}` and holds"):
+        matching_config("train", tmp_path, TrainConfig())
 
 
 def test_the_data_decide_what_is_left_open(pictures: Path) -> None:
-    assert count_classes({}) == 10
-    assert count_classes({"data": str(pictures)}) == 2
-    assert open_data({}, 224, "test").resolution == MIN_RESOLUTION
-    opened = open_data({"data": str(pictures)}, 224, "test")
+    photos = DataConfig(data=str(pictures))
+    assert count_classes(list_data(DataConfig())) == 10
+    assert count_classes(list_data(photos)) == 2
+    assert open_data(DataConfig(), 224).resolution == MIN_RESOLUTION
+    opened = open_data(photos, 224)
     assert (opened.resolution, opened.num_classes) == (32, 2)
-    assert open_data({"data": str(pictures), "train_resolution": 40}, 224, "test").resolution == 40
-    with pytest.raises(QuadranasError, match="seed: Input should be greater than or equal to 0"):
-        open_data({"seed": -1}, 224, "test")
+    assert open_data(DataConfig(data=str(pictures), train_resolution=40), 224).resolution == 40
+
+
+def test_listed_images_are_not_walked_again(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(data=str(pictures))
+    listing = list_data(config)
+    monkeypatch.setattr("quadranas.data.folders._open", None)
+    assert count_classes(listing) == 2
+    assert len(open_data(config, 224, listing).train) == 16

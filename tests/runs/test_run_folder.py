@@ -70,7 +70,7 @@ def test_create_makes_a_run(tmp_path: Path) -> None:
     ]
     folder.write_result({"accuracy": 1.0})
     assert folder.is_finished
-    assert folder.result() == {"accuracy": 1.0}
+    assert json.loads((folder / "result.json").read_text("utf-8")) == {"accuracy": 1.0}
 
 
 def test_content_is_refused(tmp_path: Path, folder: RunFolder) -> None:

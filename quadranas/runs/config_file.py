@@ -1,0 +1,60 @@
+"""The file `config.yaml`: which command wrote it, in which format version, and its keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quadranas.files import read_yaml
+from quadranas.runs import layout
+from quadranas.validation import refuse_newer
+
+FORMAT_VERSION = 1
+HEADER = ("command", "format_version")
+"""The keys at the top of the file; all others are fields of the command's configuration."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A configuration file as read.
+
+    Args:
+        command: the command that wrote it; None for a file written by hand, and for one of
+            version 0.1.0 that is not recognised.
+        keys: the configuration, not yet checked.
+    """
+
+    path: Path
+    command: str | None
+    keys: dict[str, Any]
+
+
+def with_header(command: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `config.yaml` for the configuration of a command."""
+    return {"command": command, "format_version": FORMAT_VERSION, **keys}
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """Read a configuration file.
+
+    Raises:
+        QuadranasError: unreadable, no mapping, or from a newer version.
+    """
+    content = read_yaml(path, "configuration")
+    refuse_newer(content, FORMAT_VERSION, path)
+    command = content.get("command") or _command_of_0_1_0(content)
+    keys = {key: value for key, value in content.items() if key not in HEADER}
+    return ConfigFile(path, str(command) if command else None, keys)
+
+
+def recorded_command(folder: Path) -> str | None:
+    """The command that wrote a folder's `config.yaml`; None where there is no such file."""
+    path = folder / layout.CONFIG
+    return read_config_file(path).command if path.is_file() else None
+
+
+def _command_of_0_1_0(content: Mapping[str, Any]) -> str | None:
+    """The command of a file without the key `command`, as version 0.1.0 wrote it."""
+    if "device" in content or "space" in content:
+        return "search"
+    return "train" if "epochs" in content else None

@@ -1,0 +1,37 @@
+"""The names of the files in a run folder, and the command that continues a run."""
+
+import shlex
+from pathlib import Path
+
+from quadranas.inspection.records import RECORDS_FILE
+from quadranas.space.architecture import ARCHITECTURE_FILE
+
+ARCHITECTURE = ARCHITECTURE_FILE
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+GATES = "gates.json"
+INHERITED = "inherited.safetensors"
+"""The weights that a training starts from."""
+
+METRICS = "metrics.jsonl"
+PREPROCESSING = "preprocessing.json"
+RECORDS = RECORDS_FILE
+REPORT = "report.html"
+RESULT = "result.json"
+"""Written last: a folder with it holds a finished run."""
+
+SPACE = "space.yaml"
+SUPERNET = "supernet.safetensors"
+TABLE = "table.json"
+TENSORBOARD = "tensorboard"
+WEIGHTS = "subnet.safetensors"
+"""The weights of the network that a run is about, trained."""
+
+RESUMABLE = ("search", "train")
+
+
+def resume_command(command: str, folder: Path) -> str:
+    """The command line that continues a run."""
+    quoted = shlex.quote(str(folder))
+    argument = f" {quoted}" if command == "train" else ""
+    return f"quadranas {command}{argument} --resume --output {quoted}"

@@ -1,0 +1,228 @@
+"""The results of search, derive and train: what the commands return and `result.json` holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+
+from pydantic import Field, FiniteFloat
+
+from quadranas.errors import QuadranasError
+from quadranas.files import read_json
+from quadranas.latency.contract import Contract
+from quadranas.latency.table_files import PricedTable
+from quadranas.runs import layout
+from quadranas.runs.config_file import recorded_command
+from quadranas.space.architecture import Architecture
+from quadranas.space.cost import count_macs, count_params
+from quadranas.validation import CommandResult, Frozen, validate
+
+if TYPE_CHECKING:
+    from quadranas.network.skeleton import Network
+
+
+class TableNote(Frozen):
+    """The latency table that a network was chosen by.
+
+    Args:
+        path: the copy in the run folder.
+        method: `analytic` or `measured`.
+    """
+
+    path: Path
+    method: str
+    summary: str
+
+
+class RunResult(CommandResult):
+    """The result of a command that leaves a run folder with a network.
+
+    Args:
+        run: the folder.
+        architecture: the architecture file in it.
+    """
+
+    run: Path
+    architecture: Path
+
+    def network(self) -> "Network":
+        """The network with its weights, in training mode like any new module."""
+        from quadranas.runs.stored_network import open_network
+
+        stored = open_network(self.run)
+        stored.require_weights()
+        return stored.network()
+
+    def export(self, **options: Any) -> Any:
+        """Export the network as a bundle; the options are those of `quadranas.export`."""
+        import quadranas
+
+        return quadranas.export(self.run, **options)
+
+    def report(self) -> Any:
+        """Write the report of the run, as `quadranas.report` does."""
+        import quadranas
+
+        return quadranas.report(self.run)
+
+    def content(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        return self.model_dump(mode="json")
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same result for the folder in which it was found."""
+        changes: dict[str, Any] = {"run": folder, "architecture": folder / layout.ARCHITECTURE}
+        return self.model_copy(update=changes)
+
+
+class TrainResult(RunResult):
+    """The result of `quadranas train`.
+
+    Args:
+        params, macs: number of parameters and multiply-accumulates of the network.
+        accuracy: top-1 accuracy on the test images, from 0 to 1.
+    """
+
+    params: int
+    macs: int
+    accuracy: FiniteFloat
+
+
+class DeriveResult(RunResult):
+    """The result of `quadranas derive`: a network within a latency budget.
+
+    Args:
+        device: name of the deployment device.
+        confidence: probability with which the measured latency is within the budget, if one was
+            asked for.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        measured_ms: None where the device is not connected, or its table was not measured.
+        accuracy: top-1 accuracy on the test images, from 0 to 1; None if it was not tested.
+    """
+
+    device: str
+    budget_ms: FiniteFloat = Field(gt=0)
+    confidence: float | None
+    tolerance: float
+    predicted_ms: FiniteFloat
+    measured_ms: FiniteFloat | None
+    table: TableNote
+    params: int
+    macs: int
+    accuracy: FiniteFloat | None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        architecture: Architecture,
+        priced: PricedTable,
+        contract: Contract,
+        **more: Any,
+    ) -> Self:
+        """Describe the network that a run chose.
+
+        Args:
+            more: the other fields: accuracy, measured_ms, and those of a subclass.
+        """
+        header = priced.table.header
+        table = TableNote(
+            path=folder / layout.TABLE, method=header.method, summary=header.summary()
+        )
+        return cls(
+            run=folder,
+            architecture=folder / layout.ARCHITECTURE,
+            device=header.device,
+            budget_ms=contract.budget_ms,
+            confidence=contract.confidence,
+            tolerance=contract.tolerance,
+            predicted_ms=architecture.provenance["predicted_ms"],
+            table=table,
+            params=count_params(architecture),
+            macs=count_macs(architecture),
+            **more,
+        )
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same result for the folder in which it was found."""
+        table = self.table.model_copy(update={"path": folder / layout.TABLE})
+        return super().moved_to(folder).model_copy(update={"table": table})
+
+
+class SearchResult(DeriveResult):
+    """The result of `quadranas search`: a network within a latency budget, trained and tested.
+
+    Args:
+        versions: of the packages that decide the result.
+        report_path: the report of the run, once it is written.
+    """
+
+    seed: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    report_path: Path | None = None
+
+    def derive(self, *, device: Any, budget: str, **options: Any) -> DeriveResult:
+        """Decode the trained supernet again; the options are those of `quadranas.derive`."""
+        import quadranas
+
+        result: DeriveResult = quadranas.derive(self.run, device=device, budget=budget, **options)
+        return result
+
+    def content(self) -> dict[str, Any]:
+        """The content of `result.json`; the report is written after it."""
+        return self.model_dump(mode="json", exclude={"report_path"})
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same result for the folder in which it was found."""
+        report = folder / layout.REPORT
+        changes = {"report_path": report if report.is_file() else None}
+        return super().moved_to(folder).model_copy(update=changes)
+
+
+Result: TypeAlias = SearchResult | DeriveResult | TrainResult
+AnyResult = TypeVar("AnyResult", bound=RunResult)
+
+
+def read_result(folder: Path) -> Result:
+    """Read the `result.json` of a run folder.
+
+    Raises:
+        QuadranasError: unreadable, incomplete, or with an impossible value.
+    """
+    return read_as(_model_of(read_json(folder / layout.RESULT, "result")), folder)
+
+
+def read_as(model: type[AnyResult], folder: Path) -> AnyResult:
+    """Read the `result.json` of a run folder whose command is known; errors as `read_result`."""
+    path = folder / layout.RESULT
+    content = read_json(path, "result")
+    known = {key: value for key, value in content.items() if key in model.model_fields}
+    return validate(model, known, path).moved_to(folder)
+
+
+def _model_of(content: Mapping[str, Any]) -> type[SearchResult | DeriveResult | TrainResult]:
+    """The class of a result by its keys, since the file does not name its command."""
+    if content.keys() & {"seed", "versions"}:
+        return SearchResult
+    return DeriveResult if "device" in content else TrainResult
+
+
+def open_run(path: str | Path) -> Result:
+    """Open a finished run of search, derive or train.
+
+    Raises:
+        QuadranasError: no run there, or one that is not finished.
+    """
+    folder = Path(path)
+    if (folder / layout.RESULT).is_file():
+        return read_result(folder)
+    command = recorded_command(folder)
+    if command is None:
+        raise QuadranasError(
+            f"{folder} is not a run folder", "Name the --output of a search or a training."
+        )
+    raise QuadranasError(
+        f"the run in {folder} is not finished: it has no {layout.RESULT}",
+        f"Continue it with: {layout.resume_command(command, folder)}"
+        if command in layout.RESUMABLE
+        else f"Train it with: quadranas train {folder}",
+    )
