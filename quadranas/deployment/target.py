@@ -101,9 +101,9 @@ class ExportOptions:
         return self._given(*LOCAL_SETTINGS, *REACH_SETTINGS)
 
     @property
-    def overrides(self) -> dict[str, Any]:
-        """The keys of the data that were given."""
-        return self._given("data", "val", "skip_corrupt")
+    def images_of(self) -> DataConfig:
+        """The data that were given."""
+        return load_config(DataConfig, None, **self._given("data", "val", "skip_corrupt"))
 
     def _given(self, *names: str) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

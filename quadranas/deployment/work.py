@@ -131,7 +131,7 @@ def _open_images(
 ) -> ExportImages:
     usual = NUM_REMOTE_IMAGES if target.checked_on.is_remote else NUM_IMAGES
     number = options.images or usual
-    images = open_export_images(stored, options.overrides, architecture.resolution, number)
+    images = open_export_images(stored, options.images_of, architecture.resolution, number)
     if options.precision == "int8" and not images.labelled:
         raise QuadranasError(
             f"int8 is judged by the accuracy, and the images that {architecture.name} was trained "

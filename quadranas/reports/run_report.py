@@ -219,8 +219,8 @@ def _about_bar(run: Run, total_ms: float) -> str:
     if run.budget_ms is not None and run.budget_ms > total_ms:
         unused = format_ms(run.budget_ms - total_ms)
         text += f"The length of the bar is the budget; {unused} of it are unused. "
-    noted_ms = run.derived.predicted_ms if run.derived else None
-    if noted_ms is not None and not math.isclose(noted_ms, total_ms, rel_tol=1e-3):
+    recorded_ms = run.derived.predicted_ms if run.derived else None
+    if recorded_ms is not None and not math.isclose(recorded_ms, total_ms, rel_tol=1e-3):
         text += (
             f"result.json records a prediction of {format_ms(recorded_ms)}: it does not match "
             "table.json. "
