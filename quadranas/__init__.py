@@ -30,6 +30,12 @@ _HOMES = {
     "load_architecture": "quadranas.space.architecture",
     "load_table": "quadranas.latency.table_files",
     "create_model": "quadranas.network.published",
+    "ConvertResult": "quadranas.commands.convert",
+    "ReduceResult": "quadranas.commands.convert",
+    "AdaptResult": "quadranas.commands.adapt",
+    "InspectResult": "quadranas.commands.inspect",
+    "ProfileResult": "quadranas.commands.profile",
+    "MemoryResult": "quadranas.commands.profile",
     "QuadranasError": "quadranas.errors",
 }
 """Every public name and the module that defines it."""

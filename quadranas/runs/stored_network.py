@@ -1,9 +1,9 @@
 """Opening what a user names: a network with its weights, and the images to test it on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -71,17 +71,26 @@ class StoredNetwork:
         return resume_command("search" if searched else "train", self.folder)
 
 
-def open_network(name: str, weights: Path | None = None) -> StoredNetwork:
-    """What ARCH|RUN on the command line stands for.
+Model: TypeAlias = str | Path | Architecture | StoredNetwork
+"""A network as commands take it: the name of a model, a file, a run folder, or one opened."""
+
+
+def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwork:
+    """Resolve a model argument: an architecture file, a run folder, a name, or an opened network.
 
     Args:
-        weights: a safetensors file instead of the run's `subnet.safetensors`.
+        weights: a safetensors file to use instead of the weights in the run folder.
 
     Raises:
-        QuadranasError: unknown name, or an unfinished run.
+        QuadranasError: an unknown name, or an unfinished run.
     """
-    folder = Path(name)
-    architecture = find_architecture(name)
+    weights = None if weights is None else Path(weights)
+    if isinstance(model, StoredNetwork):
+        return model if weights is None else replace(model, weights=weights)
+    if isinstance(model, Architecture):
+        return StoredNetwork(model, weights=weights)
+    folder = Path(model)
+    architecture = find_architecture(str(model))
     if not folder.is_dir():
         return StoredNetwork(architecture, weights=weights)
     own_weights = folder / "subnet.safetensors"

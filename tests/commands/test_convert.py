@@ -198,7 +198,7 @@ def test_an_output_in_the_way_is_refused(architecture: Path, run: Path, tmp_path
     assert "exists already" in outcome.err
     outcome = call("convert", run, "--remove", "1", "--output", tmp_path / "new.json")
     assert outcome.code == 2
-    assert "weights go along with a reduced network" in outcome.err
+    assert "a reduced network is written with its weights" in outcome.err
     outcome = call("convert", run, "--remove", "1", "--output", tmp_path)
     assert outcome.code == 2
     assert listing(tmp_path) == ["taken.json"]
