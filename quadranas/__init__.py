@@ -38,6 +38,12 @@ _HOMES = {
     "TrainResult": "quadranas.runs.results",
     "EvaluateResult": "quadranas.commands.evaluate",
     "ReportResult": "quadranas.commands.report",
+    "ConvertResult": "quadranas.commands.convert",
+    "ReduceResult": "quadranas.commands.convert",
+    "AdaptResult": "quadranas.commands.adapt",
+    "InspectResult": "quadranas.commands.inspect",
+    "ProfileResult": "quadranas.commands.profile",
+    "MemoryResult": "quadranas.commands.profile",
     "QuadranasError": "quadranas.errors",
 }
 """Every public name and the module that defines it."""

@@ -93,7 +93,7 @@ def build(images: Images, weights: WeightConfig, epochs: int, seed: int) -> dict
         "reduced": train("reduced", reduced),
         "reduced first-order": train("reduced first-order", drawn(lambda n: remove(n, removed))),
     }
-    ranked = [layer.as_json() for layer in ranking]
+    ranked = [layer.model_dump(mode="json") for layer in ranking]
     return {"networks": networks, "removed": removed, "ranking": ranked}
 
 

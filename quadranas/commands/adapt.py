@@ -1,9 +1,7 @@
 """adapt: give a pre-trained network quadratic terms, as a folder that `train` continues from."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,50 +15,112 @@ from quadranas.network.weights import save_tensors
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, given_keys
 from quadranas.runs.config_file import with_header
-from quadranas.runs.stored_network import StoredNetwork, inherited_config
+from quadranas.runs.stored_network import Model, StoredNetwork, inherited_config, open_network
 from quadranas.runs.whole_folder import whole_folder
-from quadranas.space.architecture import Architecture
+from quadranas.space.architecture import Architecture, LayerChange
+from quadranas.validation import CommandResult
 
 
-def adapt_network(
-    stored: StoredNetwork,
-    output: Path,
+class AdaptResult(CommandResult):
+    """A network with quadratic terms that are zero, ready to be trained.
+
+    Args:
+        folder: the folder that was written.
+        adapted_from: the name of the pre-trained network.
+        layers: paths of the adapted layers.
+        quadratic_params: the number of parameters in the quadratic terms.
+        weights: which of the tensors in `weights` were used; None without that argument.
+    """
+
+    folder: Path
+    adapted_from: str
+    layers: tuple[str, ...]
+    rank: int
+    dilation: int
+    train: Trained
+    params: int
+    macs: int
+    params_before: int
+    macs_before: int
+    quadratic_params: int
+    weights: WeightReport | None
+
+
+def adapt(
+    model: Model,
     *,
-    weights: str | None = None,
+    output: str | Path,
+    weights: str | Path | None = None,
     rank: int = 1,
     dilation: int = 2,
     layers: Sequence[str] = (),
     train: Trained = "all",
     seed: int = 0,
-) -> dict[str, Any]:
-    """Write an adapted network that computes what the pre-trained one does, ready to be trained.
+) -> AdaptResult:
+    """Write a pre-trained network with quadratic terms that start at zero.
 
-    The folder holds `architecture.json`, `subnet.safetensors` and, as far as the network comes
-    from a run, its `preprocessing.json` and the training keys of its `config.yaml`.
+    The network computes what the pre-trained one does, until it is trained. A run's preprocessing
+    and training configuration are copied, so that `train` continues from the output.
 
     Args:
-        output: a new folder; it appears whole or not at all.
-        weights: what to start from instead of the run's own (`load_pretrained`).
-        rank, dilation: of the quadratic terms (`quadranas.layers.adapted`).
-        layers: patterns of the names of the layers to adapt; all if none.
-        train: what training will move; kept in `config.yaml` as `trainable`.
-        seed: of the quadratic terms.
-
-    Returns: the counts of both networks, the adapted layers, what became of foreign weights.
+        model: an architecture file, a run folder, the name of a model, or an opened network.
+        output: a new folder; it is written completely or not at all.
+        weights: pre-trained weights to use instead of the run's own: a file, or `timm:NAME`.
+        rank, dilation: rank and dilation of the quadratic terms (`quadranas.layers.adapted`).
+        layers: patterns of the paths of the layers to adapt. Default: all.
+        train: the parameters that training changes, `all` or `quadratic`.
+        seed: random seed of the quadratic terms.
 
     Raises:
-        QuadranasError: no pre-trained weights, or weights, layers, rank or folder do not serve.
+        QuadranasError: no weights, arguments that do not fit the network, or an existing output.
     """
+    stored = open_network(model)
+    base = stored.architecture
     network, report = _pretrained(stored, weights, seed)
-    before = count_network(network, stored.architecture.resolution)
+    params_before, macs_before = count_network(network, base.resolution)
     changes = adaptations(select_layers(network, list(layers) or None), rank, dilation)
+    adapted = _adapted(network, changes, train, seed)
+    params, macs = count_network(adapted, base.resolution)
+    _write(Path(output), stored, _adapted_architecture(base, changes), adapted, train)
+    return AdaptResult(
+        folder=Path(output),
+        adapted_from=base.name,
+        layers=tuple(change.name for change in changes),
+        rank=rank,
+        dilation=dilation,
+        train=train,
+        params=params,
+        macs=macs,
+        params_before=params_before,
+        macs_before=macs_before,
+        quadratic_params=sum(p.numel() for p in quadratic_parameters(adapted).values()),
+        weights=report,
+    )
+
+
+def _pretrained(
+    stored: StoredNetwork, weights: str | Path | None, seed: int
+) -> tuple[Network, WeightReport | None]:
+    if weights is None:
+        stored.require_weights()
+        return stored.network(seed=seed), None
+    network = StoredNetwork(stored.architecture).network(seed=seed)
+    return network, load_pretrained(network, weights)
+
+
+def _adapted(
+    network: Network, changes: Sequence[LayerChange], train: Trained, seed: int
+) -> Network:
+    """The network with quadratic terms drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted = changed(network, changes)
     set_trained(adapted, train)
-    after = count_network(adapted, stored.architecture.resolution)
-    base = stored.architecture
-    architecture = base.model_copy(
+    return adapted
+
+
+def _adapted_architecture(base: Architecture, changes: Sequence[LayerChange]) -> Architecture:
+    return base.model_copy(
         update={
             "name": f"{base.name} adapted",
             "space": "",
@@ -68,31 +128,6 @@ def adapt_network(
             "provenance": {"adapted_from": base.name},
         }
     )
-    _write(output, stored, architecture, adapted, train)
-    return {
-        "folder": str(output),
-        "adapted_from": base.name,
-        "layers": [change.name for change in changes],
-        "rank": rank,
-        "dilation": dilation,
-        "train": train,
-        "params": after[0],
-        "macs": after[1],
-        "params_before": before[0],
-        "macs_before": before[1],
-        "quadratic_params": sum(p.numel() for p in quadratic_parameters(adapted).values()),
-        "weights": asdict(report) if report else None,
-    }
-
-
-def _pretrained(
-    stored: StoredNetwork, weights: str | None, seed: int
-) -> tuple[Network, WeightReport | None]:
-    if weights is None:
-        stored.require_weights()
-        return stored.network(seed=seed), None
-    network = StoredNetwork(stored.architecture).network(seed=seed)
-    return network, load_pretrained(network, weights)
 
 
 def _write(

@@ -12,7 +12,8 @@ import torch
 
 from quadranas.conversion.conversion import plan_conversion
 from quadranas.conversion.importance import RankedLayer, pick, plot_ranking, rank_layers
-from quadranas.conversion.reduction import remove, revert
+from quadranas.conversion.reduction import remove as remove_layers
+from quadranas.conversion.reduction import revert as revert_layers
 from quadranas.conversion.selection import matching
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically, write_json
@@ -21,35 +22,135 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.runs import layout
-from quadranas.runs.config import DataConfig
+from quadranas.runs.config import DataConfig, load_config
 from quadranas.runs.config_file import read_config_file, with_header
 from quadranas.runs.run_folder import RunFolder
-from quadranas.runs.stored_network import StoredNetwork, open_test_images
+from quadranas.runs.stored_network import (
+    HeldOutImages,
+    Model,
+    StoredNetwork,
+    open_network,
+    open_test_images,
+)
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
+from quadranas.validation import CommandResult, Frozen
+
+DEFAULT_FORM = "hadamard"
+IN_RESULT_FILE = {"run", "architecture", "params", "macs", "accuracy"}
+IN_RANKING_FILE = {"data", "num_images", "removed", "reverted", "ranking"}
 
 
-def convert_network(
-    stored: StoredNetwork,
-    output: Path,
-    *,
-    form: str = "hadamard",
-    layers: Sequence[str] = (),
-    norm: bool = False,
-) -> dict[str, Any]:
-    """Write a network with its layers made quadratic, untrained.
+class KeptLayer(Frozen):
+    """A layer that a conversion does not replace, and why."""
 
-    A run's configuration goes along, so that `quadranas train` takes the run's data.
+    name: str
+    kind: str
+    reason: str
+
+
+class ConvertResult(CommandResult):
+    """A network that was made quadratic.
 
     Args:
-        output: a new folder, or a new file whose name ends in `.json`.
-        layers: patterns of the layers' paths; all but the first and the last one if none.
+        path: the folder or architecture file that was written.
+        replaced: paths of the layers that are quadratic now.
+    """
 
-    Returns: path, params and macs before and after, and what was done with every layer.
+    path: Path
+    params_before: int
+    params: int
+    macs_before: int
+    macs: int
+    replaced: tuple[str, ...]
+    kept: tuple[KeptLayer, ...]
+
+
+class ReduceResult(CommandResult):
+    """A network from which layers were removed or in which layers were reverted.
+
+    Args:
+        run: the folder that was written.
+        architecture: its architecture file.
+        accuracy: top-1 accuracy on the test images, before any further training.
+        data: the data set of the test images.
+        removed, reverted: paths of these layers.
+        ranking: all ranked layers, the least important first.
+    """
+
+    run: Path
+    architecture: Path
+    params: int
+    macs: int
+    accuracy: float
+    data: str
+    num_images: int
+    removed: tuple[str, ...]
+    reverted: tuple[str, ...]
+    ranking: tuple[RankedLayer, ...]
+
+
+def convert(
+    model: Model,
+    *,
+    output: str | Path,
+    form: str | None = None,
+    layers: Sequence[str] = (),
+    norm: bool = False,
+    remove: int | None = None,
+    revert: int | None = None,
+    data: str | Path | None = None,
+    val: str | Path | None = None,
+    skip_corrupt: bool | None = None,
+    weights: str | Path | None = None,
+) -> ConvertResult | ReduceResult:
+    """Make layers of a network quadratic, or remove the least important ones of a trained one.
+
+    Without `remove` and `revert`, layers become quadratic and untrained. With one of these, the
+    quadratic layers of a trained network are ranked on test images; the first ones that can be
+    are removed, the next ones become first-order again. `train` continues from the output.
+
+    Args:
+        model: an architecture file, a run folder, the name of a model, or an opened network.
+        output: a new folder; for a conversion also a new file whose name ends in `.json`.
+        form: kind of quadratic neuron (default `hadamard`).
+        layers: patterns of the paths of the layers to convert or to rank. Default: all.
+        norm: put a BatchNorm on every branch of the new layers.
+        remove: number of quadratic layers to remove.
+        revert: number of quadratic layers to make first-order again.
+        data, val, skip_corrupt: images to rank layers on. Default: those of the run.
+        weights: file of weights to use instead of the run's own.
 
     Raises:
-        QuadranasError: nothing to replace, or the output is in the way.
+        QuadranasError: no suitable layers or weights, conflicting options, or an existing output.
     """
+    given = {"data": data, "val": val, "skip_corrupt": skip_corrupt}
+    images = {key: value for key, value in given.items() if value is not None}
+    output = Path(output)
+    if remove is None and revert is None:
+        _refuse_given(
+            images | ({} if weights is None else {"weights": weights}),
+            "is for ranking layers, with --remove or --revert",
+            "Leave it out: a conversion needs no images and no weights.",
+        )
+        return _convert(open_network(model), output, form or DEFAULT_FORM, layers, norm)
+    _refuse_given(
+        {"form": form} if form else {"norm": norm} if norm else {},
+        "does not go with --remove and --revert",
+        "Convert first, train the result, then remove or revert layers of the trained run.",
+    )
+    return _reduce(open_network(model, weights), output, remove, revert, layers, images)
+
+
+def _refuse_given(options: dict[str, Any], reason: str, hint: str) -> None:
+    """Refuse the first of some options that do not suit the others."""
+    for name in options:
+        raise QuadranasError(f"--{name.replace('_', '-')} {reason}", hint)
+
+
+def _convert(
+    stored: StoredNetwork, output: Path, form: str, layers: Sequence[str], norm: bool
+) -> ConvertResult:
     _refuse_existing(output)
     architecture = stored.architecture
     before = _on_meta(architecture)
@@ -64,94 +165,97 @@ def convert_network(
         with whole_folder(output) as folder:
             _copy_run(stored, folder)
             converted.save(folder / layout.ARCHITECTURE)
-    return {
-        "path": str(output),
-        "params_before": params_before,
-        "params": params,
-        "macs_before": macs_before,
-        "macs": macs,
-        "replaced": [change.name for change in changes],
-        "kept": [
-            {"name": layer.name, "kind": layer.kind, "reason": layer.reason}
+    return ConvertResult(
+        path=output,
+        params_before=params_before,
+        params=params,
+        macs_before=macs_before,
+        macs=macs,
+        replaced=tuple(change.name for change in changes),
+        kept=tuple(
+            KeptLayer(name=layer.name, kind=layer.kind, reason=layer.reason)
             for layer in report
             if not layer.change
-        ],
-    }
+        ),
+    )
 
 
-def reduce_network(
+def _reduce(
     stored: StoredNetwork,
     output: Path,
-    *,
-    num_removed: int = 0,
-    num_reverted: int = 0,
-    layers: Sequence[str] = (),
-    data: DataConfig | None = None,
-) -> dict[str, Any]:
-    """Write a trained network without its least important quadratic layers.
+    num_removed: int | None,
+    num_reverted: int | None,
+    layers: Sequence[str],
+    images_of: dict[str, Any],
+) -> ReduceResult:
+    _refuse_unsuitable(stored, output)
+    network = stored.network()
+    names = _quadratic_names(stored, network, layers)
+    images = open_test_images(stored, load_config(DataConfig, None, **images_of))
+    ranking = _ranked(network, images, names)
+    removed = [] if num_removed is None else pick(ranking, num_removed, "remove")
+    rest = _converted_ones(ranking, removed, stored.architecture)
+    reverted = [] if num_reverted is None else pick(rest, num_reverted, "revert")
+    smaller = remove_layers(network, removed) if removed else network
+    smaller = revert_layers(smaller, reverted) if reverted else smaller
+    reduced = _reduced(stored.architecture, removed, reverted)
+    load_tensors(build_subnet(reduced), smaller.state_dict(), "the reduced network")
+    params, macs = count_network(smaller, reduced.resolution)
+    result = ReduceResult(
+        run=output,
+        architecture=output / layout.ARCHITECTURE,
+        params=params,
+        macs=macs,
+        accuracy=images.accuracy(smaller),
+        data=images.dataset.name,
+        num_images=len(images.dataset.test),
+        removed=tuple(removed),
+        reverted=tuple(reverted),
+        ranking=tuple(ranking),
+    )
+    _write_reduced(result, stored, smaller, reduced)
+    return result
 
-    The layers are ranked on the test images. The first ones of the ranking that can be removed
-    are; of those that remain, the first ones become what they were before their conversion. What
-    is left of the weights goes along, so that `quadranas train` on the output trains them on.
 
-    Args:
-        output: a new folder, laid out like a run's, with the ranking as JSON and as a picture.
-        layers: patterns of the layers' paths, of which one has to fit a layer that is ranked.
-        data: which images to rank on; by default those of the run that the network lies in.
-
-    Raises:
-        QuadranasError: no weights, no quadratic layers, fewer of them than are to go, or the
-            output is in the way.
-    """
+def _refuse_unsuitable(stored: StoredNetwork, output: Path) -> None:
+    """Refuse what cannot be ranked or written, before any work is done."""
     stored.require_weights()
     if output.suffix == ".json":
         raise QuadranasError(
-            f"the output {output} is a file, but weights go along with a reduced network",
+            f"the output {output} is a file, but a reduced network is written with its weights",
             "Name a folder with --output.",
         )
-    RunFolder(output).refuse_content()
-    network = stored.network()
-    names = matching(list(quadratic_layers(network)), layers)
+    _refuse_existing(output)
+
+
+def _quadratic_names(
+    stored: StoredNetwork, network: Network, patterns: Sequence[str]
+) -> list[str]:
+    names = matching(list(quadratic_layers(network)), patterns)
     if not names:
         raise QuadranasError(
             f"{stored.architecture.name} has no quadratic layer to rank",
             "Convert it first: quadranas convert ARCH --output FOLDER; then train the folder.",
         )
-    images = open_test_images(stored, data or DataConfig())
+    return names
+
+
+def _ranked(network: Network, images: HeldOutImages, names: Sequence[str]) -> list[RankedLayer]:
     size = images.dataset.resolution
-    example = torch.zeros(1, 3, size, size)
-    ranking = rank_layers(network, images.accuracy, example, names)
-    removed = pick(ranking, num_removed, "remove") if num_removed else []
-    rest = [layer for layer in ranking if layer.name not in removed]
-    rest = _converted_ones(rest, stored.architecture)
-    reverted = pick(rest, num_reverted, "revert") if num_reverted else []
-    smaller = remove(network, removed) if removed else network
-    smaller = revert(smaller, reverted) if reverted else smaller
-    reduced = _reduced(stored.architecture, removed, reverted)
-    load_tensors(build_subnet(reduced), smaller.state_dict(), "the reduced network")
-    params, macs = count_network(smaller, reduced.resolution)
-    result = {
-        "run": str(output),
-        "architecture": str(output / layout.ARCHITECTURE),
-        "params": params,
-        "macs": macs,
-        "accuracy": images.accuracy(smaller),
-    }
-    content = {
-        "data": images.dataset.name,
-        "num_images": len(images.dataset.test),
-        "removed": removed,
-        "reverted": reverted,
-        "ranking": [layer.as_json() for layer in ranking],
-    }
-    with whole_folder(output) as folder:
+    return rank_layers(network, images.accuracy, torch.zeros(1, 3, size, size), names)
+
+
+def _write_reduced(
+    result: ReduceResult, stored: StoredNetwork, network: Network, architecture: Architecture
+) -> None:
+    ranking = result.model_dump(mode="json", include=IN_RANKING_FILE)
+    with whole_folder(result.run) as folder:
         _copy_run(stored, folder)
-        save_tensors(smaller.state_dict(), folder / layout.WEIGHTS)
-        reduced.save(folder / layout.ARCHITECTURE)
-        write_json(folder / "importance.json", content)
-        write_atomically(folder / "importance.png", _picture(ranking))
-        folder.write_result(result)
-    return result | content
+        save_tensors(network.state_dict(), folder / layout.WEIGHTS)
+        architecture.save(folder / layout.ARCHITECTURE)
+        write_json(folder / "importance.json", ranking)
+        write_atomically(folder / "importance.png", _picture(result.ranking))
+        folder.write_result(result.model_dump(mode="json", include=IN_RESULT_FILE))
 
 
 def _refuse_existing(output: Path) -> None:
@@ -162,7 +266,7 @@ def _refuse_existing(output: Path) -> None:
 
 
 def _on_meta(architecture: Architecture) -> Network:
-    """The network without memory for its weights: enough to see its layers and to count."""
+    """The network without memory for its weights: enough to list its layers and to count."""
     with torch.device("meta"):
         return build_subnet(architecture)
 
@@ -170,7 +274,7 @@ def _on_meta(architecture: Architecture) -> Network:
 def _rewritten(
     architecture: Architecture, changes: Iterable[LayerChange], word: str
 ) -> Architecture:
-    """An architecture with other changes; what was known of its latency holds no more."""
+    """An architecture with other changes; recorded latencies, no longer valid, are dropped."""
     return architecture.model_copy(
         update={
             "name": f"{architecture.name.removesuffix(f'-{word}')}-{word}",
@@ -184,22 +288,22 @@ def _rewritten(
 def _reduced(
     architecture: Architecture, removed: Sequence[str], reverted: Sequence[str]
 ) -> Architecture:
-    gone = {*removed, *reverted}
-    kept = [change for change in architecture.changes if change.name not in gone]
+    dropped = {*removed, *reverted}
+    kept = [change for change in architecture.changes if change.name not in dropped]
     removals = [LayerChange(name=name, kind="removed") for name in removed]
     return _rewritten(architecture, (*kept, *removals), "reduced")
 
 
 def _converted_ones(
-    ranking: Sequence[RankedLayer], architecture: Architecture
+    ranking: Sequence[RankedLayer], removed: Sequence[str], architecture: Architecture
 ) -> list[RankedLayer]:
-    """Those whose quadratic form is a change, not what the operation itself is."""
+    """The layers that can be reverted: those that a conversion made quadratic, without removed."""
     changed = {change.name for change in architecture.changes if change.kind == "quadratic"}
-    return [layer for layer in ranking if layer.name in changed]
+    return [layer for layer in ranking if layer.name in changed and layer.name not in removed]
 
 
 def _copy_run(stored: StoredNetwork, folder: RunFolder) -> None:
-    """What a training on the output inherits: the configuration and the preprocessing."""
+    """Copy what a training on the output inherits: the configuration and the preprocessing."""
     if stored.preprocessing is not None:
         stored.preprocessing.save(folder / layout.PREPROCESSING)
     config = stored.folder / layout.CONFIG if stored.folder else None

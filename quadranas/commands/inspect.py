@@ -1,73 +1,98 @@
-"""inspect: what the terms of a trained network's quadratic layers do, as a page.
+"""inspect: what the terms of a trained network's quadratic layers compute, as an HTML page.
 
-The page is self-contained and a function of the run's files and the image.
+The page is self-contained and depends only on the run's files and the image.
 """
 
 from pathlib import Path
-from typing import Any
 
 from quadranas.data.decoding import read_image
+from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
-from quadranas.inspection.records import read_records
+from quadranas.inspection.records import LayerTerms, energy_share, read_records
 from quadranas.inspection.terms import TermView, view_terms
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.reports.inspection_page import inspection_page
-from quadranas.runs.stored_network import StoredNetwork
+from quadranas.runs.stored_network import Model, StoredNetwork, open_network
+from quadranas.validation import CommandResult
+
+PAGE = "inspection.html"
 
 
-def inspect_run(stored: StoredNetwork, image: Path, output: Path) -> dict[str, Any]:
-    """Write the page.
+class InspectResult(CommandResult):
+    """The terms of a network's quadratic layers on one image.
 
     Args:
-        image: any that Pillow reads; it is prepared as the run prepared its own.
-        output: the page; a file there is replaced.
+        model: the name of the network.
+        page: the HTML page that was written.
+        layers: the energy of the terms, layer by layer.
+    """
 
-    Returns: model, image, page, and layers: for each its form, the energy (mean square) of its
-    terms on the image, none for a term that it has not, and the second-order one's share.
+    model: str
+    image: Path
+    page: Path
+    layers: tuple[LayerTerms, ...]
+
+
+def inspect(
+    run: Model,
+    *,
+    image: str | Path,
+    output: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> InspectResult:
+    """Write a page that shows the terms of a trained network's quadratic layers on an image.
+
+    Args:
+        run: the folder of a trained network.
+        image: any image that Pillow reads; it is preprocessed as in the run.
+        output: the page to write; an existing file is replaced. Default: `inspection.html` in
+            the run folder.
+        weights: file of weights to use instead of the run's own.
 
     Raises:
         QuadranasError: no trained weights or preprocessing, no quadratic layer, or an image that
             cannot be read.
     """
+    stored, image = open_network(run, weights), Path(image)
     stored.require_weights()
-    if stored.preprocessing is None:
-        raise QuadranasError(
-            f"{stored.architecture.name} comes without preprocessing.json, so that nobody knows "
-            "how its images are prepared",
-            "Name the run folder that it was trained in.",
-        )
-    wanted = stored.preprocessing
-    pixels = read_image(image, wanted.resolution, "Name an image file with --image.")
+    preprocessing = _preprocessing(stored)
+    pixels = read_image(image, preprocessing.resolution, "Name an image file with --image.")
     network = stored.network()
-    terms = view_terms(network, wanted.tensor(pixels))
+    terms = view_terms(network, preprocessing.tensor(pixels))
     forms = {name: layer.form for name, layer in quadratic_layers(network).items()}
-    layers = [_layer(name, forms[name], *pair) for name, pair in terms.items()]
+    layers = tuple(_layer(name, forms[name], *pair) for name, pair in terms.items())
     records = read_records(stored.folder) if stored.folder else ()
     name = stored.folder.name if stored.folder else stored.architecture.name
-    page = inspection_page(f"{name} on {image.name}", pixels, terms, layers, records)
+    content = inspection_page(f"{name} on {image.name}", pixels, terms, layers, records)
+    page = Path(output) if output is not None else _default_page(stored)
     # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
-    write_atomically(output, page.encode("utf-8", "replace"))
-    return {
-        "model": stored.architecture.name,
-        "image": str(image),
-        "page": str(output),
-        "layers": layers,
-    }
+    write_atomically(page, content.encode("utf-8", "replace"))
+    return InspectResult(model=stored.architecture.name, image=image, page=page, layers=layers)
 
 
-def _layer(
-    name: str, form: str, first: TermView | None, second: TermView | None
-) -> dict[str, Any]:
+def _preprocessing(stored: StoredNetwork) -> Preprocessing:
+    if stored.preprocessing is None:
+        raise QuadranasError(
+            f"{stored.architecture.name} comes without preprocessing.json, so it is unknown how "
+            "its images are prepared",
+            "Name the run folder that it was trained in.",
+        )
+    return stored.preprocessing
+
+
+def _default_page(stored: StoredNetwork) -> Path:
+    if stored.folder is None:
+        raise QuadranasError("a network outside a run folder needs a page", "Add --output PAGE.")
+    return stored.folder / PAGE
+
+
+def _layer(name: str, form: str, first: TermView | None, second: TermView | None) -> LayerTerms:
     energies = [None if term is None else term.energy for term in (first, second)]
-    share = None
-    if energies[0] is not None and energies[1] is not None:
-        total = energies[0] + energies[1]
-        share = energies[1] / total if total else 0.0
-    return {
-        "layer": name,
-        "form": form,
-        "first_order_energy": energies[0],
-        "second_order_energy": energies[1],
-        "second_order_share": share,
-    }
+    return LayerTerms(
+        layer=name,
+        form=form,
+        first_order_energy=energies[0],
+        second_order_energy=energies[1],
+        second_order_share=energy_share(*energies),
+    )

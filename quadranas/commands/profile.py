@@ -1,9 +1,13 @@
 """profile: parameters, MACs and memory of a model, per operation or layer."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from quadranas.errors import QuadranasError
 from quadranas.space.architecture import Architecture
+from quadranas.space.catalog import find_architecture
 from quadranas.space.cost import count_macs, count_params
+from quadranas.validation import CommandResult, Frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,35 +15,125 @@ if TYPE_CHECKING:
     from quadranas.memory import MemoryProfile
 
 
-def profile(architecture: Architecture) -> dict[str, Any]:
-    """The counts of a network and of each of its operations, at batch 1."""
-    layers = [
-        {
-            "block": block.name,
-            "op": str(op),
-            "params": count_params(op),
-            "macs": count_macs(op),
-        }
-        for block in architecture.blocks
-        for op in block.ops
-    ]
-    return {
-        "model": architecture.name,
-        "resolution": architecture.resolution,
-        "num_classes": architecture.num_classes,
-        "params": count_params(architecture),
-        "macs": count_macs(architecture),
-        "layers": layers,
-    }
+class OperationCounts(Frozen):
+    """Parameters and MACs of one operation, at batch 1."""
+
+    block: str
+    op: str
+    params: int
+    macs: int
 
 
-def profile_network_memory(architecture: Architecture, batch: int) -> dict[str, Any]:
-    """Memory of a network at its resolution, and with every quadratic layer differentiated as is.
+class ProfileResult(CommandResult):
+    """Parameters and MACs of a model and of each of its operations, at batch 1."""
 
-    The training step is that of AdamW on the cross entropy; see `memory.profile_memory`. The
-    values `direct` are those without memory-efficient back-propagation, None where it changes
-    nothing. MACs are those of one image.
+    model: str
+    resolution: int
+    num_classes: int
+    params: int
+    macs: int
+    layers: tuple[OperationCounts, ...]
+
+
+class DirectMemory(Frozen):
+    """Memory without memory-efficient back-propagation of the quadratic layers."""
+
+    saved_bytes: int
+    training_peak_bytes: int
+
+
+class ProfiledLayer(Frozen):
+    """Memory of one layer.
+
+    Args:
+        macs: MACs for one image.
+        saved_bytes: kept for the backward pass.
+        saved_bytes_direct: the same without memory-efficient back-propagation.
     """
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+    saved_bytes: int
+    saved_bytes_direct: int
+
+
+class MemoryResult(CommandResult):
+    """Memory of a model in training and inference, predicted; see `quadranas.memory`.
+
+    The training step is that of AdamW on the cross entropy.
+
+    Args:
+        batch: number of images.
+        macs: MACs for one image.
+        saved_bytes: kept for the backward pass.
+        training_peak_bytes, inference_peak_bytes: most memory in use at once.
+        training_peak_phase: `forward`, `backward` or `optimizer`.
+        training_parts_bytes, inference_parts_bytes: the parts of the peaks.
+        direct: memory without memory-efficient back-propagation; None without quadratic layers.
+    """
+
+    model: str
+    resolution: int
+    num_classes: int
+    batch: int
+    params: int
+    macs: int
+    saved_bytes: int
+    training_peak_bytes: int
+    inference_peak_bytes: int
+    training_peak_phase: str
+    training_parts_bytes: dict[str, int]
+    inference_parts_bytes: dict[str, int]
+    direct: DirectMemory | None
+    layers: tuple[ProfiledLayer, ...]
+
+
+def profile(
+    model: str | Path | Architecture,
+    *,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+    memory: bool = False,
+    batch: int | None = None,
+) -> ProfileResult | MemoryResult:
+    """Count parameters and MACs of a model, or predict its memory.
+
+    Args:
+        model: an architecture file, a run folder, the name of a model, or an architecture.
+        resolution: input height and width. Default: the model's own.
+        num_classes: number of classes. Default: the model's own.
+        memory: also predict the memory of training and inference, layer by layer.
+        batch: number of images for the memory (default 1).
+
+    Raises:
+        QuadranasError: an unknown model, a resolution or a number of classes that do not fit,
+            changed layers without `memory`, or `batch` without `memory`.
+    """
+    found = model if isinstance(model, Architecture) else find_architecture(str(model))
+    architecture = found.adapted(resolution=resolution, num_classes=num_classes)
+    if memory:
+        return _memory(architecture, batch or 1)
+    if batch is not None:
+        raise QuadranasError("--batch is the number of images of --memory", "Add --memory.")
+    return ProfileResult(
+        model=architecture.name,
+        resolution=architecture.resolution,
+        num_classes=architecture.num_classes,
+        params=count_params(architecture),
+        macs=count_macs(architecture),
+        layers=tuple(
+            OperationCounts(
+                block=block.name, op=str(op), params=count_params(op), macs=count_macs(op)
+            )
+            for block in architecture.blocks
+            for op in block.ops
+        ),
+    )
+
+
+def _memory(architecture: Architecture, batch: int) -> MemoryResult:
     import torch
 
     from quadranas.layers.replacement import quadratic_layers, set_memory_efficient
@@ -54,21 +148,25 @@ def profile_network_memory(architecture: Architecture, batch: int) -> dict[str, 
     if quadratic_layers(network):
         set_memory_efficient(network, False)
         direct = profile_memory(network, shape, loss=_classification)
-    return {
-        "model": architecture.name,
-        "resolution": architecture.resolution,
-        "num_classes": architecture.num_classes,
-        "batch": batch,
-        "params": found.params,
-        "macs": found.macs,
-        **_totals(found),
-        "inference_peak_bytes": found.inference.num_bytes,
-        "training_peak_phase": found.training.phase,
-        "training_parts_bytes": found.training.parts,
-        "inference_parts_bytes": found.inference.parts,
-        "direct": direct and _totals(direct),
-        "layers": _rows(found, direct or found),
-    }
+    return MemoryResult(
+        model=architecture.name,
+        resolution=architecture.resolution,
+        num_classes=architecture.num_classes,
+        batch=batch,
+        params=found.params,
+        macs=found.macs,
+        saved_bytes=found.saved_bytes,
+        training_peak_bytes=found.training.num_bytes,
+        inference_peak_bytes=found.inference.num_bytes,
+        training_peak_phase=found.training.phase,
+        training_parts_bytes=found.training.parts,
+        inference_parts_bytes=found.inference.parts,
+        direct=direct
+        and DirectMemory(
+            saved_bytes=direct.saved_bytes, training_peak_bytes=direct.training.num_bytes
+        ),
+        layers=_layers(found, direct or found),
+    )
 
 
 def _classification(logits: "Tensor") -> "Tensor":
@@ -79,23 +177,16 @@ def _classification(logits: "Tensor") -> "Tensor":
     return functional.cross_entropy(logits, labels)
 
 
-def _totals(found: "MemoryProfile") -> dict[str, int]:
-    return {
-        "saved_bytes": found.saved_bytes,
-        "training_peak_bytes": found.training.num_bytes,
-    }
-
-
-def _rows(found: "MemoryProfile", direct: "MemoryProfile") -> list[dict[str, Any]]:
+def _layers(found: "MemoryProfile", direct: "MemoryProfile") -> tuple[ProfiledLayer, ...]:
     direct_bytes = {layer.name: layer.saved_bytes for layer in direct.layers}
-    return [
-        {
-            "name": layer.name,
-            "kind": layer.kind,
-            "params": layer.params,
-            "macs": layer.macs,
-            "saved_bytes": layer.saved_bytes,
-            "saved_bytes_direct": direct_bytes.get(layer.name, 0),
-        }
+    return tuple(
+        ProfiledLayer(
+            name=layer.name,
+            kind=layer.kind,
+            params=layer.params,
+            macs=layer.macs,
+            saved_bytes=layer.saved_bytes,
+            saved_bytes_direct=direct_bytes.get(layer.name, 0),
+        )
         for layer in found.layers
-    ]
+    )

@@ -1,19 +1,19 @@
-"""Which layers of a network earn their cost, by masking one at a time.
+"""Importance of layers: their cost, and the accuracy lost by masking one at a time.
 
 Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder's second step: the
-layers with the highest `RI = P_M * P_W / dA` are the ones to remove or to revert. P_M and P_W are
-a layer's shares of the network's parameters and of its compute, dA is the accuracy that is lost
-when the layer's output is set to zero.
+layers with the highest `RI = P_M * P_W / dA` are removed or reverted. P_M and P_W are a layer's
+shares of the network's parameters and of its MACs, dA is the accuracy that is lost when the
+layer's output is set to zero.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,23 +22,39 @@ from quadranas.data.task import accuracy_on
 from quadranas.errors import QuadranasError
 from quadranas.layers.replacement import find_layer, is_first_order, quadratic_layers
 from quadranas.network.modes import evaluating
+from quadranas.validation import Frozen
 
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankedLayer:
-    """A layer and what it costs and gives.
+def _index_from_json(value: Any) -> Any:
+    return math.inf if value is None else value
+
+
+def _index_to_json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+RelativeImportance = Annotated[
+    float,
+    BeforeValidator(_index_from_json),
+    PlainSerializer(_index_to_json, float | None, when_used="json"),
+]
+"""A number that may be infinite; in JSON, which has no infinity, that is null."""
+
+
+class RankedLayer(Frozen):
+    """The cost of a layer and its effect on the accuracy.
 
     Args:
-        name, kind: its path and its class.
+        name, kind: path and class of the layer.
         params, macs: its parameters, and its multiply-accumulates for the example.
         params_share, macs_share: P_M and P_W, 0 to 1.
-        accuracy_drop: dA: the accuracy of the network less that with the layer masked.
-        ri: P_M * P_W / dA, high where the layer costs much and gives little; infinite where
-            masking does not hurt.
-        obstacle: why the layer cannot be removed; empty where it can.
+        accuracy_drop: dA: the accuracy of the network minus that with the layer masked.
+        ri: P_M * P_W / dA, high for an expensive layer with little effect; infinite if masking
+            does not reduce the accuracy.
+        obstacle: why the layer cannot be removed; empty if it can.
     """
 
     name: str
@@ -48,12 +64,8 @@ class RankedLayer:
     params_share: float
     macs_share: float
     accuracy_drop: float
-    ri: float
+    ri: RelativeImportance
     obstacle: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; an infinite index is null, since JSON has no infinity."""
-        return asdict(self) | {"ri": self.ri if math.isfinite(self.ri) else None}
 
 
 def rank_layers(
@@ -62,20 +74,21 @@ def rank_layers(
     example: Tensor | None = None,
     names: Sequence[str] | None = None,
 ) -> list[RankedLayer]:
-    """The layers of a trained network, those to remove or to revert first.
+    """Rank the layers of a trained network; the ones to remove or to revert come first.
 
-    Infinite indices come first, by falling P_M * P_W; equal layers keep the network's order. The
-    network is left as it was.
+    Infinite indices come first, in descending order of P_M * P_W; equal layers keep the network's
+    order. The network is not changed.
 
     Args:
-        data: batches of inputs and labels that can be gone through again and again, such as a
-            DataLoader; or a function that gives the accuracy of a network, 0 to 1.
-        example: an input whose compute is counted; by default the first input of the batches.
-        names: the layers to rank; if not given, the quadratic ones, or in a network without any
-            the linear and convolutional ones.
+        data: batches of inputs and labels that can be iterated repeatedly, such as a DataLoader;
+            or a function that returns the accuracy of a network, 0 to 1.
+        example: an input to count MACs with. Default: the first input of the batches.
+        names: the layers to rank. Default: the quadratic ones; in a network without any, the
+            linear and convolutional ones.
 
     Raises:
-        QuadranasError: no such layer or none to rank, no images, an accuracy that is no share.
+        QuadranasError: an unknown layer, no layer to rank, no images, or an accuracy outside
+            0 to 1.
     """
     layers = _layers(model, names)
     evaluate = data if callable(data) else _accuracy_on(data)
@@ -108,24 +121,24 @@ def rank_layers(
 def pick(
     ranking: Sequence[RankedLayer], count: int, verb: Literal["remove", "revert"]
 ) -> list[str]:
-    """The names of the first layers of a ranking; of those that can be, to remove them.
+    """The names of the first `count` layers of a ranking that can be removed or reverted.
 
     Raises:
-        QuadranasError: there are not so many.
+        QuadranasError: the ranking has fewer such layers.
     """
     names = [layer.name for layer in ranking if verb == "revert" or not layer.obstacle]
     if not 1 <= count <= len(names):
         fixed = [f"{layer.name}: {layer.obstacle}" for layer in ranking if layer.name not in names]
         raise QuadranasError(
-            f"cannot {verb} {count} layers: it can be done to {len(names)} of the {len(ranking)} "
-            "ranked ones",
+            f"cannot {verb} {count} layers: {len(names)} of the {len(ranking)} ranked layers can "
+            f"be {verb}{'d' if verb == 'remove' else 'ed'}",
             "; ".join([*fixed[:5], f"choose 1 to {len(names)}" if names else "convert others"]),
         )
     return names[:count]
 
 
 def plot_ranking(ranking: Sequence[RankedLayer]) -> Figure:
-    """Shares, accuracy drops and indices of ranked layers as bars, the first one at the top."""
+    """Bars of the shares, accuracy drops and indices of ranked layers, the first at the top."""
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(ranking)), layout="constrained")
     shares, drops, indices = figure.subplots(1, 3, sharey=True)
     names = [layer.name for layer in ranking]
@@ -153,7 +166,7 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
     """The layers to rank, by their paths.
 
     Raises:
-        QuadranasError: there are none, or no such.
+        QuadranasError: an unknown layer, or no layer to rank.
     """
     if names is not None:
         found = {name: find_layer(model, name) for name in names}
@@ -171,7 +184,7 @@ def _accuracy_on(batches: Batches) -> Evaluate:
     """Top-1 accuracy on batches, as a function of the network."""
     if isinstance(batches, Iterator):
         raise QuadranasError(
-            "the batches can be gone through only once", "Give a list or a DataLoader."
+            "the batches can be iterated only once", "Pass a list or a DataLoader."
         )
 
     return lambda model: accuracy_on(model, batches)
@@ -179,9 +192,7 @@ def _accuracy_on(batches: Batches) -> Evaluate:
 
 def _first_input(data: Evaluate | Batches) -> Tensor:
     if callable(data):
-        raise QuadranasError(
-            "a function gives no input to count the compute of", "Add example=INPUT."
-        )
+        raise QuadranasError("a function gives no input to count MACs with", "Add example=INPUT.")
     for inputs, _ in data:
         return inputs[:1]
     raise QuadranasError("the batches to rank layers on are empty")

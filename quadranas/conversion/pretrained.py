@@ -1,4 +1,4 @@
-"""Pre-trained weights for a network: from a file or from timm; a ConvNeXt's as linear terms.
+"""Pre-trained weights for a network: from a file or from timm, or of a ConvNeXt.
 
 Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192): first-order weights as the primary term;
 ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers of a QuadraBlock.
@@ -6,7 +6,6 @@ ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,18 +16,18 @@ from quadranas.extras import require_extra
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.published import load_published_tensors, published_name
 from quadranas.network.weights import load_tensors, read_tensors
+from quadranas.validation import Frozen
 
 TIMM = "timm:"
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightReport:
-    """What became of a checkpoint's tensors.
+class WeightReport(Frozen):
+    """Which tensors of a checkpoint were used.
 
     Args:
-        used: the network's tensors that were filled, by the checkpoint's names.
-        unused: why others of the checkpoint were not used, by their names.
-        untouched: the network's tensors for which the checkpoint has none; they stay as they were.
+        used: names of the checkpoint's tensors, and of the network's tensors they filled.
+        unused: names of the checkpoint's other tensors, and why they were not used.
+        untouched: the network's tensors that the checkpoint does not hold; they are unchanged.
     """
 
     used: dict[str, str]
@@ -40,15 +39,16 @@ def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
     """Fill a network, in place, from weights that were trained elsewhere.
 
     A checkpoint of the network itself, under the names of `quadranas` or of the published
-    QuadraNets, must fit wholly; of a ConvNeXt is used what fits (`load_convnext`).
+    QuadraNets, must fit completely. From a checkpoint of a ConvNeXt, the tensors that fit are
+    used (`load_convnext`).
 
     Args:
         source: a `.safetensors` file, a torch file of tensors, or `timm:NAME` for pre-trained
-            weights that timm knows (and downloads).
+            weights that timm downloads.
 
     Raises:
-        QuadranasError: unreadable, executing code, or not fitting: names the tensor and both
-            shapes.
+        QuadranasError: the file cannot be read, holds more than tensors, or does not fit; names
+            the tensor and both shapes.
         MissingExtraError: timm is needed and not installed.
     """
     text = str(source)
@@ -70,13 +70,13 @@ def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
 
 
 def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> WeightReport:
-    """Give a QuadraNet the tensors of a ConvNeXt as its linear terms, where the shapes agree.
+    """Fill a QuadraNet with the tensors of a ConvNeXt, where the shapes agree.
 
-    The depthwise weights go into branch `c` of the quadratic convolutions; branch `a` becomes
-    zero there, and with it the second-order term, exactly. LayerNorm, the two linear layers and
-    the layer scale of a ConvNeXt block go to the second half of the QuadraBlock, stem,
-    downsampling, last norm and head to their like. The first half's own norm and layer scale have
-    no counterpart, so the two networks do not compute the same.
+    The depthwise weights go into branch `c` of the quadratic convolutions. Branch `a` is set to
+    zero there, and so the second-order term is exactly zero. LayerNorm, the two linear layers and
+    the layer scale of a ConvNeXt block go to the second half of the QuadraBlock; stem,
+    downsampling, last norm and head to their counterparts. The norm and layer scale of the first
+    half have no counterpart, so the two networks do not compute the same function.
 
     Args:
         tensors: under the official names (`downsample_layers.0.0.weight`,
@@ -85,8 +85,8 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         source: the checkpoint, for messages.
 
     Raises:
-        QuadranasError: no QuadraNet, or no matrix or kernel fits: names the first and both
-            shapes.
+        QuadranasError: the network is no QuadraNet, or no matrix or kernel fits; names the first
+            one and both shapes.
     """
     own = model.state_dict()
     try:
@@ -122,9 +122,9 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def _zero_products(model: nn.Module, filled: set[str]) -> list[str]:
-    """Zero branch `a` wherever `c` was filled; the names of the zeroed tensors.
+    """Zero branch `a` wherever `c` was filled, and return the names of the zeroed tensors.
 
-    Branch `b` stays as it is drawn, so that the first gradient reaches `a`.
+    Branch `b` keeps its random weights, so that the first gradient reaches `a`.
     """
     zeroed = []
     for path, layer in quadratic_layers(model).items():
@@ -143,7 +143,7 @@ CONVNEXT_PARTS = {
     "feed_forward.project": "pwconv2",
     "feed_forward.project.c": "pwconv2",
 }
-"""The parts of a QuadraBlock under ConvNeXt's names; the others have no such name."""
+"""ConvNeXt's names for the parts of a QuadraBlock that it has too."""
 
 TIMM_NAMES = {
     r"^stem\.": "downsample_layers.0.",
@@ -154,11 +154,11 @@ TIMM_NAMES = {
     r"^head\.norm\.": "norm.",
     r"^head\.fc\.": "head.",
 }
-"""timm's names for a ConvNeXt's tensors, and what stands in the official ones instead."""
+"""timm's names for a ConvNeXt's tensors, and their replacements in the official names."""
 
 
 def _convnext_name(name: str) -> str:
-    """A QuadraNet's tensor under ConvNeXt's name, or a name that no ConvNeXt has."""
+    """ConvNeXt's name for a QuadraNet's tensor, or a name that no ConvNeXt has."""
     return published_name(name, CONVNEXT_PARTS).replace(".gamma2", ".gamma")
 
 

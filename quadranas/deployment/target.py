@@ -18,6 +18,7 @@ from quadranas.latency.runtimes import (
     files_of,
     precisions_in_words,
 )
+from quadranas.runs.config import DataConfig, load_config
 from quadranas.space.architecture import Architecture
 
 HOST = "host"

@@ -1,4 +1,4 @@
-"""What an inspection records of a network in training: plain data, a line of JSON per step."""
+"""The records of an inspection: distributions of a network in training, one JSON line per step."""
 
 import json
 import math
@@ -17,13 +17,13 @@ NUM_BINS = 40
 
 
 class Distribution(Frozen):
-    """The finite values of a tensor; all numbers are 0 where there is none.
+    """The distribution of a tensor's finite values; all statistics are 0 if there are none.
 
     Args:
-        num_values: how many, those included that are not finite.
-        std: of the values themselves, not an estimate for more of them.
-        quantiles: at `QUANTILES`.
-        counts: of values in `NUM_BINS` bins of equal width from `low` to `high`.
+        num_values: number of values, including those that are not finite.
+        std: standard deviation of the values, without Bessel's correction.
+        quantiles: the quantiles at `QUANTILES`.
+        counts: histogram: `NUM_BINS` bins of equal width from `low` to `high`.
     """
 
     num_values: int
@@ -51,11 +51,11 @@ class LayerRecord(Frozen):
     """One layer in one step.
 
     Args:
-        kind: the form of a quadratic layer, or the class of another one.
-        activation: of the output.
+        kind: the form of a quadratic layer, or the class of another layer.
+        activation: distribution of the output.
         first_order_energy, second_order_energy: mean squares of the terms of a quadratic layer's
-            output; none for a term that it has not.
-        weights, gradients: per branch, `matrix`, or `weight`; without biases.
+            output; None for a term that the form does not have.
+        weights, gradients: distributions by branch, `matrix`, or `weight`; without biases.
     """
 
     kind: str
@@ -67,22 +67,44 @@ class LayerRecord(Frozen):
 
     @property
     def second_order_share(self) -> float | None:
-        """Of the energy of both terms, the second-order one's; none without both."""
-        if self.first_order_energy is None or self.second_order_energy is None:
-            return None
-        total = self.first_order_energy + self.second_order_energy
-        return self.second_order_energy / total if total else 0.0
+        """See `energy_share`."""
+        return energy_share(self.first_order_energy, self.second_order_energy)
 
     def second_order_gradients(self) -> Mapping[str, Distribution]:
-        """The gradients of a quadratic layer's factors and matrix; of another layer, none."""
+        """The gradients of a quadratic layer's factors and matrix; empty for other layers."""
         return {name: g for name, g in self.gradients.items() if name in ("a", "b", "matrix")}
 
 
-class Alarm(Frozen):
-    """Something wrong with a layer, in a sentence.
+class LayerTerms(Frozen):
+    """The terms of a quadratic layer on one image.
 
     Args:
-        part: of the layer: `activation`, a branch, or `matrix`.
+        layer: path of the layer.
+        first_order_energy, second_order_energy: mean squares of the terms; None for a term that
+            the form does not have.
+        second_order_share: see `energy_share`.
+    """
+
+    layer: str
+    form: str
+    first_order_energy: float | None
+    second_order_energy: float | None
+    second_order_share: float | None
+
+
+def energy_share(first_order: float | None, second_order: float | None) -> float | None:
+    """The second-order term's share of the energy of both terms; None if there is only one."""
+    if first_order is None or second_order is None:
+        return None
+    total = first_order + second_order
+    return second_order / total if total else 0.0
+
+
+class Alarm(Frozen):
+    """A problem with a layer, described in one sentence.
+
+    Args:
+        part: the part of the layer: `activation`, a branch, or `matrix`.
     """
 
     layer: str
@@ -92,7 +114,7 @@ class Alarm(Frozen):
 
 
 class StepRecord(Frozen):
-    """All inspected layers in one step of training, by their paths in the network."""
+    """All inspected layers in one training step, by their paths in the network."""
 
     step: int
     layers: dict[str, LayerRecord]
@@ -100,10 +122,10 @@ class StepRecord(Frozen):
 
 
 def read_records(run: Path) -> tuple[StepRecord, ...]:
-    """What a run recorded; nothing if it was not inspected. Lines that are no record are left out.
+    """The records of a run; empty if it was not inspected. Invalid lines are skipped.
 
     Raises:
-        QuadranasError: the file is there and cannot be read.
+        QuadranasError: the file exists and cannot be read.
     """
     path = run / RECORDS_FILE
     if not path.is_file():

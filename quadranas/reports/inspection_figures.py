@@ -1,4 +1,4 @@
-"""The figures of an inspection as inline SVG: how layers develop over training.
+"""Figures of an inspection, as inline SVG: layers over the course of training.
 
 Functions take plain data and return markup; the same data give the same bytes.
 """
@@ -17,21 +17,21 @@ from quadranas.reports.page import BLUE, ORANGE, RED, figure, note, plot_figure
 COLOURS = {"a": BLUE, "b": ORANGE, "c": "#3d8f5f", "matrix": BLUE}
 BANDS = ((0.01, 0.99), (0.05, 0.95), (0.25, 0.75))
 SHARED_BANDS = ((0.05, 0.95),)
-"""Pairs of quantiles: of a tensor alone, and of several in one panel."""
+"""Pairs of quantiles to draw: for one tensor in a panel, and for several."""
 
 
 def inspection_section(records: Sequence[StepRecord]) -> str:
-    """What a report shows of the inspections of a run: all layers at a glance, and the alarms."""
+    """The section of a report on the inspection: an overview of all layers, and the alarms."""
     if not records:
-        return note("Nothing was recorded; <code>--inspect</code> records it.")
+        return note("Nothing was recorded. Train with <code>--inspect</code> to do so.")
     maps = [_over_training(records, *quantity) for quantity in QUANTITIES]
     alarms = [alarm for record in records for alarm in record.alarms]
     said = {(alarm.layer, alarm.part, alarm.kind): alarm.text for alarm in reversed(alarms)}
     lines = "".join(f"<li>{escape(text)}</li>" for text in reversed(said.values()))
-    raised = f"<p>Alarms, each when it was first raised:</p><ul>{lines}</ul>" if lines else ""
+    raised = f"<p>Alarms, at their first occurrence:</p><ul>{lines}</ul>" if lines else ""
     return (
         "".join(maps)
-        + (raised or note("No gradient vanished or exploded, and all numbers were finite."))
+        + (raised or note("No gradient vanished or exploded, and all values were finite."))
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def _share(layer: LayerRecord) -> float:
 
 
 def _gradient_ratio(layer: LayerRecord) -> float:
-    """Of the largest second-order gradient to the linear branch's, by their norms."""
+    """Norm of the largest second-order gradient over that of the linear branch."""
     factors = [gradient.norm for gradient in layer.second_order_gradients().values()]
     linear = layer.gradients.get("c")
     return max(factors) / linear.norm if factors and linear and linear.norm else math.nan
@@ -59,7 +59,7 @@ QUANTITIES: tuple[tuple[str, str, Callable[[LayerRecord], float]], ...] = (
         _gradient_ratio,
     ),
 )
-"""Per picture: its title, its caption and the number of a layer that it shows."""
+"""For each figure: title, caption, and the quantity of a layer that it shows."""
 
 
 def _over_training(
@@ -68,7 +68,7 @@ def _over_training(
     caption: str,
     number: Callable[[LayerRecord], float],
 ) -> str:
-    """A quantity of all layers over training: a layer a row, its colour on a scale of powers."""
+    """A quantity of all layers over training: one row per layer, on a logarithmic colour scale."""
     names = list(dict.fromkeys(name for record in records for name in record.layers))
     grid = np.array(
         [
@@ -120,7 +120,7 @@ def plot_layer(name: str, records: Sequence[StepRecord]) -> str:
 
 
 def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple[int, Distribution]]]) -> None:
-    """Medians as lines in bands of quantiles; a cross where values are not finite."""
+    """Medians as lines inside bands of quantiles; a cross marks values that are not finite."""
     for part, points in lines.items():
         steps = [step for step, _ in points]
         colour = COLOURS.get(part, BLUE)
@@ -139,11 +139,11 @@ def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple[int, Distribution
 
 
 def plot_maps(name: str, image: np.ndarray, maps: Mapping[str, np.ndarray | None]) -> str:
-    """The image beside what a layer's terms answer to it.
+    """The image beside the maps of a layer's terms.
 
     Args:
         image: (H, W, 3), 0 to 255.
-        maps: (H', W') by title; none where a term is missing.
+        maps: (H', W') by title; None for a term that the layer does not have.
     """
 
     def draw(whole: Figure) -> None:

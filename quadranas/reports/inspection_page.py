@@ -1,13 +1,13 @@
 """The page of an inspection: terms of every layer on an image, distributions over training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quadranas.inspection.records import StepRecord
+from quadranas.inspection.records import LayerTerms, StepRecord
 from quadranas.reports.inspection_figures import inspection_section, plot_layer, plot_maps
 from quadranas.reports.page import figure, html_page, note
 
@@ -22,15 +22,15 @@ def inspection_page(
     title: str,
     pixels: NDArray[np.uint8],
     terms: Terms,
-    layers: list[dict[str, Any]],
+    layers: Sequence[LayerTerms],
     records: tuple[StepRecord, ...],
 ) -> str:
-    """The page as HTML.
+    """The HTML of the page.
 
     Args:
         pixels: the image, (R, R, 3).
-        layers: energies and share of the terms of every layer.
-        records: what training recorded of the layers; empty where nothing was recorded.
+        layers: energies of the terms of every layer.
+        records: the records of the training; may be empty.
     """
     sections = {
         "Energy of the terms": _energies(layers),
@@ -40,28 +40,28 @@ def inspection_page(
     return html_page(title, sections)
 
 
-def _energies(layers: list[dict[str, Any]]) -> str:
+def _energies(layers: Sequence[LayerTerms]) -> str:
     head = (
         '<tr><th>layer</th><th>form</th><th class="n">first order</th>'
         '<th class="n">second order</th><th class="n">share</th><th></th></tr>'
     )
     rows = ""
     for layer in layers:
-        numbers = [layer["first_order_energy"], layer["second_order_energy"]]
+        numbers = [layer.first_order_energy, layer.second_order_energy]
         cells = "".join(
             f'<td class="n">{"none" if value is None else f"{value:.3g}"}</td>'
             for value in numbers
         )
-        share = layer["second_order_share"]
+        share = layer.second_order_share
         shown = "" if share is None else f"{100 * share:.1f} %"
         bar = f'<div class="stack bar"><i style="width:{100 * (share or 0):.2f}%"></i></div>'
         rows += (
-            f"<tr><td><code>{escape(layer['layer'])}</code></td><td>{escape(layer['form'])}</td>"
+            f"<tr><td><code>{escape(layer.layer)}</code></td><td>{escape(layer.form)}</td>"
             f'{cells}<td class="n">{shown}</td><td>{bar}</td></tr>'
         )
     return f'<div class="scroll"><table>{head}{rows}</table></div>' + note(
-        "Energy: mean square of a term over the layer's output for this image. Share: the "
-        "second-order term's of both."
+        "Energy: mean square of a term over the layer's output for this image. Share: energy of "
+        "the second-order term over that of both terms."
     )
 
 
@@ -75,9 +75,7 @@ def _maps(pixels: np.ndarray, terms: Terms) -> str:
             titles = ("first order", "second order")
             drawing = plot_maps(name, pixels, dict(zip(titles, images, strict=True)))
             drawn.append(figure(drawing, f"<code>{escape(name)}</code>"))
-    caption = (
-        "Mean absolute value of each term over the channels; every map has a scale of its own."
-    )
+    caption = "Mean absolute value of each term over the channels. Every map has its own scale."
     return note(caption) + f'<div class="pairs">{"".join(drawn)}</div>'
 
 
@@ -92,6 +90,6 @@ def _distributions(records: tuple[StepRecord, ...]) -> str:
     )
     caption = (
         "Per layer: medians, with bands from 5 to 95 %, for activations also from 25 to 75 % and "
-        "1 to 99 %. A red cross: not all values were finite."
+        "1 to 99 %. A red cross marks a step with values that are not finite."
     )
     return note(caption) + drawn

@@ -7,6 +7,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import quadranas
+from quadranas import AdaptResult
 from quadranas.commands.train import train
 from quadranas.conversion import quadratic_parameters
 from quadranas.runs.config import TrainConfig
@@ -14,6 +16,7 @@ from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
 from tests.command_line import call, listing
+from tests.typed_results import parsed
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,30 @@ def test_weights_may_come_from_a_file(finished_run: Path, tmp_path: Path) -> Non
     name = "blocks.head.norm_head.linear.weight"
     adapted_name = name.replace("linear.weight", "linear.first_order.weight")
     assert torch.equal(written[adapted_name], tensors[name] + 1)
+
+
+def test_the_function_gives_what_the_command_prints(finished_run: Path, tmp_path: Path) -> None:
+    by_name = call("adapt", finished_run, "--output", tmp_path / "one", "--seed", "3", "--json")
+    result = quadranas.adapt(open_network(finished_run), output=tmp_path / "two", seed=3)
+    assert result.weights is None
+    folder = result.folder
+    assert parsed(by_name, AdaptResult) == result.model_copy(update={"folder": tmp_path / "one"})
+    tensors = [load_file(path / "subnet.safetensors") for path in (folder, tmp_path / "one")]
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_the_used_weights_are_reported(finished_run: Path, tmp_path: Path) -> None:
+    weights = finished_run / "subnet.safetensors"
+    architecture = finished_run / "architecture.json"
+    outcome = call(
+        *("adapt", architecture, "--output", tmp_path / "one", "--weights", weights, "--json")
+    )
+    report = parsed(outcome, AdaptResult).weights
+    assert report is not None
+    assert report.used == {name: name for name in load_file(weights)}
+    assert (report.unused, report.untouched) == ({}, ())
+    again = quadranas.adapt(architecture, output=tmp_path / "two", weights=weights)
+    assert again.weights == report
 
 
 @pytest.mark.parametrize(

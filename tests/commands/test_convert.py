@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import quadranas
+from quadranas import ConvertResult, ReduceResult
 from quadranas.files import read_json, read_yaml
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.skeleton import build_subnet
@@ -15,6 +17,7 @@ from quadranas.network.weights import load_weights
 from quadranas.space.architecture import Architecture, Block, load_architecture
 from quadranas.space.operation import OpSpec
 from tests.command_line import call, listing
+from tests.typed_results import parsed
 
 OPS: dict[str, list[dict[str, Any]]] = {
     "stem": [{"kind": "conv_bn", "out_channels": 4, "kernel_size": 3, "stride": 4}],
@@ -143,6 +146,24 @@ def test_a_run_is_reduced_and_trains_on(run: Path, pictures: Path, tmp_path: Pat
     load_weights(build_subnet(load_architecture_of(reduced)), tmp_path / "run/subnet.safetensors")
 
 
+def test_the_function_gives_what_the_command_prints(
+    architecture: Path, run: Path, tmp_path: Path
+) -> None:
+    outcome = call("convert", architecture, "--output", tmp_path / "one.json", "--json")
+    converted = quadranas.convert(small(), output=tmp_path / "two.json")
+    assert isinstance(converted, ConvertResult)
+    expected = converted.model_copy(update={"path": tmp_path / "one.json"})
+    assert parsed(outcome, ConvertResult) == expected
+    assert load_architecture(tmp_path / "one.json") == load_architecture(tmp_path / "two.json")
+    one, two = tmp_path / "one", tmp_path / "two"
+    outcome = call("convert", run, "--remove", "1", "--output", one, "--json")
+    reduced = quadranas.convert(run, output=two, remove=1)
+    assert isinstance(reduced, ReduceResult)
+    moved = {"run": one, "architecture": one / "architecture.json"}
+    assert parsed(outcome, ReduceResult) == reduced.model_copy(update=moved)
+    assert (one / "importance.json").read_bytes() == (two / "importance.json").read_bytes()
+
+
 def load_architecture_of(folder: Path) -> Architecture:
     return load_architecture(folder / "architecture.json")
 
@@ -198,7 +219,7 @@ def test_an_output_in_the_way_is_refused(architecture: Path, run: Path, tmp_path
     assert "exists already" in outcome.err
     outcome = call("convert", run, "--remove", "1", "--output", tmp_path / "new.json")
     assert outcome.code == 2
-    assert "weights go along with a reduced network" in outcome.err
+    assert "a reduced network is written with its weights" in outcome.err
     outcome = call("convert", run, "--remove", "1", "--output", tmp_path)
     assert outcome.code == 2
     assert listing(tmp_path) == ["taken.json"]

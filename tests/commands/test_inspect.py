@@ -12,6 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+import quadranas
+from quadranas import InspectResult
 from quadranas.commands.train import train
 from quadranas.inspection.records import read_records
 from quadranas.runs.config import TrainConfig
@@ -19,6 +21,7 @@ from quadranas.runs.results import TrainResult
 from quadranas.space.architecture import load_architecture
 from quadranas.training.network_phase import NetworkTraining
 from tests.command_line import call, contents
+from tests.typed_results import parsed
 
 WEIGHTS = ("subnet.safetensors", "metrics.jsonl")
 
@@ -148,6 +151,22 @@ def test_a_page_shows_terms_and_training(inspected: Path, photo: Path, tmp_path:
     assert sum(link.startswith("data:") for link in page.links) > 3 * len(names)
     for text in ("run on a <photo>.png", *names, "Distributions", "second order"):
         assert text in page.text + target.read_text(encoding="utf-8")
+
+
+def test_the_function_gives_what_the_command_prints(
+    inspected: Path, photo: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    outcome = call("inspect", inspected, "--image", photo, "--output", page, "--json")
+    first = page.read_bytes()
+    result = quadranas.inspect(open_network(inspected), image=str(photo), output=page)
+    assert parsed(outcome, InspectResult) == result
+    assert page.read_bytes() == first
+    copied = tmp_path / "run"
+    shutil.copytree(inspected, copied)
+    default = quadranas.inspect(copied, image=photo)
+    assert default.page == copied / "inspection.html"
+    assert default.layers == result.layers
 
 
 def test_a_run_without_records_says_how_to_get_some(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.conversion import convert, pick, plot_ranking, rank_layers
+from quadranas.conversion import RankedLayer, convert, pick, plot_ranking, rank_layers
 from quadranas.errors import QuadranasError
 from tests.conversion.families import FAMILIES, RESOLUTION
 
@@ -40,7 +40,9 @@ def test_a_layer_without_effect_is_infinitely_removable() -> None:
     assert [layer.name for layer in ranking] == ["useless.0", "useless.1", "decisive"]
     assert [layer.ri for layer in ranking] == [math.inf, math.inf, pytest.approx(1 / 3 / 3)]
     assert [layer.accuracy_drop for layer in ranking] == [0, 0, 1]
-    assert [layer.as_json()["ri"] is None for layer in ranking] == [True, True, False]
+    content = [layer.model_dump(mode="json") for layer in ranking]
+    assert [layer["ri"] is None for layer in content] == [True, True, False]
+    assert [RankedLayer.model_validate(layer) for layer in content] == ranking
 
 
 def test_shares_and_drops_follow_the_formula() -> None:
@@ -119,7 +121,7 @@ def test_the_first_layers_are_picked() -> None:
     assert pick(ranking, 1, "remove") == ["wide"]
     assert pick(ranking, 3, "revert") == [layer.name for layer in ranking]
     with pytest.raises(
-        QuadranasError, match="cannot remove 2 layers: it can be done to 1 of"
+        QuadranasError, match="cannot remove 2 layers: 1 of the 3 ranked layers can be removed"
     ) as e:
         pick(ranking, 2, "remove")
     assert "narrow: it turns 4 channels into 8" in e.value.hint
@@ -131,7 +133,7 @@ def test_the_first_layers_are_picked() -> None:
     [
         ((BATCHES, None, ["decisiv"]), "did you mean 'decisive'"),
         (([], None), "the batches to rank layers on are empty"),
-        ((iter(BATCHES), None), "gone through only once"),
+        ((iter(BATCHES), None), "can be iterated only once"),
         ((lambda network: 0.5, None), "gives no input"),
         ((lambda network: 50.0, torch.zeros(1, 4)), "between 0 and 1, got 50"),
         ((lambda network: math.nan, torch.zeros(1, 4)), "between 0 and 1, got nan"),

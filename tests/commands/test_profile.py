@@ -1,0 +1,48 @@
+"""profile: counts and memory of a model, as a function and as a command."""
+
+from pathlib import Path
+
+import pytest
+
+import quadranas
+from quadranas import MemoryResult, ProfileResult
+from quadranas.errors import QuadranasError
+from quadranas.space.architecture import load_architecture
+from quadranas.space.cost import count_macs, count_params
+from tests.command_line import call
+from tests.typed_results import parsed
+
+
+def test_counts_are_those_of_the_cost_model(finished_run: Path) -> None:
+    architecture = load_architecture(finished_run / "architecture.json")
+    result = quadranas.profile(finished_run)
+    assert isinstance(result, ProfileResult)
+    assert (result.params, result.macs) == (count_params(architecture), count_macs(architecture))
+    assert result.params == sum(layer.params for layer in result.layers)
+    assert result.macs == sum(layer.macs for layer in result.layers)
+    assert quadranas.profile(str(finished_run)) == quadranas.profile(architecture) == result
+    assert parsed(call("profile", finished_run, "--json"), ProfileResult) == result
+
+
+def test_resolution_and_classes_are_chosen() -> None:
+    result = quadranas.profile("quadranet25_t", resolution=96, num_classes=7)
+    assert (result.resolution, result.num_classes) == (96, 7)
+    arguments = ("profile", "quadranet25_t", "--resolution", "96", "--num-classes", "7", "--json")
+    assert parsed(call(*arguments), ProfileResult) == result
+
+
+def test_memory_is_predicted(finished_run: Path) -> None:
+    result = quadranas.profile(finished_run, memory=True, batch=2)
+    assert isinstance(result, MemoryResult)
+    assert result.batch == 2
+    assert sum(result.training_parts_bytes.values()) == result.training_peak_bytes
+    assert result.saved_bytes == sum(layer.saved_bytes for layer in result.layers)
+    assert result.direct is not None
+    assert result.direct.saved_bytes == sum(layer.saved_bytes_direct for layer in result.layers)
+    found = call("profile", finished_run, "--memory", "--batch", "2", "--json")
+    assert parsed(found, MemoryResult) == result
+
+
+def test_a_batch_without_memory_is_refused() -> None:
+    with pytest.raises(QuadranasError, match="--batch is the number of images of --memory"):
+        quadranas.profile("quadranet25_t", batch=2)
