@@ -18,6 +18,7 @@ from quadranas.commands.train import train
 from quadranas.inspection.records import read_records
 from quadranas.runs.config import TrainConfig
 from quadranas.runs.results import TrainResult
+from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.training.network_phase import NetworkTraining
 from tests.command_line import call, contents
