@@ -15,9 +15,7 @@ from quadranas.backends.registry import open_backend
 from quadranas.deployment.bundle import CARD, SCRIPT, checksums, write_manifest
 from quadranas.deployment.inference_script import inference_script
 from quadranas.deployment.manifest import (
-    FORMATS,
     Agreement,
-    FileFormat,
     InputDescription,
     Latency,
     LatencyNote,
@@ -25,6 +23,7 @@ from quadranas.deployment.manifest import (
 )
 from quadranas.deployment.model_card import model_card
 from quadranas.latency.device import Device, load_device
+from quadranas.latency.runtimes import RUNTIMES, file_formats, files_of
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
@@ -45,16 +44,17 @@ def toy_network(scramble: Callable[..., nn.Module]) -> nn.Module:
     return scramble(build_subnet(toy_architecture())).eval()
 
 
-def device_for(file_format: FileFormat) -> Device:
+def device_for(file_format: str) -> Device:
     """This machine, one thread."""
-    changes = {"tuning_trials": 0} if file_format == "tvm" else {}
-    return load_device("host").configured(runtime=FORMATS[file_format].runtime, **changes)
+    runtime = file_formats()[file_format]
+    changes = {"tuning_trials": 0} if "tuning_trials" in RUNTIMES[runtime].settings else {}
+    return load_device("host").configured(runtime=runtime, **changes)
 
 
-def manifest_of(file_format: FileFormat, **changes: Any) -> Manifest:
+def manifest_of(file_format: str, **changes: Any) -> Manifest:
     """What is known of the toy network; without files."""
     architecture = toy_architecture()
-    artefact = FORMATS[file_format].artefact
+    artefact = files_of(file_format).artefact
     size = architecture.resolution
     content = {
         "name": "toy",

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
-import quadranas.backends.openvino_worker
+import quadranas.backends.openvino2021
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
 from quadranas.backends.onnx_file import to_onnx
-from quadranas.backends.registry import BACKENDS
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
@@ -39,7 +38,7 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
         return path.read_bytes()
 
     backends = quadranas.backends
-    for module in (backends.onnxruntime, backends.openvino, backends.openvino_worker):
+    for module in (backends.onnxruntime, backends.openvino, backends.openvino2021):
         patch.setattr(module, "to_onnx", remembered)
 
 
@@ -176,7 +175,8 @@ class ScriptedBackend(Backend):
 
 def measured_by(backend: Backend, patch: pytest.MonkeyPatch) -> None:
     """Have devices of the runtime `onnxruntime` measured by a script."""
-    patch.setitem(BACKENDS, "onnxruntime", lambda device, records: backend)
+    module = quadranas.backends.onnxruntime
+    patch.setattr(module, "OnnxRuntimeBackend", lambda device, records: backend)
 
 
 def board(**changes: object) -> Device:

@@ -16,11 +16,9 @@ import torch
 
 from quadranas.commands.export import export
 from quadranas.commands.search import search
-from quadranas.deployment.target import ExportOptions
 from quadranas.files import source_commit
 from quadranas.reporter import Reporter
 from quadranas.reports.run_report import write_report
-from quadranas.runs.stored_network import open_network
 
 HERE = Path(__file__).parent
 KEPT = ("config.yaml", "architecture.json")
@@ -42,9 +40,7 @@ def main() -> None:
     minutes = (time.monotonic() - started) / 60
     write_report(run)
     with Reporter() as reporter:
-        exported = export(
-            open_network(str(run)), run / "exports" / "onnx-fp32", ExportOptions(), reporter
-        )
+        exported = export(run, reporter=reporter)
     last = [
         line
         for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -59,7 +55,7 @@ def main() -> None:
         "params": result["params"],
         "macs": result["macs"],
         "accuracy": result["accuracy"],
-        "onnx_max_abs_error": exported["max_abs_error"],
+        "onnx_max_abs_error": exported.max_abs_error,
         "minutes": round(minutes, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,

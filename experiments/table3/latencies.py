@@ -10,10 +10,10 @@ from quadranas.commands.derive import derive
 from quadranas.commands.predict import predict
 from quadranas.deployment.bundle import open_bundle
 from quadranas.deployment.latency import measured
-from quadranas.deployment.manifest import FORMATS
 from quadranas.files import shipped
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
+from quadranas.latency.runtimes import file_formats
 from quadranas.measurement.bench import open_device
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture, load_architecture
@@ -48,7 +48,7 @@ def networks(smoke: bool) -> list[Architecture]:
 
 def time_all(bundles: Mapping[str, Path], file_format: str, reporter: Reporter) -> dict[str, Any]:
     """The files of one format, side by side in the same shuffled rounds."""
-    device = load_device("host").configured(runtime=FORMATS[file_format].runtime)
+    device = load_device("host").configured(runtime=file_formats()[file_format])
     with open_device(device) as backend:
         assert isinstance(backend, FileBackend)
         programs = {}

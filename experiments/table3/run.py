@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from latencies import derive_all, networks, predict_all, time_all
 
 from quadranas.commands.export import export
-from quadranas.deployment.target import ExportOptions
 from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import cpu_name
@@ -39,10 +38,17 @@ def main() -> None:
         rows = {architecture.name: architecture for architecture in networks(args.smoke)}
         host = {}
         for file_format in FILE_FORMATS:
-            options = ExportOptions(file_format=file_format, device="host", num_images=16)
             bundles = {name: Path(scratch) / f"{name}-{file_format}" for name in rows}
             for name, architecture in rows.items():
-                export(StoredNetwork(architecture), bundles[name], options, reporter)
+                export(
+                    StoredNetwork(architecture),
+                    format=file_format,
+                    device="host",
+                    output=bundles[name],
+                    images=16,
+                    untrained=True,
+                    reporter=reporter,
+                )
             host[file_format] = time_all(bundles, file_format, reporter)
         files = {name: Path(scratch) / f"{name}-onnx" / "model.onnx" for name in rows}
         predicted = {model: predict_all(files, load_device(model)) for model in MODELS}

@@ -1,7 +1,7 @@
-"""ExecuTorch with XNNPACK: PyTorch's runtime for small devices, on this machine's CPU.
+"""ExecuTorch with XNNPACK, PyTorch's runtime for small devices, on this machine's CPU.
 
-Written for ExecuTorch 1.4.1. Its threads belong to the process, and loaded programs hold on to
-them: their number can only change while no program is in use (`_unsafe_reset_threadpool`).
+Written for ExecuTorch 1.4.1. Its thread pool belongs to the process and is used by all loaded
+programs, so its size can only change while none is loaded (`_unsafe_reset_threadpool`).
 """
 
 import logging
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quadranas.backends.interface import (
     Backend,
     Conversion,
+    ConvertedFile,
     Provenance,
     as_shape,
     call_times_ms,
@@ -28,18 +29,19 @@ from quadranas.backends.interface import (
 )
 from quadranas.backends.lowering import lower
 from quadranas.errors import QuadranasError
-from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.runtimes import RUNTIMES
 
+FACTS = RUNTIMES["executorch"]
 METHOD = "forward"
 LOADED: "weakref.WeakSet[ExecuTorchProgram]" = weakref.WeakSet()
-"""The programs in use."""
+"""The loaded programs."""
 
 
 class ExecuTorchBackend(Backend):
-    """Runs fp32, with what XNNPACK has kernels for in XNNPACK."""
+    """Runs fp32; XNNPACK runs the operators that it has kernels for."""
 
     max_parallel = 1
     # XNNPACK leaves LayerNorm to a portable kernel, and of its decomposed form the means; no pass
@@ -48,7 +50,7 @@ class ExecuTorchBackend(Backend):
 
     def __init__(self, device: Device, records: Path) -> None:
         with _quiet():
-            require_extra("executorch", "executorch", "executorch.runtime")
+            FACTS.require()
         if device.precision != "fp32":
             raise QuadranasError(
                 f"device {device.name!r}: ExecuTorch runs fp32 here, not {device.precision}",
@@ -67,10 +69,11 @@ class ExecuTorchBackend(Backend):
         content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
         return ExecuTorchProgram(content, input_shape, self.threads)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
-        """See `FileBackend`: one file (.pte) for any processor that XNNPACK knows."""
-        conversion.refuse("ExecuTorch", "dynamic_batch", "opset", "half_weights")
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
+        """See `FileBackend`: one file (.pte) for any processor that XNNPACK supports."""
+        conversion.check(FACTS)
         write_atomically(path, self._content(network, conversion))
+        return ConvertedFile(path=path, passes=self.lowering)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "ExecuTorchProgram":
         """See `FileBackend`."""
@@ -83,7 +86,7 @@ class ExecuTorchBackend(Backend):
             raise QuadranasError(f"{path}: {error.message}", error.hint) from error
 
     def count_operators(self, path: Path) -> dict[str, int]:
-        """See `FileBackend`: those of XNNPACK are called `XNNConv2d` and so on."""
+        """See `FileBackend`: XNNPACK's operators are called `XNNConv2d` and so on."""
         from quadranas.backends.executorch_reader import operators_of
 
         content = _read(path)
@@ -121,7 +124,7 @@ class ExecuTorchBackend(Backend):
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class ExecuTorchProgram:
@@ -161,10 +164,10 @@ class ExecuTorchProgram:
 
 
 def _use(threads: int | None) -> None:
-    """Have the programs of this process run with so many threads.
+    """Set the number of threads of all programs in this process.
 
     Raises:
-        QuadranasError: some that are in use run with another number.
+        QuadranasError: loaded programs run with another number.
     """
     with _quiet():
         from executorch.extension.pybindings import portable_lib
@@ -174,9 +177,9 @@ def _use(threads: int | None) -> None:
             return
         if len(LOADED):
             raise QuadranasError(
-                f"ExecuTorch cannot run with {threads} threads: programs that are in use in this "
-                f"process run with {running}",
-                "Let go of them first, or use a process of its own.",
+                f"ExecuTorch cannot run with {threads} threads: programs loaded in this process "
+                f"run with {running}",
+                "Delete them first, or use another process.",
             )
         portable_lib._unsafe_reset_threadpool(threads)
 
@@ -190,14 +193,14 @@ def _read(path: Path) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> QuadranasError:
     return QuadranasError(
-        f"{path} is no program that ExecuTorch reads, or it is damaged: {error}",
+        f"{path} is not a program that ExecuTorch reads, or it is damaged: {error}",
         "Convert the network again.",
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the deprecations and remarks of its packages (executorch 1.4.1, torchao 0.18)."""
+    """Suppress the warnings of its packages (executorch 1.4.1, torchao 0.18)."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""What every runtime offers: compile a network, run it, time it; or through a file, where it can.
+"""The interface of a runtime: compile a network, run it, time it; optionally through a file.
 
-A backend is opened for one device and belongs to whoever opened it. Where a runtime reads its
-programs from files, what it compiles is what it would convert to a file and load from there.
+A backend is opened for one device and belongs to the code that opened it. For a runtime with
+files, `compile` gives the same program as `convert` followed by `load`.
 """
 
 import time
@@ -17,21 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
+from quadranas.latency.runtimes import Runtime
 
 BATCH = "batch"
-"""The name of the free dimension."""
+"""Name of the free batch dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a latency was taken on, for a table's header.
+    """Runtime, hardware and settings of a measurement, for a table's header.
 
     Args:
-        runtime: with its version, such as `ONNX Runtime 1.31.1`.
-        hardware: as the machine names itself, such as a CPU's model.
-        versions: of the packages that made the program.
-        settings: what else decides the speed: tuning, clocks, driver.
-        emulated: the hardware is imitated by software, so times mean nothing.
+        runtime: name and version, such as `ONNX Runtime 1.31.1`.
+        hardware: name of the hardware, such as a CPU's model.
+        versions: versions of the packages that made the program.
+        settings: other settings that affect the speed: tuning, clocks, driver.
+        emulated: whether the hardware is emulated, so that times are no latencies.
     """
 
     runtime: str
@@ -42,7 +43,7 @@ class Provenance:
 
 
 def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each of so many calls in this process."""
+    """Time calls in this process, in milliseconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter_ns()
@@ -52,7 +53,7 @@ def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def as_shape(input_shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The four sizes of an input, (B, C, H, W)."""
+    """An input shape as a tuple, (B, C, H, W)."""
     batch, channels, height, width = input_shape
     return batch, channels, height, width
 
@@ -61,14 +62,14 @@ class Program(Protocol):
     """A compiled network, for one input shape."""
 
     def run(self, images: Tensor) -> Tensor:
-        """The network's output for one input of the shape it was compiled for, float32."""
+        """The network's output, float32, for an input of the shape it was compiled for."""
 
     def time_ms(self, repeats: int) -> list[float]:
-        """Milliseconds of each of so many calls, after one that is discarded.
+        """Time `repeats` calls, in milliseconds, after one that is discarded.
 
         Raises:
-            DeviceLostError: the device no longer answers; the call can be made again on a backend
-                opened anew.
+            DeviceLostError: the device no longer answers; the call can be repeated on a backend
+                that is opened again.
             QuadranasError: the device is emulated, so its times are no latencies.
         """
 
@@ -79,8 +80,8 @@ class Conversion:
 
     Args:
         input_shape: (B, C, H, W) of the file's input.
-        dynamic_batch: B is only an example, the file takes any.
-        opset: of ONNX; the runtime's own choice if none.
+        dynamic_batch: the file takes any batch size; B is an example.
+        opset: ONNX opset; `None` for the runtime's default.
         half_weights: weights are stored in half precision.
     """
 
@@ -89,34 +90,49 @@ class Conversion:
     opset: int | None = None
     half_weights: bool = False
 
-    def refuse(self, runtime: str, *names: str) -> None:
-        """See that what a runtime cannot do is not asked for.
+    def check(self, runtime: Runtime) -> None:
+        """Check that a runtime's files can be of this kind.
 
         Raises:
-            QuadranasError: it is; names the key.
+            QuadranasError: they cannot; names the key.
         """
-        for name in names:
+        for name in ("dynamic_batch", "opset", "half_weights"):
             value = getattr(self, name)
-            if value:
+            if value and name not in runtime.own_files.options:
                 raise QuadranasError(
-                    f"{runtime} files take no {name}, got {value}",
-                    "Leave it out for this runtime.",
+                    f"{runtime.title} files take no {name}, got {value}",
+                    "Omit it for this runtime.",
                 )
 
     def capture_inputs(self) -> tuple[Tensor, Any]:
-        """An example input for `torch.export`, and which of its sizes are free."""
+        """An example input for `torch.export`, and its free sizes."""
         if not self.dynamic_batch:
             return torch.zeros(*self.input_shape), None
         # An example of one image would be taken for a constant.
         return torch.zeros(2, *self.input_shape[1:]), ({0: torch.export.Dim(BATCH)},)
 
 
-def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int]) -> None:
-    """See that a file is used with inputs that it takes.
+@dataclass(frozen=True, kw_only=True)
+class ConvertedFile:
+    """What became of a network.
 
     Args:
-        name: of the file, for the message.
-        wanted: sizes; none for any.
+        path: the file; others of the same stem may belong to it.
+        passes: names of the lowering passes that were applied.
+        opset: ONNX opset; `None` for other formats.
+    """
+
+    path: Path
+    passes: tuple[str, ...]
+    opset: int | None = None
+
+
+def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int]) -> None:
+    """Check that a file takes inputs of a shape.
+
+    Args:
+        name: name of the file, for the message.
+        wanted: the file's input sizes; `None` for any size.
 
     Raises:
         QuadranasError: it takes inputs of another shape.
@@ -133,12 +149,12 @@ def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of another package's error; its kind where it says nothing."""
+    """The first line of another package's error, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class ClosedOnExit:
-    """A backend that a `with` statement gives back."""
+    """A backend that a `with` statement closes."""
 
     def close(self) -> None:
         """See `Backend`."""
@@ -156,10 +172,10 @@ class ClosedOnExit:
 
 
 class Backend(Protocol):
-    """A runtime opened for a device; `contextlib.closing` gives it back."""
+    """A runtime opened for a device; use `contextlib.closing` to close it."""
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> Program:
-        """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
+        """Compile a network in evaluation mode for inputs of one shape, (B, C, H, W).
 
         Raises:
             QuadranasError: the runtime refuses the network, or the device's precision.
@@ -168,42 +184,42 @@ class Backend(Protocol):
 
     @property
     def max_parallel(self) -> int:
-        """How many programs can be timed at once without disturbing each other: one per board."""
+        """Number of programs that can be timed at once without affecting each other."""
 
     def provenance(self) -> Provenance:
-        """What its latencies are taken on."""
+        """Runtime, hardware and settings of its latencies."""
 
     def close(self) -> None:
-        """Let go of the device. Programs must not be used any more."""
+        """Release the device. Its programs cannot be used after that."""
 
 
 @runtime_checkable
 class ReportsProgress(Backend, Protocol):
-    """A runtime with steps so long that it tells of them."""
+    """A runtime that reports the progress of long steps."""
 
     report: Callable[[str], None]
-    """What it tells them to."""
+    """Called with every progress message."""
 
 
 @runtime_checkable
 class FileBackend(Backend, Protocol):
-    """A runtime whose programs can be handed over as files."""
+    """A runtime that writes programs to files and loads them."""
 
     lowering: Sequence[str]
-    """Names of the passes (`lowering.py`) that networks go through on their way to a file."""
+    """Names of the passes (`lowering.py`) that a network goes through before it is compiled."""
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """Write a network in evaluation mode as a file, and files beside it of the same stem.
 
-        They are written whole or not at all, and the same network gives the same bytes where the
-        format allows.
+        Files are written whole or not at all. The same network gives the same bytes where the
+        format allows it.
 
         Raises:
-            QuadranasError: the network or the conversion does not suit the runtime.
+            QuadranasError: the runtime cannot convert the network, or not in this way.
         """
 
     def load(self, path: Path, input_shape: Sequence[int]) -> Program:
-        """Make a file that `convert` wrote ready to run on inputs of one shape.
+        """Prepare a file that `convert` wrote to run on inputs of one shape.
 
         Raises:
             QuadranasError: the runtime cannot read it, or it takes inputs of another shape.
@@ -211,7 +227,7 @@ class FileBackend(Backend, Protocol):
         """
 
     def count_operators(self, path: Path) -> dict[str, int]:
-        """How many operators of each type a file holds, by the runtime's names for them."""
+        """Number of operators of each type in a file, under the runtime's names for them."""
 
 
 @runtime_checkable
@@ -228,10 +244,10 @@ class QuantizingBackend(FileBackend, Protocol):
         """Write a converted file again with 8-bit weights and activations.
 
         Args:
-            images: for calibration, each an input of the file, (B, C, H, W).
-            kept: layers (paths in the network, such as `blocks.stage1_block1.feed_forward.expand`)
-                that stay as they are.
+            images: calibration images, each an input of the file, (B, C, H, W).
+            kept: layers that are not quantised, by their paths in the network, such as
+                `blocks.stage1_block1.feed_forward.expand`.
         """
 
     def layers(self, path: Path) -> list[str]:
-        """The layers of a converted file that `quantize` would quantise, in their order."""
+        """The layers of a converted file that `quantize` can quantise, in order."""

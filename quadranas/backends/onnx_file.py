@@ -1,4 +1,4 @@
-"""Networks as ONNX: what ONNX Runtime, OpenVINO and the Myriad's worker read."""
+"""Networks as ONNX, for ONNX Runtime and OpenVINO."""
 
 import ast
 import logging
@@ -13,15 +13,13 @@ from torch import nn
 
 from quadranas.backends.interface import BATCH, Conversion
 from quadranas.errors import QuadranasError
+from quadranas.latency.runtimes import ONNX_OPSET, ONNX_OPSETS
 
-OPSET = 18
-"""The oldest that PyTorch's newer exporter writes, so the one that most readers know."""
-
-TRACED_OPSETS = range(13, OPSET)
-"""These are written by PyTorch's older exporter, which traces."""
+TRACED_OPSETS = range(ONNX_OPSETS[0], ONNX_OPSET)
+"""The opsets that only PyTorch's older exporter writes, which traces."""
 
 LAYER_NORM_OPSET = 17
-"""LayerNormalization came with it."""
+"""The first opset with LayerNormalization."""
 
 OLD_LOWERING = (
     "fold_batch_norm",
@@ -29,40 +27,41 @@ OLD_LOWERING = (
     "linear_as_convolution",
     "decompose_layer_norm",
 )
-"""The passes for older opsets, which are for the Myriad: it has its speed from convolutions. First
-without transpositions, so that norms are written out over channels."""
-
-NEWEST_OPSET = 23
-OPSETS = range(TRACED_OPSETS[0], NEWEST_OPSET + 1)
+"""The passes for older opsets. Their readers run convolutions fastest, so transpositions are
+removed first, and norms are then written out over channels."""
 
 
-def is_old(conversion: Conversion) -> bool:
-    """Whether a conversion asks for an opset without LayerNormalization."""
-    return conversion.opset is not None and conversion.opset < LAYER_NORM_OPSET
+def passes_for(conversion: Conversion, lowering: tuple[str, ...]) -> tuple[str, ...]:
+    """The passes of a conversion: `lowering`, unless the opset has no LayerNormalization."""
+    is_old = conversion.opset is not None and conversion.opset < LAYER_NORM_OPSET
+    return OLD_LOWERING if is_old else lowering
 
 
-def unsupported_opset(opset: int) -> QuadranasError:
-    """The error for an opset that cannot be written."""
-    return QuadranasError(
-        f"ONNX opset {opset} is not supported; accepted: {OPSETS[0]} to {OPSETS[-1]}",
-        f"Leave it out for {OPSET}, which ONNX Runtime, OpenVINO and TVM read, or for "
-        f"{TRACED_OPSETS[0]} where the device is a Myriad.",
-    )
+def check_opset(opset: int, accepted: range) -> None:
+    """Check an ONNX opset.
+
+    Raises:
+        QuadranasError: it is not among those accepted.
+    """
+    if opset not in accepted:
+        raise QuadranasError(
+            f"ONNX opset {opset} is not supported; accepted: {accepted[0]} to {accepted[-1]}",
+            "Omit it for the default of the device.",
+        )
 
 
 def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
     """A network in evaluation mode as an ONNX model.
 
-    The input is `images`, (B, C, H, W), float32; the output `logits`. Nodes are named after the
-    layer that they belong to: `blocks.stage1_entry.patch_stem.conv/Conv`. What only describes
-    where they come from is left out, which halves the file of a small network.
+    The input is `images`, (B, C, H, W), float32; the output is `logits`. Nodes are named after
+    their layer, as in `blocks.stage1_entry.patch_stem.conv/Conv`. Metadata about their origin is
+    removed, which halves the file of a small network.
 
     Raises:
         QuadranasError: the opset is not supported, or lacks an operation of the network.
     """
-    opset = OPSET if conversion.opset is None else conversion.opset
-    if opset not in OPSETS:
-        raise unsupported_opset(opset)
+    opset = ONNX_OPSET if conversion.opset is None else conversion.opset
+    check_opset(opset, ONNX_OPSETS)
     write = _trace if opset in TRACED_OPSETS else _capture
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -80,7 +79,7 @@ def to_onnx(network: nn.Module, conversion: Conversion) -> bytes:
 
 
 def read_onnx(path: Path) -> Any:
-    """A model from its file.
+    """Read a model from its file.
 
     Raises:
         QuadranasError: it cannot be read.
@@ -93,15 +92,18 @@ def read_onnx(path: Path) -> Any:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf has a kind of its own
         raise QuadranasError(
-            f"{path} is no ONNX model, or it is damaged: {error}", "Convert the network again."
+            f"{path} is not an ONNX model, or it is damaged: {error}",
+            "Convert the network again.",
         ) from error
     if not model.graph.node or not model.opset_import:
-        raise QuadranasError(f"{path} is no ONNX model: it is empty", "Convert the network again.")
+        raise QuadranasError(
+            f"{path} is not an ONNX model: it is empty", "Convert the network again."
+        )
     return model
 
 
 def count_nodes(path: Path) -> dict[str, int]:
-    """How many nodes of each operator a file has.
+    """Number of nodes of each operator in a file.
 
     Raises:
         QuadranasError: it cannot be read.
@@ -110,7 +112,7 @@ def count_nodes(path: Path) -> dict[str, int]:
 
 
 def _capture(network: nn.Module, conversion: Conversion, opset: int) -> Any:
-    """By way of torch.export."""
+    """Export through `torch.export`."""
     example, free = conversion.capture_inputs()
     program = torch.onnx.export(
         network,
@@ -127,6 +129,7 @@ def _capture(network: nn.Module, conversion: Conversion, opset: int) -> Any:
 
 
 def _trace(network: nn.Module, conversion: Conversion, opset: int) -> Any:
+    """Export by tracing, which PyTorch's newer exporter replaced."""
     import io
 
     import onnx
@@ -149,7 +152,7 @@ def _trace(network: nn.Module, conversion: Conversion, opset: int) -> Any:
 
 
 def _name_nodes(model: Any, layers: Sequence[str]) -> None:
-    """Name every node after its layer, and drop the exporter's notes."""
+    """Name every node after its layer, and remove the exporter's metadata."""
     counts: Counter[str] = Counter()
     for node in model.graph.node:
         name = f"{_layer_of(node, layers)}/{node.op_type}"
@@ -165,7 +168,7 @@ def _name_nodes(model: Any, layers: Sequence[str]) -> None:
 
 
 def _layer_of(node: Any, layers: Sequence[str]) -> str:
-    """The path of the module that a node comes from; empty for the network itself."""
+    """The path of the module that a node belongs to; empty for the network itself."""
     notes = {note.key: note.value for note in node.metadata_props}
     scopes = notes.get("pkg.torch.onnx.name_scopes")
     if scopes is not None:  # outermost first; the last is the operation

@@ -13,6 +13,7 @@ from quadranas.backends.interface import (
     BATCH,
     Backend,
     Conversion,
+    ConvertedFile,
     Provenance,
     as_shape,
     call_times_ms,
@@ -20,23 +21,25 @@ from quadranas.backends.interface import (
     refuse_shape,
 )
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, is_old, to_onnx
+from quadranas.backends.onnx_file import count_nodes, passes_for, to_onnx
 from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
 from quadranas.errors import QuadranasError
-from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.runtimes import ONNX_OPSET, RUNTIMES
+
+FACTS = RUNTIMES["onnxruntime"]
 
 
 class OnnxRuntimeBackend(Backend):
-    """Runs fp32: on a CPU, ONNX Runtime emulates other precisions."""
+    """Runs fp32 only: ONNX Runtime emulates other precisions on a CPU."""
 
     max_parallel = 1
     lowering = ("fold_batch_norm", "fold_layer_scale")
 
     def __init__(self, device: Device, records: Path) -> None:
-        require_extra("onnxruntime", "onnx", "onnxscript", "onnxruntime")
+        FACTS.require()
         if device.precision != "fp32":
             raise QuadranasError(
                 f"device {device.name!r}: ONNX Runtime on a CPU runs fp32, not {device.precision}",
@@ -55,14 +58,18 @@ class OnnxRuntimeBackend(Backend):
         conversion = Conversion(input_shape=as_shape(input_shape))
         return OnnxRuntimeProgram(self._content(network, conversion), input_shape, self.threads)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`."""
-        conversion.refuse("ONNX Runtime", "half_weights")
+        conversion.check(FACTS)
         write_atomically(path, self._content(network, conversion))
+        return ConvertedFile(
+            path=path,
+            passes=passes_for(conversion, self.lowering),
+            opset=conversion.opset or ONNX_OPSET,
+        )
 
     def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
-        passes = OLD_LOWERING if is_old(conversion) else self.lowering
-        return to_onnx(lower(network, passes), conversion)
+        return to_onnx(lower(network, passes_for(conversion, self.lowering)), conversion)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
         """See `FileBackend`."""
@@ -99,7 +106,7 @@ class OnnxRuntimeBackend(Backend):
         """See `QuantizingBackend`.
 
         Raises:
-            QuadranasError: a layer to keep is none of the file's; the file cannot be written.
+            QuadranasError: the file has no such layer to keep, or cannot be written.
         """
         quantize_onnx(source, target, images, kept)
 
@@ -125,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class OnnxRuntimeProgram:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quadranas.backends.interface import (
     Backend,
     Conversion,
+    ConvertedFile,
     Provenance,
     as_shape,
     call_times_ms,
@@ -26,17 +27,19 @@ from quadranas.backends.openvino_quantization import (
     quantized_model,
 )
 from quadranas.errors import QuadranasError
-from quadranas.extras import require_extra
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import RUNTIMES
+
+FACTS = RUNTIMES["openvino"]
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 RUN = {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 RUN |= {theirs: ours for ours, theirs in PRECISIONS.items()}
-"""The precision a compiled model says it runs in, in our words."""
+"""Our names of the precisions that a compiled model reports."""
 
 
 class OpenVinoBackend(Backend):
-    """Runs in the precision asked for, or refuses: OpenVINO's own choice is bf16 where it can."""
+    """Runs in the precision of the device, or refuses: OpenVINO would choose bf16 where it can."""
 
     max_parallel = 1
     lowering = (
@@ -47,7 +50,7 @@ class OpenVinoBackend(Backend):
     )
 
     def __init__(self, device: Device, records: Path) -> None:
-        require_extra("openvino", "openvino", "onnx", "onnxscript")
+        FACTS.require()
         import openvino
 
         self.core: Any = openvino.Core()
@@ -58,9 +61,7 @@ class OpenVinoBackend(Backend):
             raise QuadranasError(
                 f"device {device.name!r}: OpenVINO {openvino.__version__} finds no device "
                 f"{self.target!r} on this machine; it offers: {', '.join(offered) or 'none'}",
-                "A Myriad stick needs --worker-python."
-                if self.target == "MYRIAD"
-                else "Install the driver, or set 'target' to one of these.",
+                "Install the driver, or set 'target' to one of these.",
             )
         if device.precision not in PRECISIONS:
             raise self._refusal(f"OpenVINO takes {', '.join(PRECISIONS)}")
@@ -73,12 +74,12 @@ class OpenVinoBackend(Backend):
         )
 
     def _properties(self) -> dict[str, Any]:
-        """What decides the speed, as far as the device knows it."""
+        """The properties that affect the speed, as far as the device supports them."""
         wanted: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.device.precision],
             "NUM_STREAMS": 1,
-            # The affinity of this process decides.
+            # The affinity of this process decides on the cores.
             "ENABLE_CPU_PINNING": False,
         }
         if self.device.threads is not None:
@@ -90,22 +91,23 @@ class OpenVinoBackend(Backend):
         """See `Backend`."""
         return self._compiled(self._model(network, as_shape(input_shape)), input_shape)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
-        """See `FileBackend`: `path` (.xml) describes the network, the .bin beside it the weights.
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
+        """See `FileBackend`: `path` (.xml) holds the graph, the .bin beside it the weights.
 
         Raises:
             QuadranasError: the files cannot be written.
         """
-        conversion.refuse("OpenVINO", "opset")
+        conversion.check(FACTS)
         model = self._model(network, conversion.input_shape, conversion.dynamic_batch)
         write_model(model, path, half_weights=conversion.half_weights)
+        return ConvertedFile(path=path, passes=self.lowering)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OpenVinoProgram":
         """See `FileBackend`."""
         return self._compiled(self.read(path), input_shape)
 
     def read(self, path: Path) -> Any:
-        """A model from its files.
+        """Read a model from its files.
 
         Raises:
             QuadranasError: OpenVINO cannot read them.
@@ -132,7 +134,7 @@ class OpenVinoBackend(Backend):
 
         Raises:
             MissingExtraError: NNCF is not installed.
-            QuadranasError: a layer to keep is none of the file's; the files cannot be written.
+            QuadranasError: the file has no such layer to keep, or cannot be written.
         """
         model = quantized_model(self.read(source), images, kept)
         write_model(model, target)
@@ -189,7 +191,7 @@ class OpenVinoBackend(Backend):
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class OpenVinoProgram:
@@ -207,13 +209,13 @@ class OpenVinoProgram:
 
     def time_ms(self, repeats: int) -> list[float]:
         """See `Program`."""
-        # The input lies in the request already; only the computation is repeated.
+        # The input stays in the request; only the computation is repeated.
         self.request.infer({0: self.example})
         return call_times_ms(self.request.infer, repeats)
 
 
 def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
-    """Write OpenVINO's two files, whole or not at all.
+    """Write OpenVINO's two files: both, whole, or none.
 
     Raises:
         QuadranasError: they cannot be written.
@@ -227,7 +229,7 @@ def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
             openvino.save_model(model, str(written), compress_to_fp16=half_weights)
             description = compact_description(written.read_text(encoding="utf-8"))
             written.write_text(description, encoding="utf-8")
-            # The description last: where it is, the weights are.
+            # The graph last: a reader that finds it finds the weights too.
             written.with_suffix(".bin").replace(path.with_suffix(".bin"))
             written.replace(path)
     except (OSError, RuntimeError) as error:

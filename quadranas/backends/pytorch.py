@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quadranas.backends.interface import (
     Backend,
     Conversion,
+    ConvertedFile,
     Provenance,
     as_shape,
     call_times_ms,
@@ -26,13 +27,15 @@ from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.runtimes import RUNTIMES
 
+FACTS = RUNTIMES["torch"]
 KEPT_NOTES = ("val", "nn_module_stack")
-"""Of what PyTorch notes about a node: its shape, and the layer that it belongs to."""
+"""The node metadata that is kept: its shape, and the layer that it belongs to."""
 
 
 class PyTorchBackend(Backend):
-    """Runs fp32. A file (.pt2) is read without running code that it might hold."""
+    """Runs fp32. A file (.pt2) is read without running code that it may contain."""
 
     max_parallel = 1
     # Eagerly every operation is a pass over memory: with join_branches the smallest network of
@@ -59,14 +62,15 @@ class PyTorchBackend(Backend):
         conversion = Conversion(input_shape=as_shape(input_shape))
         return PyTorchProgram(self._exported(network, conversion), input_shape, self.threads)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`: an archive of `torch.export` (.pt2)."""
-        conversion.refuse("PyTorch", "opset", "half_weights")
+        conversion.check(FACTS)
         program = self._exported(network, conversion)
-        archive = io.BytesIO()  # its records are then named the same whatever the file is
+        archive = io.BytesIO()  # so that its records do not depend on the file's name
         with _quiet():
             torch.export.save(program, archive)
         write_atomically(path, archive.getvalue())
+        return ConvertedFile(path=path, passes=self.lowering)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "PyTorchProgram":
         """See `FileBackend`."""
@@ -99,9 +103,9 @@ class PyTorchBackend(Backend):
                 f"{type(network).__name__} cannot be exported by PyTorch {torch.__version__}: "
                 f"{reason_of(error)}"
             ) from error
-        for node in program.graph.nodes:  # the rest are paths of this machine, and code
+        for node in program.graph.nodes:  # other metadata holds paths of this machine, and code
             node.meta = {key: value for key, value in node.meta.items() if key in KEPT_NOTES}
-        program.example_inputs = None  # which would be pickled
+        program.example_inputs = None  # they would be pickled
         program._guards_code = []
         return program
 
@@ -115,15 +119,15 @@ class PyTorchBackend(Backend):
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class PyTorchProgram:
-    """An exported network; PyTorch has the program's number of threads while it runs."""
+    """An exported network; PyTorch uses the program's number of threads while it runs."""
 
     def __init__(self, program: Any, input_shape: Sequence[int], threads: int | None) -> None:
         with _quiet():
-            # What guards check is checked here already, once a call.
+            # `run` checks what guards would check.
             self.module: nn.Module = program.module(check_guards=False)
         self.shape = tuple(input_shape)
         self.threads = threads or torch.get_num_threads()
@@ -135,7 +139,7 @@ class PyTorchProgram:
             raise QuadranasError(f"the program takes {self.shape}, got {tuple(images.shape)}")
         with running_with(self.threads):
             output: Tensor = self.module(images)
-        return output.clone()  # outside of inference mode it can be used like any other
+        return output.clone()  # a copy made outside inference mode is an ordinary tensor
 
     def time_ms(self, repeats: int) -> list[float]:
         """See `Program`."""
@@ -147,7 +151,7 @@ class PyTorchProgram:
 
 @contextmanager
 def running_with(threads: int) -> Iterator[None]:
-    """Inference with so many threads; the caller's own number returns."""
+    """Run inference with a number of threads, and restore the number of before."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -158,7 +162,7 @@ def running_with(threads: int) -> Iterator[None]:
 
 
 def _shape_of(program: Any) -> tuple[int | None, ...]:
-    """The input's sizes; none where any will do."""
+    """The input's sizes; `None` for any size."""
     (name,) = program.graph_signature.user_inputs
     (value,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
     return tuple(size if isinstance(size, int) else None for size in value.shape)
@@ -166,7 +170,7 @@ def _shape_of(program: Any) -> tuple[int | None, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.export's own deprecations and remarks (torch 2.13)."""
+    """Suppress the warnings of torch.export (torch 2.13)."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,40 +1,30 @@
-"""The runtimes by name, and how a device is opened with its own."""
+"""Opening a device with its runtime."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
-from quadranas.backends.cuda import CudaBackend
-from quadranas.backends.executorch import ExecuTorchBackend
 from quadranas.backends.interface import Backend
-from quadranas.backends.onnxruntime import OnnxRuntimeBackend
-from quadranas.backends.openvino import OpenVinoBackend
-from quadranas.backends.openvino_worker import OpenVinoWorkerBackend
-from quadranas.backends.pytorch import PyTorchBackend
-from quadranas.backends.tvm import TvmBackend
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import RUNTIMES
 
-BACKENDS: dict[str, Callable[[Device, Path], Backend]] = {
-    "onnxruntime": OnnxRuntimeBackend,
-    "openvino": OpenVinoBackend,
-    "tvm": TvmBackend,
-    "torch": PyTorchBackend,
-    "executorch": ExecuTorchBackend,
-    "cuda": CudaBackend,
-}
-"""Opens a device by the name of its runtime; the folder is the runtime's to keep records in."""
+
+def backend_class(runtime: str) -> Callable[[Device, Path], Backend]:
+    """The class of a runtime's backend; its module is imported now."""
+    module, _, name = RUNTIMES[runtime].backend.partition(":")
+    return cast("Callable[[Device, Path], Backend]", getattr(import_module(module), name))
 
 
 def open_backend(device: Device, records: Path) -> Backend:
     """Open a device for compiling and timing.
 
     Args:
-        records: a folder for what the runtime learns and can use again, such as tuning records.
+        records: folder for what the runtime learns and can reuse, such as tuning records.
 
     Raises:
         MissingExtraError: the runtime is not installed.
-        QuadranasError: the device is not there, or cannot run at its precision.
+        QuadranasError: the device cannot be opened, or cannot run at its precision.
     """
-    assert device.runtime in BACKENDS, "choose the runtime first"
-    if device.runtime == "openvino" and device.reach.worker_python is not None:
-        return OpenVinoWorkerBackend(device, records)
-    return BACKENDS[device.runtime](device, records)
+    assert device.runtime in RUNTIMES, "choose the runtime first"
+    return backend_class(device.runtime)(device, records)

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from quadranas.backends.interface import ClosedOnExit, Conversion, Provenance
+from quadranas.backends.interface import (
+    ClosedOnExit,
+    Conversion,
+    ConvertedFile,
+    Provenance,
+)
 from quadranas.backends.lowering import lower
 from quadranas.backends.tvm_import import import_network
 from quadranas.backends.tvm_library import check_library, count_kernels
@@ -26,14 +31,14 @@ from quadranas.backends.tvm_reach import find_place
 from quadranas.backends.tvm_reader import FILES, Facts, build_reader, judge, read_here
 from quadranas.backends.tvm_worker import Boards, Worker
 from quadranas.errors import DeviceLostError, QuadranasError
-from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from quadranas.backends.tvm_tuning import Tuner
 
-EXTRA = "tvm"
+FACTS = RUNTIMES["tvm"]
 HANG_S = 60.0
 """Silence after which a board counts as lost, beyond what a call is expected to take."""
 UPLOAD_BYTES_PER_S = 1e6
@@ -89,7 +94,7 @@ class TvmBackend(ClosedOnExit):
     lowering = ("fold_batch_norm", "fold_layer_scale")
 
     def __init__(self, device: Device, records: Path, *, hang_s: float = HANG_S) -> None:
-        require_extra(EXTRA, "tvm", "cloudpickle", "psutil")
+        FACTS.require()
         if device.precision != "fp32":
             raise QuadranasError(
                 f"device {device.name}: with TVM the precision is fp32, got {device.precision}",
@@ -179,20 +184,21 @@ class TvmBackend(ClosedOnExit):
         """
         path = self._new_library()
         self._build(network, input_shape, path)
-        return TvmProgram(self, path, tuple(input_shape))
+        return self._program(path, input_shape)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`: a shared library (.so) for the device's processor, weights included.
 
         Raises:
             QuadranasError: as `compile`, or for a conversion of another kind than fixed and fp32.
             DeviceLostError: as `compile`.
         """
-        conversion.refuse("TVM", "dynamic_batch", "opset", "half_weights")
+        conversion.check(FACTS)
         library = self._new_library()
         self._build(network, conversion.input_shape, library)
         write_atomically(path, library.read_bytes())
         library.unlink()
+        return ConvertedFile(path=path, passes=self.lowering)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> TvmProgram:
         """See `FileBackend`."""
@@ -200,7 +206,7 @@ class TvmBackend(ClosedOnExit):
         # Boards know libraries by their names and keep them, so that each needs one of its own.
         library = self._new_library()
         shutil.copyfile(path, library)
-        program = TvmProgram(self, library, tuple(input_shape))
+        program = self._program(library, input_shape)
         try:
             program.run(torch.zeros(*input_shape))
         except DeviceLostError:
@@ -215,6 +221,10 @@ class TvmBackend(ClosedOnExit):
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`: kernels, of which the network may call each more than once."""
         return count_kernels(path)
+
+    def _program(self, library: Path, input_shape: Sequence[int]) -> TvmProgram:
+        why = f"device {self.device.name} is emulated ({self.emulator})" if self.emulator else ""
+        return TvmProgram(self.call, library, tuple(input_shape), why)
 
     def _new_library(self) -> Path:
         with self.compiling:

@@ -1,14 +1,18 @@
-"""The commands that hand a network over, and use what was handed over."""
+"""The commands that export a network as a bundle, and that use a bundle."""
 
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quadranas.cli.console import print_result, reporting, warn
 from quadranas.cli.options import (
+    DATA,
+    DEVICE,
+    LIMITS,
+    OUTPUT,
     Data,
     Json,
     Model,
@@ -18,172 +22,212 @@ from quadranas.cli.options import (
     RpcTracker,
     SkipCorrupt,
     TableFile,
+    Threads,
     Tolerance,
+    TuningTrials,
     Val,
     Weights,
     WorkerPython,
     given,
 )
-from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.errors import PromiseMissedError
+from quadranas.latency.runtimes import file_formats, opsets_in_words, precisions_in_words
+
+if TYPE_CHECKING:
+    from quadranas.commands.export import ExportResult
+    from quadranas.commands.run import RunResult
+
+FILE = "File"
+"""The panel of the options that say what kind of file is exported."""
 
 
 def export_command(
     model: Model,
     file_format: Annotated[
-        str, typer.Option("--format", help="onnx, openvino, tvm, torch or executorch.")
+        str,
+        typer.Option(
+            "--format",
+            help=f"Format of the file: {', '.join(file_formats())}.",
+            rich_help_panel=FILE,
+        ),
     ] = "onnx",
     precision: Annotated[
-        str, typer.Option(help="fp32; fp16 with openvino; int8 with onnx and openvino.")
+        str,
+        typer.Option(
+            help=f"Precision of the file: fp32, or {precisions_in_words()}.",
+            rich_help_panel=FILE,
+        ),
     ] = "fp32",
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            help="Input size in pixels. Default: the deployment resolution.",
+            rich_help_panel=FILE,
+        ),
+    ] = None,
+    batch: Annotated[
+        str,
+        typer.Option(help="Images per call, or dynamic for any number.", rich_help_panel=FILE),
+    ] = "1",
+    opset: Annotated[
+        int | None,
+        typer.Option(help=f"ONNX opset, {opsets_in_words()}.", rich_help_panel=FILE),
+    ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="It is meant for; default: what it was derived for, else host."),
+        typer.Option(
+            help="Target device. Default: the device the architecture was derived for, otherwise "
+            "host.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="The bundle, a new folder; default: RUN/exports/FORMAT-PRECISION."),
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(help="Of the input; default: the deployment resolution.")
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Images per call, or dynamic for any number.")] = "1",
-    opset: Annotated[
-        int | None, typer.Option(help="Of ONNX, 13 to 23; default: 18, for a Myriad 13.")
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(min=0, help="Points of accuracy that int8 may cost; default: 1."),
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Exit with 3 if the latency is over it, such as 30ms.")
-    ] = None,
-    tolerance: Tolerance = None,
+    table: TableFile = None,
+    threads: Threads = None,
+    tuning_trials: TuningTrials = None,
+    rpc: Rpc = None,
+    rpc_tracker: RpcTracker = None,
+    rpc_key: RpcKey = None,
+    worker_python: WorkerPython = None,
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="Validation images to check with; default: 1000, 16 on a board."),
+        typer.Option(
+            min=1,
+            help="Number of validation images to check the file with. Default: 1000, or 16 on a "
+            "board.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     weights: Weights = None,
     untrained: Annotated[
         bool,
-        typer.Option("--untrained", help="Random weights, for a file to time and not to use."),
+        typer.Option(
+            "--untrained",
+            help="Export random weights, for a file that is only timed.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
-    table: TableFile = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="On the device.")] = None,
-    tuning_trials: Annotated[
-        int | None, typer.Option(min=0, help="TVM: schedules tried per kernel.")
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Latency budget, such as 30ms; exit with code 3 if it is missed.",
+            rich_help_panel=LIMITS,
+        ),
     ] = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    tolerance: Tolerance = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Largest allowed drop of accuracy for int8, in percentage points (default 1).",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the bundle. Default: exports/FORMAT-PRECISION in the run folder.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an existing bundle.", rich_help_panel=OUTPUT),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a network as a bundle for a runtime: checked there against PyTorch, and timed."""
-    from quadranas.commands.export import export as run_export
-    from quadranas.deployment.target import ExportOptions
-    from quadranas.latency.budget import parse_budget
-    from quadranas.runs.stored_network import open_network
+    """Export a verified, timed model file with manifest, model card and inference script."""
+    from quadranas.commands.export import export
 
-    opened = open_network(model, weights)
-    if untrained and opened.weights is not None:
-        raise QuadranasError(
-            f"--untrained is for networks without weights; {model} has them",
-            "Leave it out, or name the run's architecture.json.",
-        )
-    if not untrained:
-        opened.require_weights("; or --untrained for a file to time and not to use")
-    options = ExportOptions(
-        file_format=file_format,
-        precision=precision,
-        device=device,
-        settings=given(
-            threads=threads,
-            tuning_trials=tuning_trials,
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
-        ),
-        opset=opset,
-        batch=_batch(batch),
+    options = given(
         resolution=resolution,
-        max_drop=max_drop,
-        budget_ms=parse_budget(budget) if budget else None,
-        num_images=images,
+        batch=batch,
+        opset=opset,
         table=table,
-        **given(tolerance=tolerance),
+        threads=threads,
+        tuning_trials=tuning_trials,
+        rpc=rpc,
+        rpc_tracker=rpc_tracker,
+        rpc_key=rpc_key,
+        worker_python=worker_python,
+        data=data,
+        val=val,
+        skip_corrupt=skip_corrupt,
+        images=images,
+        budget=budget,
+        tolerance=tolerance,
+        max_drop=max_drop,
     )
-    folder = Path(f"{opened.architecture.name}-{file_format}-{precision}")
-    if opened.folder is not None:
-        folder = opened.folder / "exports" / f"{file_format}-{precision}"
-    overrides = given(data=data, val=val, skip_corrupt=skip_corrupt)
     with reporting(quiet) as reporter:
-        result = run_export(
-            opened, output or folder, options, reporter, overrides=overrides, force=force
+        result = export(
+            model,
+            format=file_format,
+            precision=precision,
+            device=device,
+            output=output,
+            weights=weights,
+            untrained=untrained,
+            force=force,
+            reporter=reporter,
+            **options,
         )
     print_result(result, as_json, _export_text(result))
-    if result["missed"]:
-        warn(f"promise missed: {result['missed']}")
+    if result.missed:
+        warn(f"promise missed: {result.missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
 
 
-def _batch(text: str) -> int | None:
-    """The number of images per call; none for any."""
-    if text == "dynamic":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise QuadranasError(f"--batch must be dynamic or a number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _export_text(result: dict[str, Any]) -> str:
-    kept = result["kept"]
-    num_operators = sum(result["operators"].values())
-    size = result["batch_size"]
-    batch = f", {size} images a call" if size > 1 else ""
+def _export_text(result: "ExportResult") -> str:
+    batch = f", {result.batch_size} images a call" if result.batch_size > 1 else ""
     lines = [
-        f"{result['path']}: {result['size_bytes'] / 2**20:.2f} MiB, {result['precision']}, input "
-        f"{result['resolution']} pixels{batch}, {num_operators} operators",
-        f"{result['runtime']} against PyTorch on {result['num_images']} images: largest error "
-        f"{result['max_abs_error']:.2e} ({result['relative_error']:.1e} of the largest logit), "
-        f"top-1 agreement {result['top1_agreement']:.1%}",
+        f"{result.path}: {result.size_bytes / 2**20:.2f} MiB, {result.precision}, input "
+        f"{result.resolution} pixels{batch}, {sum(result.operators.values())} operators",
+        f"{result.runtime} against PyTorch on {result.num_images} images: largest error "
+        f"{result.max_abs_error:.2e} ({result.relative_error:.1e} of the largest logit), "
+        f"top-1 agreement {result.top1_agreement:.1%}",
     ]
-    if result["accuracy"] is not None:
-        lines.append(
-            f"accuracy {result['accuracy']:.2%}, in PyTorch {result['accuracy_pytorch']:.2%}"
-        )
-    if kept:
-        lines.append(f"in higher precision: {', '.join(kept)}")
-    predicted = _latency_text(result, "predicted", result["device"])
-    measured = _latency_text(result, "measured", result["measured_on"])
-    deviation = result["deviation"]
-    beside = f" ({deviation:+.1%})" if deviation is not None else ""
-    lines.append(f"latency: {predicted}; {measured}{beside}")
-    if result["fp32_ms"] is not None:
-        ratio = result["fp32_ms"] / result["measured_ms"]
-        lines[-1] += f"; fp32 {result['fp32_ms']:.4g} ms in the same rounds, {ratio:.2f} x as long"
-    lines.append(f"next: quadranas run {shlex.quote(result['bundle'])} IMAGE")
+    if result.accuracy is not None:
+        lines.append(f"accuracy {result.accuracy:.2%}, in PyTorch {result.accuracy_pytorch:.2%}")
+    if result.kept:
+        lines.append(f"layers in higher precision: {', '.join(result.kept)}")
+    lines += [
+        _latency_text(result),
+        f"next: quadranas run {shlex.quote(str(result.bundle))} IMAGE",
+    ]
     return "\n".join(lines)
 
 
-def _latency_text(result: dict[str, Any], how: str, device: str | None) -> str:
-    ms = result[f"{how}_ms"]
-    if ms is None:
-        return f"not {how}: {result[f'not_{how}']}"
-    spread = f" (calls spread by {result['spread']:.0%})" if how == "measured" else ""
-    return f"{how} {ms:.4g} ms on {device}{spread}"
+def _latency_text(result: "ExportResult") -> str:
+    predicted = f"not predicted: {result.not_predicted}"
+    if result.predicted_ms is not None:
+        predicted = f"predicted {result.predicted_ms:.4g} ms on {result.device}"
+    if result.measured_ms is None:
+        return f"latency: {predicted}; not measured: {result.not_measured}"
+    text = f"latency: {predicted}; measured {result.measured_ms:.4g} ms on {result.measured_on}"
+    text += f" (spread of the calls {result.spread:.0%})"
+    if result.deviation is not None:
+        text += f" ({result.deviation:+.1%})"
+    if result.fp32_ms is not None:
+        change = result.measured_ms / result.fp32_ms - 1
+        text += (
+            f"; {result.precision} is {abs(change):.0%} {'slower' if change > 0 else 'faster'} "
+            f"than fp32 here ({result.fp32_ms:.4g} ms)"
+        )
+    return text
 
 
 def run_command(
     bundle: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[
-        int | None, typer.Option(help="Labels per image; default: 5, or all classes.")
+        int | None,
+        typer.Option(
+            help="Number of labels per image. Default: 5, or all classes if there are fewer.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
@@ -191,32 +235,38 @@ def run_command(
     worker_python: WorkerPython = None,
     as_json: Json = False,
 ) -> None:
-    """Label images with an exported bundle, in its runtime, and time it."""
-    from quadranas.commands.run import run_bundle
+    """Label images with an exported bundle, and time it."""
+    from quadranas.commands.run import run
 
-    reach = given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
-    result = run_bundle(bundle, images, top=top, **reach)
+    result = run(
+        bundle,
+        images,
+        top=top,
+        rpc=rpc,
+        rpc_tracker=rpc_tracker,
+        rpc_key=rpc_key,
+        worker_python=worker_python,
+    )
     print_result(result, as_json, _run_text(result))
 
 
-def _run_text(result: dict[str, Any]) -> str:
-    """A block per image, then what ran it."""
+def _run_text(result: "RunResult") -> str:
+    """A block per image, then runtime and hardware."""
     from quadranas.latency.budget import format_ms
 
-    at_export = result["measured_ms"]
+    at_export = result.measured_ms
     beside = f", {format_ms(at_export)} at export" if at_export is not None else ""
     lines = []
-    for answer in result["results"]:
-        taken = "not timed" if answer["ms"] is None else format_ms(answer["ms"])
-        lines.append(f"{answer['image']}: {taken}{beside}")
-        for found in answer["labels"]:
-            lines.append(f"  {found['probability']:7.2%}  {found['label']}")
-    size = result["batch_size"]
+    for answer in result.results:
+        taken = "not timed" if answer.ms is None else format_ms(answer.ms)
+        lines.append(f"{answer.image}: {taken}{beside}")
+        lines += [f"  {label.probability:7.2%}  {label.label}" for label in answer.labels]
+    size = result.batch_size
     call = "image" if size == 1 else f"call, the image {size} times"
-    lines.append(f"{result['runtime']} on {result['hardware']}, {result['precision']}, per {call}")
+    lines.append(f"{result.runtime} on {result.hardware}, {result.precision}, per {call}")
     if at_export is not None:
-        lines.append(f"at export: {result['measured_on']}")
-    lines += [f"note: {note}" for note in result["notes"]]
+        lines.append(f"at export: {result.measured_on}")
+    lines += [f"note: {note}" for note in result.notes]
     return "\n".join(lines)
 
 

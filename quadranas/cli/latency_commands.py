@@ -8,6 +8,7 @@ import typer
 
 from quadranas.cli.console import print_json, print_prediction, print_result, reporting, say
 from quadranas.cli.options import (
+    DEVICE,
     DeviceName,
     Json,
     Quiet,
@@ -20,6 +21,7 @@ from quadranas.cli.options import (
     command_line,
     given,
 )
+from quadranas.latency.runtimes import RUNTIMES
 
 DEFAULT_ROUNDS = 40
 Rounds = Annotated[
@@ -32,19 +34,19 @@ def devices_command(
     as_json: Json = False,
 ) -> None:
     """Devices, their latency tables, and the runtimes installed here to measure with."""
-    from quadranas.commands.survey import installed_runtimes, survey_devices
+    from quadranas.commands.survey import survey_devices
 
-    found, runtimes = survey_devices(names or []), installed_runtimes()
+    result = survey_devices(names or [])
     if as_json:
-        return print_json({"devices": found, "runtimes": runtimes})
-    for d in found:
-        threads = f", threads: {d['threads']}" if d["threads"] else ""
-        runtime = d["runtime"] or "not measured"
-        say(f"{d['name']}  {d['title']}, {runtime}, {d['precision']}{threads}")
-        say(f"     tables: {', '.join(d['tables']) or 'none'}")
-        if d["expected_error"]:
-            say(f"     analytic model; expected error {d['expected_error']}")
-    say(f"runtimes installed here: {', '.join(runtimes) or 'none'}")
+        return print_json(result)
+    for device in result.devices:
+        threads = f", threads: {device.threads}" if device.threads else ""
+        runtime = device.runtime or "not measured"
+        say(f"{device.name}  {device.title}, {runtime}, {device.precision}{threads}")
+        say(f"     tables: {', '.join(device.tables) or 'none'}")
+        if device.expected_error:
+            say(f"     analytic model; expected error {device.expected_error}")
+    say(f"runtimes installed here: {', '.join(result.runtimes) or 'none'}")
 
 
 def spaces_command(
@@ -58,17 +60,17 @@ def spaces_command(
     from quadranas.commands.survey import survey_spaces
     from quadranas.latency.budget import format_ms
 
-    found = survey_spaces(names or [], device or [])
+    result = survey_spaces(names or [], device or [])
     if as_json:
-        return print_json({"spaces": found})
-    for s in found:
+        return print_json(result)
+    for known in result.spaces:
         say(
-            f"{s['name']}  {s['architectures']:.3g} architectures, {s['min_macs'] / 1e6:.4g} to "
-            f"{s['max_macs'] / 1e6:.4g} M MACs at {s['resolution']} pixels"
+            f"{known.name}  {known.architectures:.3g} architectures, {known.min_macs / 1e6:.4g} "
+            f"to {known.max_macs / 1e6:.4g} M MACs at {known.resolution} pixels"
         )
-        for name, d in s["devices"].items():
-            latency = f"{format_ms(d['min_ms'])} to {format_ms(d['max_ms'])}"
-            say(f"     {name:<5} {latency:<22} {d['summary']}")
+        for name, reachable in known.devices.items():
+            latency = f"{format_ms(reachable.min_ms)} to {format_ms(reachable.max_ms)}"
+            say(f"     {name:<5} {latency:<22} {reachable.summary}")
 
 
 def build_lut_command(
@@ -76,7 +78,12 @@ def build_lut_command(
     space: SpaceName = "quadranet-mobile",
     backend: Annotated[
         str | None,
-        typer.Option(help="analytic, onnxruntime, openvino, tvm, cuda, or fastest on this host."),
+        typer.Option(
+            help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed "
+            "here; or analytic for the device's model. Default: analytic for a device with a "
+            "model and no address, otherwise its own runtime.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On the device.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16 or bf16.")] = None,

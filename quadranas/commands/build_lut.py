@@ -10,8 +10,9 @@ from quadranas import __version__
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
-from quadranas.latency.device import FASTEST, RUNTIMES, Device
+from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal, read_identity
+from quadranas.latency.runtimes import FASTEST, RUNTIMES
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table, table_paths
 from quadranas.measurement.bench import Bench, as_measured, fastest_runtime, open_bench

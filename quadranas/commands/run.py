@@ -1,85 +1,142 @@
-"""run: label images with an exported bundle, in the runtime that it was made for."""
+"""run: label images with an exported bundle in its runtime."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from quadranas.backends.interface import FileBackend
-from quadranas.backends.registry import BACKENDS
+from quadranas.backends.interface import FileBackend, Provenance
 from quadranas.data.decoding import Pixels, read_image
-from quadranas.data.preprocessing import image_tensor
 from quadranas.deployment.bundle import Bundle, open_bundle
 from quadranas.deployment.manifest import InputDescription, Manifest
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.bench import open_device
+from quadranas.validation import CommandResult, Frozen
 
 DEFAULT_TOP = 5
 NUM_CALLS = 5
-"""A time is the median of so many calls."""
+"""Number of calls whose median is an image's latency."""
 
 
-def run_bundle(
-    path: Path, images: Sequence[Path], *, top: int | None = None, **reach: str
-) -> dict[str, Any]:
-    """Label images, and time every call.
+class Label(Frozen):
+    """A class and its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class LabelledImage(Frozen):
+    """The labels of an image.
 
     Args:
-        path: the bundle's folder; its files are compared with their checksums first.
-        images: files that Pillow reads, prepared as in training.
-        top: how many labels an image gets, the likeliest first; 5, or all, if not given.
-        reach: another way to the device than the exported one: keys of `Reach`.
+        labels: the likeliest first.
+        ms: latency of a call; `None` on an emulated device.
+    """
 
-    Returns: bundle, name, runtime, hardware, device, precision, batch_size (images per call; an
-    image is repeated to fill it), measured_ms of a call at export with measured_on, or none,
-    notes, and results: for each image its labels (label, index, probability) and the ms of a call,
-    none on an emulated device.
+    image: Path
+    labels: tuple[Label, ...]
+    ms: float | None
+
+
+class RunResult(CommandResult):
+    """The result of `run`.
+
+    Args:
+        runtime: name and version.
+        batch_size: images per call; an image is repeated to fill it.
+        measured_ms, measured_on: latency of a call at export, and where it was measured.
+        notes: what limits the meaning of labels and latencies.
+    """
+
+    bundle: Path
+    name: str
+    runtime: str
+    hardware: str
+    device: str
+    precision: str
+    batch_size: int
+    measured_ms: float | None
+    measured_on: str | None
+    notes: tuple[str, ...]
+    results: tuple[LabelledImage, ...]
+
+
+def run(
+    bundle: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int | None = None,
+    rpc: str | None = None,
+    rpc_tracker: str | None = None,
+    rpc_key: str | None = None,
+    worker_python: str | None = None,
+) -> RunResult:
+    """Label images with an exported bundle, and time every call.
+
+    Args:
+        bundle: the bundle's folder; its files are compared with their checksums first.
+        images: image files that Pillow reads; they are prepared as in training.
+        top: number of labels per image; by default 5, or all classes if there are fewer.
+        rpc, rpc_tracker, rpc_key, worker_python: another way to the device than at export.
 
     Raises:
-        QuadranasError: the bundle is not what was exported, an image cannot be read, the runtime
-            or the device is missing.
+        QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
+            device is missing.
     """
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    if not images:
+    ways = {"rpc": rpc, "rpc_tracker": rpc_tracker, "rpc_key": rpc_key}
+    ways["worker_python"] = worker_python
+    opened = open_bundle(Path(bundle))
+    manifest = opened.manifest
+    paths = [Path(image) for image in images]
+    if not paths:
         raise QuadranasError("no images to label", "Name image files, such as PNG or JPEG.")
     num_labels = _num_labels(top, manifest.architecture.num_classes)
-    inputs = [_prepared(_read(image, manifest.input), manifest.input) for image in images]
-    device = _device(bundle, reach)
+    inputs = [_prepared(_read(path, manifest.input), manifest.input) for path in paths]
+    device = _device(manifest, {key: value for key, value in ways.items() if value is not None})
     with (
         tempfile.TemporaryDirectory() as records,
         _opened(device, Path(records)) as backend,
     ):
-        program = backend.load(bundle.artefact, tuple(inputs[0].shape))
+        program = backend.load(opened.artefact, tuple(inputs[0].shape))
         provenance = backend.provenance()
-        answers = [
-            {
-                "image": str(image),
-                "labels": _labels(program.run(x)[0], manifest.class_names, num_labels),
-                "ms": None if provenance.emulated else median(program.time_ms(NUM_CALLS)),
-            }
-            for image, x in zip(images, inputs, strict=True)
-        ]
+        results = tuple(
+            LabelledImage(
+                image=path,
+                labels=_labels(program.run(x)[0], manifest.class_names, num_labels),
+                ms=None if provenance.emulated else median(program.time_ms(NUM_CALLS)),
+            )
+            for path, x in zip(paths, inputs, strict=True)
+        )
+    return _result(opened, device, provenance, results)
+
+
+def _result(
+    bundle: Bundle, device: Device, provenance: Provenance, results: tuple[LabelledImage, ...]
+) -> RunResult:
+    manifest = bundle.manifest
     measured = manifest.latency.measured
-    return {
-        "bundle": str(path),
-        "name": manifest.name,
-        "runtime": provenance.runtime,
-        "hardware": provenance.hardware,
-        "device": device.name,
-        "precision": manifest.precision,
-        "batch_size": manifest.input.batch_size,
-        "measured_ms": None if measured is None else measured.ms,
-        "measured_on": None if measured is None else f"{measured.device}, {measured.source}",
-        "notes": _notes(bundle, device, emulated=provenance.emulated),
-        "results": answers,
-    }
+    return RunResult(
+        bundle=bundle.folder,
+        name=manifest.name,
+        runtime=provenance.runtime,
+        hardware=provenance.hardware,
+        device=device.name,
+        precision=manifest.precision,
+        batch_size=manifest.input.batch_size,
+        measured_ms=None if measured is None else measured.ms,
+        measured_on=None if measured is None else f"{measured.device}, {measured.source}",
+        notes=tuple(_notes(manifest, device, emulated=provenance.emulated)),
+        results=results,
+    )
 
 
 def _num_labels(top: int | None, num_classes: int) -> int:
@@ -101,24 +158,26 @@ def _read(path: Path, wanted: InputDescription) -> Pixels:
 
 
 def _prepared(pixels: Pixels, wanted: InputDescription) -> Tensor:
-    """(B, 3, R, R), normalised; the batch is the image over and over."""
-    image = image_tensor(pixels, wanted.mean or (0.0,) * 3, wanted.std or (1.0,) * 3)
+    """An image as the network's input, (B, 3, R, R), normalised and repeated to fill a batch."""
+    mean, std = np.array(wanted.mean or (0,) * 3), np.array(wanted.std or (1,) * 3)
+    scaled = ((pixels / 255 - mean) / std).astype(np.float32)
+    image = torch.from_numpy(scaled).permute(2, 0, 1)
     return image.repeat(wanted.batch_size, 1, 1, 1)
 
 
-def _device(bundle: Bundle, reach: dict[str, str]) -> Device:
-    """The device that the bundle was made for, reached in another way if one is given.
+def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
+    """The device of the bundle, reached in another way if one is given.
 
-    On a machine of fewer cores it gets as many threads as there are.
+    It uses at most as many threads as this machine has cores.
     """
-    _check_reach(bundle.manifest, reach)
+    _check_reach(manifest, reach)
     changes: dict[str, str | None] = dict(reach)
     if "rpc" in reach:
         changes.setdefault("rpc_tracker", None)
         changes.setdefault("rpc_key", None)
     elif "rpc_tracker" in reach:
         changes["rpc"] = None
-    device = bundle.manifest.device.configured(**changes)
+    device = manifest.device.configured(**changes)
     cores = len(usable_cores())
     if device.is_remote or device.threads is None or device.threads <= cores:
         return device
@@ -126,25 +185,24 @@ def _device(bundle: Bundle, reach: dict[str, str]) -> Device:
 
 
 def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
-    """Refuse a way to a device that the bundle was not made for."""
-    allowed = {"rpc", "rpc_tracker", "rpc_key"} if manifest.device.runtime == "tvm" else set()
-    if manifest.device.reach.worker_python is not None:
-        allowed = {"worker_python"}
+    """Refuse a way to a device that the bundle's runtime does not use."""
+    runtime = RUNTIMES.get(manifest.device.runtime or "")
+    allowed = runtime.reach if runtime is not None else ()
     for key in reach:
         if key not in allowed:
             raise QuadranasError(
                 f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
                 f"{manifest.runtime}",
-                "Leave it out, or export for the device that it leads to.",
+                "Omit it, or export for the device that it leads to.",
             )
 
 
 @contextmanager
 def _opened(device: Device, records: Path) -> Iterator[FileBackend]:
-    if device.runtime not in BACKENDS:
+    if device.runtime not in RUNTIMES:
         raise QuadranasError(
             f"device {device.name!r}: its runtime is {device.runtime!r}; accepted: "
-            f"{', '.join(BACKENDS)}",
+            f"{', '.join(RUNTIMES)}",
             "Export again for a device with one of these.",
         )
     with open_device(device, records) as backend:
@@ -158,26 +216,25 @@ def _opened(device: Device, records: Path) -> Iterator[FileBackend]:
 
 def _labels(
     logits: Tensor, class_names: Sequence[str] | None, num_labels: int
-) -> list[dict[str, Any]]:
+) -> tuple[Label, ...]:
     if not logits.isfinite().all():
         raise QuadranasError(
             "the network computed numbers that are not finite",
-            "Export it in a higher precision, and compare.",
+            "Export it in a higher precision and compare the results.",
         )
     likeliest, indices = logits.double().softmax(0).topk(num_labels)
-    return [
-        {
-            "label": str(index) if class_names is None else class_names[index],
-            "index": index,
-            "probability": probability,
-        }
+    return tuple(
+        Label(
+            label=str(index) if class_names is None else class_names[index],
+            index=index,
+            probability=probability,
+        )
         for index, probability in zip(indices.tolist(), likeliest.tolist(), strict=True)
-    ]
+    )
 
 
-def _notes(bundle: Bundle, device: Device, *, emulated: bool) -> list[str]:
-    """What the reader of the labels and times must know."""
-    manifest = bundle.manifest
+def _notes(manifest: Manifest, device: Device, *, emulated: bool) -> list[str]:
+    """What limits the meaning of labels and latencies."""
     notes = []
     if not manifest.trained:
         notes.append("the network was exported untrained, so its labels mean nothing")

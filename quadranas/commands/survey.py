@@ -1,90 +1,156 @@
-"""devices and spaces: what can be searched, for which latency."""
+"""devices and spaces: the known devices and search spaces, and the latencies they reach."""
 
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from quadranas.latency.device import load_device, shipped_devices
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_table, locate_table, table_paths
 from quadranas.space.cost import count_macs
+from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
 from quadranas.strategies.limits import reachable_ms
-
-NEEDED = {name: name for name in ("onnxruntime", "openvino", "tvm", "torch", "executorch")}
-"""The package of each runtime, all but `torch` an extra; a GPU is not found by its package."""
+from quadranas.validation import CommandResult, Frozen
 
 
-def installed_runtimes() -> list[str]:
-    """The runtimes that this machine can measure with."""
-    return [name for name, package in NEEDED.items() if find_spec(package) is not None]
+class KnownDevice(Frozen):
+    """A device, and the spaces that it has a table for.
+
+    Args:
+        analytic: whether it has an analytic model.
+        expected_error: expected error of that model, in words.
+        tables: path of the table by space.
+    """
+
+    name: str
+    title: str
+    runtime: str | None
+    precision: str
+    threads: int | None
+    analytic: bool
+    expected_error: str | None
+    tables: dict[str, Path]
 
 
-def survey_devices(names: list[str]) -> list[dict[str, Any]]:
-    """Each device in words, and the spaces it has a table for.
+class DevicesResult(CommandResult):
+    """The known devices, and the runtimes that this machine can measure with."""
+
+    devices: tuple[KnownDevice, ...]
+    runtimes: tuple[str, ...]
+
+
+class ReachableLatency(Frozen):
+    """The range of predicted latencies of a space on a device.
+
+    Args:
+        method: `analytic` or `measured`.
+        summary: where the table's numbers come from, in one line.
+    """
+
+    min_ms: float
+    max_ms: float
+    method: str
+    table: Path
+    summary: str
+
+
+class KnownSpace(Frozen):
+    """A search space.
+
+    Args:
+        architectures: number of architectures.
+        devices: latencies by device.
+    """
+
+    name: str
+    resolution: int
+    architectures: int
+    min_macs: int
+    max_macs: int
+    devices: dict[str, ReachableLatency]
+
+
+class SpacesResult(CommandResult):
+    """The known search spaces."""
+
+    spaces: tuple[KnownSpace, ...]
+
+
+def survey_devices(names: Sequence[str] = ()) -> DevicesResult:
+    """List devices, their tables, and the runtimes installed on this machine.
 
     Args:
         names: shipped devices or YAML files; all shipped ones if empty.
     """
-    devices = []
-    for name in names or shipped_devices():
-        device = load_device(name)
-        tables = {}
-        for space in space_files():
-            path = next((p for p in table_paths(space, device.name) if p.is_file()), None)
-            if path is not None:
-                tables[space] = str(path)
-        devices.append(
-            {
-                "name": device.name,
-                "title": device.title,
-                "runtime": device.runtime,
-                "precision": device.precision,
-                "threads": device.threads,
-                "analytic": device.analytic is not None,
-                "expected_error": device.analytic.expected_error if device.analytic else None,
-                "tables": tables,
-            }
-        )
-    return devices
+    return DevicesResult(
+        devices=tuple(_known_device(name) for name in names or shipped_devices()),
+        runtimes=tuple(name for name, runtime in RUNTIMES.items() if runtime.is_installed),
+    )
 
 
-def survey_spaces(names: list[str], device_names: list[str]) -> list[dict[str, Any]]:
-    """Each space's size, range of MACs, and range of predicted latency per device.
+def _known_device(name: str) -> KnownDevice:
+    device = load_device(name)
+    paths = {
+        space: next((path for path in table_paths(space, device.name) if path.is_file()), None)
+        for space in space_files()
+    }
+    return KnownDevice(
+        name=device.name,
+        title=device.title,
+        runtime=device.runtime,
+        precision=device.precision,
+        threads=device.threads,
+        analytic=device.analytic is not None,
+        expected_error=device.analytic.expected_error if device.analytic else None,
+        tables={space: path for space, path in paths.items() if path is not None},
+    )
+
+
+def survey_spaces(names: Sequence[str] = (), devices: Sequence[str] = ()) -> SpacesResult:
+    """List search spaces: size, range of MACs, and range of predicted latency per device.
 
     Args:
         names: shipped spaces or YAML files; all shipped ones if empty.
-        device_names: the same for devices. Of shipped devices, those without a table are left out;
-            a device that was named must have one.
+        devices: devices or YAML files, each with a table; by default the shipped devices that
+            have one.
 
     Raises:
-        QuadranasError: unknown names, or no table of a device that was named.
+        QuadranasError: unknown names, or a named device without a table.
     """
-    spaces = []
-    for name in names or space_files():
-        space = load_space(name)
-        smallest, largest = (space.extreme(count_macs, largest=big) for big in (False, True))
-        devices = {}
-        for device_name in device_names or shipped_devices():
-            device = load_device(device_name).name
-            if not device_names and not any(p.is_file() for p in table_paths(space.name, device)):
-                continue
-            table = find_table(space, device, command=build_command(name, device_name))
-            low, high = reachable_ms(space, table)
-            devices[device] = {
-                "min_ms": low,
-                "max_ms": high,
-                "method": table.header.method,
-                "table": str(locate_table(space.name, device)),
-                "summary": table.header.summary(),
-            }
-        spaces.append(
-            {
-                "name": space.name,
-                "resolution": space.resolution,
-                "architectures": space.num_architectures,
-                "min_macs": count_macs(smallest),
-                "max_macs": count_macs(largest),
-                "devices": devices,
-            }
+    return SpacesResult(
+        spaces=tuple(_known_space(name, devices) for name in names or space_files())
+    )
+
+
+def _known_space(name: str, devices: Sequence[str]) -> KnownSpace:
+    space = load_space(name)
+    smallest, largest = (space.extreme(count_macs, largest=big) for big in (False, True))
+    return KnownSpace(
+        name=space.name,
+        resolution=space.resolution,
+        architectures=space.num_architectures,
+        min_macs=count_macs(smallest),
+        max_macs=count_macs(largest),
+        devices=_latencies(name, space, devices),
+    )
+
+
+def _latencies(
+    name: str, space: SearchSpace, devices: Sequence[str]
+) -> dict[str, ReachableLatency]:
+    latencies = {}
+    for device_name in devices or shipped_devices():
+        device = load_device(device_name).name
+        if not devices and not any(path.is_file() for path in table_paths(space.name, device)):
+            continue
+        table = find_table(space, device, command=build_command(name, device_name))
+        low, high = reachable_ms(space, table)
+        latencies[device] = ReachableLatency(
+            min_ms=low,
+            max_ms=high,
+            method=table.header.method,
+            table=locate_table(space.name, device),
+            summary=table.header.summary(),
         )
-    return spaces
+    return latencies

@@ -1,12 +1,15 @@
-"""The bundle: a folder with a file for a runtime, and all that its user must know."""
+"""The bundle: a folder with a file for a runtime, and everything its user must know."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from quadranas.deployment.inference_script import inference_script
 from quadranas.deployment.manifest import FORMAT_VERSION, Manifest
+from quadranas.deployment.model_card import model_card
 from quadranas.errors import QuadranasError
-from quadranas.files import read_json, write_json
+from quadranas.files import read_json, write_atomically, write_json
+from quadranas.latency.runtimes import file_formats, files_of
 from quadranas.validation import validate
 
 MANIFEST = "manifest.json"
@@ -16,7 +19,7 @@ SCRIPT = "infer.py"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are those that were exported."""
+    """A bundle whose files have the checksums of the export."""
 
     folder: Path
     manifest: Manifest
@@ -27,8 +30,51 @@ class Bundle:
         return self.folder / self.manifest.artefact
 
 
+def check_place(output: Path, *, replace: bool) -> None:
+    """Check that a bundle can be written to a folder.
+
+    Args:
+        replace: whether a bundle in the folder may be replaced.
+
+    Raises:
+        QuadranasError: the folder is a file, or holds something other than a bundle.
+    """
+    try:
+        _check_content(output, replace)
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot read the output {output}: {error.strerror}", "Choose another --output."
+        ) from error
+
+
+def _check_content(output: Path, replace: bool) -> None:
+    suffixes = {files_of(name).suffix for name in file_formats()}
+    if output.is_file() or output.suffix in suffixes:
+        raise QuadranasError(
+            f"the output {output} is a file; a bundle is a folder", "Name a folder with --output."
+        )
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / MANIFEST).is_file():
+        raise QuadranasError(
+            f"{output} exists and is not a bundle: it has no {MANIFEST}",
+            "Choose another --output.",
+        )
+    if not replace:
+        raise QuadranasError(
+            f"{output} exists already", "Add --force to replace it, or choose another --output."
+        )
+    manifest = read_manifest(output)
+    foreign = {path.name for path in output.iterdir()} - {MANIFEST, *manifest.files}
+    if foreign:
+        raise QuadranasError(
+            f"{output} holds files besides its bundle, which would be lost: {min(foreign)}",
+            "Move them elsewhere, or choose another --output.",
+        )
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a bundle but the manifest, for `Manifest.files`.
+    """SHA-256 of every file of a bundle except the manifest, for `Manifest.files`.
 
     Raises:
         QuadranasError: a file cannot be read.
@@ -37,8 +83,19 @@ def checksums(folder: Path) -> dict[str, str]:
     return {name: _sha256(folder / name) for name in names}
 
 
+def write_papers(folder: Path, manifest: Manifest) -> None:
+    """Complete a bundle whose model file is written: model card, script and manifest.
+
+    Raises:
+        QuadranasError: they cannot be written.
+    """
+    write_atomically(folder / CARD, model_card(manifest))
+    write_atomically(folder / SCRIPT, inference_script(manifest.format))
+    write_manifest(folder, manifest.model_copy(update={"files": checksums(folder)}))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, after all other files: without it a folder is no bundle.
+    """Write `manifest.json`, after all other files: a folder without it is not a bundle.
 
     Raises:
         QuadranasError: it cannot be written.
@@ -47,11 +104,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle's manifest, and compare every file with its checksum.
+    """Read a bundle's manifest and compare every file with its checksum.
 
     Raises:
-        QuadranasError: not a bundle, one from a newer version, or a file is missing or is not the
-            one that was exported.
+        QuadranasError: not a bundle, or from a newer version; a file is missing or was changed.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
@@ -60,10 +116,10 @@ def open_bundle(folder: Path) -> Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A bundle's manifest; its files are not looked at.
+    """Read a bundle's manifest without checking its files.
 
     Raises:
-        QuadranasError: not a bundle, or one from a newer version.
+        QuadranasError: not a bundle, or from a newer version.
     """
     path = folder / MANIFEST
     try:
@@ -97,7 +153,7 @@ def _check_folder(folder: Path, manifest: Path) -> None:
         )
     if not manifest.is_file():
         raise QuadranasError(
-            f"{folder} has no {MANIFEST}: it is no bundle, or its export was interrupted",
+            f"{folder} has no {MANIFEST}: it is not a bundle, or its export was interrupted",
             "Write one with: quadranas export RUN --format onnx",
         )
 

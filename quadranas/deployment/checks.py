@@ -1,130 +1,98 @@
-"""The steps of an export that find out about a file: does it agree, how accurate, how fast."""
+"""The steps of an export: convert, verify, quantise, and find accuracy and latency."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from quadranas.backends.interface import Conversion, FileBackend, QuantizingBackend
-from quadranas.data.task import top1_accuracy
-from quadranas.deployment.images import ExportImages
+from quadranas.backends.interface import ConvertedFile, QuantizingBackend
 from quadranas.deployment.latency import describe_latency, is_comparable, measured
 from quadranas.deployment.manifest import Accuracy, Latency, LatencyNote, Quantization
 from quadranas.deployment.proof import (
     TOLERANCES,
     compare,
     first_diverging_layer,
-    program_outputs,
     pytorch_outputs,
 )
 from quadranas.deployment.quantization import quantized
 from quadranas.deployment.target import ExportOptions, ExportTarget
+from quadranas.deployment.work import ExportWork
 from quadranas.errors import PromiseMissedError, QuadranasError
-from quadranas.latency.table import LatencyTable
-from quadranas.network.skeleton import Network
-from quadranas.reporter import Reporter
-from quadranas.runs.stored_network import StoredNetwork
-from quadranas.space.architecture import Architecture
 
 NUM_CALIBRATION_IMAGES = 128
 
 DEFAULT_MAX_DROP = 1.0
-"""Points of accuracy."""
+"""Percentage points of accuracy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportWork:
-    """What the steps of an export share.
-
-    Args:
-        expected: what PyTorch computes for the validation images.
-        prediction: the latency by the table, or why there is none.
-    """
-
-    stored: StoredNetwork
-    architecture: Architecture
-    network: Network
-    options: ExportOptions
-    target: ExportTarget
-    images: ExportImages
-    expected: Tensor
-    prediction: LatencyNote | str
-    backend: FileBackend
-    reporter: Reporter
-
-    @property
-    def conversion(self) -> Conversion:
-        """How the network becomes a file."""
-        size = self.architecture.resolution
-        return Conversion(
-            input_shape=(self.batch, 3, size, size),
-            dynamic_batch=self.options.batch is None,
-            opset=self.target.opset,
-            half_weights=self.options.precision == "fp16",
-        )
-
-    @property
-    def batch(self) -> int:
-        """Images at once when checking."""
-        return self.options.checked_batch
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether the file is to be quantised."""
-        return self.options.precision == "int8"
-
-    def outputs(self, path: Path) -> Tensor:
-        """What a file computes for the validation images."""
-        program = self.backend.load(path, self.conversion.input_shape)
-        return program_outputs(program, self.images.batches(self.batch))[: self.images.num_images]
-
-    def accuracy(self, outputs: Tensor) -> float:
-        """Top-1 accuracy on the validation images."""
-        return top1_accuracy(outputs, self.images.labels)
-
-
-def check_agreement(work: ExportWork, outputs: Tensor) -> None:
-    """See that a file in floating point computes what PyTorch computes.
+def convert(work: ExportWork) -> ConvertedFile:
+    """Write the network as a file in floating point: in the bundle, unless it is to be quantised.
 
     Raises:
-        PromiseMissedError: it does not; names the first layer where it begins.
+        QuadranasError: the runtime cannot convert the network.
     """
-    tolerance = tolerance_of(work)
+    folder = work.scratch if work.is_int8 else work.folder
+    name = work.target.files.artefact
+    work.reporter.message(f"writing {name} for {work.target.checked_on.name}")
+    return work.backend.convert(work.network, work.conversion, folder / name)
+
+
+def verify(work: ExportWork, path: Path) -> Tensor:
+    """Check that a file in floating point agrees with PyTorch on the validation images.
+
+    Returns: the file's outputs.
+
+    Raises:
+        PromiseMissedError: it does not agree; names the first layer that differs.
+    """
+    outputs, tolerance = work.outputs(path), tolerance_of(work)
     comparison = compare(outputs, work.expected)
     if comparison.relative <= tolerance:
-        return
+        return outputs
     images = next(work.images.batches(work.batch))
-    layer = first_diverging_layer(work.backend, work.network, work.conversion, images, tolerance)
+    layer = first_diverging_layer(
+        *(work.backend, work.network, work.conversion, images),
+        tolerance=tolerance,
+        suffix=path.suffix,
+    )
     raise PromiseMissedError(
-        f"the exported file computes something else: largest error {comparison.largest:.3g}, "
+        f"the exported file does not agree with PyTorch: largest error {comparison.largest:.3g}, "
         f"{comparison.relative:.2g} of the largest logit; accepted: {tolerance:g}; "
-        f"first diverging layer: {layer or 'none when exported one by one'}; nothing is kept"
+        f"first diverging layer: {layer or 'none when exported one by one'}; nothing was kept"
     )
 
 
 def tolerance_of(work: ExportWork) -> float:
-    """The largest error of floating-point outputs, relative to the largest."""
+    """Largest allowed error of floating-point outputs, relative to the largest output."""
     weights = "fp16" if work.options.precision == "fp16" else "fp32"
     return max(TOLERANCES[weights], TOLERANCES[work.target.checked_on.precision])
 
 
-def quantize_file(work: ExportWork, source: Path, target: Path) -> Quantization:
-    """Write the file again in 8 bits.
+def quantize(
+    work: ExportWork, source: Path, outputs: Tensor
+) -> tuple[Tensor, Quantization | None]:
+    """Write the bundle's file in 8 bits, if it is to be quantised.
+
+    Args:
+        outputs: outputs of `source`.
+
+    Returns: outputs of the bundle's file, and how it was quantised.
 
     Raises:
-        QuadranasError: the backend does not quantise.
-        PromiseMissedError: too much accuracy is lost.
+        QuadranasError: the device's runtime cannot quantise.
+        PromiseMissedError: the accuracy drops by more than allowed.
     """
+    if not work.is_int8:
+        return outputs, None
     if not isinstance(work.backend, QuantizingBackend):
         raise QuadranasError(
-            f"what runs on device {work.target.checked_on.name!r} cannot be quantised here",
-            "Leave out --worker-python, or choose --precision fp32.",
+            f"the runtime of device {work.target.checked_on.name!r} cannot quantise files",
+            "Name another --device, or choose --precision fp32.",
         )
-    return quantized(
+    quantization = quantized(
         work.backend,
         source,
-        target,
+        work.path,
         network=work.network,
         images=work.images.calibration(NUM_CALIBRATION_IMAGES, work.batch),
         accuracy=lambda path: work.accuracy(work.outputs(path)),
@@ -132,10 +100,11 @@ def quantize_file(work: ExportWork, source: Path, target: Path) -> Quantization:
         max_drop=DEFAULT_MAX_DROP if work.options.max_drop is None else work.options.max_drop,
         reporter=work.reporter,
     )
+    return work.outputs(work.path), quantization
 
 
 def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
-    """Accuracy before and after; warns where the resolution costs a lot of it."""
+    """Accuracy before and after; warns if the resolution reduces it a lot."""
     images = work.images
     if not images.labelled:
         return None
@@ -143,7 +112,7 @@ def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
     if images.dataset.resolution != images.resolution:
         trained = pytorch_outputs(work.network, images.batches(work.batch, as_trained=True))
         before = work.accuracy(trained[: images.num_images])
-    found = Accuracy(
+    accuracy = Accuracy(
         images=images.name,
         num_images=images.num_images,
         pytorch=pytorch,
@@ -151,23 +120,54 @@ def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
         trained_resolution=images.dataset.resolution,
         at_trained_resolution=before,
     )
-    if found.lost_to_resolution:
+    if accuracy.lost_to_resolution:
         work.reporter.warning(
-            f"{found.lost_to_resolution}. Export with --resolution {found.trained_resolution}, "
-            f"or train at {images.resolution}"
+            f"{accuracy.lost_to_resolution}. Export with --resolution "
+            f"{accuracy.trained_resolution}, or train at {images.resolution}"
         )
-    return found
+    return accuracy
 
 
-def find_latency(work: ExportWork, path: Path, plain: Path, table: LatencyTable | None) -> Latency:
-    """What was predicted, and what the file takes."""
-    device = work.target.checked_on
-    shape = (work.options.batch or 1, *work.conversion.input_shape[1:])
-    programs = {"file": work.backend.load(path, shape)}
+def time_file(work: ExportWork, plain: Path) -> Latency:
+    """Predicted and measured latency of the bundle's file, and whether the budget is kept.
+
+    Args:
+        plain: the file in floating point.
+    """
+    options, device = work.options, work.target.checked_on
+    shape = (options.batch_size or 1, *work.conversion.input_shape[1:])
+    programs = {"file": work.backend.load(work.path, shape)}
     if work.is_int8:
         programs["fp32"] = work.backend.load(plain, shape)
     measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
     if not work.backend.provenance().emulated:
         measurement = measured(work.backend, device, programs, work.reporter)
-    comparable = work.target.is_checked_there and not work.is_int8 and is_comparable(table, device)
-    return describe_latency(work.prediction, measurement, comparable=comparable)
+    comparable = (
+        work.target.is_checked_there and not work.is_int8 and is_comparable(work.table, device)
+    )
+    latency = describe_latency(work.prediction, measurement, comparable=comparable)
+    missed = _missed(latency, work.target, options)
+    return latency.model_copy(update={"budget_ms": options.budget_ms, "missed": missed})
+
+
+def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> str:
+    """How a file misses its budget, in words; empty if it is kept or none was given.
+
+    The tolerance applies to measurements on the device itself only.
+    """
+    if options.budget_ms is None:
+        return ""
+    judged, limit_ms = latency.predicted, options.budget_ms
+    if target.is_checked_there and latency.measured is not None:
+        judged, limit_ms = latency.measured, options.budget_ms * (1 + options.tolerance)
+    if judged is None:
+        return (
+            f"the latency on {target.device.name} is neither measured nor predicted, so the "
+            f"budget of {options.budget_ms:.4g} ms cannot be checked"
+        )
+    if judged.ms <= limit_ms:
+        return ""
+    return (
+        f"{judged.ms:.4g} ms on {judged.device} are over the budget of {options.budget_ms:.4g} ms"
+        f"; {judged.source}"
+    )

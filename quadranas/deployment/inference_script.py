@@ -1,14 +1,12 @@
-"""The script in a bundle that labels images with nothing but the runtime: 20 lines.
+"""The script in a bundle that labels images with the runtime alone, in 20 lines.
 
-It does what `run_bundle` does, without this package, and prints the first five labels. It is one
-text with three gaps, which the runtimes fill differently.
+It does what `quadranas run` does, without this package, and prints the five likeliest labels. The
+runtimes' facts fill three gaps of one template.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from string import Template
 
-from quadranas.deployment.manifest import FileFormat
+from quadranas.latency.runtimes import files_of
 
 TEMPLATE = Template('''\
 """Label images: python infer.py IMAGE...; .npy arrays (R, R, 3), uint8, do without Pillow"""
@@ -17,7 +15,7 @@ facts = json.loads(pathlib.Path(__file__).with_name("manifest.json").read_text("
 artefact = pathlib.Path(__file__).with_name(facts["artefact"])
 batch, _, size, _ = facts["input"]["shape"]  # None: a batch of any size
 names = facts["class_names"] or range(facts["architecture"]["num_classes"])
-mean, std = facts["input"]["mean"] or 0, facts["input"]["std"] or 1  # None: nobody knows them
+mean, std = facts["input"]["mean"] or 0, facts["input"]["std"] or 1  # None: unknown
 model = $model
 for path in sys.argv[1:] or sys.exit(__doc__):
     pixels = np.load(path).astype(np.uint8, casting="equiv") if path.endswith(".npy") else None
@@ -34,51 +32,8 @@ for path in sys.argv[1:] or sys.exit(__doc__):
 ''')
 
 
-@dataclass(frozen=True, kw_only=True)
-class RuntimeCode:
-    """What a runtime puts into the gaps: Python expressions.
-
-    Args:
-        packages: to import.
-        model: what `artefact` holds, ready to run.
-        logits: of the first image of `images`, (num_classes,).
-    """
-
-    packages: str
-    model: str
-    logits: str
-
-
-CODE: Mapping[FileFormat, RuntimeCode] = {
-    "onnx": RuntimeCode(
-        packages="onnxruntime",
-        model="onnxruntime.InferenceSession(artefact)",
-        logits='model.run(None, {"images": images})[0][0]',
-    ),
-    "openvino": RuntimeCode(
-        packages="openvino",
-        model='openvino.compile_model(artefact, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
-        logits="model(images)[0][0]",
-    ),
-    "tvm": RuntimeCode(
-        packages="tvm, tvm.relax",
-        model="tvm.relax.VirtualMachine(tvm.runtime.load_module(str(artefact)), tvm.cpu())",
-        logits='model["main"](tvm.runtime.tensor(images)).numpy()[0]',
-    ),
-    "torch": RuntimeCode(
-        packages="torch",
-        model="torch.export.load(artefact).module()",
-        logits="model(torch.from_numpy(images)).detach().numpy()[0]",
-    ),
-    "executorch": RuntimeCode(
-        packages="torch, executorch.runtime",
-        model='executorch.runtime.Runtime.get().load_program(artefact).load_method("forward")',
-        logits="model.execute([torch.from_numpy(images)])[0].numpy()[0]",
-    ),
-}
-
-
-def inference_script(file_format: FileFormat) -> str:
+def inference_script(file_format: str) -> str:
     """The text of `infer.py` for a bundle of some format."""
-    code = CODE[file_format]
-    return TEMPLATE.substitute(packages=code.packages, model=code.model, logits=code.logits)
+    code = files_of(file_format).script
+    assert code is not None
+    return TEMPLATE.substitute(packages=code.imports, model=code.model, logits=code.logits)

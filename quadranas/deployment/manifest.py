@@ -1,85 +1,28 @@
-"""The manifest of a bundle: all that is known of an exported network, as plain data."""
+"""The manifest of a bundle: everything known about an exported network, as plain data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import Precision, check_name, file_formats
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import MAX_RESOLUTION
 from quadranas.validation import Frozen
 
 FORMAT_VERSION = 1
 
-FileFormat = Literal["onnx", "openvino", "tvm", "torch", "executorch"]
-Precision = Literal["fp32", "fp16", "int8"]
+FileFormat = Annotated[
+    str, AfterValidator(lambda name: check_name("format", name, file_formats()))
+]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)]
-"""Plain, so that it cannot lead out of the bundle."""
+"""A name without folders, so that it cannot refer to a file outside the bundle."""
 
 WORTH_A_WARNING = 0.02
-"""Accuracy lost to another resolution than that of training."""
+"""Loss of accuracy at another resolution than in training that is worth a warning."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormatFacts:
-    """What a format can hold.
-
-    Args:
-        runtime: runs the files; a name in `BACKENDS`.
-        package: on PyPI, that the files need.
-        artefact: the file's name in a bundle.
-        free_batch: a file can take any number of images at once.
-    """
-
-    runtime: str
-    package: str
-    artefact: str
-    precisions: tuple[Precision, ...]
-    free_batch: bool
-
-
-FORMATS: Mapping[str, FormatFacts] = {
-    "onnx": FormatFacts(
-        runtime="onnxruntime",
-        package="onnxruntime",
-        artefact="model.onnx",
-        precisions=("fp32", "int8"),
-        free_batch=True,
-    ),
-    "openvino": FormatFacts(
-        runtime="openvino",
-        package="openvino",
-        artefact="model.xml",
-        precisions=("fp32", "fp16", "int8"),
-        free_batch=True,
-    ),
-    "tvm": FormatFacts(
-        runtime="tvm",
-        package="apache-tvm",
-        artefact="model.so",
-        precisions=("fp32",),
-        free_batch=False,
-    ),
-    "torch": FormatFacts(
-        runtime="torch",
-        package="torch",
-        artefact="model.pt2",
-        precisions=("fp32",),
-        free_batch=True,
-    ),
-    "executorch": FormatFacts(
-        runtime="executorch",
-        package="executorch",
-        artefact="model.pte",
-        precisions=("fp32",),
-        free_batch=False,
-    ),
-}
 
 
 class Described(Frozen):
@@ -89,12 +32,12 @@ class Described(Frozen):
 
 
 class InputDescription(Described):
-    """What the file takes.
+    """The input of the file.
 
     Args:
-        shape: (B, C, H, W); none for a batch of any size.
-        mean, std: subtracted and divided by, per channel, for pixels in [0, 1]; none where nobody
-            knows what the network was trained on.
+        shape: (B, C, H, W); B is `None` if the file takes any batch size.
+        mean, std: normalisation per channel of pixels in [0, 1]; `None` where the training data
+            are unknown.
     """
 
     name: str = "images"
@@ -119,7 +62,7 @@ class InputDescription(Described):
 
     @property
     def batch_size(self) -> int:
-        """Images per call; 1 where the file takes any number."""
+        """Images per call; 1 if the file takes any number."""
         return self.shape[0] or 1
 
     @property
@@ -132,10 +75,10 @@ class Agreement(Described):
     """How the file's outputs compare with PyTorch's.
 
     Args:
-        images: where they come from, such as `digits, test`.
+        images: description of the images, such as `digits, test`.
         relative_error: the largest error relative to the largest logit.
-        tolerance: what `relative_error` may be; none for int8, which is judged by its accuracy.
-        top1_agreement: share of images with the same first answer.
+        tolerance: upper limit of `relative_error`; `None` for int8, which is judged by accuracy.
+        top1_agreement: share of images for which both name the same class first.
     """
 
     images: str
@@ -150,9 +93,10 @@ class Accuracy(Described):
     """Top-1 accuracy on labelled validation images, before and after.
 
     Args:
-        pytorch: of the network in PyTorch, at the file's resolution.
-        trained_resolution: of the images in training.
-        at_trained_resolution: of the network in PyTorch, there.
+        pytorch: accuracy of the network in PyTorch, at the file's resolution.
+        exported: accuracy of the file.
+        trained_resolution: image size in training.
+        at_trained_resolution: accuracy of the network in PyTorch at that size.
     """
 
     images: str
@@ -164,7 +108,7 @@ class Accuracy(Described):
 
     @property
     def lost_to_resolution(self) -> str:
-        """What the file's resolution costs, in words; empty where that is little."""
+        """The accuracy lost to the file's resolution, in words; empty if it is small."""
         if self.at_trained_resolution - self.pytorch <= WORTH_A_WARNING:
             return ""
         size = self.trained_resolution
@@ -179,7 +123,7 @@ class LatencyNote(Described):
 
     Args:
         source: a table's summary; or runtime, hardware, threads and statistic of a measurement.
-        spread: of a measurement: interquartile range of all calls, relative to their median.
+        spread: interquartile range of all measured calls, relative to their median.
     """
 
     device: str
@@ -192,11 +136,11 @@ class Latency(Described):
     """Predicted and measured latency of the file, of one call.
 
     Args:
-        fp32: of the same network in fp32, measured in the same rounds.
-        deviation: of measured from predicted, where both are of the same device and runtime.
+        fp32: latency of the same network in fp32, measured in the same rounds.
+        deviation: relative difference of measured from predicted, for the same device and runtime.
         not_predicted, not_measured: why there is no such latency.
-        budget_ms: that was to be kept.
-        missed: what of it is not kept, in words.
+        budget_ms: the latency budget.
+        missed: how the budget was missed, in words; empty if it was kept.
     """
 
     predicted: LatencyNote | None = None
@@ -214,9 +158,9 @@ class BranchRange(Described):
 
     Args:
         part: a branch (`a`, `b`, `c`), the `product` of the first two, or the `output`.
-        typical: the value that 99 % of the magnitudes stay below.
-        signal_to_noise_db: that 8 bits over the whole range leave, of the median channel; 0 means
-            that rounding is as large as the values.
+        typical: 99th percentile of the magnitudes.
+        signal_to_noise_db: of the median channel, in 8 bits over the whole range; 0 means that
+            rounding errors are as large as the values.
     """
 
     layer: str
@@ -228,12 +172,12 @@ class BranchRange(Described):
 
 
 class Quantization(Described):
-    """How an int8 file came about.
+    """How an int8 file was made.
 
     Args:
         kept: layers that stay in higher precision.
-        max_drop: of accuracy, in points, that was allowed.
-        drop: in points; negative where the accuracy rose.
+        max_drop: largest allowed drop of accuracy, in percentage points.
+        drop: drop of accuracy, in percentage points; negative if the accuracy rose.
     """
 
     num_layers: int
@@ -245,18 +189,18 @@ class Quantization(Described):
 
 
 class Manifest(Described):
-    """All that is known of an exported network; `manifest.json`.
+    """Everything known about an exported network; stored as `manifest.json`.
 
     Args:
-        artefact: the name of the file that a runtime is given; others may belong to it.
-        files: SHA-256 of every file of the bundle but this one.
-        size_bytes: of the artefact and the files that belong to it.
-        made_for: the device that the file is meant for.
-        device: that it was checked on, as its runtime was opened: the same, or this machine.
-        runtime: with its version, as in `ONNX Runtime 1.31.1`.
-        lowering: the passes that the network went through.
-        table: header of the latency table behind the prediction.
-        class_names: none where nobody knows them.
+        artefact: name of the file that a runtime loads; others may belong to it.
+        files: SHA-256 of every file of the bundle except the manifest.
+        size_bytes: size of the artefact and the files that belong to it.
+        made_for: target device of the file.
+        device: device that the file was checked on: the target device, or this machine.
+        runtime: name and version, as in `ONNX Runtime 1.31.1`.
+        lowering: names of the lowering passes that were applied.
+        table: header of the latency table that the prediction is from.
+        class_names: `None` if unknown.
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)

@@ -1,16 +1,17 @@
-"""The model card of a bundle: what the file is, what it was checked on, and where it ends."""
+"""The model card of a bundle: contents of the file, how it was checked, and its limits."""
 
 from collections.abc import Iterable
 
-from quadranas.deployment.manifest import FORMATS, Accuracy, LatencyNote, Manifest, Quantization
+from quadranas.deployment.manifest import Accuracy, LatencyNote, Manifest, Quantization
 from quadranas.latency.budget import format_ms
+from quadranas.latency.runtimes import files_of
 
 MAX_CLASSES = 20
 MAX_RANGES = 10
 
 
 def model_card(manifest: Manifest) -> str:
-    """The card in Markdown; all of its numbers are the manifest's."""
+    """The card in Markdown; all numbers are from the manifest."""
     sections = {
         "": _what(manifest),
         "How to run it": _usage(manifest),
@@ -55,7 +56,7 @@ def _format(manifest: Manifest) -> str:
 
 
 def _usage(manifest: Manifest) -> str:
-    package = FORMATS[manifest.format].package
+    package = files_of(manifest.format).package
     return (
         f"    python infer.py image.png      # needs {package}, numpy and Pillow\n"
         "    quadranas run . image.png      # compares the checksums first"
@@ -67,7 +68,7 @@ def _input(manifest: Manifest) -> str:
     batch, _, height, width = wanted.shape
     size = "any number" if batch is None else str(batch)
     if wanted.mean is None or wanted.std is None:
-        normalisation = "not known: nobody knows what images it was trained on"
+        normalisation = "unknown: the images that it was trained on are not recorded"
     else:
         mean, std = (", ".join(f"{x:.4g}" for x in xs) for xs in (wanted.mean, wanted.std))
         normalisation = f"pixels in [0, 1], minus ({mean}), divided by ({std}), per channel"
@@ -87,7 +88,7 @@ def _input(manifest: Manifest) -> str:
 
 def _classes(names: tuple[str, ...] | None) -> str:
     if names is None:
-        return "no names are known, only their indices"
+        return "names are unknown; classes are numbered"
     shown = ", ".join(map(_plain, names[:MAX_CLASSES]))
     more = len(names) - MAX_CLASSES
     return shown + (f" and {more} more, in manifest.json" if more > 0 else "")
@@ -116,7 +117,7 @@ def _latency(manifest: Manifest) -> str:
 
 def _latency_row(title: str, note: LatencyNote | None, why_not: str) -> tuple[str, ...]:
     if note is None:
-        return title, f"not {title}", "", why_not or "no reason was noted"
+        return title, f"not {title}", "", why_not or "no reason recorded"
     spread = f"; calls spread by {note.spread:.0%}" if note.spread is not None else ""
     return title, format_ms(note.ms), note.device, note.source + spread
 
@@ -127,8 +128,8 @@ def _quality(manifest: Manifest) -> str:
     if found.tolerance is not None:
         allowed = f"accepted up to {found.tolerance:.1g}"
     text = (
-        f"Against PyTorch on {found.num_images} images ({_plain(found.images)}): the same first "
-        f"answer on {found.top1_agreement:.2%}; largest error of a logit "
+        f"Against PyTorch on {found.num_images} images ({_plain(found.images)}): top-1 agreement "
+        f"{found.top1_agreement:.2%}; largest error of a logit "
         f"{found.max_abs_error:.2g}, {found.relative_error:.2g} of the largest logit ({allowed})."
     )
     return f"{text}\n\n{_accuracy(manifest.accuracy)}"
@@ -136,7 +137,7 @@ def _quality(manifest: Manifest) -> str:
 
 def _accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None:
-        return "Accuracy: not measured, for want of images with the labels of its classes."
+        return "Accuracy: not measured; no images with labels of its classes were given."
     change = 100 * (accuracy.exported - accuracy.pytorch)
     return (
         f"Top-1 accuracy on {accuracy.num_images} images ({_plain(accuracy.images)}): "
@@ -190,7 +191,7 @@ def _making(manifest: Manifest) -> str:
     )
     operators = ", ".join(f"{count} {name}" for name, count in manifest.operators.items())
     facts = {
-        "Origin, with the latency that was predicted then": origin,
+        "Origin, with the latency predicted when it was derived": origin,
         "Lowering passes": ", ".join(manifest.lowering) or "none",
         "Operators": operators,
         "Versions": versions,
@@ -203,15 +204,15 @@ def _limits(manifest: Manifest) -> list[str]:
     limits = []
     if not manifest.trained:
         limits.append(
-            "**The weights are not trained.** Latency and size are those of the trained network; "
-            "its answers mean nothing."
+            "**The weights are not trained.** Latency and size are those of a trained network; "
+            "its labels are random."
         )
     if manifest.accuracy is None:
-        limits.append("Nobody measured how often its answers are right.")
+        limits.append("Its accuracy was not measured.")
     else:
         limits.append(
-            f"Its accuracy is known on {_plain(manifest.accuracy.images)} alone; on other kinds "
-            "of images it can be anything."
+            f"Its accuracy was measured on {_plain(manifest.accuracy.images)} only; on other "
+            "kinds of images it is unknown."
         )
         size = manifest.accuracy.trained_resolution
         if size != manifest.input.resolution:
@@ -224,7 +225,7 @@ def _limits(manifest: Manifest) -> list[str]:
             limits.append(f"**That costs accuracy**: {manifest.accuracy.lost_to_resolution}.")
     if manifest.latency.measured is not None:
         limits.append("Latencies hold for the device, runtime and number of threads named above.")
-    limits.append("It names one of its classes for any image, also where none of them applies.")
+    limits.append("It assigns one of its classes to every image, even if none applies.")
     return limits
 
 
@@ -243,7 +244,7 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name from elsewhere in one line, without the characters that Markdown takes as markup."""
+    """A name in one line, with the characters of Markdown's markup escaped."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#" else c for c in " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""The proof of an exported file: it computes what PyTorch computes, or where it begins not to."""
+"""Comparing an exported file with PyTorch, and finding the first layer that differs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from quadranas.network.skeleton import Network
 
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 """Largest allowed error relative to the largest output, by the coarser precision of weights and
-computation. Float32 sums in another order; the others have 11, 11 and 8 significant bits, and
-errors add up over 30 layers."""
+computation. Runtimes add float32 numbers in different orders; the other precisions have 11, 11 and
+8 significant bits, and errors add up over 30 layers."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file's outputs beside PyTorch's.
+    """A file's outputs compared with PyTorch's.
 
     Args:
-        largest: error of any output.
-        relative: the same relative to the largest output.
-        top1_agreement: share of inputs with the same first answer.
+        largest: largest error of any output.
+        relative: the largest error relative to the largest output.
+        top1_agreement: share of inputs for which both name the same class first.
     """
 
     largest: float
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def compare(got: Tensor, expected: Tensor) -> Comparison:
-    """Compare outputs, (N, ...); anything that is not a number counts as an infinite error."""
+    """Compare outputs, (N, ...); NaN counts as an infinite error."""
     error = (got - expected).abs().nan_to_num(torch.inf, torch.inf).max()
     same = got.flatten(1).argmax(1) == expected.flatten(1).argmax(1)
     return Comparison(
@@ -45,18 +45,18 @@ def compare(got: Tensor, expected: Tensor) -> Comparison:
 
 @torch.no_grad()
 def pytorch_outputs(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """What a network in evaluation mode computes in PyTorch."""
+    """Outputs of a network in PyTorch, in evaluation mode."""
     network.eval()
     return torch.cat([network(images) for images in batches])
 
 
 def program_outputs(program: Program, batches: Iterable[Tensor]) -> Tensor:
-    """What a program computes in its runtime."""
+    """Outputs of a program in its runtime."""
     return torch.cat([program.run(images) for images in batches])
 
 
 def layers_of(network: Network) -> list[tuple[str, nn.Module]]:
-    """A network's operations by their paths, in the order of computation."""
+    """A network's operations and their paths, in the order of computation."""
     return [
         (f"blocks.{name}.{kind}", operation)
         for name, block in network.blocks.items()
@@ -69,23 +69,27 @@ def first_diverging_layer(
     network: Network,
     conversion: Conversion,
     images: Tensor,
+    *,
     tolerance: float,
+    suffix: str,
 ) -> str:
-    """The first layer after which a runtime's values are further from PyTorch's than allowed.
+    """The first layer after which a runtime's values differ from PyTorch's by more than allowed.
 
-    The network up to a layer is converted and run as the whole one was, and the layer found by
-    bisection: what diverged once stays apart.
+    Found by bisection: the network up to a layer is converted and run like the whole one, and
+    values that differ after one layer also differ after later ones.
 
     Args:
-        images: of the shape of the conversion.
+        images: images of the conversion's input shape.
+        suffix: how the names of the runtime's files end.
 
-    Returns: its path and the error after it; empty where no part of the network diverges.
+    Returns: path of the layer and the error after it; empty if no part of the network differs.
     """
     layers = layers_of(network)
     below, found, error = 0, len(layers) + 1, 0.0
     while found - below > 1:
         middle = (below + found) // 2
-        relative = _error_up_to(backend, [op for _, op in layers[:middle]], conversion, images)
+        part = [operation for _, operation in layers[:middle]]
+        relative = _error_of(backend, part, conversion, images, suffix)
         if relative <= tolerance:
             below = middle
         else:
@@ -95,12 +99,16 @@ def first_diverging_layer(
     return f"{layers[found - 1][0]} (error {error:.2g} of its largest value)"
 
 
-def _error_up_to(
-    backend: FileBackend, operations: Sequence[nn.Module], conversion: Conversion, images: Tensor
+def _error_of(
+    backend: FileBackend,
+    operations: Sequence[nn.Module],
+    conversion: Conversion,
+    images: Tensor,
+    suffix: str,
 ) -> float:
     part = nn.Sequential(*operations).eval()
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "part.xml"
+        path = Path(folder) / f"part{suffix}"
         backend.convert(part, conversion, path)
         got = backend.load(path, images.shape).run(images)
     return compare(got, pytorch_outputs(part, [images])).relative

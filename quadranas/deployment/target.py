@@ -1,102 +1,166 @@
-"""What an export is for: a format, the device it is meant for, where it is checked."""
+"""The target of an export: a format, the device that the file is for, where it is checked."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quadranas.backends.onnx_file import OPSETS, TRACED_OPSETS, unsupported_opset
-from quadranas.deployment.manifest import FORMATS
 from quadranas.errors import QuadranasError, unknown
+from quadranas.latency.budget import parse_budget
 from quadranas.latency.device import Device, load_device
+from quadranas.latency.runtimes import (
+    LOCAL_SETTINGS,
+    REACH_SETTINGS,
+    RUNTIMES,
+    Runtime,
+    RuntimeFiles,
+    file_formats,
+    files_of,
+    precisions_in_words,
+)
 from quadranas.space.architecture import Architecture
 
 HOST = "host"
-LOCAL = ("threads", "tuning_trials")
-"""Settings that also mean something on this machine."""
 FREE_BATCH = 8
-"""The batch that a file for any is checked with."""
+"""The batch size that a file for any batch size is checked with."""
 MAX_BATCH = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What an exported file shall be.
+    """What is exported, for which device, and how it is checked.
 
     Args:
-        device: the device it is meant for, whose table predicts its latency; the one that the
-            architecture was derived for if none, else this machine; this machine too where that
-            device cannot run the format.
-        settings: of the device's file, given otherwise, such as `rpc` and `tuning_trials`.
-        opset: of ONNX; 13 where the device is a Myriad, else what most readers know.
-        batch: images per call; none for any number.
-        resolution: of the input; the architecture's deployment resolution if none.
-        max_drop: points of accuracy that int8 may cost; one if none.
-        budget_ms: a latency that is to be kept.
-        tolerance: measured excess over it that is no missed promise.
-        num_images: validation images to check with.
-        table: this latency table instead of the usual one.
+        format: file format, a key of `file_formats()`.
+        precision: precision of the file.
+        device: target device; by default the one that the architecture was derived for if it can
+            run the format, else this machine.
+        batch: images per call, or `dynamic` for any number.
+        resolution: input size in pixels; by default the deployment resolution.
+        opset: ONNX opset; by default the one of the device's runtime.
+        max_drop: largest drop of accuracy for int8, in percentage points; by default 1.
+        budget: latency budget, such as `30ms`.
+        tolerance: allowed overshoot of a measured latency, as a fraction of the budget.
+        images: number of validation images to check with; by default 1000, or 16 on a board.
+        table: latency table to use instead of the default one.
+        data, val, skip_corrupt: the images; by default those of the run.
+        threads, tuning_trials, rpc, rpc_tracker, rpc_key, worker_python: settings that replace
+            those of the device's file.
     """
 
-    file_format: str = "onnx"
+    format: str = "onnx"
     precision: str = "fp32"
-    device: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    opset: int | None = None
-    batch: int | None = 1
+    device: str | Path | Device | None = None
+    batch: int | str = 1
     resolution: int | None = None
+    opset: int | None = None
     max_drop: float | None = None
-    budget_ms: float | None = None
+    budget: str | None = None
     tolerance: float = 0.05
-    num_images: int | None = None
-    table: Path | None = None
+    images: int | None = None
+    table: str | Path | None = None
+    data: str | None = None
+    val: str | None = None
+    skip_corrupt: bool | None = None
+    threads: int | None = None
+    tuning_trials: int | None = None
+    rpc: str | None = None
+    rpc_tracker: str | None = None
+    rpc_key: str | None = None
+    worker_python: str | None = None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per call; `None` for any number.
+
+        Raises:
+            QuadranasError: `batch` is neither a number of at least 1 nor `dynamic`.
+        """
+        text = str(self.batch)
+        if text == "dynamic":
+            return None
+        if not text.isdecimal() or int(text) < 1:
+            raise QuadranasError(
+                f"--batch must be dynamic or a number of at least 1, got {text!r}"
+            )
+        return int(text)
 
     @property
     def checked_batch(self) -> int:
-        """Images at once when the file is checked."""
-        return FREE_BATCH if self.batch is None else self.batch
+        """Images per call when the file is checked."""
+        return FREE_BATCH if self.batch_size is None else self.batch_size
+
+    @property
+    def budget_ms(self) -> float | None:
+        """The budget in milliseconds."""
+        return parse_budget(self.budget) if self.budget else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the device that were given."""
+        return self._given(*LOCAL_SETTINGS, *REACH_SETTINGS)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The keys of the data that were given."""
+        return self._given("data", "val", "skip_corrupt")
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: values[name] for name in names if values[name] is not None}
 
     def check(self) -> None:
-        """Refuse what no format offers.
+        """Check everything that does not depend on the network.
 
         Raises:
             QuadranasError: names the option and what is accepted.
         """
-        if self.file_format not in FORMATS:
-            raise unknown("format", self.file_format, FORMATS)
-        known = FORMATS[self.file_format]
-        if self.precision not in known.precisions:
+        if self.format not in file_formats():
+            raise unknown("format", self.format, file_formats())
+        files = files_of(self.format)
+        if self.precision not in files.precisions:
             raise QuadranasError(
-                f"format {self.file_format} has no precision {self.precision!r}; accepted: "
-                f"{', '.join(known.precisions)}",
-                "int8 is for onnx and openvino, fp16 for openvino.",
+                f"format {self.format} has no precision {self.precision!r}; accepted: "
+                f"{', '.join(files.precisions)}",
+                f"{precisions_in_words()}.",
             )
-        if self.batch is None and not known.free_batch:
+        if self.batch_size is None and not files.free_batch:
             raise QuadranasError(
-                f"format {self.file_format} takes batches of one size only", "Name it: --batch 1."
+                f"format {self.format} takes batches of one size only", "Name it: --batch 1."
             )
-        if self.batch is not None and self.batch > MAX_BATCH:
+        if self.batch_size is not None and self.batch_size > MAX_BATCH:
             raise QuadranasError(f"--batch must be at most {MAX_BATCH}, got {self.batch}")
-        self._check_fit()
+        self._check_fit(files)
         if self.max_drop is not None and not math.isfinite(self.max_drop):
             raise QuadranasError(f"--max-drop must be a finite number, got {self.max_drop}")
-        if self.opset is not None and self.opset not in OPSETS:
-            raise unsupported_opset(self.opset)
+        if self.opset is not None and self.opset not in files.opsets:
+            raise QuadranasError(
+                f"ONNX opset {self.opset} is not supported; accepted: {files.opsets[0]} to "
+                f"{files.opsets[-1]}",
+                "Omit it for the default of the device.",
+            )
+        if self.budget:
+            parse_budget(self.budget)
 
-    def _check_fit(self) -> None:
+    def _check_fit(self, files: RuntimeFiles) -> None:
         """Refuse options that mean nothing for the format and precision."""
+        tuned = [
+            name
+            for name, runtime in file_formats().items()
+            if "tuning_trials" in RUNTIMES[runtime].settings
+        ]
         for option, value, fits, what in (
-            ("--opset", self.opset, self.file_format == "onnx", "the format onnx"),
+            ("--opset", self.opset, bool(files.opsets), "the format onnx"),
             ("--max-drop", self.max_drop, self.precision == "int8", "the precision int8"),
             (
-                *("--tuning-trials", self.settings.get("tuning_trials")),
-                *(self.file_format == "tvm", "the format tvm"),
+                *("--tuning-trials", self.tuning_trials),
+                *(self.format in tuned, f"the format {' or '.join(tuned)}"),
             ),
         ):
             if value is not None and not fits:
                 raise QuadranasError(
-                    f"{option} is for {what}, not for {self.file_format} in {self.precision}",
-                    "Leave it out.",
+                    f"{option} is for {what}, not for {self.format} in {self.precision}",
+                    "Omit it.",
                 )
 
 
@@ -105,93 +169,106 @@ class ExportTarget:
     """Where a file will run, and where it is checked and timed.
 
     Args:
-        device: that it is meant for.
-        checked_on: the same where its runtime reads the format, else this machine.
+        device: the device that the file is for.
+        checked_on: the same if it can be opened and its runtime reads the file, else this machine.
+        files: facts about the files of the runtime of `checked_on`.
+        opset: ONNX opset; `None` for the runtime's default.
     """
 
     device: Device
     checked_on: Device
+    files: RuntimeFiles
     opset: int | None
 
     @property
     def is_checked_there(self) -> bool:
-        """Whether what is measured is what was predicted."""
+        """Whether the file is measured on the device that its latency was predicted for."""
         return self.checked_on is self.device
 
 
 def find_target(options: ExportOptions, architecture: Architecture) -> ExportTarget:
-    """Choose the device and the runtime.
+    """Choose the device that a file is for, and the one that it is checked on.
 
     Raises:
-        QuadranasError: unknown device, or one whose runtime reads another format.
+        QuadranasError: unknown device, or one whose runtime cannot read the file.
     """
-    runtime = FORMATS[options.file_format].runtime
+    home = file_formats()[options.format]
     device = _device(options, architecture)
     if device.name == HOST:
-        device = device.configured(runtime=runtime)
-    is_myriad = _is_myriad(device)
-    if is_myriad and options.file_format == "openvino":
-        raise QuadranasError(
-            f"device {device.name!r}: OpenVINO 2021.4, the last with a Myriad, does not read this "
-            "OpenVINO's files",
-            "Export ONNX, which it reads: --format onnx",
-        )
-    opset = options.opset
-    if options.file_format == "onnx" and is_myriad:
-        opset = _myriad_opset(options, device) if options.device else opset or TRACED_OPSETS[0]
-    by_worker = is_myriad and device.reach.worker_python is not None
-    reads = by_worker if is_myriad else device.runtime == runtime
-    if reads and (options.file_format == "onnx" or not is_myriad):
-        return ExportTarget(device, device, opset)
-    settings = dict(options.settings)
-    here = {key: settings.pop(key) for key in LOCAL if key in settings}
-    if settings:
-        raise QuadranasError(
-            f"--{min(settings).replace('_', '-')} says how to reach a device that reads "
-            f"{options.file_format}; {device.name!r}, which the file would be for, is none",
-            "Leave it out, or name the device's own format with --format, or another device with "
-            "--device.",
-        )
-    return ExportTarget(device, load_device(HOST).configured(runtime=runtime, **here), opset)
+        device = device.configured(runtime=home)
+    runtime = RUNTIMES.get(device.runtime or "")
+    _check_refused(options, device, runtime)
+    files = runtime.files if runtime is not None else None
+    reads = runtime if files is not None and files.format == options.format else None
+    opset = _opset(options, device, reads)
+    _check_reach(options, device, reads)
+    needed = reads.needs_reach if reads is not None else ""
+    if reads is not None and (not needed or getattr(device.reach, needed) is not None):
+        return ExportTarget(device, device, reads.own_files, opset)
+    here = {key: value for key, value in options.settings.items() if key in LOCAL_SETTINGS}
+    host = load_device(HOST).configured(runtime=home, **here)
+    return ExportTarget(device, host, files_of(options.format), opset)
 
 
-def _myriad_opset(options: ExportOptions, device: Device) -> int:
-    """The opset for a Myriad, whose OpenVINO reads no newer one, and no free batch."""
-    oldest = TRACED_OPSETS[0]
-    if options.opset not in (None, oldest) or options.batch is None:
-        asked = "a free batch" if options.batch is None else f"opset {options.opset}"
+def _check_refused(options: ExportOptions, device: Device, runtime: Runtime | None) -> None:
+    """Refuse files that only seem to suit a device."""
+    refused = runtime.files.refused if runtime is not None and runtime.files is not None else ()
+    for name, reason, hint in refused:
+        if name == options.format:
+            raise QuadranasError(f"device {device.name!r}: {reason}", hint)
+
+
+def _check_reach(options: ExportOptions, device: Device, reads: Runtime | None) -> None:
+    """Refuse a way to a device that does not run the file, or not through it."""
+    ways = reads.reach if reads is not None else ()
+    for key in sorted(options.settings):
+        if key in REACH_SETTINGS and key not in ways:
+            raise QuadranasError(
+                f"--{key.replace('_', '-')} needs a device that is reached in this way and reads "
+                f"{options.format} files; {device.name!r} does not",
+                "Omit it, or name the device's own format with --format, or another device with "
+                "--device.",
+            )
+
+
+def _opset(options: ExportOptions, device: Device, reads: Runtime | None) -> int | None:
+    """The opset of a file: the one asked for, or else the one that the device needs.
+
+    Raises:
+        QuadranasError: a device that was named cannot read the file.
+    """
+    if reads is None or reads.files == files_of(options.format):
+        return options.opset
+    files = reads.own_files
+    is_read = options.opset is None or options.opset in files.opsets
+    is_read = is_read and (options.batch_size is not None or files.free_batch)
+    if options.device is not None and not is_read:
+        asked = f"opset {options.opset}" if options.batch_size else "a free batch"
         raise QuadranasError(
-            f"device {device.name!r}: the OpenVINO of a Myriad reads ONNX of opset {oldest} with "
-            f"a fixed batch, not {asked}",
-            "Leave out --opset and --batch, or name another device with --device.",
+            f"device {device.name!r}: {reads.title} reads ONNX of opset "
+            f"{files.opset} with a fixed batch, not {asked}",
+            "Omit --opset and --batch, or name another device with --device.",
         )
-    return oldest
+    return options.opset or files.opset
 
 
 def _device(options: ExportOptions, architecture: Architecture) -> Device:
+    if isinstance(options.device, Device):
+        return options.device.configured(**options.settings)
     if options.device is not None:
-        return load_device(options.device).configured(**options.settings)
+        return load_device(str(options.device)).configured(**options.settings)
     derived_for = architecture.provenance.get("device")
     try:
         device = load_device(str(derived_for or HOST))
-    except QuadranasError:  # the user's own, of which only the name was kept
+    except QuadranasError:  # a device file of the user, of which only the name was kept
         device = load_device(HOST)
-    if not _could_run(device, options.file_format):
+    if not _can_run(device, options.format):
         device = load_device(HOST)
     return device.configured(**options.settings)
 
 
-def _is_myriad(device: Device) -> bool:
-    return device.runtime == "openvino" and (
-        device.target == "MYRIAD" or device.reach.worker_python is not None
-    )
-
-
-def _could_run(device: Device, file_format: str) -> bool:
-    """Whether a device could run a format: ONNX is for all, PyTorch's for CUDA too."""
-    if file_format == "onnx":
-        return True
-    if _is_myriad(device):
-        return False
-    runtimes = {FORMATS[file_format].runtime, "cuda" if file_format == "torch" else ""}
-    return device.runtime in runtimes
+def _can_run(device: Device, file_format: str) -> bool:
+    """Whether a device's runtime can run a format, here or elsewhere."""
+    runtime = RUNTIMES.get(device.runtime or "")
+    reads = runtime is not None and file_format in runtime.formats
+    return files_of(file_format).interchange or reads

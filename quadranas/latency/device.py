@@ -1,12 +1,13 @@
 """Devices: what runs a network, described in YAML."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from quadranas.errors import unknown
 from quadranas.files import read_yaml
+from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
 
 DEVICES = Path(__file__).parent / "devices"
@@ -52,22 +53,21 @@ class AnalyticModel(Frozen):
     saturation: float = Field(default=0.0, ge=0, le=1e9)
 
 
-Runtime = Literal["onnxruntime", "openvino", "tvm", "torch", "executorch", "cuda"]
-RUNTIMES: tuple[str, ...] = get_args(Runtime)
-FASTEST = "fastest"
-"""Of the runtimes installed on this machine; found out by timing."""
+RuntimeName = Annotated[
+    str, AfterValidator(lambda name: check_name("runtime", name, (*RUNTIMES, FASTEST)))
+]
 
 Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
 """A host and a port, as in `192.168.0.7:9090`."""
 
 
 class Reach(Frozen):
-    """How to get to a device that is not this machine.
+    """How to reach a device that this process cannot open by itself.
 
     Args:
-        rpc: a TVM RPC server on the device.
-        rpc_tracker, rpc_key: a TVM RPC tracker, and the key under which the boards registered.
-        worker_python: a Python 3.6 to 3.9 with `openvino==2021.4.2`, for a Myriad stick.
+        rpc: address of a TVM RPC server on the device.
+        rpc_tracker, rpc_key: address of a TVM RPC tracker, and the key of the boards there.
+        worker_python: Python 3.6 to 3.9 with `openvino==2021.4.2`, to drive a Myriad stick.
     """
 
     rpc: Address | None = None
@@ -85,24 +85,24 @@ class Reach(Frozen):
 
 
 class Device(Frozen):
-    """A device and how its latency is known.
+    """A device, and how its latency is measured or modelled.
 
     Args:
         name: identifies its tables: `latency_tables/<space>/<name>.json`.
-        title: the hardware in words.
-        runtime: what runs and times networks there, or `fastest` for this machine; none where
-            nothing can be measured.
-        target: in the runtime's terms: an OpenVINO device name, a TVM target, a CUDA device's
-            number.
-        precision: of weights and activations; decides the bytes per element.
-        threads: on the device; none where the notion does not apply.
-        batch_size: images per call; latencies are those of a call.
-        tuning_trials: schedules that TVM tries per kernel; 0 leaves the kernels untuned.
+        title: description of the hardware.
+        runtime: runs and times networks there, a name in `RUNTIMES`; or `fastest` for this
+            machine; `None` where nothing can be measured.
+        target: the hardware in the runtime's terms: an OpenVINO device name, a TVM target, the
+            number of a CUDA device.
+        precision: precision of weights and activations; decides the bytes per element.
+        threads: number of threads on the device; `None` for devices without a thread count.
+        batch_size: images per call; latencies are per call.
+        tuning_trials: number of schedules that TVM tries per kernel; 0 leaves kernels untuned.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
-    runtime: Runtime | Literal["fastest"] | None = None
+    runtime: RuntimeName | None = None
     target: str | int | dict[str, str | int | list[str]] | None = None
     precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
     threads: int | None = Field(default=None, ge=1)
@@ -111,13 +111,26 @@ class Device(Frozen):
     reach: Reach = Reach()
     analytic: AnalyticModel | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_runtime(cls, content: Any) -> Any:
+        """Read the device files and bundles of version 0.1.0."""
+        if not isinstance(content, dict) or content.get("runtime") != "openvino":
+            return content
+        reach = content.get("reach")
+        worker = reach.get("worker_python") if isinstance(reach, dict) else None
+        if isinstance(reach, Reach):
+            worker = reach.worker_python
+        name = current_name("openvino", target=content.get("target"), worker=worker)
+        return content | {"runtime": name}
+
     @property
     def is_remote(self) -> bool:
-        """Whether it is another machine, reached over the network."""
+        """Whether it is reached over the network."""
         return self.reach.rpc is not None or self.reach.rpc_tracker is not None
 
     def configured(self, **changes: Any) -> "Device":
-        """The device with other values for some keys; those of `reach` as `rpc`, `rpc_key` ...
+        """A copy with other values for some keys, those of `reach` included: `rpc`, `rpc_key` ...
 
         Raises:
             QuadranasError: a value is not accepted; names the key.
@@ -129,12 +142,12 @@ class Device(Frozen):
 
 
 def shipped_devices() -> dict[str, Path]:
-    """The devices that come with the package, by name."""
+    """The shipped devices: the path of each by its name."""
     return {path.stem: path for path in sorted(DEVICES.glob("*.yaml"))}
 
 
 def load_device(name_or_path: str) -> Device:
-    """A shipped device by name, or one's own from a YAML file.
+    """Load a shipped device by name, or any device from its YAML file.
 
     Raises:
         QuadranasError: unknown name (nearest suggested), or a fault in the file.

@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.calibration import Agreement, Calibration
+from quadranas.latency.runtimes import current_name
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
 from quadranas.validation import Frozen
@@ -86,6 +87,15 @@ class TableHeader(Frozen):
     measurement: Measurement | None = None
     calibration: Calibration | None = None
     validation: Agreement | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_backend(cls, content: Any) -> Any:
+        """Read the tables of version 0.1.0."""
+        if not isinstance(content, dict) or content.get("backend") != "openvino":
+            return content
+        is_old = str(content.get("runtime")).startswith("OpenVINO 2021.4")
+        return content | {"backend": current_name("openvino", worker=is_old)}
 
     @model_validator(mode="after")
     def _check_measured(self) -> Self:

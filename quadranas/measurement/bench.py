@@ -10,11 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from quadranas.backends.interface import Backend, Program, Provenance
-from quadranas.backends.registry import BACKENDS, open_backend
+from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Identity, Journal
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe, null_probe
 from quadranas.measurement.timing import REFERENCE, Plan, Timings, time_programs
@@ -31,7 +32,7 @@ DRIFT = 0.03
 RECORDS = Path("latency_tables") / ".records"
 """Where runtimes keep what they learned, by device: tuning records."""
 
-HOST_RUNTIMES = ("onnxruntime", "openvino")
+HOST_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.for_host)
 """What `host` chooses from; TVM must be named, since it has to be tuned first."""
 
 
@@ -252,7 +253,8 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
         raise MissingExtraError(
             f"no runtime is installed to measure this machine with; looked for "
             f"{' and '.join(HOST_RUNTIMES)}",
-            "Install one with: pip install 'quadranas[onnxruntime]' or 'quadranas[openvino]'",
+            "Install one with: pip install "
+            + " or ".join(f"'quadranas[{RUNTIMES[name].extra}]'" for name in HOST_RUNTIMES),
         )
     fastest = min(latencies, key=lambda runtime: latencies[runtime])
     reporter.message(
@@ -262,6 +264,3 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
         + ", ".join(f"{runtime} {ms:.3g} ms" for runtime, ms in latencies.items())
     )
     return device.configured(runtime=fastest)
-
-
-assert set(HOST_RUNTIMES) <= set(BACKENDS)

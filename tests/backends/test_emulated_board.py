@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,10 @@ from quadranas.backends.tvm import TvmBackend
 from quadranas.commands.export import export
 from quadranas.deployment.bundle import open_bundle
 from quadranas.deployment.proof import program_outputs
-from quadranas.deployment.target import ExportOptions
 from quadranas.errors import DeviceLostError, QuadranasError
 from quadranas.latency.device import Device, Reach, load_device
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
-from quadranas.reporter import Reporter
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.space.space_file import load_space
 from tests.backends.rpc_boards import boards, server
@@ -119,16 +118,12 @@ def test_an_exported_library_is_proven_on_the_board(
     )
     output = tmp_path / "bundle"
     with server(PYTHON) as board:
-        options = ExportOptions(
-            file_format="tvm",
-            device="cpu",
-            settings={"rpc": board.address, "tuning_trials": 0},
-            num_images=2,
-        )
-        result = export(stored, output, options, Reporter(quiet=True))
-        assert result["relative_error"] < 1e-4
-        assert (result["measured_ms"], result["not_measured"]) == (None, "the device is emulated")
-        assert "has no entry" in result["not_predicted"]
+        options: dict[str, Any] = {"format": "tvm", "device": "cpu", "output": output}
+        options |= {"rpc": board.address, "tuning_trials": 0, "images": 2}
+        result = export(stored, **options)
+        assert result.relative_error < 1e-4
+        assert (result.measured_ms, result.not_measured) == (None, "the device is emulated")
+        assert "has no entry" in result.not_predicted
         manifest = open_bundle(output).manifest
         assert manifest.device.target == load_device("cpu").target
         before = (output / "manifest.json").read_bytes()
@@ -137,9 +132,9 @@ def test_an_exported_library_is_proven_on_the_board(
             board.kill()
             return program_outputs(*_)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("quadranas.deployment.checks.program_outputs", lost)
+        monkeypatch.setattr("quadranas.deployment.work.program_outputs", lost)
         with pytest.raises(DeviceLostError, match=f"no board at {board.address}"):
-            export(stored, output, options, Reporter(quiet=True), force=True)
+            export(stored, **options, force=True)
     assert (output / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "weights.safetensors"]
 

@@ -16,7 +16,8 @@ from quadranas.backends.lowering import (
     JoinedBranches,
     lower,
 )
-from quadranas.backends.registry import BACKENDS
+from quadranas.backends.registry import backend_class
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.layers import OPS, build_op
 from quadranas.layers.quadranet import ChannelNorm, FeedForward
 from quadranas.layers.quadratic import QuadraticConv2d
@@ -196,5 +197,5 @@ def test_what_a_pass_cannot_do_is_left_as_it_is() -> None:
 
 
 def test_runtimes_name_passes_that_exist() -> None:
-    for opener in BACKENDS.values():
-        assert set(getattr(opener, "lowering", ())) <= set(PASSES)
+    for runtime in RUNTIMES:
+        assert set(getattr(backend_class(runtime), "lowering", ())) <= set(PASSES)

@@ -20,15 +20,15 @@ from torch import nn
 import quadranas.deployment.latency
 from quadranas.backends import lowering
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend
-from quadranas.commands.export import export
+from quadranas.commands.export import ExportResult, export
 from quadranas.deployment.bundle import open_bundle
-from quadranas.deployment.manifest import FORMATS, Manifest
+from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
+from quadranas.latency.runtimes import file_formats
 from quadranas.measurement.timing import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
-from quadranas.reporter import Reporter
 from quadranas.runs.stored_network import StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
@@ -37,7 +37,6 @@ from tests.command_line import Server, call, listing
 
 Scrambler = Callable[..., nn.Module]
 
-QUIET = Reporter(quiet=True)
 BUNDLE = ["infer.py", "manifest.json", "model-card.md"]
 TOLERANCE = 1e-3
 WORKER_PYTHON = os.environ.get("QUADRANAS_WORKER_PYTHON", "")
@@ -81,8 +80,8 @@ def stored(name: str, folder: Path, scramble: Scrambler) -> StoredNetwork:
     return StoredNetwork(described, weights=folder / "weights.safetensors")
 
 
-def exported(given: StoredNetwork, output: Path, **options: Any) -> dict[str, Any]:
-    return export(given, output, ExportOptions(**{"num_images": 16} | options), QUIET)
+def exported(given: StoredNetwork, output: Path, **options: Any) -> ExportResult:
+    return export(given, output=output, **{"images": 16} | options)
 
 
 @pytest.mark.parametrize("name", ["toy", "mbconv", "quadranet", "converted", "adapted"])
@@ -91,7 +90,7 @@ def test_the_file_computes_what_pytorch_computes(
 ) -> None:
     given = stored(name, tmp_path, scramble)
     bundle = tmp_path / "bundle"
-    result = exported(given, bundle, batch=None)
+    result = exported(given, bundle, batch="dynamic")
     onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
     session = onnxruntime.InferenceSession(
         str(bundle / "model.onnx"), providers=["CPUExecutionProvider"]
@@ -105,41 +104,41 @@ def test_the_file_computes_what_pytorch_computes(
         (logits,) = session.run(["logits"], {"images": images.numpy()})
         assert logits.shape == (batch, given.architecture.num_classes)
         assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-    assert 0 <= result["relative_error"] < TOLERANCE
-    assert result["top1_agreement"] == 1.0
-    assert result["num_images"] == 16
-    assert result["accuracy"] is None
-    assert result["size_bytes"] == (bundle / "model.onnx").stat().st_size
-    assert result["measured_ms"] > 0
+    assert 0 <= result.relative_error < TOLERANCE
+    assert result.top1_agreement == 1.0
+    assert result.num_images == 16
+    assert result.accuracy is None
+    assert result.size_bytes == (bundle / "model.onnx").stat().st_size
+    assert result.measured_ms is not None
+    assert result.measured_ms > 0
     assert listing(bundle) == sorted([*BUNDLE, "model.onnx"])
     assert open_bundle(bundle).manifest.input.shape == (None, 3, size, size)
 
 
-@pytest.mark.parametrize("file_format", [name for name in FORMATS if name != "onnx"])
+@pytest.mark.parametrize("file_format", [name for name in file_formats() if name != "onnx"])
 def test_every_format_is_proven_in_its_own_runtime(
     tmp_path: Path, scramble: Scrambler, file_format: str
 ) -> None:
     given = stored("toy", tmp_path, scramble)
     bundle = tmp_path / "bundle"
     settings = {"tuning_trials": 0} if file_format == "tvm" else {}
-    result = exported(
-        given, bundle, file_format=file_format, device="host", settings=settings, num_images=4
-    )
-    assert result["relative_error"] < TOLERANCE
-    assert result["measured_ms"] > 0
-    assert sum(result["operators"].values()) > 1
+    result = exported(given, bundle, format=file_format, device="host", images=4, **settings)
+    assert result.relative_error < TOLERANCE
+    assert result.measured_ms is not None
+    assert result.measured_ms > 0
+    assert sum(result.operators.values()) > 1
     manifest = open_bundle(bundle).manifest
     assert manifest.format == file_format
-    assert manifest.device.runtime == FORMATS[manifest.format].runtime
+    assert manifest.device.runtime == file_formats()[manifest.format]
     assert manifest.lowering
 
 
 def test_half_weights_take_half_the_space(tmp_path: Path, scramble: Scrambler) -> None:
     given = stored("quadranet", tmp_path, scramble)
-    full = exported(given, tmp_path / "fp32", file_format="openvino")
-    half = exported(given, tmp_path / "fp16", file_format="openvino", precision="fp16")
-    assert half["size_bytes"] < 0.6 * full["size_bytes"]
-    assert full["relative_error"] < half["relative_error"] < 2e-2
+    full = exported(given, tmp_path / "fp32", format="openvino")
+    half = exported(given, tmp_path / "fp16", format="openvino", precision="fp16")
+    assert half.size_bytes < 0.6 * full.size_bytes
+    assert full.relative_error < half.relative_error < 2e-2
 
 
 @pytest.fixture
@@ -235,16 +234,19 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"file_format": "tflite"}, "unknown format 'tflite'; accepted: executorch, onnx"),
+        ({"format": "tflite"}, "unknown format 'tflite'; accepted: executorch, onnx"),
         ({"precision": "fp16"}, "format onnx has no precision 'fp16'; accepted: fp32, int8"),
-        ({"file_format": "tvm", "batch": None}, "tvm takes batches of one size only"),
+        ({"format": "tvm", "batch": "dynamic"}, "tvm takes batches of one size only"),
         ({"opset": 12}, "ONNX opset 12 is not supported; accepted: 13 to 23"),
-        ({"opset": 18, "file_format": "torch"}, "--opset is for the format onnx"),
-        ({"device": "vpu", "file_format": "openvino"}, "does not read this OpenVINO's files"),
-        ({"device": "cpu", "file_format": "tvm"}, "this machine is"),
-        ({"device": "vpu", "settings": {"worker_python": "/no/python"}}, "/no/python"),
+        ({"opset": 18, "format": "torch"}, "--opset is for the format onnx"),
         (
-            {"device": "cpu", "file_format": "tvm", "settings": {"rpc": "127.0.0.1:9"}},
+            {"device": "vpu", "format": "openvino"},
+            "does not read the files of newer OpenVINO releases",
+        ),
+        ({"device": "cpu", "format": "tvm"}, "this machine is"),
+        ({"device": "vpu", "worker_python": "/no/python"}, "/no/python"),
+        (
+            {"device": "cpu", "format": "tvm", "rpc": "127.0.0.1:9"},
             "no TVM RPC server answers at 127.0.0.1:9",
         ),
         ({"resolution": 33}, "resolution 33 does not fit"),
@@ -254,21 +256,21 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
             "--max-drop must be a finite number, got inf",
         ),
         ({"max_drop": 1.0}, "--max-drop is for the precision int8, not for onnx in fp32"),
-        ({"settings": {"tuning_trials": 0}}, "--tuning-trials is for the format tvm"),
+        ({"tuning_trials": 0}, "--tuning-trials is for the format tvm"),
         (
-            {"device": "vpu", "resolution": 64, "budget_ms": 1.0},
-            "nobody can say whether the budget of 1 ms will be kept on vpu",
+            {"device": "vpu", "resolution": 64, "budget": "1ms"},
+            "cannot check the budget of 1 ms on vpu: it is not connected",
         ),
         (
             {"device": "vpu", "opset": 18},
             "opset 13 with a fixed batch, not opset 18",
         ),
         (
-            {"device": "vpu", "batch": None},
+            {"device": "vpu", "batch": "dynamic"},
             "opset 13 with a fixed batch, not a free",
         ),
-        ({"device": "vpu", "file_format": "tvm", "settings": {"rpc": "a:1"}}, "--rpc says how to"),
-        ({"device": "gpu", "settings": {"worker_python": "p"}}, "--worker-python says how to"),
+        ({"device": "vpu", "format": "tvm", "rpc": "a:1"}, "--rpc needs a device that"),
+        ({"device": "gpu", "worker_python": "p"}, "--worker-python needs a device that"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(
@@ -284,14 +286,14 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
 @pytest.mark.skipif(not WORKER_PYTHON, reason="QUADRANAS_WORKER_PYTHON is not set")
 def test_the_myriads_file_is_proven_in_its_worker(tmp_path: Path, scramble: Scrambler) -> None:
     device: dict[str, Any] = {"name": "old", "title": "OpenVINO 2021.4", "target": "CPU"}
-    device |= {"runtime": "openvino", "precision": "fp32", "threads": 1}
+    device |= {"runtime": "openvino2021", "precision": "fp32", "threads": 1}
     device |= {"reach": {"worker_python": WORKER_PYTHON}}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(device), encoding="utf-8")
     given = stored("toy", tmp_path, scramble)
     result = exported(given, tmp_path / "bundle", device=str(tmp_path / "old.yaml"))
-    assert result["runtime"].startswith("OpenVINO 2021.4")
-    assert result["relative_error"] < TOLERANCE
-    assert result["measured_on"] == "old"
+    assert result.runtime.startswith("OpenVINO 2021.4")
+    assert result.relative_error < TOLERANCE
+    assert result.measured_on == "old"
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert (manifest.opset, manifest.device.name) == (13, "old")
 
@@ -344,7 +346,7 @@ def test_a_file_is_not_made_for_a_device_that_cannot_run_it(
     derived_for: str, file_format: str, device: str
 ) -> None:
     derived = architecture("toy").model_copy(update={"provenance": {"device": derived_for}})
-    target = find_target(ExportOptions(file_format=file_format), derived)
+    target = find_target(ExportOptions(format=file_format), derived)
     assert target.device.name == device
 
 
@@ -364,7 +366,7 @@ def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
     monkeypatch.setattr(OnnxRuntimeBackend, "lowering", ("spoil",))
     with pytest.raises(PromiseMissedError) as caught:
         exported(given, tmp_path / "bundle")
-    assert "the exported file computes something else: largest error" in caught.value.message
+    assert "the exported file does not agree with PyTorch: largest error" in caught.value.message
     assert "accepted: 0.001" in caught.value.message
     assert (
         "first diverging layer: blocks.stage2_block1.feed_forward (error" in caught.value.message
@@ -409,7 +411,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:
     for name, message in (
         ("file", "is a file; a bundle is a folder"),
         ("net.onnx", "is a file; a bundle is a folder"),
-        ("folder", "exists and is no bundle"),
+        ("folder", "exists and is not a bundle"),
         ("file/below", "cannot write"),
     ):
         outcome = call("export", finished_run, "--output", tmp_path / name, "--force")
@@ -421,7 +423,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:
     (bundle / "notes.txt").write_text("dear to somebody", encoding="utf-8")
     outcome = call("export", finished_run, "--output", bundle, "--force")
     assert outcome.code == 2
-    assert "holds more than its bundle, which would be lost: notes.txt" in outcome.err
+    assert "holds files besides its bundle, which would be lost: notes.txt" in outcome.err
     (bundle / "manifest.json").write_text("{}", encoding="utf-8")
     assert call("export", finished_run, "--output", bundle, "--force").code == 2
     assert (bundle / "notes.txt").is_file()
@@ -429,7 +431,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:
 
 SLOWLY = """
 import time
-import quadranas.commands.export as module
+import quadranas.deployment.bundle as module
 write = module.write_manifest
 def slowly(folder, manifest):
     print("almost", flush=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from quadranas.commands.build_lut import build_lut
-from quadranas.commands.survey import NEEDED, installed_runtimes, survey_devices, survey_spaces
+from quadranas.commands.survey import survey_devices, survey_spaces
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import RUNTIMES, load_device
+from quadranas.latency.device import load_device
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space, space_files
@@ -15,57 +16,58 @@ from quadranas.strategies.limits import reachable_ms
 
 
 def test_every_shipped_device_has_a_table_of_every_space() -> None:
-    devices = survey_devices([])
-    assert [device["name"] for device in devices] == ["cpu", "gpu", "host", "vpu"]
+    devices = survey_devices([]).devices
+    assert [device.name for device in devices] == ["cpu", "gpu", "host", "vpu"]
     for device in devices:
-        if device["name"] == "host":  # measured where it is, never shipped
-            assert device["tables"] == {}
+        if device.name == "host":  # measured where it is, never shipped
+            assert device.tables == {}
             continue
-        assert set(device["tables"]) == set(space_files())
-        for path in device["tables"].values():
-            assert load_table(Path(path)).header.device == device["name"]
-        assert device["analytic"] is True
-        assert device["expected_error"]
-    assert survey_devices(["vpu"]) == [devices[3]]
+        assert set(device.tables) == set(space_files())
+        for path in device.tables.values():
+            assert load_table(path).header.device == device.name
+        assert device.analytic is True
+        assert device.expected_error
+    assert survey_devices(["vpu"]).devices == (devices[3],)
 
 
 def test_runtimes_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(NEEDED) == set(RUNTIMES) - {"cuda"}
+    known = {name for name, runtime in RUNTIMES.items() if runtime.found_by}
+    assert known == set(RUNTIMES) - {"cuda", "openvino2021"}
     absent = ("executorch", "tvm")
     monkeypatch.setattr(
-        "quadranas.commands.survey.find_spec", lambda name: None if name in absent else name
+        "quadranas.latency.runtimes.find_spec", lambda name: None if name in absent else name
     )
-    assert installed_runtimes() == ["onnxruntime", "openvino", "torch"]
+    assert survey_devices(["cpu"]).runtimes == ("onnxruntime", "openvino", "torch")
 
 
 def test_spaces_say_what_they_reach() -> None:
-    (toy,) = survey_spaces(["toy"], [])
+    (toy,) = survey_spaces(["toy"]).spaces
     space = load_space("toy")
-    assert (toy["name"], toy["architectures"], toy["resolution"]) == ("toy", 400, 32)
-    assert toy["min_macs"] == count_macs(space.extreme(count_macs, largest=False))
-    assert toy["max_macs"] > toy["min_macs"]
-    assert set(toy["devices"]) == {"cpu", "gpu", "vpu"}
-    for name, entry in toy["devices"].items():
+    assert (toy.name, toy.architectures, toy.resolution) == ("toy", 400, 32)
+    assert toy.min_macs == count_macs(space.extreme(count_macs, largest=False))
+    assert toy.max_macs > toy.min_macs
+    assert set(toy.devices) == {"cpu", "gpu", "vpu"}
+    for name, entry in toy.devices.items():
         table = find_table(space, name)
-        assert (entry["min_ms"], entry["max_ms"]) == reachable_ms(space, table)
-        assert entry["method"] == "analytic"
-        assert Path(entry["table"]).is_file()
-        assert entry["summary"] == table.header.summary()
-    assert [space["name"] for space in survey_spaces([], ["vpu"])] == list(space_files())
+        assert (entry.min_ms, entry.max_ms) == reachable_ms(space, table)
+        assert entry.method == "analytic"
+        assert entry.table.is_file()
+        assert entry.summary == table.header.summary()
+    assert [space.name for space in survey_spaces([], ["vpu"]).spaces] == list(space_files())
 
 
 def test_a_space_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my space.yaml").write_text("{extends: toy, name: mine}", encoding="utf-8")
-    (without,) = survey_spaces(["my space.yaml"], [])
-    assert without["devices"] == {}
+    (without,) = survey_spaces(["my space.yaml"]).spaces
+    assert without.devices == {}
     command = "quadranas build-lut --device cpu --space 'my space.yaml'"
     with pytest.raises(QuadranasError, match=f"Make it with: {command}"):
         survey_spaces(["my space.yaml"], ["cpu"])
     build_lut(load_space("my space.yaml"), load_device("cpu"))
-    (found,) = survey_spaces(["my space.yaml"], [])
-    assert set(found["devices"]) == {"cpu"}
-    assert found["devices"]["cpu"]["table"] == "latency_tables/mine/cpu.json"
+    (found,) = survey_spaces(["my space.yaml"]).spaces
+    assert set(found.devices) == {"cpu"}
+    assert found.devices["cpu"].table == Path("latency_tables/mine/cpu.json")
 
 
 def test_one_s_own_table_comes_before_the_shipped(
@@ -73,5 +75,5 @@ def test_one_s_own_table_comes_before_the_shipped(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     build_lut(load_space("toy"), load_device("vpu"))
-    (device,) = survey_devices(["vpu"])
-    assert device["tables"]["toy"] == "latency_tables/toy/vpu.json"
+    (device,) = survey_devices(["vpu"]).devices
+    assert device.tables["toy"] == Path("latency_tables/toy/vpu.json")

@@ -1,7 +1,7 @@
-"""BackendContract: what every runtime promises. A runtime in BACKENDS is tested.
+"""BackendContract: what every runtime promises. A runtime in RUNTIMES is tested.
 
-Runtimes that are not installed and devices that are not here are skipped. The worker for the
-Myriad stick runs on the CPU of its OpenVINO 2021.4.
+Runtimes that are not installed and devices that are not here are skipped. The runtime of the
+Myriad stick runs on the CPU device of its OpenVINO 2021.4. A made-up runtime is tested too.
 """
 
 import math
@@ -21,56 +21,39 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends import onnx_file, onnxruntime, openvino, openvino_worker
+from quadranas.backends import onnx_file, onnxruntime, openvino, openvino2021
 from quadranas.backends.interface import Backend, Conversion, FileBackend, Program
-from quadranas.backends.registry import BACKENDS, open_backend
+from quadranas.backends.registry import open_backend
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
-from quadranas.latency.device import RUNTIMES, Device
+from quadranas.latency.device import Device
+from quadranas.latency.runtimes import RUNTIMES, Runtime, RuntimeFiles
 from quadranas.layers import build_op
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.operation import OpSpec
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import CHECKOUT
+from tests.fake_runtime import FACTS, FAKE, register
 from tests.measuring import board
 
-pytestmark = pytest.mark.usefixtures("exports")
+pytestmark = pytest.mark.usefixtures("registered", "exports")
 
 Scrambler = Callable[..., nn.Module]
 
-WORKER = "openvino worker"
+WORKER = "openvino2021"
 WORKER_PYTHON = os.environ.get("QUADRANAS_WORKER_PYTHON", "")
-RUNTIME_NAMES = (*BACKENDS, WORKER)
+KNOWN: dict[str, Runtime] = {**RUNTIMES, FAKE: FACTS}
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "cuda": {"runtime": "cuda", "threads": None},
-    "tvm": {"runtime": "tvm", "tuning_trials": 0},
-    WORKER: {"runtime": "openvino", "target": "CPU", "reach": {"worker_python": WORKER_PYTHON}},
+REACHED: dict[str, dict[str, Any]] = {
+    WORKER: {"target": "CPU", "reach": {"worker_python": WORKER_PYTHON}},
 }
-"""What the description of a device needs besides the runtime's name."""
-
-ELSEWHERE = ("cuda",)
-"""Runtimes whose device need not be here."""
+"""How tests reach the devices of runtimes that need to be told."""
 
 TOLERANCE = 1e-4
 """Absolute and relative: in float32 sums are taken in another order; bfloat16 misses it by far."""
 
 BATCH = 3
 SHAPE = (1, 3, 32, 32)
-
-SUFFIXES = {
-    "onnxruntime": ".onnx",
-    "openvino": ".xml",
-    "tvm": ".so",
-    "torch": ".pt2",
-    "executorch": ".pte",
-    WORKER: ".onnx",
-}
-"""The runtimes that have files, and how their names end."""
-
-DYNAMIC = ("onnxruntime", "openvino", "torch")
-TAKEN = {"onnxruntime": ("opset",), "openvino": ("half_weights",)}
-"""The options that a format has."""
 
 PRODUCTS = {
     name: re.compile(pattern)
@@ -85,9 +68,33 @@ PRODUCTS = {
 }
 """How each runtime names the product of a quadratic layer."""
 
+ANY_PRODUCT = re.compile("(?<!mat)mul", re.IGNORECASE)
+"""For other runtimes."""
+
+
+@pytest.fixture(scope="module")
+def registered() -> Iterator[None]:
+    """A runtime that is made up, to show that an entry of facts is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch)
+        yield
+
+
+def files_of(name: str) -> RuntimeFiles:
+    """The facts about a runtime's files; skips a runtime without them."""
+    files = KNOWN[name].files
+    if files is None:
+        pytest.skip(f"{name} has no files")
+    return files
+
 
 def described(name: str, **changes: Any) -> Device:
-    return board(**({"runtime": name} | SETTINGS.get(name, {}) | changes))
+    settings = {"runtime": name, **REACHED.get(name, {})}
+    if "threads" not in KNOWN[name].settings:
+        settings["threads"] = None
+    if "tuning_trials" in KNOWN[name].settings:
+        settings["tuning_trials"] = 0
+    return board(**(settings | changes))
 
 
 def opened(name: str, records: Path, **changes: Any) -> Backend:
@@ -100,12 +107,12 @@ def opened(name: str, records: Path, **changes: Any) -> Backend:
     except MissingExtraError as error:
         pytest.skip(str(error))
     except QuadranasError as error:
-        if name in ELSEWHERE and device.precision == "fp32":
+        if KNOWN[name].other_hardware and device.precision == "fp32":
             pytest.skip(error.message)
         raise
 
 
-@pytest.fixture(scope="module", params=RUNTIME_NAMES)
+@pytest.fixture(scope="module", params=KNOWN)
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -173,7 +180,8 @@ def batch_program(backend: Backend, network: nn.Module) -> Program:
 
 
 def test_every_runtime_can_be_named_for_a_device() -> None:
-    assert set(BACKENDS) <= set(RUNTIMES)
+    for name in KNOWN:
+        assert described(name).runtime == name
 
 
 def test_every_kind_of_the_shipped_spaces_is_among_the_examples() -> None:
@@ -264,13 +272,13 @@ def converted(
     backend: Backend, name: str, network: nn.Module, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The network as a file for one image, in a folder that did not exist."""
-    path = tmp_path_factory.mktemp("files") / "new" / f"network{SUFFIXES.get(name, '')}"
+    path = tmp_path_factory.mktemp("files") / "new" / f"network{files_of(name).suffix}"
     stored(backend).convert(network, Conversion(input_shape=(1, 3, 32, 32)), path)
     return path
 
 
 def test_every_runtime_but_cuda_has_files() -> None:
-    assert set(SUFFIXES) == {*RUNTIME_NAMES} - {"cuda"}
+    assert {name for name, runtime in KNOWN.items() if runtime.files} == {*KNOWN} - {"cuda"}
 
 
 def test_a_file_computes_what_a_compiled_program_does(
@@ -299,9 +307,9 @@ def test_a_file_can_go_when_it_is_loaded(
 def test_a_file_takes_any_batch_where_it_is_asked_to(
     backend: Backend, name: str, network: nn.Module, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"dynamic{SUFFIXES.get(name, '')}"
+    path = tmp_path / f"dynamic{files_of(name).suffix}"
     conversion = Conversion(input_shape=(1, 3, 32, 32), dynamic_batch=True)
-    if name not in DYNAMIC:
+    if not files_of(name).free_batch:
         with pytest.raises(QuadranasError, match="take no dynamic_batch"):
             stored(backend).convert(network, conversion, path)
         assert not list(tmp_path.iterdir())
@@ -345,7 +353,9 @@ def test_a_file_that_cannot_be_read_is_one_error(
 def test_a_file_says_what_it_consists_of(backend: Backend, name: str, converted: Path) -> None:
     counts = stored(backend).count_operators(converted)
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
-    found = sum(count for kind, count in counts.items() if PRODUCTS[name].search(kind))
+    found = sum(
+        count for kind, count in counts.items() if PRODUCTS.get(name, ANY_PRODUCT).search(kind)
+    )
     assert found >= 1, counts
 
 
@@ -356,7 +366,7 @@ def test_the_same_network_gives_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (onnxruntime, openvino, openvino_worker):  # each time anew
+    for module in (onnxruntime, openvino, openvino2021):  # each time anew
         monkeypatch.setattr(module, "to_onnx", onnx_file.to_onnx)
     spec = OpSpec(
         kind="quadratic_depthwise", in_channels=4, out_channels=4, kernel_size=3, resolution=8
@@ -364,7 +374,7 @@ def test_the_same_network_gives_the_same_bytes(
     op = scramble(build_op(spec)).eval()
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        path = folder / f"other {folder.name}" / f"op{SUFFIXES.get(name, '')}"
+        path = folder / f"other {folder.name}" / f"op{files_of(name).suffix}"
         stored(backend).convert(op, Conversion(input_shape=(1, 4, 8, 8)), path)
         contents.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
     assert contents[0] == contents[1]
@@ -374,7 +384,7 @@ def test_a_file_that_cannot_be_written_is_one_error(
     backend: Backend, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    path = tmp_path / "file" / f"op{SUFFIXES.get(name, '')}"
+    path = tmp_path / "file" / f"op{files_of(name).suffix}"
     with pytest.raises(QuadranasError, match="cannot write"):
         stored(backend).convert(
             nn.Conv2d(3, 4, 1).eval(), Conversion(input_shape=(1, 3, 4, 4)), path
@@ -388,13 +398,14 @@ ASKED: dict[str, dict[str, Any]] = {"half_weights": {"half_weights": True}, "ops
 def test_what_a_format_lacks_is_refused(
     backend: Backend, name: str, tmp_path: Path, option: str
 ) -> None:
-    if option in TAKEN.get(name, ()):
+    files = files_of(name)
+    if option in files.options and (option != "opset" or ASKED["opset"]["opset"] in files.opsets):
         pytest.skip(f"{name} takes {option}")
     with pytest.raises(QuadranasError, match=option):
         stored(backend).convert(
             nn.Conv2d(3, 4, 1).eval(),
             replace(Conversion(input_shape=(1, 3, 4, 4)), **ASKED[option]),
-            tmp_path / f"op{SUFFIXES.get(name, '')}",
+            tmp_path / f"op{files_of(name).suffix}",
         )
     assert not list(tmp_path.iterdir())
 
@@ -407,7 +418,7 @@ def extras() -> dict[str, list[str]]:
     return {extra: section[extra].split() for extra in section}
 
 
-EXTRAS = {name: "myriad" if name == WORKER else name for name in RUNTIME_NAMES}
+EXTRAS = {name: runtime.extra for name, runtime in KNOWN.items()}
 WHEN_USED = ("tornado", "ziglang")
 """For TVM's tracker, and for linking where there is no cross-compiler."""
 NEEDED = [
@@ -452,7 +463,7 @@ def layers(scramble: Scrambler) -> nn.Module:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
-@pytest.mark.parametrize("name", RUNTIME_NAMES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_the_precision_asked_for_is_the_one_that_runs_or_it_is_refused(
     tmp_path: Path, scramble: Scrambler, name: str, precision: str
 ) -> None:
@@ -495,9 +506,15 @@ def test_openvino_lists_the_devices_that_it_has(tmp_path: Path) -> None:
         open_backend(described("openvino", target="NPUX"), tmp_path)
     for offered in package.Core().available_devices:
         assert offered in caught.value.message
-    with pytest.raises(QuadranasError, match="finds no device 'MYRIAD'") as caught:
-        open_backend(described("openvino", target="MYRIAD"), tmp_path)
-    assert "--worker-python" in caught.value.hint
+
+
+def test_a_myriad_needs_an_interpreter_of_its_own(tmp_path: Path) -> None:
+    """Version 0.1.0 called its runtime `openvino` too."""
+    for name in ("openvino", WORKER):
+        stick = described(name, target="MYRIAD", precision="fp16", reach={})
+        with pytest.raises(QuadranasError, match="names no worker_python") as caught:
+            open_backend(stick, tmp_path)
+        assert "--worker-python" in caught.value.hint
 
 
 def test_openvino_left_to_itself_would_run_bf16(tmp_path: Path, scramble: Scrambler) -> None:

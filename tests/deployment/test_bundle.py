@@ -13,10 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from quadranas.backends.registry import BACKENDS
 from quadranas.deployment.bundle import MANIFEST, checksums, open_bundle, write_manifest
 from quadranas.deployment.manifest import (
-    FORMATS,
     Accuracy,
     BranchRange,
     InputDescription,
@@ -27,6 +25,7 @@ from quadranas.deployment.manifest import (
 )
 from quadranas.deployment.model_card import model_card
 from quadranas.errors import QuadranasError
+from quadranas.latency.runtimes import RUNTIMES, file_formats, files_of
 from tests.bundles import manifest_of, toy_architecture
 from tests.command_line import listing
 
@@ -203,7 +202,7 @@ def test_what_is_no_bundle(tmp_path: Path, copy: Path) -> None:
     assert "expected a bundle" in refusal(tmp_path / "a\0b")
     (copy / MANIFEST).unlink()
     text = refusal(copy)
-    assert "it is no bundle, or its export was interrupted" in text
+    assert "it is not a bundle, or its export was interrupted" in text
     assert "quadranas export" in text
 
 
@@ -245,10 +244,10 @@ def test_a_manifest_that_contradicts_itself(changes: dict[str, Any], text: str) 
 
 
 def test_the_formats_name_runtimes_and_files() -> None:
-    known = {name for name, facts in FORMATS.items() if facts.runtime in BACKENDS}
-    assert {"onnx", "openvino", "tvm"} <= known
-    assert len({facts.artefact for facts in FORMATS.values()}) == len(FORMATS)
-    assert [name for name, facts in FORMATS.items() if not facts.free_batch] == [
+    assert {"onnx", "openvino", "tvm"} <= set(file_formats())
+    assert set(file_formats().values()) <= set(RUNTIMES)
+    assert len({files_of(name).artefact for name in file_formats()}) == len(file_formats())
+    assert [name for name in file_formats() if not files_of(name).free_batch] == [
         "tvm",
         "executorch",
     ]
@@ -264,13 +263,13 @@ def test_the_card_of_a_network_of_which_little_is_known() -> None:
             latency=Latency(not_measured="device vpu is emulated"),
         )
     )
-    assert "| predicted | not predicted |  | no reason was noted |" in card
+    assert "| predicted | not predicted |  | no reason recorded |" in card
     assert "| measured | not measured |  | device vpu is emulated |" in card
     assert "Of one call, 4 images." in card
     assert "**The weights are not trained.**" in card
-    assert "Accuracy: not measured, for want of images" in card
-    assert "Nobody measured how often its answers are right." in card
-    assert "no names are known" in card
+    assert "Accuracy: not measured; no images" in card
+    assert "Its accuracy was not measured." in card
+    assert "names are unknown" in card
     assert "Quantisation" not in card
 
 

@@ -1,4 +1,4 @@
-"""The other end of `openvino_worker_main.py`: a process that is asked, and that can be lost."""
+"""The other end of `openvino2021_main.py`: a process that is asked, and that can be lost."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).with_name("openvino_worker_main.py")
+SCRIPT = Path(__file__).with_name("openvino2021_main.py")
 LAST_LINES = 5
 GRACE_S = 2.0
 """How long a worker that is told to stop may take to let go of its stick."""

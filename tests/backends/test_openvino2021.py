@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from quadranas.backends.interface import Backend, Conversion, Program
 from quadranas.backends.onnx_file import to_onnx
-from quadranas.backends.openvino_worker import OpenVinoWorkerBackend, Patience
-from quadranas.backends.openvino_worker_process import SCRIPT
+from quadranas.backends.openvino2021 import OpenVino2021Backend, Patience
+from quadranas.backends.openvino2021_process import SCRIPT
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import build_op
@@ -52,7 +52,7 @@ def device(python: str = WORKER_PYTHON, **changes: Any) -> Device:
     content = {
         "name": "stick",
         "title": "a stick",
-        "runtime": "openvino",
+        "runtime": "openvino2021",
         "target": "CPU",
         "precision": "fp32",
         "threads": 1,
@@ -72,16 +72,16 @@ def children() -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[OpenVinoWorkerBackend]:
-    with OpenVinoWorkerBackend(device(), Path()) as backend:
+def shared() -> Iterator[OpenVino2021Backend]:
+    with OpenVino2021Backend(device(), Path()) as backend:
         yield backend
 
 
 @contextmanager
-def opened(**patience: Any) -> Iterator[OpenVinoWorkerBackend]:
+def opened(**patience: Any) -> Iterator[OpenVino2021Backend]:
     """A backend of one's own, that leaves no process and no file behind."""
     before = children()
-    with OpenVinoWorkerBackend(device(), Path(), Patience(**patience)) as backend:
+    with OpenVino2021Backend(device(), Path(), Patience(**patience)) as backend:
         folder = Path(backend._folder.name)
         assert children() > before
         assert folder.is_dir()
@@ -90,7 +90,7 @@ def opened(**patience: Any) -> Iterator[OpenVinoWorkerBackend]:
     assert not folder.exists()
 
 
-def pid(backend: OpenVinoWorkerBackend) -> int:
+def pid(backend: OpenVino2021Backend) -> int:
     assert backend.worker is not None
     return backend.worker.pid
 
@@ -183,7 +183,7 @@ def test_provenance_names_runtime_hardware_and_settings(shared: Backend) -> None
 @needs_worker
 @pytest.mark.usefixtures("exports")
 def test_newer_opsets_are_refused(
-    shared: OpenVinoWorkerBackend, network: nn.Module, tmp_path: Path
+    shared: OpenVino2021Backend, network: nn.Module, tmp_path: Path
 ) -> None:
     images = torch.randn(SHAPE)
     new, old = tmp_path / "new.onnx", tmp_path / "old.onnx"
@@ -235,7 +235,7 @@ def test_networks_make_room_for_each_other(
 
 @needs_worker
 def test_a_missing_stick_is_explained(network: nn.Module) -> None:
-    with OpenVinoWorkerBackend(myriad(), Path()) as backend:
+    with OpenVino2021Backend(myriad(), Path()) as backend:
         assert backend.provenance().runtime == "OpenVINO 2021.4.2 (MYRIAD)"
         with pytest.raises(QuadranasError, match=r"no Myriad stick .*NC_ERROR") as caught:
             backend.compile(network, SHAPE)
@@ -334,7 +334,7 @@ def test_no_worker_outlives_its_owner(tmp_path: Path, end: str) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from quadranas.backends.openvino_worker_process import WorkerProcess
+from quadranas.backends.openvino2021_process import WorkerProcess
 worker = WorkerProcess({WORKER_PYTHON!r}, Path({str(tmp_path / "log")!r}))
 worker.ask("hello", 60, device="CPU")
 print(worker.pid, flush=True)
@@ -388,7 +388,7 @@ def test_a_python_without_openvino_2021_is_explained() -> None:
     """Our own: it has no OpenVINO, or one that is too new."""
     before = children()
     with pytest.raises(QuadranasError, match=r"OpenVINO 2021\.4 does not work there") as caught:
-        OpenVinoWorkerBackend(device(sys.executable), Path())
+        OpenVino2021Backend(device(sys.executable), Path())
     assert sys.executable in caught.value.message
     assert "pip install openvino==2021.4.2" in caught.value.hint
     assert children() == before
@@ -399,7 +399,7 @@ def test_a_python_without_openvino_2021_is_explained() -> None:
 )
 def test_a_python_that_cannot_be_started_is_explained(python: str) -> None:
     with pytest.raises(QuadranasError, match="it cannot be started") as caught:
-        OpenVinoWorkerBackend(device(python), Path())
+        OpenVino2021Backend(device(python), Path())
     assert python in caught.value.message
     assert "pip install openvino==2021.4.2" in caught.value.hint
 
@@ -418,7 +418,7 @@ def test_what_is_no_worker_is_explained(tmp_path: Path, script: str, fault: str)
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     with pytest.raises(QuadranasError) as caught:
-        OpenVinoWorkerBackend(device(str(python)), Path(), Patience(load_s=0.5))
+        OpenVino2021Backend(device(str(python)), Path(), Patience(load_s=0.5))
     assert fault in caught.value.message
 
 
@@ -443,7 +443,7 @@ def test_a_stick_that_answered_before_counts_as_lost(
     python = tmp_path / "python"
     python.write_text(STICK.format(python=sys.executable, folder=str(tmp_path), starts=starts))
     python.chmod(0o755)
-    with OpenVinoWorkerBackend(device(str(python)), Path()) as backend:
+    with OpenVino2021Backend(device(str(python)), Path()) as backend:
         program = backend.compile(network, SHAPE)
         if starts == 3:
             assert program.time_ms(1) == [1.5]
@@ -459,7 +459,7 @@ def test_what_the_worker_started_ends_with_it(tmp_path: Path) -> None:
     python.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {child}\nexit 1\n")
     python.chmod(0o755)
     with pytest.raises(QuadranasError, match="ended with exit code 1"):
-        OpenVinoWorkerBackend(device(str(python)), Path())
+        OpenVino2021Backend(device(str(python)), Path())
     wait_for_end(int(child.read_text()))
 
 
@@ -471,7 +471,7 @@ def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, needed is 2021\.4"
     ):
-        OpenVinoWorkerBackend(device(str(python)), Path())
+        OpenVino2021Backend(device(str(python)), Path())
 
 
 @pytest.mark.parametrize(
@@ -487,13 +487,13 @@ def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
 )
 def test_what_the_release_cannot_do_is_refused(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(QuadranasError, match=fault):
-        OpenVinoWorkerBackend(device("python3", **changes), Path())
+        OpenVino2021Backend(device("python3", **changes), Path())
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'quadranas\[myriad\]'"):
-        OpenVinoWorkerBackend(device("python3"), Path())
+        OpenVino2021Backend(device("python3"), Path())
 
 
 def test_the_worker_is_valid_for_python_3_6() -> None:

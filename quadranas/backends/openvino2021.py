@@ -2,7 +2,7 @@
 
 OpenVINO dropped the Myriad after 2022.3, and the wheels that still drive it are for Python 3.6 to
 3.9. So the stick belongs to a worker in an old environment, which reads ONNX and is asked over
-pipes (`openvino_worker_process.py`, `openvino_worker_main.py`). The same wheel's CPU device is
+pipes (`openvino2021_process.py`, `openvino2021_main.py`). The same wheel's CPU device is
 reached in the same way, which is how all this is tested where there is no stick.
 """
 
@@ -21,30 +21,33 @@ from torch import Tensor, nn
 from quadranas.backends.interface import (
     ClosedOnExit,
     Conversion,
+    ConvertedFile,
     Provenance,
     as_shape,
     refuse_shape,
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import OLD_LOWERING, count_nodes, read_onnx, to_onnx
-from quadranas.backends.openvino_worker_process import (
+from quadranas.backends.openvino2021_process import (
     RefusedError,
     WorkerLostError,
     WorkerProcess,
 )
-from quadranas.backends.openvino_worker_target import (
+from quadranas.backends.openvino2021_target import (
     HOW_TO_INSTALL,
     RELEASE,
     find_python,
     find_target,
 )
 from quadranas.errors import DeviceLostError, QuadranasError
-from quadranas.extras import require_extra
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import RUNTIMES
 
-EXTRA = "myriad"
-OPSET = 13
+FACTS = RUNTIMES["openvino2021"]
+OPSET = FACTS.own_files.opsets[-1]
+"""The newest that it reads."""
+
 STICK_GONE = re.compile(r"NC_(ERROR|TIMEOUT|BUSY|DEVICE_NOT_FOUND|MYRIAD_ERROR)|X_LINK_")
 """How the plugin says that the stick does not answer, as opposed to refusing a network."""
 
@@ -67,7 +70,7 @@ class Patience:
 class WorkerProgram:
     """A network in the worker; it is loaded there again when need be."""
 
-    def __init__(self, backend: "OpenVinoWorkerBackend", path: Path, shape: Sequence[int]) -> None:
+    def __init__(self, backend: "OpenVino2021Backend", path: Path, shape: Sequence[int]) -> None:
         self._backend = backend
         self.path = path
         self.shape = tuple(shape)
@@ -89,7 +92,7 @@ class WorkerProgram:
         return latencies_ms
 
 
-class OpenVinoWorkerBackend(ClosedOnExit):
+class OpenVino2021Backend(ClosedOnExit):
     """OpenVINO 2021.4 on a Myriad stick, or on the CPU.
 
     Args:
@@ -106,7 +109,7 @@ class OpenVinoWorkerBackend(ClosedOnExit):
     lowering = OLD_LOWERING
 
     def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
-        require_extra(EXTRA, "onnx")
+        FACTS.require()
         self._device = device
         self._patience = patience or Patience()
         self._name, self._target = find_target(device)
@@ -140,10 +143,11 @@ class OpenVinoWorkerBackend(ClosedOnExit):
         content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
         return self._loaded_program(content, input_shape, type(network).__name__)
 
-    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> None:
-        """See `FileBackend`: ONNX of opset 13 at most, of one input shape."""
-        conversion.refuse(f"OpenVINO {RELEASE}'s ONNX", "dynamic_batch", "half_weights")
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
+        """See `FileBackend`: ONNX of opset 13 at most, for one input shape."""
+        conversion.check(FACTS)
         write_atomically(path, self._content(network, conversion))
+        return ConvertedFile(path=path, passes=self.lowering, opset=OPSET)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> WorkerProgram:
         """See `FileBackend`."""
@@ -167,7 +171,7 @@ class OpenVinoWorkerBackend(ClosedOnExit):
         if opset > OPSET:
             raise QuadranasError(
                 f"OpenVINO {RELEASE} reads ONNX of opset {OPSET} at most, got opset {opset}",
-                "Leave it out for this device.",
+                "Omit it for this device.",
             )
         return to_onnx(lower(network, self.lowering), replace(conversion, opset=opset))
 

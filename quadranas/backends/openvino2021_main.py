@@ -12,9 +12,10 @@ import os
 import platform
 import sys
 import time
-from typing import Any, Callable, Dict, Optional, TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
-Answer = Dict[str, Any]
+Answer = dict[str, Any]
 
 API = "openvino.inference_engine"
 
@@ -24,13 +25,13 @@ class Worker:
 
     def __init__(self) -> None:
         self.core: Any = None
-        self.networks: Dict[int, Any] = {}
+        self.networks: dict[int, Any] = {}
         self.num_loads = 0
 
     def hello(self, device: str) -> Answer:
         """What this process consists of, and the full name of a device (none: it is absent)."""
         core = self._open()
-        name: Optional[str] = None
+        name: str | None = None
         try:
             name = core.get_metric(device, "FULL_DEVICE_NAME")
         except Exception as error:
@@ -43,7 +44,7 @@ class Worker:
             "name": name,
         }
 
-    def load(self, path: str, device: str, config: Dict[str, str]) -> Answer:
+    def load(self, path: str, device: str, config: dict[str, str]) -> Answer:
         """Compile an ONNX file, of opset 13 at most, for a device."""
         core = self._open()
         network = core.load_network(core.read_network(path), device, config, num_requests=1)
@@ -101,7 +102,7 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def answer(actions: Dict[str, Callable[..., Answer]], line: str) -> Answer:
+def answer(actions: dict[str, Callable[..., Answer]], line: str) -> Answer:
     """The answer to a request; every failure is one."""
     identity = None
     try:
@@ -124,7 +125,7 @@ def serve() -> None:
     """Answer until stdin ends."""
     stream = answers_only_on_stdout()
     worker = Worker()
-    actions: Dict[str, Callable[..., Answer]] = {
+    actions: dict[str, Callable[..., Answer]] = {
         "hello": worker.hello,
         "load": worker.load,
         "run": worker.run,
