@@ -222,9 +222,13 @@ def report(run: Run, as_json: Json = False) -> None:
 
 def _check_promise(result: dict[str, Any]) -> None:
     """Leave with the exit code of a missed promise if a result is one; it has been printed."""
-    from quadranas.measurement.verification import missed_promise
+    from quadranas.latency.contract import missed_budget
 
-    missed = missed_promise(result)
+    missed = missed_budget(
+        *(result["budget_ms"], result.get("tolerance", 0.0)),
+        predicted_ms=result["predicted_ms"],
+        measured_ms=result["measured_ms"],
+    )
     if missed:
         warn(f"promise missed: {missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
