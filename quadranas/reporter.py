@@ -35,7 +35,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn(columns[1]),
             console=self.console,
-            disable=quiet or not self.console.is_terminal,
+            disable=quiet or not self.is_live,
         )
 
     def __enter__(self) -> Self:
@@ -49,6 +49,11 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self.progress.stop()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether stderr is a terminal, where a live bar shows the progress."""
+        return self.console.is_terminal
 
     def message(self, text: str) -> None:
         """Say something, unless quiet."""
@@ -78,6 +83,6 @@ class Reporter:
                 parts.append(template.format(value))
         text = "  ".join(parts)
         self.progress.update(phase, metrics=text)  # type: ignore[arg-type]
-        if not self.console.is_terminal:
+        if not self.is_live:
             name = f"{metrics['phase']} {metrics['epoch']}"
             self.message(f"{name:<12} {text}  {remaining_s / 60:.1f} min left")

@@ -16,7 +16,6 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
-from quadranas.latency.journal import Journal
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.timing import Plan
@@ -78,8 +77,8 @@ def main() -> None:
             network = space.architecture(decoded.choices, f"network {index}")
             jobs[network.name] = network_job(network)
             rows.append({"budget_ms": budget_ms, "predicted_ms": decoded.latency_ms})
-        with open_bench(as_measured(device, table.header)) as bench, Journal(None, {}) as journal:
-            timings = bench.time(jobs, journal, reporter, plan)
+        with open_bench(as_measured(device, table.header)) as bench:
+            timings = bench.time(jobs, reporter, plan)
             warn_of_drift(table.header, timings, reporter)
     for row, key in zip(rows, jobs, strict=True):
         row["measured_ms"] = timings.programs[key].latency_ms

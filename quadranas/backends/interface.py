@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import Runtime
 
 BATCH = "batch"
@@ -40,6 +41,13 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     emulated: bool = False
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the runtime says of latencies measured with it."""
+        return Conditions(
+            runtime=self.runtime, hardware=self.hardware, settings=dict(self.settings)
+        )
 
 
 def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:

@@ -228,11 +228,8 @@ def report(run: Run, as_json: Json = False) -> None:
 
 def _check_promise(result: "DeriveResult") -> None:
     """Exit with the code for a missed budget if the measured latency misses it."""
-    from quadranas.measurement.verification import missed_promise
-
-    missed = missed_promise(result.model_dump())
-    if missed:
-        warn(f"promise missed: {missed}")
+    if result.missed:
+        warn(f"promise missed: {result.missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
 
 

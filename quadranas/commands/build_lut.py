@@ -1,6 +1,6 @@
 """build-lut: make the latency table of a space on a device, by its model or by measuring."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,12 +10,13 @@ from quadranas import __version__
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import source_commit
 from quadranas.latency.analytic import op_latency_ms
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
 from quadranas.latency.journal import Journal, read_identity
 from quadranas.latency.runtimes import FASTEST, RUNTIMES
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table, table_paths
-from quadranas.measurement.bench import Bench, as_measured, fastest_runtime, open_bench
+from quadranas.measurement.bench import as_measured, fastest_runtime, open_bench
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
     calibration_networks,
@@ -30,12 +31,6 @@ from quadranas.space.search_space import SearchSpace
 CLASS_COUNTS = (10, 100, 1000)
 
 ANALYTIC = "analytic"
-
-COMPARED = (
-    *("space", "device", "method", "backend", "runtime", "precision", "threads", "batch_size"),
-    *("hardware", "settings"),
-)
-"""What two tables must share for their entries to stand beside each other."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +63,10 @@ class _Request:
             return header.backend if header.method == "measured" else None
         return None
 
-    def header(self, changes: Mapping[str, Any]) -> TableHeader:
+    def header(self, conditions: Conditions, **changes: Any) -> TableHeader:
+        own = conditions.known()
         common = {
+            **{key: own[key] for key in own if key in TableHeader.model_fields},
             "title": self.device.title,
             "space_digest": self.space.digest,
             "resolution": self.space.resolution,
@@ -78,23 +75,13 @@ class _Request:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "commit": source_commit(),
         }
-        return TableHeader.model_validate({**self._described(), **common, **changes})
+        return TableHeader.model_validate({**common, **changes})
 
-    def _described(self) -> dict[str, Any]:
-        device = self.device
-        return {
-            "device": device.name,
-            "space": self.space.name,
-            "precision": device.precision,
-            "threads": device.threads,
-            "batch_size": device.batch_size,
-        }
-
-    def check(self, made: Mapping[str, Any], bench: Bench | None = None) -> None:
+    def check(self, conditions: Conditions) -> None:
         """Refuse to mix entries with ones of another kind, or to replace measured ones by them.
 
         Args:
-            made: what a header says of the entries to be made.
+            conditions: those of the entries to be made.
         """
         other, path, hint = self.existing, self.target, "Leave out --only-missing, or"
         if other is None and path.is_file():
@@ -103,18 +90,13 @@ class _Request:
                 return
         if other is None:
             return
-        wanted = {**self._described(), **made}
-        found = other.header.model_dump()
-        if bench is not None and other.header.measurement is not None:
-            wanted |= {"hardware": bench.provenance.hardware}
-            wanted |= {"settings": dict(bench.provenance.settings)}
-            found |= other.header.measurement.model_dump()
-        for key, value in wanted.items():
-            if key in COMPARED and found[key] != value:
-                raise QuadranasError(
-                    f"{path} was made with {key} {found[key]!r}; wanted is {value!r}",
-                    f"{hint} choose another --output.",
-                )
+        difference = other.header.conditions.difference(conditions)
+        if difference is not None:
+            key, there, wanted = difference
+            raise QuadranasError(
+                f"{path} was made with {key} {there!r}; wanted is {wanted!r}",
+                f"{hint} choose another --output.",
+            )
 
     def table(self, header: TableHeader, entries: Sequence[TableEntry]) -> LatencyTable:
         kept = self.existing.entries if self.existing else ()
@@ -191,10 +173,16 @@ def _analytic_table(request: _Request) -> LatencyTable:
             f"Add the section 'analytic' to its YAML file, or measure it: --backend "
             f"{' or '.join(RUNTIMES)}.",
         )
-    made: dict[str, Any] = {"method": "analytic", "backend": ANALYTIC, "runtime": model.runtime}
-    request.check(made)
-    texts = {"fitted_to": model.fitted_to, "expected_error": model.expected_error}
-    header = request.header(made | {"statistic": "model"} | texts)
+    conditions = device.conditions | Conditions(
+        space=request.space.name, method="analytic", backend=ANALYTIC, runtime=model.runtime
+    )
+    request.check(conditions)
+    header = request.header(
+        conditions,
+        statistic="model",
+        fitted_to=model.fitted_to,
+        expected_error=model.expected_error,
+    )
     if request.existing is not None:
         kept = {key: getattr(request.existing.header, key) for key in ("scale", "null_ms")}
         header = header.model_copy(update=kept)
@@ -225,12 +213,8 @@ def _measured_table(
         device = device.configured(runtime=backend)
     request = replace(request, device=device)
     with open_bench(device) as bench:
-        made = {
-            "method": "measured",
-            "backend": device.runtime,
-            "runtime": bench.provenance.runtime,
-        }
-        request.check(made, bench)
+        conditions = bench.conditions | Conditions(space=request.space.name, method="measured")
+        request.check(conditions)
         with Journal(request.timings, bench.identity("build-lut", request.space)) as journal:
             if journal.num_timings:
                 reporter.message(
@@ -241,14 +225,14 @@ def _measured_table(
             measured = measure_entries(
                 *(request.missing, carrier, networks, bench, journal, reporter, plan)
             )
-            table = _with_entries(request, made, measured)
+            table = _with_entries(request, conditions, measured)
             table.save(request.target)
             journal.remove()
     return table
 
 
 def _with_entries(
-    request: _Request, made: Mapping[str, Any], measured: MeasuredEntries
+    request: _Request, conditions: Conditions, measured: MeasuredEntries
 ) -> LatencyTable:
     """The measured entries as a table of their own, or added to the existing one."""
     if request.existing is not None:
@@ -268,12 +252,13 @@ def _with_entries(
             f"{calibration.residual:.1%} standard deviation on the "
             f"{len(calibration.networks)} networks of the calibration"
         )
-    rest = {
-        "statistic": STATISTIC,
-        "expected_error": error,
-        "scale": measured.scale or 1.0,
-        "null_ms": measured.null_ms,
-        "measurement": measured.measurement,
-        "calibration": calibration,
-    }
-    return request.table(request.header({**made, **rest}), measured.entries)
+    header = request.header(
+        conditions,
+        statistic=STATISTIC,
+        expected_error=error,
+        scale=measured.scale or 1.0,
+        null_ms=measured.null_ms,
+        measurement=measured.measurement,
+        calibration=calibration,
+    )
+    return request.table(header, measured.entries)

@@ -11,11 +11,6 @@ from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table
 from quadranas.space.operation import OpSpec
 
-SHARED = (
-    *("device", "space", "space_digest", "method", "backend", "runtime", "precision"),
-    *("threads", "batch_size", "statistic"),
-)
-
 
 def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> LatencyTable:
     """Merge tables; what an entry adds to a network's latency stays as its own table says.
@@ -32,7 +27,13 @@ def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> Late
         raise QuadranasError(f"{len(paths)} table to merge", "Name two or more.")
     first, *others = tables = [load_table(path) for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
-        _check_alike(first.header, paths[0], other.header, path)
+        difference = first.header.conditions.difference(other.header.conditions)
+        if difference is not None:
+            raise QuadranasError(
+                f"{paths[0]} and {path} cannot be merged: {difference.key} is "
+                f"{difference.first!r} and {difference.second!r}",
+                "Merge tables that were made on one device in the same way.",
+            )
     entries: dict[OpSpec, TableEntry] = {}
     for table in tables:
         for entry in table.entries:
@@ -49,19 +50,6 @@ def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> Late
     )
     merged.save(output)
     return merged
-
-
-def _check_alike(one: TableHeader, path: Path, other: TableHeader, other_path: Path) -> None:
-    pairs = {key: (getattr(one, key), getattr(other, key)) for key in SHARED}
-    if one.measurement is not None and other.measurement is not None:
-        for key in ("hardware", "target", "settings"):
-            pairs[key] = (getattr(one.measurement, key), getattr(other.measurement, key))
-    for key, (mine, theirs) in pairs.items():
-        if mine != theirs:
-            raise QuadranasError(
-                f"{path} and {other_path} cannot be merged: {key} is {mine!r} and {theirs!r}",
-                "Merge tables that were made on one device in the same way.",
-            )
 
 
 def _rescaled(entry: TableEntry, own: TableHeader, wanted: TableHeader) -> TableEntry:

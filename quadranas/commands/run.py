@@ -157,7 +157,7 @@ def _read(path: Path, wanted: InputDescription) -> Pixels:
 
 
 def _prepared(pixels: Pixels, wanted: InputDescription) -> Tensor:
-    """(B, 3, R, R), normalised; the batch is the image over and over."""
+    """An image as the network's input, (B, 3, R, R), normalised and repeated to fill a batch."""
     image = image_tensor(pixels, wanted.mean or (0.0,) * 3, wanted.std or (1.0,) * 3)
     return image.repeat(wanted.batch_size, 1, 1, 1)
 

@@ -65,7 +65,7 @@ def validate_lut(
         identity = bench.identity(f"validation of {num_networks} with seed {seed}", space)
         with Journal(path.with_name(f"{path.name}{VALIDATION}{TIMINGS}"), identity) as journal:
             jobs = {network.name: network_job(network) for network in networks}
-            timings = bench.time(jobs, journal, reporter, plan)
+            timings = bench.time(jobs, reporter, plan, journal)
             warn_of_drift(header, timings, reporter)
             found = _agreement(table, networks, timings, command)
             update = {"validation": found, "expected_error": found.summary()}

@@ -18,6 +18,7 @@ from quadranas.deployment.quantization import quantized
 from quadranas.deployment.target import ExportOptions, ExportTarget
 from quadranas.deployment.work import ExportWork
 from quadranas.errors import PromiseMissedError, QuadranasError
+from quadranas.latency.contract import missed_budget
 
 NUM_CALIBRATION_IMAGES = 128
 
@@ -143,7 +144,9 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
     if not work.backend.provenance().emulated:
         measurement = measured(work.backend, device, programs, work.reporter)
     comparable = (
-        work.target.is_checked_there and not work.is_int8 and is_comparable(work.table, device)
+        work.target.is_checked_there
+        and not work.is_int8
+        and is_comparable(work.table, device, shape[0])
     )
     latency = describe_latency(work.prediction, measurement, comparable=comparable)
     missed = _missed(latency, work.target, options)
@@ -153,21 +156,15 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
 def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> str:
     """How a file misses its budget, in words; empty if it is kept or none was given.
 
-    The tolerance applies to measurements on the device itself only.
+    A measurement on another machine than the device says nothing about the device's budget.
     """
     if options.budget_ms is None:
         return ""
-    judged, limit_ms = latency.predicted, options.budget_ms
-    if target.is_checked_there and latency.measured is not None:
-        judged, limit_ms = latency.measured, options.budget_ms * (1 + options.tolerance)
-    if judged is None:
-        return (
-            f"the latency on {target.device.name} is neither measured nor predicted, so the "
-            f"budget of {options.budget_ms:.4g} ms cannot be checked"
-        )
-    if judged.ms <= limit_ms:
-        return ""
-    return (
-        f"{judged.ms:.4g} ms on {judged.device} are over the budget of {options.budget_ms:.4g} ms"
-        f"; {judged.source}"
+    predicted, here = latency.predicted, latency.measured if target.is_checked_there else None
+    missed = missed_budget(
+        *(options.budget_ms, options.tolerance),
+        predicted_ms=predicted.ms if predicted else None,
+        measured_ms=here.ms if here else None,
     )
+    judged = here or predicted
+    return f"{missed}; {judged.device}: {judged.source}" if missed and judged else missed

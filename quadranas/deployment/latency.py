@@ -3,21 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from quadranas.backends.interface import Backend, Program, as_shape
+from quadranas.backends.interface import Backend, Program
 from quadranas.deployment.manifest import Latency, LatencyNote
 from quadranas.errors import QuadranasError
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
-from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table, table_paths
-from quadranas.measurement.probes import REFERENCE_OP, chain_probe
-from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
+from quadranas.measurement.bench import Bench
+from quadranas.measurement.timing import STATISTIC, Plan
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.space.architecture import Architecture
-
-PLAN = Plan(round_s=0.25)
-"""Ten seconds at least, however small the network."""
 
 
 def find_prediction_table(
@@ -72,22 +69,22 @@ def measured(
     device: Device,
     programs: Mapping[str, Program],
     reporter: Reporter,
+    plan: Plan | None = None,
 ) -> dict[str, LatencyNote]:
-    """Latencies of programs on one device, timed together in shuffled rounds.
+    """Measure programs of one device together.
+
+    Args:
+        plan: `DEFAULT_PLAN` of the bench if not given.
 
     Raises:
-        QuadranasError: the device is emulated, so its times mean nothing.
+        QuadranasError: the device is emulated, so its times are no latencies.
     """
-    provenance = backend.provenance()
-    size = REFERENCE_OP.resolution
-    shape = as_shape((device.batch_size, REFERENCE_OP.in_channels, size, size))
-    timed = {REFERENCE: backend.compile(chain_probe([REFERENCE_OP]), shape), **programs}
-    with Journal(None, {}) as journal:
-        timings = time_programs(timed, journal, reporter, PLAN)
+    bench = Bench(device, backend)
+    timings, provenance = bench.time(programs, reporter, plan), bench.provenance
     threads = f"{device.threads} thread{'s' if device.threads != 1 else ''}, "
     source = (
         f"measured ({provenance.hardware}, {provenance.runtime}, "
-        f"{threads if device.threads else ''}{STATISTIC}, {PLAN.num_rounds} rounds)"
+        f"{threads if device.threads else ''}{STATISTIC}, {timings.num_rounds} rounds)"
     )
     return {
         name: LatencyNote(
@@ -126,10 +123,9 @@ def describe_latency(
     )
 
 
-def is_comparable(table: LatencyTable | None, device: Device) -> bool:
-    """Whether a table's predictions are of what runs on a device: runtime, precision, threads."""
+def is_comparable(table: LatencyTable | None, device: Device, batch_size: int) -> bool:
+    """Whether a table predicts what is measured on a device with a file of this batch size."""
     if table is None:
         return False
-    header = table.header
-    there = (header.device, header.backend, header.precision, header.threads)
-    return there == (device.name, device.runtime, device.precision, device.threads)
+    here = device.conditions | Conditions(batch_size=batch_size)
+    return table.header.conditions.difference(here) is None

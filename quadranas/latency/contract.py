@@ -6,8 +6,8 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.table import LatencyTable, build_command
 
 DEFAULT_TOLERANCE = 0.05
-"""How far a measured latency may be over the budget before the promise counts as missed: what
-95 % of a good table's predictions are within."""
+"""Allowed overshoot of a measured latency, as a fraction of the budget: 95 % of the predictions
+of a good table are closer to the measurement than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +61,35 @@ class Contract:
                 f"{build_command(table.header.space, table.header.device)} --backend RUNTIME",
             )
         return self.budget_ms / known.safety_factor(self.confidence)
+
+
+def missed_budget(
+    budget_ms: float,
+    tolerance: float,
+    *,
+    predicted_ms: float | None,
+    measured_ms: float | None,
+) -> str:
+    """Say in words how a latency misses its budget; empty if the budget is kept.
+
+    A measurement is judged if there is one, otherwise the prediction.
+
+    Args:
+        tolerance: allowed overshoot of the measurement, as a fraction of the budget. A prediction
+            has none: the network was chosen by it.
+    """
+    if measured_ms is not None:
+        if measured_ms <= budget_ms * (1 + tolerance):
+            return ""
+        return (
+            f"measured {measured_ms:.4g} ms, over the budget of {budget_ms:.4g} ms by more than "
+            f"the tolerance of {tolerance:.0%}"
+        )
+    if predicted_ms is not None:
+        if predicted_ms <= budget_ms:
+            return ""
+        return f"predicted {predicted_ms:.4g} ms, over the budget of {budget_ms:.4g} ms"
+    return (
+        f"cannot check the budget of {budget_ms:.4g} ms: the latency was neither measured nor "
+        "predicted"
+    )

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from quadranas.errors import unknown
 from quadranas.files import read_yaml
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
 
@@ -128,6 +129,17 @@ class Device(Frozen):
     def is_remote(self) -> bool:
         """Whether it is reached over the network."""
         return self.reach.rpc is not None or self.reach.rpc_tracker is not None
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the device says of latencies measured on it."""
+        return Conditions(
+            device=self.name,
+            backend=self.runtime,
+            precision=self.precision,
+            threads=self.threads,
+            batch_size=self.batch_size,
+        )
 
     def configured(self, **changes: Any) -> "Device":
         """A copy with other values for some keys, those of `reach` included: `rpc`, `rpc_key` ...

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.calibration import Agreement, Calibration
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import current_name
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
@@ -102,6 +103,15 @@ class TableHeader(Frozen):
         if (self.method == "measured") != (self.measurement is not None):
             raise ValueError("a measured table, and no other, has the section 'measurement'")
         return self
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions that the entries were made under."""
+        keys = set(Conditions.model_fields)
+        known = self.model_dump(include=keys)
+        if self.measurement is not None:
+            known |= self.measurement.model_dump(include=keys)
+        return Conditions.model_validate(known)
 
     def summary(self) -> str:
         """One line of provenance for the terminal and the report."""

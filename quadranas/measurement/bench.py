@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,13 @@ from torch import nn
 from quadranas.backends.interface import Backend, Program, Provenance
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
-from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe, null_probe
+from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.measurement.timing import REFERENCE, Plan, Timings, time_programs
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
@@ -25,9 +26,11 @@ from quadranas.space.operation import OpSpec
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
-NULL = "null"
 DRIFT = 0.03
 """How far from the table's the reference operation's latency may be before that is said."""
+
+DEFAULT_PLAN = Plan(round_s=0.25)
+"""For a few networks: at least ten seconds, however small they are."""
 
 RECORDS = Path("latency_tables") / ".records"
 """Where runtimes keep what they learned, by device: tuning records."""
@@ -69,21 +72,15 @@ class Bench:
                 "Measure on a real device.",
             )
 
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions of every latency that is measured here."""
+        return self.device.conditions | self.provenance.conditions
+
     def identity(self, kind: str, space: SearchSpace) -> Identity:
         """What a journal on this device is of."""
-        return {
-            "kind": kind,
-            "device": self.device.name,
-            "space": space.name,
-            "space_digest": space.digest,
-            "backend": self.device.runtime,
-            "runtime": self.provenance.runtime,
-            "hardware": self.provenance.hardware,
-            "precision": self.device.precision,
-            "threads": self.device.threads,
-            "batch_size": self.device.batch_size,
-            "settings": json.dumps(dict(sorted(self.provenance.settings.items()))),
-        }
+        of_space = Conditions(space=space.name, space_digest=space.digest)
+        return {"kind": kind, **(self.conditions | of_space).identity()}
 
     def check_same(self, header: TableHeader, path: Path) -> None:
         """Refuse to compare with a table that was measured on something else.
@@ -91,40 +88,40 @@ class Bench:
         Raises:
             QuadranasError: another runtime, version, hardware or setting; names both.
         """
-        assert header.measurement is not None
-        here = self.provenance
-        pairs = {
-            "runtime": (header.runtime, here.runtime),
-            "hardware": (header.measurement.hardware, here.hardware),
-            "settings": (header.measurement.settings, dict(here.settings)),
-        }
-        for key, (then, now) in pairs.items():
-            if then != now:
-                raise QuadranasError(
-                    f"{path} was measured with {key} {then!r}; here it is {now!r}",
-                    f"Measure here with: {build_command(header.space, header.device)}",
-                )
+        difference = header.conditions.difference(self.provenance.conditions)
+        if difference is not None:
+            key, then, now = difference
+            raise QuadranasError(
+                f"{path} was measured with {key} {then!r}; here it is {now!r}",
+                f"Measure here with: {build_command(header.space, header.device)}",
+            )
 
     def time(
         self,
-        jobs: Mapping[str, Job],
-        journal: Journal,
+        jobs: Mapping[str, Job | Program],
         reporter: Reporter,
-        plan: Plan,
+        plan: Plan | None = None,
+        journal: Journal | None = None,
     ) -> Timings:
-        """Time networks together with a null call and the reference operation."""
-        everything = {
-            NULL: Job(null_probe, 1, 1),
-            REFERENCE: chain_job([REFERENCE_OP]),
-            **jobs,
-        }
+        """Time networks together with the reference operation, in shuffled rounds.
+
+        Args:
+            jobs: networks to compile, or programs that are compiled already.
+            plan: `DEFAULT_PLAN` if not given.
+            journal: keeps the timings, so that an interrupted measurement resumes; in memory if
+                not given.
+        """
+        plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
+        everything = {REFERENCE: chain_job([REFERENCE_OP]), **jobs}
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)
         return time_programs(
             programs, journal, reporter, plan, max_parallel=self.backend.max_parallel
         )
 
-    def _compile(self, job: Job) -> Program:
+    def _compile(self, job: Job | Program) -> Program:
+        if not isinstance(job, Job):
+            return job
         shape = (self.device.batch_size, job.channels, job.resolution, job.resolution)
         return self.backend.compile(job.make(), shape)
 
@@ -147,7 +144,11 @@ class Bench:
 class _Programs(Mapping[str, Program]):
     """Programs by name, compiled when they are first needed."""
 
-    def __init__(self, jobs: Mapping[str, Job], compile_job: Callable[[Job], Program]) -> None:
+    def __init__(
+        self,
+        jobs: Mapping[str, Job | Program],
+        compile_job: Callable[[Job | Program], Program],
+    ) -> None:
         self.jobs = jobs
         self.compile_job = compile_job
         self.compiled: dict[str, Program] = {}
@@ -167,15 +168,16 @@ class _Programs(Mapping[str, Program]):
 
     def prepare(self, names: list[str], reporter: Reporter) -> None:
         """Compile what the planned rounds need before the clock matters."""
-        if len(names) > 2:
-            reporter.message(f"compiling {len(names)} programs")
+        num_jobs = sum(isinstance(self.jobs[name], Job) for name in names)
+        if num_jobs > 2:
+            reporter.message(f"compiling {num_jobs} programs")
         phase = reporter.phase("compiling", len(names), 0)
         for done, name in enumerate(names, start=1):
             self[name]
             reporter.advance(phase, done)
 
 
-def _unfinished(jobs: Mapping[str, Job], journal: Journal, plan: Plan) -> list[str]:
+def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:
     """The programs that a planned round still needs."""
     rounds = range(plan.num_rounds)
     found = [n for n in jobs if any(r not in journal.samples.get(n, {}) for r in rounds)]
@@ -243,9 +245,9 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
     for runtime in HOST_RUNTIMES:
         candidate = device.configured(runtime=runtime)
         try:
-            with open_bench(candidate) as bench, Journal(None, {}) as journal:
-                plan = Plan(num_rounds=3)
-                timings = bench.time({architecture.name: job}, journal, Reporter(quiet=True), plan)
+            with open_bench(candidate) as bench:
+                quiet, plan = Reporter(quiet=True), Plan(num_rounds=3)
+                timings = bench.time({architecture.name: job}, quiet, plan)
         except MissingExtraError:
             continue
         latencies[runtime] = timings.programs[architecture.name].latency_ms

@@ -18,8 +18,8 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate, fit_scale
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
-from quadranas.measurement.bench import NULL, Bench, Job, chain_job, network_job
-from quadranas.measurement.probes import keeps_shape
+from quadranas.measurement.bench import Bench, Job, chain_job, network_job
+from quadranas.measurement.probes import keeps_shape, null_probe
 from quadranas.measurement.timing import Plan, Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
@@ -27,6 +27,9 @@ from quadranas.space.cost import count_macs
 from quadranas.space.operation import OpSpec
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
+
+NULL = "null"
+"""A program that does next to nothing, so that its latency is that of a call."""
 
 COPIES = 8
 """Of an operation in the carrier."""
@@ -78,9 +81,10 @@ def measure_entries(
         networks: to calibrate with; none leaves the scale open.
     """
     wanted = tuple(dict.fromkeys((*specs, *carrier.ops())))
-    jobs = _carried_jobs(wanted, carrier) | _single_jobs(wanted)
+    jobs = {NULL: Job(null_probe, 1, 1)}
+    jobs |= _carried_jobs(wanted, carrier) | _single_jobs(wanted)
     jobs |= {network.name: network_job(network) for network in networks}
-    timings = bench.time(jobs, journal, reporter, plan)
+    timings = bench.time(jobs, reporter, plan, journal)
     entries = _entries(wanted, carrier, timings)
     kept = tuple(entries[spec] for spec in specs)
     scale, calibration = _calibrate(entries.values(), networks, timings)

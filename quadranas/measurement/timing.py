@@ -175,7 +175,7 @@ class _Rounds:
 
 def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:
     """About ten lines in all."""
-    if not reporter.console.is_terminal and number * 10 // total > (number - 1) * 10 // total:
+    if not reporter.is_live and number * 10 // total > (number - 1) * 10 // total:
         reporter.message(f"round {number} of {total}, {left_s / 60:.1f} min left")
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json
-from quadranas.latency.contract import Contract
+from quadranas.latency.contract import Contract, missed_budget
 from quadranas.latency.table_files import PricedTable
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
@@ -140,6 +140,15 @@ class DeriveResult(RunResult):
             params=count_params(architecture),
             macs=count_macs(architecture),
             **more,
+        )
+
+    @property
+    def missed(self) -> str:
+        """How the latency misses the budget, in words; empty if the budget is kept."""
+        return missed_budget(
+            *(self.budget_ms, self.tolerance),
+            predicted_ms=self.predicted_ms,
+            measured_ms=self.measured_ms,
         )
 
     def moved_to(self, folder: Path) -> Self:

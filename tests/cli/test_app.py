@@ -344,7 +344,7 @@ def test_stdout_is_one_json_object(
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.deployment.latency.PLAN", Plan(num_rounds=2, repeats=2))
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     write(tmp_path / "net.onnx", "y = Relu(x)")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from quadranas.errors import QuadranasError
 from quadranas.latency.journal import Journal
 from quadranas.measurement.bench import Bench
 from quadranas.measurement.lut_entries import (
@@ -117,9 +116,3 @@ def test_the_calibration_s_networks_are_different_ones_and_always_the_same(name:
         assert space.choices_of(network)
     sizes = [len(list(network.ops())) for network in networks]
     assert min(sizes) < max(sizes)
-
-
-def test_an_emulated_device_is_not_measured() -> None:
-    with pytest.raises(QuadranasError, match=r"'board' is emulated \(a script\)") as caught:
-        Bench(board(), ScriptedBackend(lambda *_: 1.0, emulated=True))
-    assert caught.value.hint == "Measure on a real device."
