@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -57,6 +58,10 @@ class Outcome:
 Call: TypeAlias = Callable[..., Outcome]
 
 
+class KilledError(BaseException):
+    """Ends a command as a kill would: `tests/killing.py` raises it, no code expects it."""
+
+
 def call(*argv: str | Path) -> Outcome:
     """Run a command in this process."""
     out, err = StringIO(), StringIO()
@@ -68,6 +73,8 @@ def call(*argv: str | Path) -> Outcome:
                 main()
         except SystemExit as error:
             code = error.code
+        except KilledError:
+            code = -signal.SIGKILL
     return Outcome(code or 0, out.getvalue(), err.getvalue())
 
 

@@ -1,8 +1,10 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import quadranas.measurement.timing
 from tests.command_line import SMALL, Server, call
-from tests.measuring import remember_exports
+from tests.measuring import remember_exports, remember_translations
+from tests.sharing import Share, share_in
 
 # Generated examples are the same in every run, and no example is judged by the clock.
 settings.register_profile("replay", derandomize=True, deadline=None, database=None)
@@ -29,6 +33,22 @@ Scrambler = Callable[..., nn.Module]
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_delays() -> Iterator[None]:
+    """Between the rounds of a measurement no test waits, and no export prepares the exporter."""
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quadranas.measurement.timing, "time", clock)
+        remember_translations(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """Makes what is costly once for all processes of this run of the tests."""
+    return share_in(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +87,12 @@ def scramble() -> Scrambler:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(share: Share) -> Path:
     """A data folder: 8 images of cats and 8 of dogs for training, 4 each for the test."""
-    folder = tmp_path_factory.mktemp("data") / "pictures"
+    return share("data/pictures", write_pictures)
+
+
+def write_pictures(folder: Path) -> None:
     for split, count in (("train", 8), ("test", 4)):
         for label, name in enumerate(("cat", "dog")):
             (folder / split / name).mkdir(parents=True)
@@ -78,49 +101,51 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = rng.integers(0, 128, (32, 32, 3)) + np.array([127 * label, 0, 0])
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(folder / split / name / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")
-def small_config(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def small_config(share: Share, pictures: Path) -> Path:
     """A configuration with which a search takes eight steps."""
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(SMALL.format(pictures=pictures), encoding="utf-8")
-    return path
+    text = SMALL.format(pictures=pictures)
+    return share("small.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Path:
+def finished_run(share: Share, small_config: Path) -> Path:
     """The folder of a finished search: toy space, 800 us on the cpu. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "toy"
-    outcome = call(
-        *("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy"),
-        *("--config", small_config, "--output", folder, "--quiet"),
-    )
-    assert outcome.code == 0, outcome.err
-    return folder
+
+    def search(folder: Path) -> None:
+        outcome = call(
+            *("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy"),
+            *("--config", small_config, "--output", folder, "--quiet"),
+        )
+        assert outcome.code == 0, outcome.err
+
+    return share("runs/toy", search)
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def exports(share: Share) -> Iterator[Path]:
     """Has every network exported only once; the folder is for other processes to do the same."""
-    folder = tmp_path_factory.mktemp("exports")
+    folder = share("exports", Path.mkdir)
     with pytest.MonkeyPatch.context() as patch:
         remember_exports(patch, folder)
         yield folder
 
 
 @pytest.fixture(scope="session")
-def host_table(tmp_path_factory: pytest.TempPathFactory, exports: Path) -> Path:
+def host_table(share: Share, exports: Path) -> Path:
     """A table of the toy space, measured here with ONNX Runtime. Not to be changed."""
     pytest.importorskip("onnxruntime")
-    path = tmp_path_factory.mktemp("tables") / "host.json"
-    outcome = call(
-        *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
-        *("--output", path),
-    )
-    assert outcome.code == 0, outcome.err
-    return path
+
+    def measure(path: Path) -> None:
+        outcome = call(
+            *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
+            *("--output", path),
+        )
+        assert outcome.code == 0, outcome.err
+
+    return share("tables/host.json", measure)
 
 
 @pytest.fixture(scope="session")

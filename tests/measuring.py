@@ -1,5 +1,6 @@
 """Machines whose times are scripted, and real ONNX files that are exported only once."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,19 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
     backends = quadranas.backends
     for module in (backends.onnxruntime, backends.openvino, backends.openvino2021):
         patch.setattr(module, "to_onnx", remembered)
+
+
+def remember_translations(patch: pytest.MonkeyPatch) -> None:
+    """Keep what torch 2.13 makes anew for every export, and takes most of its time for.
+
+    It is the table of ONNX functions by PyTorch operation, which an export only reads.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # without onnxscript nothing is exported
+        return
+    made = functools.cache(ONNXRegistry.from_torchlib)
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(made))
 
 
 class Machine:

@@ -8,14 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from tests.command_line import CHECKOUT, RESULTS, Outcome, Process, Server, contents, listing
+import quadranas.training.network_phase
+import quadranas.training.supernet_phase
+from quadranas.runs.run_folder import RunFolder
+from tests.command_line import (
+    CHECKOUT,
+    RESULTS,
+    Outcome,
+    Process,
+    Server,
+    call,
+    contents,
+    listing,
+)
+from tests.killing import Moment, When, killed, snapshots
 
 SEARCH = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy", "--output", "run")
 RESUME = ("search", "--resume", "--output", "run")
@@ -26,62 +39,54 @@ quadranas.commands.search.write_report = lambda run: run
 """
 """The report is drawn from the finished run, has tests of its own, and takes seconds."""
 
-DIE = """
-import fnmatch, os, signal
-from pathlib import Path
-import torch
-import quadranas.training.supernet_phase, quadranas.training.network_phase
-from quadranas.runs.run_folder import RunFolder
 
-def die(owner, name, pattern, nth, when):
-    real = getattr(owner, name)
-    calls = 0
-    def wrapper(*args, **kwargs):
-        nonlocal calls
-        calls += fnmatch.fnmatch(str(args[-1]), pattern)
-        if calls == nth and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*args, **kwargs)
-        if calls == nth and when == "half":
-            os.truncate(args[-1], os.path.getsize(args[-1]) // 2)
-        if calls == nth:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(owner, name, wrapper)
-"""
-"""`die(...)` has the process kill itself at a call whose last argument matches a pattern."""
+def replaced(name: str, nth: int = 1, when: When = "before") -> Moment:
+    return Moment(Path, "replace", f"*{name}", nth, when)
 
-STEP = "quadranas.training.supernet_phase, 'weight_step', '*'"
-TUNE = "quadranas.training.network_phase, 'weight_step', '*'"
+
+def stepped(nth: int, when: When) -> Moment:
+    return Moment(quadranas.training.supernet_phase, "weight_step", "*", nth, when)
+
+
+def tuned(nth: int) -> Moment:
+    return Moment(quadranas.training.network_phase, "weight_step", "*", nth, "after")
+
+
+def told(phase: str) -> Moment:
+    return Moment(RunFolder, "append_metrics", f"*{phase}*", 1, "after")
+
+
 MOMENTS = {
-    "before the configuration": "Path, 'replace', '*config.yaml', 1, 'before'",
-    "before the table": "Path, 'replace', '*table.json', 1, 'before'",
-    "before the preprocessing": "Path, 'replace', '*preprocessing.json', 1, 'before'",
-    "in the first step": f"{STEP}, 1, 'after'",
-    "in the first checkpoint": "torch, 'save', '*', 1, 'half'",
-    "before the first checkpoint": "Path, 'replace', '*.pt', 1, 'before'",
-    "in the warm-up": f"{STEP}, 2, 'before'",
-    "after the warm-up's metrics": "RunFolder, 'append_metrics', '*warmup*', 1, 'after'",
-    "at the end of the warm-up": f"{STEP}, 3, 'before'",
-    "in the search": f"{STEP}, 4, 'after'",
-    "in the search's last checkpoint": "torch, 'save', '*', 4, 'half'",
-    "at the end of the search": "Path, 'replace', '*.pt', 4, 'after'",
-    "before the gates": "Path, 'replace', '*gates.json', 1, 'before'",
-    "before the supernet": "Path, 'replace', '*supernet.safetensors', 1, 'before'",
-    "before the architecture": "Path, 'replace', '*architecture.json', 1, 'before'",
-    "after the architecture": "Path, 'replace', '*architecture.json', 1, 'after'",
-    "in the first step of the fine-tuning": f"{TUNE}, 1, 'after'",
-    "in the fine-tuning": f"{TUNE}, 3, 'after'",
-    "after the fine-tuning's metrics": "RunFolder, 'append_metrics', '*finetune*', 1, 'after'",
-    "at the end of the fine-tuning": "Path, 'replace', '*.pt', 8, 'after'",
-    "before the weights": "Path, 'replace', '*subnet.safetensors', 1, 'before'",
-    "before the result": "Path, 'replace', '*result.json', 1, 'before'",
+    "before the configuration": replaced("config.yaml"),
+    "before the table": replaced("table.json"),
+    "before the preprocessing": replaced("preprocessing.json"),
+    "in the first step": stepped(1, "after"),
+    "in the first checkpoint": Moment(torch, "save", "*", 1, "torn"),
+    "before the first checkpoint": replaced(".pt"),
+    "in the warm-up": stepped(2, "before"),
+    "after the warm-up's metrics": told("warmup"),
+    "at the end of the warm-up": stepped(3, "before"),
+    "in the search": stepped(4, "after"),
+    "in the search's last checkpoint": Moment(torch, "save", "*", 4, "torn"),
+    "at the end of the search": replaced(".pt", 4, "after"),
+    "before the gates": replaced("gates.json"),
+    "before the supernet": replaced("supernet.safetensors"),
+    "before the architecture": replaced("architecture.json"),
+    "after the architecture": replaced("architecture.json", 1, "after"),
+    "in the first step of the fine-tuning": tuned(1),
+    "in the fine-tuning": tuned(3),
+    "after the fine-tuning's metrics": told("finetune"),
+    "at the end of the fine-tuning": replaced(".pt", 8, "after"),
+    "before the weights": replaced("subnet.safetensors"),
+    "before the result": replaced("result.json"),
 }
 RARE_CHECKPOINTS = ("in the search", "after the architecture", "after the fine-tuning's metrics")
 
 
-def dying(moment: str) -> str:
-    return f"{NO_REPORT}{DIE}\ndie({moment})"
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quadranas.reports.run_report.write_report", lambda run: run)
 
 
 def config_with(small_config: Path, folder: Path, text: str) -> Path:
@@ -96,14 +101,41 @@ def config(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Path
     return config_with(small_config, tmp_path_factory.mktemp("config"), "checkpoint_seconds: 0\n")
 
 
+class Searched(NamedTuple):
+    """A search that nothing disturbed, and folders in which it had got to some moments."""
+
+    run: Path
+    moments: Path
+
+
+def search_in(folder: Path, config: Path, moments: Iterable[str]) -> Searched:
+    (folder / "search").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "search")
+        patch.setattr("quadranas.reports.run_report.write_report", lambda run: run)
+        stops = {name: MOMENTS[name] for name in moments}
+        snapshots(stops, folder / "moments", *SEARCH, "--config", config)
+    run = folder / "search" / "run"
+    assert set(contents(run)) == set(RESULTS)
+    return Searched(run, folder / "moments")
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, server: Server, config: Path) -> Path:
-    """The folder of a search that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    outcome = server.run(folder, *SEARCH, "--config", config, prelude=NO_REPORT)
-    assert outcome.code == 0, outcome.err
-    assert set(contents(folder / "run")) == set(RESULTS)
-    return folder / "run"
+def searched(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Searched:
+    return search_in(tmp_path_factory.mktemp("searched"), config, MOMENTS)
+
+
+@pytest.fixture(scope="module")
+def whole(searched: Searched) -> Path:
+    return searched.run
+
+
+@pytest.fixture(scope="module")
+def rarely(tmp_path_factory: pytest.TempPathFactory, small_config: Path) -> Searched:
+    """The same without a checkpoint in the middle of a phase."""
+    folder = tmp_path_factory.mktemp("rarely")
+    config = config_with(small_config, folder, "checkpoint_seconds: 1000\n")
+    return search_in(folder, config, RARE_CHECKPOINTS)
 
 
 def results(run: Path) -> dict[str, bytes]:
@@ -122,37 +154,41 @@ def assert_same(run: Path, whole: Path) -> None:
     assert not [name for name in listing(run) if name.endswith(".tmp")]
 
 
-def resume(server: Server, folder: Path, *command: str | Path) -> Outcome:
-    outcome = server.run(folder, *(command or RESUME), prelude=NO_REPORT)
+def resume(*command: str | Path) -> Outcome:
+    outcome = call(*(command or RESUME))
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in outcome.err
     return outcome
 
 
+def stopped(folder: Path) -> None:
+    """Have the working folder as it was at some moment."""
+    shutil.copytree(folder, Path(), dirs_exist_ok=True)
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_search_killed_at_any_moment_ends_as_if_it_had_not_been(
-    tmp_path: Path, server: Server, config: Path, whole: Path, moment: str
+    searched: Searched, config: Path, moment: str
 ) -> None:
-    started = server.run(tmp_path, *SEARCH, "--config", config, prelude=dying(MOMENTS[moment]))
-    assert started.code == -signal.SIGKILL
-    begun = (tmp_path / "run" / "config.yaml").is_file()
+    stopped(searched.moments / moment)
+    assert not Path("run/result.json").exists()
+    begun = Path("run/config.yaml").is_file()
     assert begun == (moment != "before the configuration")
     if begun:
-        resume(server, tmp_path)
+        resume()
     else:  # the folder knows nothing yet: the same command, with or without --resume
-        resume(server, tmp_path, *SEARCH, "--config", config, "--resume")
-    assert_same(tmp_path / "run", whole)
+        resume(*SEARCH, "--config", config, "--resume")
+    assert_same(Path("run"), searched.run)
 
 
 @pytest.mark.parametrize("moment", RARE_CHECKPOINTS)
 def test_what_no_checkpoint_holds_is_done_again(
-    tmp_path: Path, server: Server, small_config: Path, whole: Path, moment: str
+    searched: Searched, rarely: Searched, moment: str
 ) -> None:
-    config = config_with(small_config, tmp_path, "checkpoint_seconds: 1000\n")
-    started = server.run(tmp_path, *SEARCH, "--config", config, prelude=dying(MOMENTS[moment]))
-    assert started.code == -signal.SIGKILL
-    resume(server, tmp_path)
-    assert_same(tmp_path / "run", whole)
+    stopped(rarely.moments / moment)
+    assert len(list(Path("run/checkpoints").iterdir())) <= 1  # of the end of a phase
+    resume()
+    assert_same(Path("run"), searched.run)
 
 
 def test_a_search_killed_again_and_again(
@@ -165,7 +201,7 @@ def test_a_search_killed_again_and_again(
         time.sleep(delays.uniform(0.05, 0.8))
         process.kill(signal.SIGKILL)
         assert process.wait().code in (0, -signal.SIGKILL)
-    resume(server, tmp_path, *command)
+    resume(*command)
     assert_same(tmp_path / "run", whole)
 
 
@@ -182,26 +218,15 @@ def test_a_process_of_its_own_killed_from_outside(
     """The same without anything prepared: `python -m quadranas`, watched through its files."""
     path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "quadranas"]
+    command = [sys.executable, "-m", "quadranas", *SEARCH, "--config", str(config), "--quiet"]
     metrics = tmp_path / "run" / "metrics.jsonl"
-    process = subprocess.Popen(
-        [*command, *SEARCH, "--config", str(config), "--quiet"], cwd=tmp_path, env=environment
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
     try:
         until(lambda: metrics.is_file() and b"search" in metrics.read_bytes())
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(
-        [*command, *RESUME, "--json"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert '"accuracy"' in done.stdout
-    (tmp_path / "run" / "report.html").unlink()
+    assert '"accuracy"' in resume(*RESUME, "--json").out
     assert_same(tmp_path / "run", whole)
 
 
@@ -232,17 +257,33 @@ def test_ctrl_c_says_how_to_continue(
     assert "Continue with: quadranas search --resume --output run" in outcome.err
     assert "Traceback" not in outcome.err
     command = outcome.json()["hint"].removeprefix("Continue with: quadranas ").split()
-    resume(server, tmp_path, *command)
+    resume(*command)
     assert_same(tmp_path / "run", whole)
 
 
-def killed(server: Server, folder: Path, config: Path) -> Path:
-    """The newest checkpoints of a search that was killed in the fine-tuning."""
-    outcome = server.run(
-        folder, *SEARCH, "--config", config, prelude=dying(MOMENTS["in the fine-tuning"])
-    )
+DIE_TUNING = """
+import os
+import quadranas.training.network_phase as training
+real = training.weight_step
+calls = 0
+def weight_step(*args):
+    global calls
+    calls += 1
+    result = real(*args)
+    if calls == 3:
+        os.kill(os.getpid(), 9)
+    return result
+training.weight_step = weight_step
+"""
+
+
+@pytest.fixture(scope="module")
+def killed_process(tmp_path_factory: pytest.TempPathFactory, server: Server, config: Path) -> Path:
+    """What a real process leaves that is killed in the fine-tuning."""
+    folder = tmp_path_factory.mktemp("killed")
+    outcome = server.run(folder, *SEARCH, "--config", config, prelude=DIE_TUNING)
     assert outcome.code == -signal.SIGKILL
-    return folder / "run" / "checkpoints"
+    return folder
 
 
 def cut(path: Path) -> None:
@@ -261,12 +302,13 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("tear", [cut, flip, empty])
 def test_a_torn_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, server: Server, config: Path, whole: Path, tear: Callable[[Path], None]
+    tmp_path: Path, killed_process: Path, whole: Path, tear: Callable[[Path], None]
 ) -> None:
-    checkpoints = killed(server, tmp_path, config)
+    stopped(killed_process)
+    checkpoints = tmp_path / "run" / "checkpoints"
     older, newer = sorted(checkpoints.iterdir())
     tear(newer)
-    outcome = resume(server, tmp_path, *RESUME, "--quiet")  # a warning all the same
+    outcome = resume(*RESUME, "--quiet")  # a warning all the same
     torn = newer.relative_to(tmp_path)
     assert f"warning: checkpoint {torn} is torn; falling back to {older.name}" in outcome.err
     assert newer not in checkpoints.iterdir()
@@ -274,43 +316,37 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(
 
 
 def test_with_all_checkpoints_torn_a_run_begins_again(
-    tmp_path: Path, server: Server, config: Path, whole: Path
+    tmp_path: Path, killed_process: Path, whole: Path
 ) -> None:
-    checkpoints = killed(server, tmp_path, config)
+    stopped(killed_process)
+    checkpoints = tmp_path / "run" / "checkpoints"
     for path in checkpoints.iterdir():
         cut(path)
-    outcome = resume(server, tmp_path)
+    outcome = resume()
     assert outcome.err.count("is torn") == 2
     assert "is torn; beginning again" in outcome.err
     assert_same(tmp_path / "run", whole)
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path, server: Server, whole: Path) -> None:
+def test_a_finished_run_is_left_alone(tmp_path: Path, whole: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    outcome = resume(server, tmp_path)
+    outcome = resume()
     assert "run is finished already" in outcome.err
     assert "test accuracy" in outcome.out
     assert_same(tmp_path / "run", whole)
 
 
-def test_the_run_keeps_its_own_table_and_space(
-    tmp_path: Path, server: Server, config: Path, whole: Path
-) -> None:
+def test_the_run_keeps_its_own_table_and_space(tmp_path: Path, config: Path, whole: Path) -> None:
     """What changed outside since the run was begun does not change its result."""
     (tmp_path / "own.yaml").write_text("extends: toy\nname: own\n", encoding="utf-8")
     build = ("build-lut", "--device", "cpu", "--space", "own.yaml")
-    assert server.run(tmp_path, *build).code == 0
+    assert call(*build).code == 0
     command = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "own.yaml")
-    outcome = server.run(
-        tmp_path,
-        *(*command, "--config", config, "--output", "own"),
-        prelude=dying(MOMENTS["in the search"]),
-    )
-    assert outcome.code == -signal.SIGKILL
+    killed(MOMENTS["in the search"], *command, "--config", config, "--output", "own")
     table = tmp_path / "latency_tables" / "own" / "cpu.json"
     table.write_text(table.read_text("utf-8").replace('"latency_ms": 0.', '"latency_ms": 7.'))
     (tmp_path / "own.yaml").write_text("extends: toy\nname: own\nwidths: [8, 8]\n")
-    resume(server, tmp_path, "search", "--resume", "--output", "own")
+    resume("search", "--resume", "--output", "own")
     same = ("metrics.jsonl", "subnet.safetensors")
     assert contents(tmp_path / "own", same) == contents(whole, same)
 
@@ -326,51 +362,42 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize(("options", "message"), CONTRADICTIONS.items())
 def test_resuming_with_other_options_is_refused(
-    tmp_path: Path, server: Server, whole: Path, options: tuple[str, ...], message: str
+    tmp_path: Path, whole: Path, options: tuple[str, ...], message: str
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "other.yaml").write_text("schedule: {search_epochs: 5}\n", encoding="utf-8")
-    outcome = server.run(tmp_path, *RESUME, *options)
+    outcome = call(*RESUME, *options)
     assert outcome.code == 2
     assert message in outcome.err
     assert "start a new run with another --output" in outcome.err
     assert_same(tmp_path / "run", whole)
 
 
-def test_resuming_on_other_images_is_refused(
-    tmp_path: Path, server: Server, config: Path, pictures: Path
-) -> None:
+def test_resuming_on_other_images_is_refused(tmp_path: Path, config: Path, pictures: Path) -> None:
     shutil.copytree(pictures, tmp_path / "own")
-    killed = server.run(
-        tmp_path,
-        *(*SEARCH, "--config", config, "--data", "own"),
-        prelude=dying(MOMENTS["in the search"]),
-    )
-    assert killed.code == -signal.SIGKILL
+    killed(MOMENTS["in the search"], *SEARCH, "--config", config, "--data", "own")
     (tmp_path / "own" / "train" / "cat" / "0.png").unlink()
-    outcome = server.run(tmp_path, *RESUME)
+    outcome = call(*RESUME)
     assert outcome.code == 2
     assert "cannot resume run: its data have changed since it was begun" in outcome.err
 
 
 def test_resume_without_a_folder_takes_the_run_that_agrees(
-    tmp_path: Path, server: Server, config: Path, whole: Path
+    tmp_path: Path, config: Path, whole: Path
 ) -> None:
     for folder in ("runs/mine-1", "runs/other-1", "runs/train-1"):
         (tmp_path / folder).mkdir(parents=True)
-    die = dying(MOMENTS["in the search"])
     for name, budget in (("mine-1", "0.8ms"), ("other-1", "0.9ms")):
-        server.run(
-            tmp_path,
+        killed(
+            MOMENTS["in the search"],
             *("search", "--device", "cpu", "--budget", budget, "--space", "toy"),
             *("--config", config, "--output", f"runs/{name}"),
-            prelude=die,
         )
-    outcome = resume(server, tmp_path, "search", "--resume", "--budget", "0.8ms")
+    outcome = resume("search", "--resume", "--budget", "0.8ms")
     assert "run runs/mine-1" in outcome.out
     same = ("gates.json", "subnet.safetensors", "metrics.jsonl")
     assert contents(tmp_path / "runs/mine-1", same) == contents(whole, same)
-    outcome = server.run(tmp_path, "search", "--resume", "--budget", "0.8ms")
+    outcome = call("search", "--resume", "--budget", "0.8ms")
     assert outcome.code == 2
     assert "no unfinished run under runs/ agrees with what is given" in outcome.err
     assert "unfinished: runs/other-1" in outcome.err
@@ -379,8 +406,8 @@ def test_resume_without_a_folder_takes_the_run_that_agrees(
 TRAIN_MOMENTS = {
     "before the configuration": MOMENTS["before the configuration"],
     "before the network": MOMENTS["before the architecture"],
-    "in the first step": f"{TUNE}, 1, 'after'",
-    "in the second epoch": f"{TUNE}, 6, 'after'",
+    "in the first step": tuned(1),
+    "in the second epoch": tuned(6),
     "before the result": MOMENTS["before the result"],
 }
 
@@ -401,32 +428,35 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_killed_training_ends_as_if_it_had_not_been(
-    tmp_path: Path, server: Server, small_config: Path, whole: Path, optimizer: str
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Path,
+    optimizer: str,
 ) -> None:
     text = f"checkpoint_seconds: 0\nweights: {{optimizer: {optimizer}, learning_rate: 0.01}}\n"
-    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
-    shutil.copytree(whole, tmp_path / "searched")
-    options = ("--config", "train.yaml", "--epochs", "2")
-    command = ("train", "searched", *options, "--output")
-    assert server.run(tmp_path, *command, "whole").code == 0
+    Path("train.yaml").write_text(text, encoding="utf-8")
+    shutil.copytree(whole, "searched")
+    command = ("train", "searched", "--config", "train.yaml", "--epochs", "2", "--output", "run")
+    moments = tmp_path_factory.mktemp("moments")
+    snapshots(TRAIN_MOMENTS, moments, *command)
     files = ("architecture.json", "metrics.jsonl", "subnet.safetensors", "inherited.safetensors")
-    expected = contents(tmp_path / "whole", files)
+    expected = contents(Path("run"), files)
     assert set(expected) == set(files)
-    for number, moment in enumerate(TRAIN_MOMENTS.values()):
-        run = tmp_path / f"run{number}"
-        outcome = server.run(tmp_path, *command, run.name, prelude=dying(moment))
-        assert outcome.code == -signal.SIGKILL
-        resume(server, tmp_path, *command, run.name, "--resume")
-        assert contents(run, files) == expected
-        assert same(last_checkpoint(run), last_checkpoint(tmp_path / "whole"))
-    other = server.run(tmp_path, "train", "quadranet36_t", "--resume", "--output", "whole")
-    assert "whole is finished already" in other.err
-    (tmp_path / "whole" / "result.json").unlink()
-    other = server.run(tmp_path, "train", "quadranet36_t", "--resume", "--output", "whole")
+    last = last_checkpoint(Path("run"))
+    for moment in TRAIN_MOMENTS:
+        monkeypatch.chdir(moments / moment)
+        assert not Path("run/result.json").exists()
+        resume(*command, "--resume")
+        assert contents(Path("run"), files) == expected
+        assert same(last_checkpoint(Path("run")), last)
+    other = call("train", "quadranet36_t", "--resume", "--output", "run")
+    assert "run is finished already" in other.err
+    Path("run/result.json").unlink()
+    other = call("train", "quadranet36_t", "--resume", "--output", "run")
     assert other.code == 2
     assert "it trains 'toy-cpu-800us', another network than 'quadranet36_t'" in other.err
-    resume(server, tmp_path, "train", "whole", "--resume", "--output", "whole")
-    assert contents(tmp_path / "whole", files) == expected
+    resume("train", "run", "--resume", "--output", "run")
+    assert contents(Path("run"), files) == expected
 
 
 @pytest.fixture
@@ -467,6 +497,7 @@ def test_a_disk_that_fills_up_costs_nothing(
     config: Path,
     whole: Path,
     small_disk: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
     left: int,
     calls: int,
 ) -> None:
@@ -493,7 +524,9 @@ training.weight_step = weight_step
     assert "Traceback" not in outcome.err
     assert len(list((disk / "run" / "checkpoints").iterdir())) == 2
     (disk / "ballast").unlink()
-    resume(server, disk)
+    with monkeypatch.context() as there:  # a working folder cannot be unmounted
+        there.chdir(disk)
+        resume()
     assert_same(disk / "run", whole)
 
 
@@ -509,7 +542,7 @@ def test_a_file_that_may_not_grow_costs_nothing(
     assert "cannot write a checkpoint to run/checkpoints" in outcome.err
     assert "Traceback" not in outcome.err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    resume(server, tmp_path)
+    resume()
     assert_same(tmp_path / "run", whole)
 
 
