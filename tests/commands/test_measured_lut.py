@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quadranas
+from quadranas.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeProgram
 from quadranas.commands.merge_lut import merge_lut
 from quadranas.commands.validate_lut import fresh_networks
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit
 from quadranas.latency.host import usable_cores
+from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.measurement.lut_entries import calibration_networks
@@ -26,6 +28,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing
 from tests.commands.test_resume import until
+from tests.killing import Moment, killed
 
 BUILD = ("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime")
 TABLE = "table.json"
@@ -130,55 +133,34 @@ from tests.measuring import remember_exports
 remember_exports(pytest.MonkeyPatch(), Path({folder!r}))
 """
 
-DIE = """
-import os, signal
-from quadranas.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeProgram
-from quadranas.latency.journal import Journal
-from quadranas.latency.table import LatencyTable
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def die(owner, name, nth, when):
-    real = getattr(owner, name)
-    calls = 0
-    def wrapper(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == nth and when == "before":
-            kill()
-        result = real(*args, **kwargs)
-        if calls == nth and when == "half":
-            os.truncate(args[0].path, os.path.getsize(args[0].path) - 5)
-        if calls == nth:
-            kill()
-        return result
-    setattr(owner, name, wrapper)
-
-die({moment})
-"""
-
-KEEP = """
-import shutil
-from quadranas.latency.journal import Journal
-remove = Journal.remove
-def keep(journal):
-    shutil.copy(journal.path, "kept")
-    remove(journal)
-Journal.remove = keep
-"""
-
 MOMENTS = (
-    "OnnxRuntimeBackend, 'compile', 5, 'before'",
-    "Journal, 'add', 1, 'before'",
-    "Journal, 'add', 1, 'half'",
-    "Journal, 'add', 3, 'after'",
-    "OnnxRuntimeProgram, 'time_ms', 60, 'before'",
-    "Journal, 'add', 100, 'half'",
-    "LatencyTable, 'save', 1, 'before'",
-    "Path, 'replace', 1, 'before'",
-    "Journal, 'remove', 1, 'before'",
+    Moment(OnnxRuntimeBackend, "compile", nth=5),
+    Moment(Journal, "add", nth=1),
+    Moment(Journal, "add", nth=1, when="torn"),
+    Moment(Journal, "add", nth=3, when="after"),
+    Moment(OnnxRuntimeProgram, "time_ms", nth=60),
+    Moment(Journal, "add", nth=100, when="torn"),
+    Moment(LatencyTable, "save"),
+    Moment(Path, "replace", f"*{TABLE}"),
+    Moment(Journal, "remove"),
 )
+NUM_ROUNDS = 4
+KILLED = (*BUILD, "--output", TABLE, "--rounds", str(NUM_ROUNDS))
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exports: Path) -> Path:
+    """A copy of the timings, which is made when they have become a table."""
+    remove = Journal.remove
+
+    def keep(journal: Journal) -> None:
+        assert journal.path is not None
+        shutil.copy(journal.path, tmp_path / "kept")
+        remove(journal)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Journal, "remove", keep)
+    return tmp_path / "kept"
 
 
 def timings_in(content: bytes) -> list[tuple[str, int]]:
@@ -190,27 +172,22 @@ def whole_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def test_a_measurement_killed_at_any_moment_takes_no_timing_twice(
-    tmp_path: Path, server: Server, exports: Path
-) -> None:
-    command = (*BUILD, "--output", TABLE)
-    prelude = REMEMBER.format(folder=str(exports))
+def test_a_measurement_killed_at_any_moment_takes_no_timing_twice(journal: Path) -> None:
     before = b""
     counts = []
     for moment in MOMENTS:
-        outcome = server.run(tmp_path, *command, prelude=prelude + DIE.format(moment=moment))
-        assert outcome.code == -signal.SIGKILL, (moment, outcome.err)
-        after = (tmp_path / TIMINGS).read_bytes() if (tmp_path / TIMINGS).exists() else b""
+        outcome = killed(moment, *KILLED)
+        after = Path(TIMINGS).read_bytes() if Path(TIMINGS).exists() else b""
         assert after.startswith(whole_lines(before)), moment
         told = f"continuing: {len(timings_in(before))} timings lie in {TIMINGS}"
         assert (told in outcome.err) == bool(timings_in(before)), moment
         before = after
         counts.append(len(timings_in(before)))
-    assert counts[:5] == [0, 0, 0, 3, 3 + 59]
-    assert (tmp_path / TABLE).is_file()  # the last moment comes after the table
-    done = server.run(tmp_path, *command, "--json", prelude=prelude + KEEP)
+    assert counts[:6] == [0, 0, 0, 3, 3 + 59, 3 + 59 + 99]
+    assert Path(TABLE).is_file()  # the last moment comes after the table
+    done = call(*KILLED, "--json")
     assert done.code == 0, done.err
-    kept = (tmp_path / "kept").read_bytes()
+    kept = journal.read_bytes()
     assert kept.startswith(whole_lines(before))
     timings = Counter(timings_in(kept))
     assert set(timings.values()) == {1}
@@ -218,29 +195,27 @@ def test_a_measurement_killed_at_any_moment_takes_no_timing_twice(
     assert len([p for p in programs if p.startswith("reference ")]) == REFERENCES_PER_ROUND
     for program in programs:
         rounds = {number for name, number in timings if name == program}
-        assert rounds >= set(range(Plan().num_rounds)), program
-    assert not (tmp_path / TIMINGS).exists()
-    table = find_table(load_space("toy"), "host", tmp_path / TABLE)
+        assert rounds >= set(range(NUM_ROUNDS)), program
+    assert not Path(TIMINGS).exists()
+    table = find_table(load_space("toy"), "host", Path(TABLE))
     assert len(table.entries) == done.json()["entries"]
     assert table.header.calibration is not None
 
 
 def test_a_measurement_killed_from_outside_is_continued(
-    tmp_path: Path, server: Server, exports: Path
+    tmp_path: Path, server: Server, exports: Path, journal: Path
 ) -> None:
-    command = (*BUILD, "--output", TABLE)
-    prelude = REMEMBER.format(folder=str(exports))
     timings = tmp_path / TIMINGS
-    process = server.start(tmp_path, *command, prelude=prelude)
+    process = server.start(tmp_path, *KILLED, prelude=REMEMBER.format(folder=str(exports)))
     try:
         until(lambda: timings.is_file() and timings.read_bytes().count(b"\n") > 20)
     finally:
         process.kill(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
     before = whole_lines(timings.read_bytes())
-    done = server.run(tmp_path, *command, prelude=prelude + KEEP)
+    done = call(*KILLED)
     assert done.code == 0, done.err
-    kept = (tmp_path / "kept").read_bytes()
+    kept = journal.read_bytes()
     assert kept.startswith(before)
     assert len(kept) > len(before)
     assert set(Counter(timings_in(kept)).values()) == {1}
@@ -260,15 +235,14 @@ def wait(journal, *args):
         time.sleep(0.01)
 Journal.add = wait
 """
-    command = (*BUILD, "--output", TABLE)
     timings = tmp_path / TIMINGS
     prelude = REMEMBER.format(folder=str(exports)) + waiting
-    process = server.start(tmp_path, *command, prelude=prelude)
+    process = server.start(tmp_path, *KILLED, prelude=prelude)
     try:
         until(lambda: timings.is_file() and timings.read_bytes().count(b"\n") == 8)
         monkeypatch.chdir(tmp_path)
         before = timings.read_bytes()
-        second = call(*command, "--json")
+        second = call(*KILLED, "--json")
         assert second.code == 2
         assert second.json() == {
             "error": f"another process is measuring into {TIMINGS}",
