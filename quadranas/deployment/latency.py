@@ -9,7 +9,7 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import load_table, table_paths
+from quadranas.latency.table_files import load_table, locate_table
 from quadranas.measurement.bench import Bench
 from quadranas.measurement.timing import STATISTIC, Plan
 from quadranas.reporter import Reporter
@@ -20,26 +20,26 @@ from quadranas.space.architecture import Architecture
 def find_prediction_table(
     architecture: Architecture, device: Device, folder: Path | None, path: Path | None
 ) -> LatencyTable | None:
-    """The table that prices a network on a device: the one named, the run's, or the usual one.
+    """Find the table that predicts the latency of a network; `None` if there is none.
 
     Args:
-        folder: of the run that the network lies in.
+        folder: the run folder of the network.
+        path: latency table to use instead of the run's or the default one.
 
     Raises:
-        QuadranasError: the table named is of another device.
+        QuadranasError: the table is of another device.
     """
-    if path is not None:
-        table = load_table(path)
-        if table.header.device != device.name:
-            raise QuadranasError(
-                f"{path} was made for device {table.header.device!r}, not for {device.name!r}",
-                f"Name the device with --device {table.header.device}, or another table.",
-            )
-        return table
-    own = (folder / layout.TABLE,) if folder is not None else ()
-    usual = table_paths(architecture.space, device.name) if architecture.space else ()
-    tables = (load_table(place) for place in (*own, *usual) if place.is_file())
-    return next((table for table in tables if table.header.device == device.name), None)
+    own = folder / layout.TABLE if folder is not None else None
+    place = path or locate_table(architecture.space, device.name, own=own)
+    if place is None:
+        return None
+    table = load_table(place)
+    if table.header.device != device.name:
+        raise QuadranasError(
+            f"{place} was made for device {table.header.device!r}, not for {device.name!r}",
+            f"Name the device with --device {table.header.device}, or another table.",
+        )
+    return table
 
 
 def predicted(

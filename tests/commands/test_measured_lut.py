@@ -32,6 +32,12 @@ TABLE = "table.json"
 TIMINGS = "table.json.timings"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify networks in two rounds: whether a budget is kept or missed is clear here."""
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
+
+
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host_table: Path) -> Path:
     """A copy of the measured table, in a working folder."""
@@ -423,7 +429,7 @@ def test_merging_keeps_what_every_table_predicts(
     two = LatencyTable(header=header, entries=whole.entries[cut:])
     one.save(folder / "1.json")
     two.save(folder / "2.json")
-    merge_lut([folder / "1.json", folder / "2.json"], folder / "merged.json")
+    merge_lut([folder / "1.json", folder / "2.json"], output=folder / "merged.json")
     merged = load_table(folder / "merged.json")
     assert set(merged.latencies_ms) == set(whole.latencies_ms)
     assert merged.entries[: cut + 1] == one.entries
@@ -446,7 +452,7 @@ def test_a_merged_table_can_be_read_though_a_call_was_faster_than_a_null_call(
     content["entries"] = [*whole[3:4], whole[4] | {"latency_ms": fast, "minimum_ms": fast / 9}]
     Path("2.json").write_text(json.dumps(content), encoding="utf-8")
     without(table, 3, 4)
-    merge_lut([table, Path("2.json")], Path("merged.json"))
+    merge_lut([table, Path("2.json")], output="merged.json")
     merged = load_table(Path("merged.json"))
     found = {entry.op: entry for entry in merged.entries}
     kept, fastest = load_table(Path("2.json")).entries

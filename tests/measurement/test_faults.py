@@ -279,5 +279,5 @@ def test_every_program_is_timed_in_every_round(
     assert call(*BUILD).code == 0
     counts = Counter(backend.timed.values())
     assert set(counts) == {40, 160, 200}
-    assert counts[160] == 1  # the carrier, of which there are four
+    assert counts[160] == 1  # the baseline network, of which there are four
     assert counts[200] == 1  # the reference, five times a round
