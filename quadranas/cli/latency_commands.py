@@ -41,6 +41,58 @@ Rounds = Annotated[
         rich_help_panel=MEASUREMENT,
     ),
 ]
+BackendName = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed here; "
+        "or analytic for the device's model. Default: analytic for a device with a model and no "
+        "address, otherwise its own runtime.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision on the device: fp32, tf32, fp16 or bf16. Default: as in the device's "
+        "file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of images per call. Default: as in the device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+OnlyMissing = Annotated[
+    bool,
+    typer.Option(
+        "--only-missing",
+        help="Add the missing entries to the existing table, and keep the others.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+NumClasses = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--num-classes",
+        min=1,
+        help="Also add entries for a head with this number of classes (needed for data with more "
+        "than 1000 classes). Can be repeated.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+OutputTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="File of the table. Default: latency_tables/SPACE/DEVICE.json.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 def devices_command(
@@ -95,63 +147,19 @@ def spaces_command(
 def build_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed "
-            "here; or analytic for the device's model. Default: analytic for a device with a "
-            "model and no address, otherwise its own runtime.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
+    backend: BackendName = None,
     threads: Threads = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision on the device: fp32, tf32, fp16 or bf16. Default: as in the device's "
-            "file.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of images per call. Default: as in the device's file.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
+    precision: Precision = None,
+    batch_size: BatchSize = None,
     tuning_trials: TuningTrials = None,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
     rounds: Rounds = DEFAULT_ROUNDS,
-    only_missing: Annotated[
-        bool,
-        typer.Option(
-            "--only-missing",
-            help="Add the missing entries to the existing table, and keep the others.",
-            rich_help_panel=MEASUREMENT,
-        ),
-    ] = False,
-    num_classes: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--num-classes",
-            min=1,
-            help="Also add entries for a head with this number of classes (needed for data with "
-            "more than 1000 classes). Can be repeated.",
-            rich_help_panel=MEASUREMENT,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of the table. Default: latency_tables/SPACE/DEVICE.json.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    only_missing: OnlyMissing = False,
+    num_classes: NumClasses = None,
+    output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The latency of an exported file: what its table predicts, and what it takes where it runs."""
+"""The latency of an exported file: predicted by a table, and measured where the file runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,18 +45,18 @@ def find_prediction_table(
 def predicted(
     architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
 ) -> LatencyNote | str:
-    """What a table says of a network, or why it says nothing.
+    """The predicted latency of a network, or why there is none.
 
     Args:
-        architecture: at its deployment resolution.
-        resolution, batch: of the file.
+        architecture: the architecture at its deployment resolution.
+        resolution, batch: input size and batch size of the file.
     """
     if table is None:
-        return "there is no table of the device for the network's space"
+        return "no latency table of the device for the network's space"
     if resolution != architecture.resolution:
-        return f"tables are for {architecture.resolution} pixels"
+        return f"latency tables are for {architecture.resolution} pixels"
     if table.header.batch_size != batch:
-        return f"the table is for calls of {table.header.batch_size} images"
+        return f"the latency table is for a batch size of {table.header.batch_size}"
     try:
         ms = table.predict_ms(architecture)
     except QuadranasError as error:
@@ -103,11 +103,12 @@ def describe_latency(
     *,
     comparable: bool,
 ) -> Latency:
-    """Prediction and measurements together, or why there are none.
+    """Describe prediction and measurement, or why there are none.
 
     Args:
-        measurement: of `file`, and of its `fp32` version where that is another.
-        comparable: both are of one thing, so that the deviation means something.
+        measurement: latencies of `file`, and of `fp32` if the file has another precision.
+        comparable: whether prediction and measurement were made under the same conditions, so that
+            their deviation is meaningful.
     """
     note = prediction if isinstance(prediction, LatencyNote) else None
     notes = {} if isinstance(measurement, str) else measurement

@@ -54,7 +54,7 @@ def locate_table(
 
 @dataclass(frozen=True)
 class PricedTable:
-    """A latency table and the file it came from."""
+    """A latency table and its file."""
 
     path: Path
     table: LatencyTable

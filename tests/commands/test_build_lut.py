@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quadranas.commands.build_lut import CLASS_COUNTS, build_lut
+from quadranas.commands.build_lut import CLASS_COUNTS, BuildLutResult, build_lut
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
@@ -14,6 +14,7 @@ from quadranas.latency.table_files import find_table, load_table
 from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.latency.test_device import BOARD
+from tests.typed_results import parsed
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +194,18 @@ def test_building_twice_gives_the_same_entries() -> None:
         for i in range(2)
     ]
     assert tables[0].entries == tables[1].entries
+
+
+def test_the_command_prints_what_the_function_returns() -> None:
+    command = ("build-lut", "--device", "vpu", "--space", "toy")
+    printed = parsed(call(*command, "--json"), BuildLutResult)
+    assert printed == build_lut("toy", device="vpu")
+    path, summary = Path("latency_tables/toy/vpu.json"), printed.table().header.summary()
+    assert (printed.path, printed.summary) == (path, summary)
+    assert call(*command).out == f"{path}: {printed.entries} entries, {summary}\n"
+
+
+def test_settings_replace_those_of_the_device_s_file() -> None:
+    header = build_lut("toy", device="cpu", threads=2, batch_size=4, precision=None).table().header
+    assert (header.threads, header.batch_size) == (2, 4)
+    assert header.precision == load_device("cpu").precision

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import quadranas
-from quadranas.commands.merge_lut import merge_lut
-from quadranas.commands.validate_lut import fresh_networks
+from quadranas.commands.merge_lut import MergeLutResult, merge_lut
+from quadranas.commands.validate_lut import ValidateLutResult, fresh_networks
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit
 from quadranas.latency.host import usable_cores
@@ -26,6 +26,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing
 from tests.commands.test_resume import until
+from tests.typed_results import parsed
 
 BUILD = ("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime")
 TABLE = "table.json"
@@ -469,6 +470,7 @@ def test_a_merged_table_is_the_first_one_with_more_entries(table: Path) -> None:
     outcome = call("merge-lut", table, "rest.json", "--output", "merged.json", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json() == {"path": "merged.json", "entries": len(whole.entries)}
+    assert parsed(outcome, MergeLutResult).table() == load_table(Path("merged.json"))
     merged = load_table(Path("merged.json"))
     assert merged.latencies_ms == whole.latencies_ms
     assert merged.header.calibration == whole.header.calibration
@@ -562,6 +564,7 @@ def test_a_validation_is_printed_and_kept_in_the_table(table: Path) -> None:
     outcome = call(*command, "--networks", "4", "--json")
     assert outcome.code == 0, outcome.err
     result = outcome.json()
+    parsed(outcome, ValidateLutResult)
     numbers = {"bias", "mape", "within_5", "within_10", "kendall_tau"}
     assert set(result) == {"networks", "table", "plot", "summary"} | numbers
     assert result["networks"] == 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from experiments.published_latencies.networks import NETWORKS
 from quadranas.backends.interface import Conversion
 from quadranas.backends.onnx_file import to_onnx
-from quadranas.commands.predict import predict
+from quadranas.commands.predict import PredictResult, predict
 from quadranas.errors import QuadranasError
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import Device, load_device
@@ -24,6 +24,7 @@ from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.conftest import Counter
 from tests.onnx_files import write
+from tests.typed_results import parsed
 
 RESULTS = Path(__file__).parents[2] / "experiments/published_latencies/results.json"
 
@@ -228,7 +229,9 @@ def test_the_command(tmp_path: Path) -> None:
         "analytic (Arm Cortex-A76 (Pixel 4), TFLite 2.1, fp32, threads: 1; expected" in shown.out
     )
     assert "LOWER BOUND" not in shown.out
-    result = call("predict", path, "--device", "cpu", "--json").json()
+    printed = call("predict", path, "--device", "cpu", "--json")
+    assert parsed(printed, PredictResult) == predict(path, device="cpu")
+    result = printed.json()
     (operator,) = result["operators"]
     assert operator["ops"] == ["Conv", "Relu"]
     assert result["latency_ms"] == operator["latency_ms"] == pytest.approx(conv_ms)
@@ -244,7 +247,9 @@ def test_what_could_not_be_priced_is_said_loudly(tmp_path: Path) -> None:
     assert "[red]net.onnx: at least 0.0" in shown.out
     assert "NOT PRICED: 4 x Det (d0, d1, d2, ...)" in shown.out
     assert "The latency is a LOWER BOUND" in shown.out
-    result = call("predict", path, "--device", "vpu", "--json").json()
+    printed = call("predict", path, "--device", "vpu", "--json")
+    assert parsed(printed, PredictResult) == predict(path, device="vpu")
+    result = printed.json()
     assert result["unpriced"] == [{"op": "Det", "count": 4, "nodes": ["d0", "d1", "d2", "d3"]}]
     assert result["is_lower_bound"] is True
 

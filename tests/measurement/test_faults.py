@@ -235,7 +235,7 @@ def test_a_measurement_is_not_continued_as_another_one(
     measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
     outcome = call(*BUILD)
     assert_one_message(outcome, message)
-    assert "delete the file to begin anew" in outcome.json()["hint"]
+    assert "delete the file to start again" in outcome.json()["hint"]
     assert Path(TIMINGS).read_bytes() == before
 
 
@@ -245,8 +245,8 @@ def test_damaged_timings_are_not_made_a_table_of(
     measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
     Path(TIMINGS).write_text('{"identity": "mine"}\n', encoding="utf-8")
     outcome = call(*BUILD)
-    assert_one_message(outcome, f"{TIMINGS} is no journal of a measurement, or damaged")
-    assert outcome.json()["hint"] == "Delete it to begin anew."
+    assert_one_message(outcome, f"{TIMINGS} is not a journal of a measurement, or is damaged")
+    assert outcome.json()["hint"] == "Delete it to start again."
     assert listing(Path()) == ["board.yaml", TIMINGS]
 
 
