@@ -20,6 +20,7 @@ _HOMES = {
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
     "validate_lut": "quadranas.commands.validate_lut",
+    "merge_lut": "quadranas.commands.merge_lut",
     "predict": "quadranas.commands.predict",
     "profile": "quadranas.commands.profile",
     "convert": "quadranas.commands.convert",
@@ -45,6 +46,10 @@ _HOMES = {
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
     "QuadranasError": "quadranas.errors",
+    "BuildLutResult": "quadranas.commands.build_lut",
+    "ValidateLutResult": "quadranas.commands.validate_lut",
+    "MergeLutResult": "quadranas.commands.merge_lut",
+    "PredictResult": "quadranas.commands.predict",
 }
 """Every public name and the module that defines it."""
 

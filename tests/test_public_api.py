@@ -21,7 +21,7 @@ COMMANDS = {
     command.name: {"eval": "evaluate"}.get(name := str(command.name), name.replace("-", "_"))
     for command in app.registered_commands
 }
-WITHOUT_FUNCTION = {"devices", "spaces", "merge-lut"}
+WITHOUT_FUNCTION = {"devices", "spaces"}
 
 
 def in_a_new_process(code: str) -> str:

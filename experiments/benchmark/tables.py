@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
-from quadranas.latency.device import load_device
 from quadranas.measurement.timing import Plan
 from quadranas.space.space_file import load_space
 
@@ -25,7 +24,13 @@ def measure_table(space_name: str, plan: Plan) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         path = Path(folder) / "host.json"
-        _, table = build_lut(space, load_device("host"), output=path, plan=plan)
+        table = build_lut(
+            space,
+            device="host",
+            output=path,
+            rounds=plan.num_rounds,
+            repeats=plan.repeats,
+        ).table()
         seconds = time.perf_counter() - start
     entries_s = sum(entry.minimum_ms or 0.0 for entry in table.entries) / 1e3
     network = space.extreme(table.op_ms, largest=True)

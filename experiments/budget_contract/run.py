@@ -64,7 +64,14 @@ def main() -> None:
     with Reporter() as reporter:
         path = args.table or Path(tempfile.mkdtemp()) / "host.json"
         if not args.table:
-            build_lut(space, device, reporter=reporter, output=path, plan=plan)
+            build_lut(
+                space,
+                device=device,
+                reporter=reporter,
+                output=path,
+                rounds=plan.num_rounds,
+                repeats=plan.repeats,
+            )
         table = load_table(path)
         low, high = reachable_ms(space, table)
         factor = Contract(budget_ms=1.0, confidence=args.confidence).decoding_ms(table)

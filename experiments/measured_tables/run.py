@@ -13,11 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from quadranas.commands.build_lut import build_lut
 from quadranas.commands.validate_lut import validate_lut
 from quadranas.files import source_commit
-from quadranas.latency.device import load_device
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
-from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 SPACES = ("quadranet-mobile", "mbconv-mobile")
@@ -28,25 +26,32 @@ def measure(
     name: str, runtime: str, path: Path, networks: int, plan: Plan, reporter: Reporter
 ) -> dict[str, Any]:
     """A table, and how far its predictions are from fresh networks."""
-    space, device = load_space(name), load_device("host")
     command = f"python experiments/measured_tables/run.py ({name}, {runtime})"
     path.unlink(missing_ok=True)
     build_lut(
-        *(space, device),
-        reporter=reporter,
+        name,
+        device="host",
         backend=runtime,
         output=path,
-        plan=plan,
+        rounds=plan.num_rounds,
+        repeats=plan.repeats,
+        reporter=reporter,
         command=command,
     )
     result = validate_lut(
-        space, device, reporter, path=path, num_networks=networks, plan=plan, command=command
+        name,
+        device="host",
+        table=path,
+        networks=networks,
+        rounds=plan.num_rounds,
+        repeats=plan.repeats,
+        reporter=reporter,
+        command=command,
     )
     header = load_table(path).header
     assert header.measurement is not None
     assert header.calibration is not None
-    del result["summary"], result["plot"]
-    return result | {
+    return result.model_dump(exclude={"summary", "plot", "table"}) | {
         "space": name,
         "runtime": header.runtime,
         "table": path.name,

@@ -16,7 +16,6 @@ from torch import nn
 
 from quadranas.commands.predict import predict
 from quadranas.files import source_commit
-from quadranas.latency.device import load_device
 
 # By network: ms on the Cortex-A76 and the Myriad X, of nn-Meter's TensorFlow files and of its
 # torchvision models (tests/integration_test/data/reference_result{,_onnx_based_torch}.txt there).
@@ -48,15 +47,15 @@ def compare(name: str, folder: Path) -> list[dict[str, Any]]:
     old = save(network, folder / f"{name}-old.onnx", dynamo=False)
     rows = []
     for device in ("cpu", "vpu"):
-        result = predict(new, load_device(device))
-        again = predict(old, load_device(device))
-        predicted = result["latency_ms"]
+        result = predict(new, device=device)
+        again = predict(old, device=device)
+        predicted = result.latency_ms
         row = {"network": name, "device": device, "predicted_ms": round(predicted, 2)}
         for source, ms in zip(("tensorflow", "torchvision"), PUBLISHED[name][device], strict=True):
             row[f"{source}_ms"] = ms
             row[f"{source}_error"] = round(predicted / ms - 1, 4) if ms else None
-        row["old_exporter"] = round(again["latency_ms"] / predicted - 1, 6)
-        row["unpriced"] = result["unpriced"] + again["unpriced"]
+        row["old_exporter"] = round(again.latency_ms / predicted - 1, 6)
+        row["unpriced"] = [missing.model_dump() for missing in result.unpriced + again.unpriced]
         print(json.dumps(row))
         rows.append(row)
     return rows

@@ -63,11 +63,11 @@ def time_all(bundles: Mapping[str, Path], file_format: str, reporter: Reporter) 
 
 def predict_all(files: Mapping[str, Path], device: Device) -> dict[str, Any]:
     """The same files, priced operator by operator by a device's model."""
-    found = {name: predict(path, device) for name, path in files.items()}
-    assert not any(result["unpriced"] for result in found.values())
+    found = {name: predict(path, device=device) for name, path in files.items()}
+    assert not any(result.unpriced for result in found.values())
     one = next(iter(found.values()))
     source = (
-        f"analytic ({device.title}, {one['runtime']}, {one['precision']}; expected error "
-        f"{one['expected_error']})"
+        f"analytic ({device.title}, {one.runtime}, {one.precision}; expected error "
+        f"{one.expected_error})"
     )
-    return {"source": source, "ms": {name: result["latency_ms"] for name, result in found.items()}}
+    return {"source": source, "ms": {name: result.latency_ms for name, result in found.items()}}

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
 from quadranas.errors import RunInterruptedError
 from quadranas.validation import CommandResult
@@ -70,9 +69,9 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
 
 
-def say(text: str) -> None:
+def say(text: str, style: str | None = None) -> None:
     """Print text on stdout, lines unbroken."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+    Console(soft_wrap=True, highlight=False).print(text, markup=False, style=style)
 
 
 def print_json(content: CommandResult | dict[str, Any]) -> None:
@@ -88,39 +87,3 @@ def print_result(result: CommandResult | dict[str, Any], as_json: bool, text: st
         print_json(result)
     else:
         say(text)
-
-
-def print_prediction(result: dict[str, Any]) -> None:
-    """Print what a file's operators take, and loudly what is not in the sum."""
-    table = Table("operator", "fused", "kind", "MACs", "ms", "share")
-    for operator in result["operators"]:
-        share = operator["latency_ms"] / max(result["latency_ms"], 1e-12)
-        macs = f"{operator['macs']:,}"
-        numbers = (macs, f"{operator['latency_ms']:.4f}", f"{share:.1%}")
-        fused = _counted(operator["ops"])
-        table.add_row(operator["name"], fused, operator["kind"], *numbers)
-    Console(highlight=False, markup=False, emoji=False).print(table)
-    bound = "at least " if result["is_lower_bound"] else ""
-    threads = f", threads: {result['threads']}" if result["threads"] else ""
-    inputs = ", ".join("x".join(map(str, shape)) for shape in result["inputs"])
-    say(
-        f"{result['model']}: {bound}{result['latency_ms']:.4g} ms for {inputs} on "
-        f"{result['device']}; {result['macs'] / 1e6:.1f} M MACs, {len(result['operators'])} "
-        f"operators\nlatency: {result['method']} ({result['title']}, {result['runtime']}, "
-        f"{result['precision']}{threads}; expected error {result['expected_error']})"
-    )
-    for missing in result["unpriced"]:
-        names = ", ".join(missing["nodes"][:3]) + (", ..." if missing["count"] > 3 else "")
-        _warn(f"NOT PRICED: {missing['count']} x {missing['op']} ({names})")
-    if result["unpriced"]:
-        _warn("The latency is a LOWER BOUND: what is not priced is missing from it.")
-
-
-def _counted(ops: list[str]) -> str:
-    """Operator types in order, repeated ones once with their number."""
-    counts = {op: ops.count(op) for op in ops}
-    return " ".join(f"{n} {op}" if n > 1 else op for op, n in counts.items())
-
-
-def _warn(text: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(text, markup=False, style="bold red")

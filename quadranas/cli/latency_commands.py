@@ -1,21 +1,17 @@
-"""The commands about devices and latency: what is known, how it is measured, what it predicts."""
+"""The commands about devices and latency: listing, measuring, predicting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from quadranas.cli.console import (
-    command_line,
-    print_json,
-    print_prediction,
-    print_result,
-    reporting,
-    say,
-)
+from quadranas.cli.console import command_line, print_json, print_result, reporting, say
 from quadranas.cli.options import (
     DEVICE,
+    OUTPUT,
     DeviceName,
     Json,
     Quiet,
@@ -24,22 +20,86 @@ from quadranas.cli.options import (
     RpcTracker,
     SpaceName,
     TableFile,
+    Threads,
+    TuningTrials,
     WorkerPython,
-    given,
 )
 from quadranas.latency.runtimes import RUNTIMES
 
+if TYPE_CHECKING:
+    from quadranas.commands.predict import PredictResult
+
+MEASUREMENT = "Measurement"
+"""The panel of the options that say what is timed, and how often."""
+
 DEFAULT_ROUNDS = 40
 Rounds = Annotated[
-    int, typer.Option(min=2, help="How often everything is timed, in random order.")
+    int,
+    typer.Option(
+        min=2,
+        help="Number of rounds; every program is timed once in each, in random order.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+BackendName = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed here; "
+        "or analytic for the device's model. Default: analytic for a device with a model and no "
+        "address, otherwise its own runtime.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision on the device: fp32, tf32, fp16 or bf16. Default: as in the device's "
+        "file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of images per call. Default: as in the device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+OnlyMissing = Annotated[
+    bool,
+    typer.Option(
+        "--only-missing",
+        help="Add the missing entries to the existing table, and keep the others.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+NumClasses = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--num-classes",
+        min=1,
+        help="Also add entries for a head with this number of classes (needed for data with more "
+        "than 1000 classes). Can be repeated.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+OutputTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="File of the table. Default: latency_tables/SPACE/DEVICE.json.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
 def devices_command(
-    names: Annotated[list[str] | None, typer.Argument(help="Devices; all if none.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Devices. Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Devices, their latency tables, and the runtimes installed here to measure with."""
+    """List devices, their latency tables, and the runtimes installed on this machine."""
     from quadranas.commands.survey import survey_devices
 
     result = survey_devices(names or [])
@@ -56,13 +116,18 @@ def devices_command(
 
 
 def spaces_command(
-    names: Annotated[list[str] | None, typer.Argument(help="Spaces; all if none.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Search spaces. Default: all.")] = None,
     device: Annotated[
-        list[str] | None, typer.Option("--device", help="Devices; all shipped if none.")
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="Device whose latencies are listed; can be repeated. Default: all shipped ones.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Search spaces: size, MACs, and the latencies they reach per device."""
+    """List search spaces: size, MACs, and the latencies that they reach on each device."""
     from quadranas.commands.survey import survey_spaces
     from quadranas.latency.budget import format_ms
 
@@ -82,142 +147,161 @@ def spaces_command(
 def build_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed "
-            "here; or analytic for the device's model. Default: analytic for a device with a "
-            "model and no address, otherwise its own runtime.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="On the device.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32, fp16 or bf16.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call.")] = None,
-    tuning_trials: Annotated[
-        int | None, typer.Option(min=0, help="TVM: schedules tried per kernel.")
-    ] = None,
+    backend: BackendName = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    batch_size: BatchSize = None,
+    tuning_trials: TuningTrials = None,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Default: latency_tables/SPACE/DEVICE.json here.")
-    ] = None,
     rounds: Rounds = DEFAULT_ROUNDS,
-    only_missing: Annotated[
-        bool, typer.Option("--only-missing", help="Keep the entries of the existing table.")
-    ] = False,
-    num_classes: Annotated[
-        list[int] | None, typer.Option("--num-classes", min=1, help="Also price this head.")
-    ] = None,
+    only_missing: OnlyMissing = False,
+    num_classes: NumClasses = None,
+    output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a device's latency table for a space; killed, it continues when called again."""
+    """Make the latency table of a device for a space; an interrupted measurement resumes."""
     from quadranas.commands.build_lut import build_lut
-    from quadranas.latency.device import load_device
-    from quadranas.measurement.timing import Plan
-    from quadranas.space.space_file import load_space
 
-    settings = given(
-        threads=threads,
-        precision=precision,
-        batch_size=batch_size,
-        tuning_trials=tuning_trials,
-        rpc=rpc,
-        rpc_tracker=rpc_tracker,
-        rpc_key=rpc_key,
-        worker_python=worker_python,
-    )
     with reporting(quiet) as reporter:
-        path, table = build_lut(
-            load_space(space),
-            load_device(device).configured(**settings),
-            reporter=reporter,
+        result = build_lut(
+            space,
+            device=device,
             backend=backend,
             output=output,
-            num_classes=num_classes or (),
             only_missing=only_missing,
-            plan=Plan(num_rounds=rounds),
+            num_classes=num_classes or (),
+            rounds=rounds,
+            reporter=reporter,
             command=command_line(),
+            threads=threads,
+            precision=precision,
+            batch_size=batch_size,
+            tuning_trials=tuning_trials,
+            rpc=rpc,
+            rpc_tracker=rpc_tracker,
+            rpc_key=rpc_key,
+            worker_python=worker_python,
         )
-    header = table.header
-    result = {
-        "path": str(path),
-        "device": header.device,
-        "space": header.space,
-        "entries": len(table.entries),
-        "method": header.method,
-        "summary": header.summary(),
-    }
-    print_result(result, as_json, f"{path}: {len(table.entries)} entries, {header.summary()}")
+    text = f"{result.path}: {result.entries} entries, {result.summary}"
+    print_result(result, as_json, text)
 
 
 def validate_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
     table: TableFile = None,
-    networks: Annotated[int, typer.Option(min=2, help="How many fresh networks.")] = 30,
-    seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 0,
-    rounds: Rounds = DEFAULT_ROUNDS,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    networks: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Number of random networks to measure.", rich_help_panel=MEASUREMENT
+        ),
+    ] = 30,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the random networks.", rich_help_panel=MEASUREMENT),
+    ] = 0,
+    rounds: Rounds = DEFAULT_ROUNDS,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure fresh random networks against a table's predictions, and note the result in it."""
+    """Measure random networks, and record in a table how good its predictions of them are."""
     from quadranas.commands.validate_lut import validate_lut
-    from quadranas.latency.device import load_device
-    from quadranas.measurement.timing import Plan
-    from quadranas.space.space_file import load_space
 
-    reach = given(rpc=rpc, rpc_tracker=rpc_tracker, rpc_key=rpc_key, worker_python=worker_python)
     with reporting(quiet) as reporter:
         result = validate_lut(
-            load_space(space),
-            load_device(device).configured(**reach),
-            reporter,
-            path=table,
-            num_networks=networks,
+            space,
+            device=device,
+            table=table,
+            networks=networks,
             seed=seed,
-            plan=Plan(num_rounds=rounds),
+            rounds=rounds,
+            reporter=reporter,
             command=command_line(),
+            rpc=rpc,
+            rpc_tracker=rpc_tracker,
+            rpc_key=rpc_key,
+            worker_python=worker_python,
         )
-    print_result(result, as_json, f"{result['summary']}\nplot {result['plot']}")
+    print_result(result, as_json, f"{result.summary}\nplot {result.plot}")
 
 
 def merge_lut_command(
-    tables: Annotated[list[Path], typer.Argument(help="Two or more tables of one device.")],
-    output: Annotated[Path, typer.Option(help="The merged table.")],
+    tables: Annotated[
+        list[Path], typer.Argument(help="Two or more latency tables of one device and space.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="File of the merged table.", rich_help_panel=OUTPUT)
+    ],
     as_json: Json = False,
 ) -> None:
-    """Put the entries of several tables of one device and space into one."""
+    """Merge several latency tables of one device and space into one."""
     from quadranas.commands.merge_lut import merge_lut
 
-    merged = merge_lut(tables, output, command=command_line())
-    result = {"path": str(output), "entries": len(merged.entries)}
-    print_result(result, as_json, f"{output}: {len(merged.entries)} entries")
+    result = merge_lut(tables, output=output, command=command_line())
+    print_result(result, as_json, f"{result.path}: {result.entries} entries")
 
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     device: DeviceName,
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Of the input, where the file leaves it open.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Height and width of the input in pixels. Default: as in the file; required if "
+            "the file leaves them open.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Latency of any ONNX file, from a device's analytic model."""
-    from quadranas.commands.predict import predict as run_predict
-    from quadranas.latency.device import load_device
+    """Predict the latency of any ONNX file with the analytic model of a device."""
+    from quadranas.commands.predict import predict
 
-    result = run_predict(model, load_device(device), resolution=resolution)
+    result = predict(model, device=device, resolution=resolution)
     if as_json:
         return print_json(result)
-    print_prediction(result)
+    _print_prediction(result)
+
+
+def _print_prediction(result: "PredictResult") -> None:
+    """Print the latency of each kernel launch, and emphasise what the sum does not include."""
+    table = Table("operator", "fused", "kind", "MACs", "ms", "share")
+    for operator in result.operators:
+        share = operator.latency_ms / max(result.latency_ms, 1e-12)
+        numbers = (f"{operator.macs:,}", f"{operator.latency_ms:.4f}", f"{share:.1%}")
+        table.add_row(operator.name, _counted(operator.ops), operator.kind, *numbers)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+    bound = "at least " if result.is_lower_bound else ""
+    threads = f", threads: {result.threads}" if result.threads else ""
+    inputs = ", ".join("x".join(map(str, shape)) for shape in result.inputs)
+    say(
+        f"{result.model}: {bound}{result.latency_ms:.4g} ms for {inputs} on {result.device}; "
+        f"{result.macs / 1e6:.1f} M MACs, {len(result.operators)} operators\n"
+        f"latency: {result.method} ({result.title}, {result.runtime}, {result.precision}{threads}"
+        f"; expected error {result.expected_error})"
+    )
+    for missing in result.unpriced:
+        names = ", ".join(missing.nodes[:3]) + (", ..." if missing.count > 3 else "")
+        say(f"NOT PRICED: {missing.count} x {missing.op} ({names})", style="bold red")
+    if result.unpriced:
+        say(
+            "The latency is a LOWER BOUND: operators without a price are missing from the sum.",
+            style="bold red",
+        )
+
+
+def _counted(ops: Sequence[str]) -> str:
+    """Operator types in order, repeated ones once with their number."""
+    counts = {op: ops.count(op) for op in ops}
+    return " ".join(f"{n} {op}" if n > 1 else op for op, n in counts.items())
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -10,7 +10,7 @@ from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import find_priced, load_table
+from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors, load_weights, save_tensors
@@ -67,7 +67,7 @@ def derive(
     """
     contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
     request = _Request(
-        device=device if isinstance(device, Device) else load_device(str(device)),
+        device=load_device(device),
         device_argument=device.name if isinstance(device, Device) else str(device),
         contract=contract,
         table=None if table is None else Path(table),
@@ -125,7 +125,8 @@ class _Request:
         priced = find_priced(
             searched.space,
             self.device.name,
-            self._table(searched.folder),
+            self.table,
+            own=searched.folder / layout.TABLE,
             command=build_command(searched.space_argument, self.device_argument),
         )
         reporter.message(feasibility(searched.space, priced, contract))
@@ -151,13 +152,6 @@ class _Request:
             architecture.save(target / layout.ARCHITECTURE)
             target.write_result(result.content())
         return result
-
-    def _table(self, folder: RunFolder) -> Path | None:
-        """The table asked for, else the run's own if it is the device's; None: the default one."""
-        own = folder / layout.TABLE
-        if self.table is None and own.is_file():
-            return own if load_table(own).header.device == self.device.name else None
-        return self.table
 
     def _keys(self) -> dict[str, Any]:
         """The keys of the search's configuration that the request replaces."""

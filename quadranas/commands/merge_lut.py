@@ -1,4 +1,4 @@
-"""merge-lut: the entries of several tables of one device and space in one."""
+"""merge-lut: merge latency tables of one device and space."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,22 +10,46 @@ from quadranas.files import source_commit
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table
 from quadranas.space.operation import OpSpec
+from quadranas.validation import CommandResult
 
 
-def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> LatencyTable:
-    """Merge tables; what an entry adds to a network's latency stays as its own table says.
+class MergeLutResult(CommandResult):
+    """The result of `merge_lut`.
 
-    An operation that several tables have is taken from the first of them, and so are the
-    calibration and the rest of the header. A validation is dropped: it was not made with these
-    entries.
+    Args:
+        path: file of the merged table.
+        entries: number of operations in it.
+    """
+
+    path: Path
+    entries: int
+
+    def table(self) -> LatencyTable:
+        """Load the table."""
+        return load_table(self.path)
+
+
+def merge_lut(
+    tables: Sequence[str | Path], *, output: str | Path, command: str = ""
+) -> MergeLutResult:
+    """Merge latency tables of one device and space.
+
+    The latency that an entry adds to a network stays that of its own table. An operation that
+    several tables have is taken from the first of them, and so are the calibration and the rest of
+    the header. A validation is dropped: it was made with other entries.
+
+    Args:
+        tables: files of two or more tables.
+        output: file of the merged table.
+        command: the command line, recorded in the merged table.
 
     Raises:
-        QuadranasError: fewer than two tables, or two that were not made on the same device in the
-            same way.
+        QuadranasError: fewer than two tables, or tables that were made under other conditions.
     """
+    paths = [Path(path) for path in tables]
     if len(paths) < 2:
         raise QuadranasError(f"{len(paths)} table to merge", "Name two or more.")
-    first, *others = tables = [load_table(path) for path in paths]
+    first, *others = loaded = [load_table(path) for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
         difference = first.header.conditions.difference(other.header.conditions)
         if difference is not None:
@@ -35,7 +59,7 @@ def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> Late
                 "Merge tables that were made on one device in the same way.",
             )
     entries: dict[OpSpec, TableEntry] = {}
-    for table in tables:
+    for table in loaded:
         for entry in table.entries:
             entries.setdefault(entry.op, _rescaled(entry, table.header, first.header))
     made = {
@@ -48,12 +72,12 @@ def merge_lut(paths: Sequence[Path], output: Path, *, command: str = "") -> Late
     merged = LatencyTable(
         header=first.header.model_copy(update=made), entries=tuple(entries.values())
     )
-    merged.save(output)
-    return merged
+    merged.save(Path(output))
+    return MergeLutResult(path=Path(output), entries=len(merged.entries))
 
 
 def _rescaled(entry: TableEntry, own: TableHeader, wanted: TableHeader) -> TableEntry:
-    """The entry in another table's scale and null call."""
+    """The entry converted to the scale and null call of another table."""
     if (own.scale, own.null_ms) == (wanted.scale, wanted.null_ms):
         return entry
 
@@ -62,7 +86,7 @@ def _rescaled(entry: TableEntry, own: TableHeader, wanted: TableHeader) -> Table
 
     update: dict[str, float | None] = {"latency_ms": convert(entry.latency_ms)}
     for key in ("minimum_ms", "median_ms"):
-        # Single calls may be faster than the null call's statistic; then there is nothing to say.
+        # Single calls may be faster than the null call's statistic, which leaves no positive time.
         ms = getattr(entry, key)
         update[key] = convert(ms) if ms is not None and convert(ms) > 0 else None
     return entry.model_copy(update=update)

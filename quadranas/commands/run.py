@@ -4,11 +4,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 
 from torch import Tensor
 
-from quadranas.backends.interface import FileBackend, Provenance
+from quadranas.backends.interface import FileBackend, Program, Provenance
 from quadranas.data.decoding import Pixels, read_image
 from quadranas.data.preprocessing import image_tensor
 from quadranas.deployment.bundle import Bundle, open_bundle
@@ -18,6 +17,7 @@ from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.bench import open_device
+from quadranas.measurement.timing import timing_of
 from quadranas.validation import CommandResult, Frozen
 
 DEFAULT_TOP = 5
@@ -111,11 +111,15 @@ def run(
             LabelledImage(
                 image=path,
                 labels=_labels(program.run(x)[0], manifest.class_names, num_labels),
-                ms=None if provenance.emulated else median(program.time_ms(NUM_CALLS)),
+                ms=None if provenance.emulated else _call_ms(program),
             )
             for path, x in zip(paths, inputs, strict=True)
         )
     return _result(opened, device, provenance, results)
+
+
+def _call_ms(program: Program) -> float:
+    return timing_of([program.time_ms(NUM_CALLS)]).median_ms
 
 
 def _result(

@@ -6,7 +6,7 @@ from pathlib import Path
 from quadranas.latency.device import load_device, shipped_devices
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import find_table, locate_table, table_paths
+from quadranas.latency.table_files import find_priced, locate_table
 from quadranas.space.cost import count_macs
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
@@ -91,10 +91,7 @@ def survey_devices(names: Sequence[str] = ()) -> DevicesResult:
 
 def _known_device(name: str) -> KnownDevice:
     device = load_device(name)
-    paths = {
-        space: next((path for path in table_paths(space, device.name) if path.is_file()), None)
-        for space in space_files()
-    }
+    paths = {space: locate_table(space, device.name) for space in space_files()}
     return KnownDevice(
         name=device.name,
         title=device.title,
@@ -142,15 +139,15 @@ def _latencies(
     latencies = {}
     for device_name in devices or shipped_devices():
         device = load_device(device_name).name
-        if not devices and not any(path.is_file() for path in table_paths(space.name, device)):
+        if not devices and locate_table(space.name, device) is None:
             continue
-        table = find_table(space, device, command=build_command(name, device_name))
-        low, high = reachable_ms(space, table)
+        priced = find_priced(space, device, command=build_command(name, device_name))
+        low, high = reachable_ms(space, priced.table)
         latencies[device] = ReachableLatency(
             min_ms=low,
             max_ms=high,
-            method=table.header.method,
-            table=locate_table(space.name, device),
-            summary=table.header.summary(),
+            method=priced.table.header.method,
+            table=priced.path,
+            summary=priced.table.header.summary(),
         )
     return latencies

@@ -1,21 +1,21 @@
-"""validate-lut: measure fresh networks and say how far a table's predictions are from them."""
+"""validate-lut: measure fresh networks, and compare them with a table's predictions."""
 
 import io
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from matplotlib.figure import Figure
 
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable, build_command
-from quadranas.latency.table_files import find_table, locate_table
+from quadranas.latency.table_files import PricedTable, find_priced
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.timing import TIMINGS, Plan, Timings
@@ -23,65 +23,123 @@ from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
+from quadranas.space.space_file import load_space
+from quadranas.validation import CommandResult
 
 VALIDATION = ".validation"
-"""What is appended to a table's name for the timings of its validation, and for its plot."""
+"""Suffix of a table's name for the timings of its validation, and for its plot."""
+
+
+class ValidateLutResult(CommandResult):
+    """The result of `validate_lut`.
+
+    Args:
+        networks: number of networks that were measured.
+        bias, mape: mean signed and mean absolute error of the predictions, relative to the
+            measurements.
+        within_5, within_10: share of networks with an error of at most 5 and 10 %.
+        kendall_tau: rank correlation.
+        table: the table's file, in which the result is recorded.
+        plot: a plot of predicted against measured latency.
+        summary: the numbers in one line.
+    """
+
+    networks: int
+    bias: float
+    mape: float
+    within_5: float
+    within_10: float
+    kendall_tau: float
+    table: Path
+    plot: Path
+    summary: str
 
 
 def validate_lut(
-    space: SearchSpace,
-    device: Device,
-    reporter: Reporter,
+    space: str | Path | SearchSpace = "quadranet-mobile",
     *,
-    path: Path | None = None,
-    num_networks: int = 30,
+    device: str | Path | Device,
+    table: str | Path | None = None,
+    networks: int = 30,
     seed: int = 0,
-    plan: Plan | None = None,
+    rounds: int = Plan.num_rounds,
+    repeats: int = Plan.repeats,
+    reporter: Reporter | None = None,
     command: str = "",
-) -> dict[str, Any]:
-    """Measure random networks that the calibration has not seen; the result is kept in the table.
+    **settings: Unpack[DeviceSettings],
+) -> ValidateLutResult:
+    """Measure random networks that the calibration has not seen; the table records the result.
+
+    An interrupted validation resumes when it is called again.
 
     Args:
-        path: this very table instead of the usual one.
-        seed: draws the networks.
-
-    Returns: networks, bias, mape, within_5, within_10, kendall_tau, table, plot, summary.
+        table: latency table to use instead of the default one.
+        networks: number of networks.
+        seed: seed of the random networks.
+        rounds, repeats: number of rounds, and of calls of every network in each.
+        command: the command line, recorded in the table.
+        settings: how to reach the device, if not as in its file.
 
     Raises:
         QuadranasError: no measured table, or the device is not the one it was measured on.
     """
-    path = locate_table(space.name, device.name, path)
-    table = find_table(space, device.name, path)
-    header = table.header
+    space, opened = load_space(space), load_device(device, **settings)
+    priced = _measured_table(space, opened, table)
+    fresh, plan = fresh_networks(space, networks, seed), Plan(num_rounds=rounds, repeats=repeats)
+    reporter = reporter or Reporter(quiet=True)
+    with open_bench(as_measured(opened, priced.table.header)) as bench:
+        bench.check_same(priced.table.header, priced.path)
+        identity = bench.identity(f"validation of {networks} with seed {seed}", space)
+        path = priced.path.with_name(f"{priced.path.name}{VALIDATION}{TIMINGS}")
+        with Journal(path, identity) as journal:
+            jobs = {network.name: network_job(network) for network in fresh}
+            timings = bench.time(jobs, reporter, plan, journal)
+            warn_of_drift(priced.table.header, timings, reporter)
+            found = _agreement(priced.table, fresh, timings, command)
+            _record(priced, found)
+            journal.remove()
+    return _result(priced, found)
+
+
+def _measured_table(space: SearchSpace, device: Device, path: str | Path | None) -> PricedTable:
+    """The table to validate.
+
+    Raises:
+        QuadranasError: it was not measured.
+    """
+    priced = find_priced(space, device.name, None if path is None else Path(path))
+    header = priced.table.header
     if header.measurement is None:
         raise QuadranasError(
-            f"{path} is {header.method}: nothing was measured that could be validated",
+            f"{priced.path} is {header.method}: nothing was measured that could be validated",
             f"Measure one with: {build_command(header.space, device.name)} --backend RUNTIME",
         )
-    plan = plan or Plan()
-    networks = fresh_networks(space, num_networks, seed)
-    with open_bench(as_measured(device, header)) as bench:
-        bench.check_same(header, path)
-        identity = bench.identity(f"validation of {num_networks} with seed {seed}", space)
-        with Journal(path.with_name(f"{path.name}{VALIDATION}{TIMINGS}"), identity) as journal:
-            jobs = {network.name: network_job(network) for network in networks}
-            timings = bench.time(jobs, reporter, plan, journal)
-            warn_of_drift(header, timings, reporter)
-            found = _agreement(table, networks, timings, command)
-            update = {"validation": found, "expected_error": found.summary()}
-            validated = table.model_copy(update={"header": header.model_copy(update=update)})
-            validated.save(path)
-            journal.remove()
-    plot = path.with_name(f"{path.stem}{VALIDATION}.png")
+    return priced
+
+
+def _record(priced: PricedTable, found: Agreement) -> None:
+    """Save the table with the result in its header."""
+    update = {"validation": found, "expected_error": found.summary()}
+    header = priced.table.header.model_copy(update=update)
+    priced.table.model_copy(update={"header": header}).save(priced.path)
+
+
+def _result(priced: PricedTable, found: Agreement) -> ValidateLutResult:
+    """Draw the plot, and describe both."""
+    header = priced.table.header
+    plot = priced.path.with_name(f"{priced.path.stem}{VALIDATION}.png")
     draw_agreement(found, f"{header.title}, {header.runtime}, {header.space}", plot)
-    numbers = found.model_dump(include={"bias", "mape", "within_5", "within_10", "kendall_tau"})
-    return {
-        "networks": len(networks),
-        **numbers,
-        "table": str(path),
-        "plot": str(plot),
-        "summary": found.summary(),
-    }
+    return ValidateLutResult(
+        networks=len(found.networks),
+        bias=found.bias,
+        mape=found.mape,
+        within_5=found.within_5,
+        within_10=found.within_10,
+        kendall_tau=found.kendall_tau,
+        table=priced.path,
+        plot=plot,
+        summary=found.summary(),
+    )
 
 
 def _agreement(
@@ -100,16 +158,15 @@ def _agreement(
 
 
 def fresh_networks(space: SearchSpace, number: int, seed: int) -> list[Architecture]:
-    """Random networks of a space, none of them one of the calibration's.
+    """Random networks of a space, without those of the calibration.
 
     Raises:
-        QuadranasError: the space has too few.
+        QuadranasError: the space has too few networks.
     """
     known = {tuple(network.ops()) for network in calibration_networks(space)}
     drawn = random_architectures(space, number + len(known), f"validation-{seed}")
     fresh = [network for network in drawn if tuple(network.ops()) not in known]
-    # Spread over all that were drawn, from small to large, so that leaving some out keeps the
-    # range.
+    # The networks are drawn from small to large: every n-th one covers the whole range.
     step = len(fresh) / number
     if step < 1:
         raise QuadranasError(
@@ -123,7 +180,7 @@ def fresh_networks(space: SearchSpace, number: int, seed: int) -> list[Architect
 
 
 def draw_agreement(found: Agreement, title: str, path: Path) -> None:
-    """Predicted against measured latency, with the lines of 5 % and 10 %."""
+    """Plot predicted against measured latency, with the bands of 5 % and 10 %."""
     figure = Figure(figsize=(5.2, 5), layout="constrained")
     axes = figure.subplots()
     predicted = [network.predicted_ms for network in found.networks]

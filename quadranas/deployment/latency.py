@@ -1,4 +1,4 @@
-"""The latency of an exported file: what its table predicts, and what it takes where it runs."""
+"""The latency of an exported file: predicted by a table, and measured where the file runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import load_table, table_paths
+from quadranas.latency.table_files import load_table, locate_table
 from quadranas.measurement.bench import Bench
 from quadranas.measurement.timing import STATISTIC, Plan
 from quadranas.reporter import Reporter
@@ -20,43 +20,43 @@ from quadranas.space.architecture import Architecture
 def find_prediction_table(
     architecture: Architecture, device: Device, folder: Path | None, path: Path | None
 ) -> LatencyTable | None:
-    """The table that prices a network on a device: the one named, the run's, or the usual one.
+    """Find the table that predicts the latency of a network; `None` if there is none.
 
     Args:
-        folder: of the run that the network lies in.
+        folder: the run folder of the network.
+        path: latency table to use instead of the run's or the default one.
 
     Raises:
-        QuadranasError: the table named is of another device.
+        QuadranasError: the table is of another device.
     """
-    if path is not None:
-        table = load_table(path)
-        if table.header.device != device.name:
-            raise QuadranasError(
-                f"{path} was made for device {table.header.device!r}, not for {device.name!r}",
-                f"Name the device with --device {table.header.device}, or another table.",
-            )
-        return table
-    own = (folder / layout.TABLE,) if folder is not None else ()
-    usual = table_paths(architecture.space, device.name) if architecture.space else ()
-    tables = (load_table(place) for place in (*own, *usual) if place.is_file())
-    return next((table for table in tables if table.header.device == device.name), None)
+    own = folder / layout.TABLE if folder is not None else None
+    place = path or locate_table(architecture.space, device.name, own=own)
+    if place is None:
+        return None
+    table = load_table(place)
+    if table.header.device != device.name:
+        raise QuadranasError(
+            f"{place} was made for device {table.header.device!r}, not for {device.name!r}",
+            f"Name the device with --device {table.header.device}, or another table.",
+        )
+    return table
 
 
 def predicted(
     architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
 ) -> LatencyNote | str:
-    """What a table says of a network, or why it says nothing.
+    """The predicted latency of a network, or why there is none.
 
     Args:
-        architecture: at its deployment resolution.
-        resolution, batch: of the file.
+        architecture: the architecture at its deployment resolution.
+        resolution, batch: input size and batch size of the file.
     """
     if table is None:
-        return "there is no table of the device for the network's space"
+        return "no latency table of the device for the network's space"
     if resolution != architecture.resolution:
-        return f"tables are for {architecture.resolution} pixels"
+        return f"latency tables are for {architecture.resolution} pixels"
     if table.header.batch_size != batch:
-        return f"the table is for calls of {table.header.batch_size} images"
+        return f"the latency table is for a batch size of {table.header.batch_size}"
     try:
         ms = table.predict_ms(architecture)
     except QuadranasError as error:
@@ -103,11 +103,12 @@ def describe_latency(
     *,
     comparable: bool,
 ) -> Latency:
-    """Prediction and measurements together, or why there are none.
+    """Describe prediction and measurement, or why there are none.
 
     Args:
-        measurement: of `file`, and of its `fp32` version where that is another.
-        comparable: both are of one thing, so that the deviation means something.
+        measurement: latencies of `file`, and of `fp32` if the file has another precision.
+        comparable: whether prediction and measurement were made under the same conditions, so that
+            their deviation is meaningful.
     """
     note = prediction if isinstance(prediction, LatencyNote) else None
     notes = {} if isinstance(measurement, str) else measurement

@@ -1,1 +1,1 @@
-"""Latency: budgets, devices, analytic models, and the tables every prediction comes from."""
+"""Latency: budgets, devices, conditions, analytic models and latency tables."""

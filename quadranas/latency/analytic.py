@@ -1,10 +1,10 @@
-"""Analytic device models: a latency for every primitive, from a handful of fitted numbers.
+"""Analytic device models: the latency of every primitive, from a few fitted numbers.
 
 `t = max(MACs / (P_kind * c/(c+s)), bytes / B) + o` per kernel launch, where P is the throughput of
 the primitive's kind, c the saturating channels, B the memory bandwidth, o the launch overhead and
-bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) cost nothing;
-LayerNorm, GELU, products and residual sums are memory traffic and a launch each; so are joins,
-unless the runtime lets tensors share memory. Sigmoids may cost a device extra.
+bytes = inputs + outputs + weights. Folded primitives (BatchNorm, ReLU6, layer scale) are free;
+LayerNorm, GELU, products and residual sums cost their memory traffic and one launch each, and so
+do joins, unless the runtime lets tensors share memory. On some devices sigmoids cost extra.
 """
 
 from quadranas.latency.device import AnalyticModel
@@ -12,7 +12,7 @@ from quadranas.space.cost import Primitive, primitives
 from quadranas.space.operation import OpSpec
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Per element, by a device's precision."""
+"""Bytes per element, by the precision of a device."""
 
 
 def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:
@@ -21,10 +21,12 @@ def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:
 
 
 def primitive_ms(primitive: Primitive, model: AnalyticModel, precision: str) -> float:
-    """Latency of one kernel launch, in milliseconds; all that the package prices goes through it.
+    """Latency of one kernel launch, in milliseconds.
+
+    Analytic tables and the prediction of ONNX files both use this function.
 
     Args:
-        precision: of a device, such as `fp16`.
+        precision: precision of the device, such as `fp16`.
     """
     if primitive.kind == "folded" or (primitive.kind == "join" and model.joins_in_place):
         return 0.0

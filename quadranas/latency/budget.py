@@ -1,4 +1,4 @@
-"""Latency budgets as people write them: `30ms`, `0.3s`, `250us`."""
+"""Latency budgets as they are written on the command line: `30ms`, `0.3s`, `250us`."""
 
 import math
 import re
@@ -8,16 +8,16 @@ from quadranas.errors import BudgetError
 # The last two differ: the micro sign and the Greek letter.
 UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3}
 PATTERN = re.compile(
-    # `++` and `*+` give nothing back: a long text that is no budget is refused at once.
+    # Possessive quantifiers (`++`, `*+`) do not backtrack: a long faulty text is refused at once.
     r"\s*+([+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:e[+-]?\d++)?|[+-]?(?:nan|inf(?:inity)?))\s*+(\S*+)\s*+"
 )
 
 
 def parse_budget(text: str) -> float:
-    """A budget in milliseconds.
+    """Parse a budget; returns milliseconds.
 
     Raises:
-        BudgetError: no number, no unit, an unknown unit, or not a positive finite duration.
+        BudgetError: a missing number, a missing or unknown unit, or not positive and finite.
     """
     hint = "Write a positive number and a unit, for example 30ms, 0.3s or 250us."
     match = PATTERN.fullmatch(text.lower())
@@ -37,7 +37,7 @@ def parse_budget(text: str) -> float:
 
 
 def format_ms(latency_ms: float) -> str:
-    """A duration for people, in the unit that suits its size, three significant digits."""
+    """Format a duration with three significant digits, in the unit that suits its size."""
     for limit, factor, unit in ((1.0, 1e3, "us"), (1e4, 1.0, "ms"), (math.inf, 1e-3, "s")):
         if latency_ms < limit:
             value = latency_ms * factor

@@ -1,4 +1,4 @@
-"""From entries to whole networks: one scale factor, and how far predictions are from the truth."""
+"""Calibration: one scale factor from entries to whole networks, and the error that remains."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from quadranas.validation import Frozen
 
 
 class NetworkLatency(Frozen):
-    """A whole network, predicted and measured, in milliseconds."""
+    """Predicted and measured latency of a whole network."""
 
     name: str
     predicted_ms: PositiveFloat = Field(allow_inf_nan=False)
@@ -19,7 +19,7 @@ class NetworkLatency(Frozen):
 
     @property
     def error(self) -> float:
-        """How much slower than predicted, relative to the prediction."""
+        """Relative excess of the measurement over the prediction."""
         return self.measured_ms / self.predicted_ms - 1
 
 
@@ -27,25 +27,25 @@ class Calibration(Frozen):
     """The whole networks that a table's scale was fitted to.
 
     Args:
-        residual: standard deviation of what the scale leaves, relative to the prediction.
+        residual: standard deviation of the remaining error, relative to the prediction.
     """
 
     networks: tuple[NetworkLatency, ...] = Field(min_length=2)
     residual: NonNegativeFloat = Field(allow_inf_nan=False)
 
     def safety_factor(self, confidence: float) -> float:
-        """What to divide a budget by, for a network to keep it with this probability."""
+        """The factor to divide a budget by, so that a network keeps it with this probability."""
         return _safety_factor(
             self.residual, len(self.networks), len(self.networks) - 1, confidence
         )
 
 
 class Agreement(Frozen):
-    """How predictions and measurements of fresh networks agree.
+    """Agreement of predictions and measurements on fresh networks.
 
     Args:
-        bias: mean of the signed error of the predictions, relative to the measurements.
-        mape: mean of the absolute one.
+        bias: mean signed error of the predictions, relative to the measurements.
+        mape: mean absolute error, relative to the measurements.
         within_5, within_10: share of networks with an absolute error of at most 5 and 10 %.
         kendall_tau: rank correlation.
     """
@@ -62,16 +62,16 @@ class Agreement(Frozen):
 
     @property
     def residual(self) -> float:
-        """Root mean square of how much slower than predicted, the bias included."""
+        """Root mean square of the networks' errors, which includes the bias."""
         squares = sum(network.error**2 for network in self.networks)
         return math.sqrt(squares / len(self.networks))
 
     def safety_factor(self, confidence: float) -> float:
-        """What to divide a budget by, for a network to keep it with this probability."""
+        """The factor to divide a budget by, so that a network keeps it with this probability."""
         return _safety_factor(self.residual, len(self.networks), len(self.networks), confidence)
 
     def summary(self) -> str:
-        """One line for the terminal and the provenance."""
+        """The agreement in one line."""
         return (
             f"{self.mape:.1%} MAPE, bias {self.bias:+.1%}, {self.within_5:.0%} within 5 %, "
             f"{self.within_10:.0%} within 10 %, Kendall tau {self.kendall_tau:.2f} "
@@ -80,9 +80,9 @@ class Agreement(Frozen):
 
 
 def _safety_factor(residual: float, size: int, freedom: int, confidence: float) -> float:
-    """`1 + z * residual`: z is Student's one-sided quantile for one more network.
+    """`1 + z * residual`, where z is the one-sided quantile for one further network.
 
-    Student's, since the residual is itself estimated from a few networks.
+    The distribution is Student's, since the residual is itself estimated from a few networks.
     """
     z = float(stats.t.ppf(confidence, freedom)) * math.sqrt(1 + 1 / size)
     return 1 + z * residual
@@ -92,7 +92,7 @@ def fit_scale(sums_ms: Sequence[float], measured_ms: Sequence[float], null_ms: f
     """The scale that minimises the squared relative error of `scale * sum + null`.
 
     Args:
-        sums_ms: of each network's entries, without null calls.
+        sums_ms: the sum of each network's entries, without null calls.
     """
     sums, measured = np.asarray(sums_ms), np.asarray(measured_ms)
     part, target = sums / measured, 1 - null_ms / measured
@@ -100,7 +100,7 @@ def fit_scale(sums_ms: Sequence[float], measured_ms: Sequence[float], null_ms: f
 
 
 def calibrate(networks: Sequence[NetworkLatency]) -> Calibration:
-    """What a scale leaves on the networks it was fitted to, for which it took one freedom."""
+    """The calibration by networks that a scale was fitted to, which cost one degree of freedom."""
     squares = sum(network.error**2 for network in networks)
     return Calibration(networks=tuple(networks), residual=math.sqrt(squares / (len(networks) - 1)))
 
@@ -108,7 +108,7 @@ def calibrate(networks: Sequence[NetworkLatency]) -> Calibration:
 def agreement(
     networks: Sequence[NetworkLatency], *, command: str, date: str, commit: str
 ) -> Agreement:
-    """Predictions against measurements of networks that the calibration has not seen."""
+    """Compare predictions and measurements of networks that the calibration has not seen."""
     predicted = np.array([network.predicted_ms for network in networks])
     measured = np.array([network.measured_ms for network in networks])
     errors = predicted / measured - 1

@@ -1,4 +1,4 @@
-"""The contract between a budget and the network that is found for it."""
+"""The contract of a latency budget: how certainly it is kept, and when it counts as missed."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,15 @@ of a good table are closer to the measurement than that."""
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """The budget as its user means it.
+    """A latency budget with its confidence and tolerance.
 
     Args:
-        confidence: of a network keeping the budget when it is measured; none: the prediction keeps
-            it.
-        tolerance: relative excess of the measured latency that is not yet a missed promise.
+        confidence: probability with which the measured latency is within the budget; `None`: the
+            predicted latency is within it.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
 
     Raises:
-        QuadranasError: a confidence that is none, or that no budget is tight enough for; a
-            tolerance that is none.
+        QuadranasError: confidence outside [0.5, 1), or tolerance outside [0, 1].
     """
 
     budget_ms: float
@@ -37,17 +36,17 @@ class Contract:
         if not 0 <= self.tolerance <= 1:
             raise QuadranasError(
                 f"the tolerance must be from 0 to 1, got {self.tolerance}",
-                "Write a share of the budget such as 0.05.",
+                "Write a fraction of the budget such as 0.05.",
             )
 
     def decoding_ms(self, table: LatencyTable) -> float:
         """The budget for predictions: `budget / (1 + z * residual)` for a confidence.
 
-        The residual is that of the table's validation, which was another session and so knows how
-        far the device drifts between two; of its calibration where it was not validated.
+        The residual is that of the table's validation, a separate session that includes the drift
+        of the device between two sessions; without a validation, that of its calibration.
 
         Raises:
-            QuadranasError: the table has no residual, since it was not calibrated by measuring.
+            QuadranasError: the table was not calibrated by measuring, so it has no residual.
         """
         if self.confidence is None:
             return self.budget_ms
@@ -55,9 +54,9 @@ class Contract:
         if known is None:
             raise QuadranasError(
                 f"a confidence needs a measured table; that of device {table.header.device!r} is "
-                f"{table.header.method} and says only: expected error "
+                f"{table.header.method} and states only an expected error of "
                 f"{table.header.expected_error}",
-                f"Leave out --confidence, or measure: "
+                f"Omit --confidence, or measure: "
                 f"{build_command(table.header.space, table.header.device)} --backend RUNTIME",
             )
         return self.budget_ms / known.safety_factor(self.confidence)

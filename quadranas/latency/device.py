@@ -1,7 +1,7 @@
 """Devices: what runs a network, described in YAML."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypedDict, Unpack
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -158,12 +158,35 @@ def shipped_devices() -> dict[str, Path]:
     return {path.stem: path for path in sorted(DEVICES.glob("*.yaml"))}
 
 
-def load_device(name_or_path: str) -> Device:
+class DeviceSettings(TypedDict, total=False):
+    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one."""
+
+    threads: int | None
+    precision: str | None
+    batch_size: int | None
+    tuning_trials: int | None
+    rpc: str | None
+    rpc_tracker: str | None
+    rpc_key: str | None
+    worker_python: str | None
+
+
+def load_device(device: str | Path | Device, **settings: Unpack[DeviceSettings]) -> Device:
     """Load a shipped device by name, or any device from its YAML file.
 
+    Args:
+        device: name, path, or a device that is loaded already.
+        settings: values to use instead of the file's, such as `threads=4` and `rpc="pi:9090"`.
+
     Raises:
-        QuadranasError: unknown name (nearest suggested), or a fault in the file.
+        QuadranasError: unknown name (nearest suggested), or a fault in the file or the settings.
     """
+    changes = {key: value for key, value in settings.items() if value is not None}
+    loaded = device if isinstance(device, Device) else _read_device(str(device))
+    return loaded.configured(**changes) if changes else loaded
+
+
+def _read_device(name_or_path: str) -> Device:
     devices = shipped_devices()
     path = Path(name_or_path)
     if name_or_path in devices:

@@ -1,4 +1,4 @@
-"""The machine quadranas runs on: its name, and how to keep a measurement on its own cores."""
+"""The machine that quadranas runs on: its name and cores, and pinning a measurement to them."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from quadranas.errors import QuadranasError
 
 
 def cpu_name() -> str:
-    """The CPU's model as the operating system names it, with the instruction set's family."""
+    """Name of the CPU as the operating system gives it, with CPU family and instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -25,7 +25,7 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> list[int]:
-    """The cores this process may run on, the last one first: interrupts prefer the first."""
+    """The cores this process may run on, last core first, since interrupts prefer the first."""
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return list(range(os.cpu_count() or 1))
     return sorted(os.sched_getaffinity(0), reverse=True)
@@ -33,7 +33,7 @@ def usable_cores() -> list[int]:
 
 @contextmanager
 def pinned(threads: int | None) -> Iterator[None]:
-    """Keep this process, and the threads it starts, on as many cores as it has threads.
+    """Pin this process, and the threads it starts, to as many cores as there are threads.
 
     Raises:
         QuadranasError: there are fewer cores than threads.

@@ -1,7 +1,7 @@
-"""The journal of a measurement: every timing, written down as it is taken.
+"""The journal of a measurement: a file to which every timing is appended as it is taken.
 
-A line of JSON each; the first line says what is measured. A killed process loses at most the line
-it was writing.
+Each line is one JSON object; the first identifies the measurement. A killed process loses at most
+the line it was writing.
 """
 
 import errno
@@ -17,14 +17,14 @@ from quadranas.errors import QuadranasError
 
 Identity = Mapping[str, str | int | None]
 Samples = dict[str, dict[int, list[float]]]
-"""Milliseconds of each call, by program and round."""
+"""The milliseconds of all calls, by program and round."""
 
 JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
-"""What reading a line raises that is no JSON, or not what was written."""
+"""Exceptions that reading a damaged line can raise."""
 
 
 def read_identity(path: Path) -> Identity:
-    """What a journal is of; empty where not even that was written."""
+    """Read the identity of a journal; empty if the file has none."""
     try:
         with path.open("rb") as file:
             identity = json.loads(file.readline() or b"{}").get("identity", {})
@@ -37,9 +37,9 @@ class Journal:
     """The timings of one measurement, in memory and on disk; open in one process at a time.
 
     Args:
-        path: the file; made where there is none, continued where it belongs to the same
-            measurement. None: in memory only.
-        identity: what is measured, on what.
+        path: the file; created if it does not exist, continued if it belongs to the same
+            measurement. `None`: the timings are kept in memory only.
+        identity: what is measured, and under which conditions.
 
     Raises:
         QuadranasError: the file is of another measurement, damaged, in use, or cannot be written.
@@ -71,18 +71,18 @@ class Journal:
             self.file.close()
 
     def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
-        """Keep the timings of one program in one round."""
+        """Append the timings of one program in one round."""
         self._write({"program": program, "round": round_number, "ms": times_ms})
         self.samples.setdefault(program, {})[round_number] = times_ms
 
     def remove(self) -> None:
-        """Delete the file: what it holds has been written elsewhere."""
+        """Delete the file, once its timings have been used."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     @property
     def num_timings(self) -> int:
-        """How many programs have been timed, counting every round."""
+        """Number of timings: programs times rounds."""
         return sum(map(len, self.samples.values()))
 
     def _lock(self, file: IO[bytes]) -> None:
@@ -111,19 +111,19 @@ class Journal:
                 self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
         except JSON_FAULTS as error:
             raise QuadranasError(
-                f"{self.path} is no journal of a measurement, or damaged: {error}",
-                "Delete it to begin anew.",
+                f"{self.path} is not a journal of a measurement, or is damaged: {error}",
+                "Delete it to start again.",
             ) from error
 
     def _check(self, found: Any, wanted: Identity) -> None:
         if not isinstance(found, dict):
-            raise TypeError("its first line does not say what is measured")
+            raise TypeError("its first line does not identify a measurement")
         for key in dict.fromkeys((*wanted, *found)):
             if found.get(key) != wanted.get(key):
                 raise QuadranasError(
                     f"{self.path} holds an unfinished measurement with {key} {found.get(key)!r}, "
                     f"not {wanted.get(key)!r}",
-                    "Finish that one, delete the file to begin anew, or choose another --output.",
+                    "Finish that one, delete the file to start again, or choose another --output.",
                 )
 
     def _write(self, content: object) -> None:
@@ -139,13 +139,13 @@ class Journal:
 
     def _fault(self, error: OSError) -> QuadranasError:
         return QuadranasError(
-            f"cannot write {self.path}: {error.strerror or error}; what was measured is kept",
-            "Free some space or choose another --output, then give the same command again.",
+            f"cannot write {self.path}: {error.strerror or error}; the timings so far are kept",
+            "Free some space or choose another --output, then run the same command again.",
         )
 
 
 def _times(values: Any) -> list[float]:
     times = [float(value) for value in values]
     if not times or not all(math.isfinite(ms) and ms > 0 for ms in times):
-        raise ValueError(f"{values} are no times")
+        raise ValueError(f"{values} are not times")
     return times

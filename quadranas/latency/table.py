@@ -1,4 +1,4 @@
-"""LatencyTable: a latency per operation, with the provenance of every number."""
+"""Latency tables: the latency of every operation of a space on a device, and its provenance."""
 
 import math
 import shlex
@@ -22,17 +22,17 @@ FORMAT_VERSION = 2
 
 
 class Measurement(Frozen):
-    """What the entries of a measured table were taken on, and how.
+    """How the entries of a measured table were measured.
 
     Args:
-        hardware: as it names itself.
-        target: the device in the runtime's terms; empty for the runtime's only one.
-        versions: of the packages that made the programs.
-        settings: what else decides the speed: tuning, clocks, driver.
-        num_rounds, repeats: every program was timed in so many rounds, so many calls in each.
-        num_disturbed: rounds in which the reference operation was slow.
-        noise: how far two halves of the rounds differ, median over the programs.
-        reference_ms: latency of the reference operation then.
+        hardware: name that the hardware reports.
+        target: the device in the runtime's terms; empty if the runtime has only one.
+        versions: versions of the packages that compiled the programs.
+        settings: other settings that affect the speed: tuning, clocks, driver.
+        num_rounds, repeats: number of rounds, and of calls of every program in each.
+        num_disturbed: number of rounds in which the reference operation was slow.
+        noise: relative difference between odd and even rounds, median over the programs.
+        reference_ms: latency of the reference operation.
     """
 
     hardware: str
@@ -47,20 +47,19 @@ class Measurement(Frozen):
 
 
 class TableHeader(Frozen):
-    """Where a table's numbers come from.
+    """The provenance of a table.
 
     Args:
-        space, space_digest: the search space it prices, and the identity of its blocks.
+        space, space_digest: the search space, and the identity of its blocks.
         method: `analytic`, `emulated` or `measured`.
         fitted_to: for an analytic table, the source of the device model.
-        expected_error: of a predicted network latency, in words.
-        unit: of every latency.
-        statistic: what an entry is: `model`, or which statistic of so many rounds.
+        expected_error: expected error of a predicted network latency, in words.
+        unit: unit of every latency.
+        statistic: `model`, or the statistic of the timings that an entry is.
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
-        command, date, commit: how, when and from which source it was made.
-        measurement, calibration, validation: of a measured table: its circumstances, the whole
-            networks that the scale was fitted to, and fresh ones that tell how far it can be
-            trusted.
+        command, date, commit: command line, date and source revision that made the table.
+        measurement, calibration, validation: for a measured table: how it was measured, the whole
+            networks that the scale was fitted to, and fresh networks that it was compared with.
     """
 
     format_version: int = FORMAT_VERSION
@@ -114,7 +113,7 @@ class TableHeader(Frozen):
         return Conditions.model_validate(known)
 
     def summary(self) -> str:
-        """One line of provenance for the terminal and the report."""
+        """The provenance in one line."""
         threads = (
             f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
         )
@@ -125,12 +124,12 @@ class TableHeader(Frozen):
 
 
 class TableEntry(Frozen):
-    """One operation's latency in milliseconds.
+    """The latency of one operation.
 
     Args:
         latency_ms: the table's statistic.
-        minimum_ms, median_ms: as far from it as they were in all calls of the program that the
-            operation was timed in, where it was measured.
+        minimum_ms, median_ms: minimum and median of all calls of the program that the operation
+            was timed in, in proportion to `latency_ms`; `None` if it was not measured.
         spread: interquartile range of those calls, relative to their median.
     """
 
@@ -142,7 +141,7 @@ class TableEntry(Frozen):
 
 
 class LatencyTable(Frozen):
-    """The latencies of a space's operations on one device."""
+    """The latencies of the operations of a space on one device."""
 
     header: TableHeader
     entries: tuple[TableEntry, ...] = Field(min_length=1)
@@ -161,13 +160,13 @@ class LatencyTable(Frozen):
         return {entry.op: entry.latency_ms for entry in self.entries}
 
     def op_ms(self, spec: OpSpec) -> float:
-        """What an operation adds to a network's latency, in milliseconds.
+        """The latency that an operation adds to a network, in milliseconds.
 
-        A classifier is priced by the smallest head of the table with at least as many classes: an
-        upper bound, so a budget kept on the table is kept by the network.
+        A classifier gets the entry of the smallest head with at least as many classes. This is an
+        upper bound, so that a budget kept by the prediction is kept by the network.
 
         Raises:
-            MissingEntryError: not in the table; names the command that fills it.
+            MissingEntryError: the operation has no entry; names the command that adds it.
         """
         found = self.latencies_ms.get(spec)
         if found is None and spec.is_head:
@@ -179,23 +178,23 @@ class LatencyTable(Frozen):
         return self.header.scale * (found - self.header.null_ms)
 
     def predict_ms(self, architecture: Architecture) -> float:
-        """Latency of a whole network, in milliseconds.
-
-        The sum is rounded once: the same operations in another order have the same latency.
+        """Predict the latency of a whole network, in milliseconds.
 
         Raises:
-            QuadranasError: some of its layers were replaced, which no table has entries for.
+            QuadranasError: the network has replaced layers, which tables have no entries for.
+            MissingEntryError: some of its operations have no entry.
         """
         if architecture.changes:
             raise QuadranasError(
                 f"{architecture.name} has {len(architecture.changes)} replaced layers, which "
-                "latency tables do not price",
-                "Export it, and name the file: quadranas predict FILE.onnx --device DEVICE",
+                "latency tables do not cover",
+                "Export it, and run: quadranas predict FILE.onnx --device DEVICE",
             )
         try:
+            # Rounded once, so that the order of the operations does not matter.
             added_ms = math.fsum(map(self.op_ms, architecture.ops()))
         except MissingEntryError:
-            self.require(architecture.ops())  # the error that counts all that are missing
+            self.require(architecture.ops())  # its error counts all missing entries
             raise
         return added_ms + self.header.null_ms
 
@@ -203,10 +202,10 @@ class LatencyTable(Frozen):
         """Check that every operation has an entry.
 
         Args:
-            command: makes the table; to be named in the error.
+            command: the command that makes the table, for the error message.
 
         Raises:
-            MissingEntryError: says how many are missing, the first, and the command.
+            MissingEntryError: gives the number of missing entries, the first, and the command.
         """
         missing = []
         for spec in dict.fromkeys(specs):
@@ -237,11 +236,11 @@ class LatencyTable(Frozen):
 
 
 def _bounds(priced: OpSpec, wanted: OpSpec) -> bool:
-    """Whether `priced` is `wanted` with at least as many classes."""
+    """Whether `priced` is the head `wanted` with at least as many classes."""
     same = priced.model_copy(update={"out_channels": wanted.out_channels}) == wanted
     return same and priced.out_channels >= wanted.out_channels
 
 
 def build_command(space: str, device: str) -> str:
-    """The command that makes a table; space and device as they are named on the command line."""
+    """The command that makes a table, with space and device as given on the command line."""
     return shlex.join(["quadranas", "build-lut", "--device", device, "--space", space])

@@ -1,4 +1,4 @@
-"""Where latency tables lie, and how one is found and read."""
+"""The files of latency tables: where they lie, and how they are read."""
 
 import shlex
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from pathlib import Path
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, shipped
-from quadranas.latency.table import FORMAT_VERSION, LatencyTable, build_command
+from quadranas.latency.table import FORMAT_VERSION, LatencyTable, TableHeader, build_command
 from quadranas.space.search_space import SearchSpace
 from quadranas.validation import refuse_newer, validate
 
 
-def load_table(path: Path) -> LatencyTable:
-    """Read a table file.
+def load_table(path: str | Path) -> LatencyTable:
+    """Load a latency table from its file.
 
     Raises:
         QuadranasError: unreadable, from a newer version, or not a table.
     """
+    path = Path(path)
     content = read_json(path, "latency table")
     header = content.get("header")
     if isinstance(header, dict):
@@ -28,83 +29,92 @@ def load_table(path: Path) -> LatencyTable:
 
 
 def table_paths(space: str, device: str) -> tuple[Path, ...]:
-    """Where a table may lie: the working folder's `latency_tables/` first, then the shipped."""
+    """The default places of a table: `latency_tables/` in the working folder, then the shipped."""
     relative = Path(space) / f"{device}.json"
     return Path("latency_tables") / relative, shipped("latency_tables") / relative
 
 
-def _into(command: str, path: Path | None) -> str:
-    """A command that makes a table, writing it to a file of the user's choice."""
-    return command if path is None else f"{command} --output {shlex.quote(str(path))}"
-
-
-def locate_table(space: str, device: str, path: Path | None = None, *, command: str = "") -> Path:
-    """The file of a device's table for a space.
+def locate_table(
+    space: str, device: str, path: Path | None = None, *, own: Path | None = None
+) -> Path | None:
+    """Locate the file of a device's table for a space; `None` if there is none.
 
     Args:
-        command: makes the table; to be named in the error.
-
-    Raises:
-        QuadranasError: there is none; names the places and the command that makes it.
+        path: the file that was asked for, instead of every other place.
+        own: the copy in a run folder, which comes before the default places if it exists and is a
+            table of the device.
     """
-    candidates = (path,) if path is not None else table_paths(space, device)
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise QuadranasError(
-            f"no latency table of device {device!r} for space {space!r}; looked at "
-            + ", ".join(str(candidate) for candidate in candidates),
-            f"Make it with: {_into(command or build_command(space, device), path)}",
-        )
-    return found
-
-
-def find_table(
-    space: SearchSpace, device: str, path: Path | None = None, *, command: str = ""
-) -> LatencyTable:
-    """The table of a device for a space, complete for it.
-
-    Args:
-        device: a device's name.
-        path: this very file instead of the usual places.
-        command: makes the table; to be named in errors. Needed where the user gave files instead
-            of names.
-
-    Raises:
-        QuadranasError: no table, one made for another device, space or version of the space.
-        MissingEntryError: the table lacks operations of the space.
-    """
-    command = command or build_command(space.name, device)
-    found = locate_table(space.name, device, path, command=command)
-    table = load_table(found)
-    header = table.header
-    if (header.space, header.space_digest) != (space.name, space.digest):
-        other = (
-            f"space {header.space!r}" if header.space != space.name else "another version of it"
-        )
-        raise QuadranasError(
-            f"{found} was made for {other}, not for space {space.name!r} as it is now",
-            f"Make the right one with: {_into(command, path)}",
-        )
-    if header.device != device:
-        raise QuadranasError(
-            f"{found} was made for device {header.device!r}, not for {device!r}",
-            f"Make the right one with: {_into(command, path)}",
-        )
-    table.require(space.specs(), _into(command, path))
-    return table
+    if path is not None:
+        return path if path.is_file() else None
+    if own is not None and own.is_file() and load_table(own).header.device == device:
+        return own
+    places = table_paths(space, device) if space else ()
+    return next((place for place in places if place.is_file()), None)
 
 
 @dataclass(frozen=True)
 class PricedTable:
-    """A latency table and the file it came from."""
+    """A latency table and its file."""
 
     path: Path
     table: LatencyTable
 
 
 def find_priced(
-    space: SearchSpace, device: str, path: Path | None, *, command: str
+    space: SearchSpace,
+    device: str,
+    path: Path | None = None,
+    *,
+    own: Path | None = None,
+    command: str = "",
 ) -> PricedTable:
-    """A device's table for a space, and where it lies; the arguments are those of `find_table`."""
-    found = locate_table(space.name, device, path, command=command)
-    return PricedTable(found, find_table(space, device, path, command=command))
+    """Find a device's table for a space, complete for it, and its file.
+
+    Args:
+        device: name of the device.
+        path, own: see `locate_table`.
+        command: the command that makes the table, for error messages; needed if space or device
+            were given as files instead of names.
+
+    Raises:
+        QuadranasError: no table, or one made for another device, space or version of the space.
+        MissingEntryError: the table lacks operations of the space.
+    """
+    command = command or build_command(space.name, device)
+    place = locate_table(space.name, device, path, own=own)
+    output = place if own is not None and place == own else path
+    if output is not None:
+        command = f"{command} --output {shlex.quote(str(output))}"
+    if place is None:
+        places = (path,) if path is not None else table_paths(space.name, device)
+        raise QuadranasError(
+            f"no latency table of device {device!r} for space {space.name!r}; looked at "
+            + ", ".join(map(str, places)),
+            f"Make it with: {command}",
+        )
+    table = load_table(place)
+    fault = _mismatch(table.header, space, device)
+    if fault:
+        raise QuadranasError(
+            f"{place} was made for {fault}", f"Make the right one with: {command}"
+        )
+    table.require(space.specs(), command)
+    return PricedTable(place, table)
+
+
+def find_table(
+    space: SearchSpace, device: str, path: Path | None = None, *, command: str = ""
+) -> LatencyTable:
+    """Find a device's table for a space; see `find_priced`."""
+    return find_priced(space, device, path, command=command).table
+
+
+def _mismatch(header: TableHeader, space: SearchSpace, device: str) -> str:
+    """What a table was made for instead of a space and a device, in words; empty if for these."""
+    if header.space != space.name:
+        return f"space {header.space!r}, not for space {space.name!r} as it is now"
+    if header.space_digest != space.digest:
+        return f"another version of it, not for space {space.name!r} as it is now"
+    if header.device != device:
+        return f"device {header.device!r}, not for {device!r}"
+    return ""

@@ -1,1 +1,1 @@
-"""Measurement: timing on a device, and the tables and checks made from it."""
+"""Measurement: timing on a device, the entries of measured tables, verification of budgets."""

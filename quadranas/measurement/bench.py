@@ -1,4 +1,4 @@
-"""Measuring on a device: opened once, everything timed on it compiled there and timed together."""
+"""The bench: a device opened for timing; programs are compiled there and timed together."""
 
 import json
 import threading
@@ -27,21 +27,22 @@ from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 DRIFT = 0.03
-"""How far from the table's the reference operation's latency may be before that is said."""
+"""Relative change of the reference operation's latency since the table was measured, beyond which
+a warning is printed."""
 
 DEFAULT_PLAN = Plan(round_s=0.25)
-"""For a few networks: at least ten seconds, however small they are."""
+"""Plan to verify a few networks with. It takes at least ten seconds, however small they are."""
 
 RECORDS = Path("latency_tables") / ".records"
-"""Where runtimes keep what they learned, by device: tuning records."""
+"""Where the tuning records of runtimes are kept, by device."""
 
 HOST_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.for_host)
-"""What `host` chooses from; TVM must be named, since it has to be tuned first."""
+"""The runtimes that `fastest` chooses from, without those that have to be tuned first."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A network to time, made when it is compiled; channels and resolution are of its input."""
+    """A network to time, built when it is compiled, and the channels and size of its input."""
 
     make: Callable[[], nn.Module]
     channels: int
@@ -54,7 +55,7 @@ def chain_job(specs: Sequence[OpSpec]) -> Job:
 
 
 def network_job(architecture: Architecture, network: nn.Module | None = None) -> Job:
-    """A whole network, with random weights if none is given."""
+    """A whole network; with random weights if only its architecture is given."""
     return Job(lambda: network or network_probe(architecture), 3, architecture.resolution)
 
 
@@ -78,15 +79,15 @@ class Bench:
         return self.device.conditions | self.provenance.conditions
 
     def identity(self, kind: str, space: SearchSpace) -> Identity:
-        """What a journal on this device is of."""
+        """What a journal of timings taken here is identified by."""
         of_space = Conditions(space=space.name, space_digest=space.digest)
         return {"kind": kind, **(self.conditions | of_space).identity()}
 
     def check_same(self, header: TableHeader, path: Path) -> None:
-        """Refuse to compare with a table that was measured on something else.
+        """Check that a table was measured under the conditions here.
 
         Raises:
-            QuadranasError: another runtime, version, hardware or setting; names both.
+            QuadranasError: another runtime, version, hardware or setting; names both values.
         """
         difference = header.conditions.difference(self.provenance.conditions)
         if difference is not None:
@@ -126,7 +127,7 @@ class Bench:
         return self.backend.compile(job.make(), shape)
 
     def describe(self, timings: Timings, plan: Plan) -> Measurement:
-        """The section of a table's header."""
+        """The description of a measurement in a table's header."""
         target = self.device.target
         return Measurement(
             hardware=self.provenance.hardware,
@@ -142,7 +143,7 @@ class Bench:
 
 
 class _Programs(Mapping[str, Program]):
-    """Programs by name, compiled when they are first needed."""
+    """Programs by name; each is compiled when it is first needed."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class _Programs(Mapping[str, Program]):
         return len(self.jobs)
 
     def prepare(self, names: list[str], reporter: Reporter) -> None:
-        """Compile what the planned rounds need before the clock matters."""
+        """Compile the programs of the planned rounds before any is timed."""
         num_jobs = sum(isinstance(self.jobs[name], Job) for name in names)
         if num_jobs > 2:
             reporter.message(f"compiling {num_jobs} programs")
@@ -186,10 +187,10 @@ def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:
 
 @contextmanager
 def open_device(device: Device, records: Path | None = None) -> Iterator[Backend]:
-    """Open a device, on cores of its own if it is this machine.
+    """Open a device; this process is bound to as many cores as the device has threads.
 
     Args:
-        records: where its runtime keeps what it learned; the usual folder if none.
+        records: folder for tuning records; default: `RECORDS / device.name`.
 
     Raises:
         QuadranasError: the device cannot be reached.
@@ -206,14 +207,14 @@ def open_bench(device: Device) -> Iterator[Bench]:
     """Open a device for timing.
 
     Raises:
-        QuadranasError: the device cannot be reached, or its times mean nothing.
+        QuadranasError: the device cannot be reached, or is emulated.
     """
     with open_device(device) as backend:
         yield Bench(device, backend)
 
 
 def as_measured(device: Device, header: TableHeader) -> Device:
-    """The device as a table of it was measured: runtime, precision, threads, batch size."""
+    """The device with runtime, precision, threads and batch size of a table of it."""
     return device.configured(
         runtime=header.backend,
         precision=header.precision,
@@ -223,7 +224,7 @@ def as_measured(device: Device, header: TableHeader) -> Device:
 
 
 def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:
-    """Say so if the device is not as fast as it was when a table was measured."""
+    """Warn if the device is slower or faster than when a table was measured."""
     assert header.measurement is not None
     drift = timings.reference_ms / header.measurement.reference_ms - 1
     if abs(drift) > DRIFT:
@@ -234,10 +235,10 @@ def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> 
 
 
 def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> Device:
-    """This machine with the runtime that runs a middling network of the space fastest.
+    """This machine with the runtime that is fastest on a large network of the space.
 
     Raises:
-        MissingExtraError: none is installed.
+        MissingExtraError: no runtime is installed.
     """
     architecture = random_architectures(space, 3, "runtime")[-1]
     job = network_job(architecture)

@@ -1,13 +1,14 @@
-"""The entries of a measured look-up table, and the scale that makes whole networks of them.
+"""The entries of a measured latency table, and the scale with which they add up to networks.
 
-An operation alone is faster than inside a network, where others have emptied the caches of its
-weights, and slower, where a runtime changes the layout of the feature map at its ends: by a third
-both ways (OpenVINO 2026.4, mbconv-mobile, 2 cores of a Zen 5, 2026-11-21), which no single scale
-repairs. So operations are timed inside a carrier, the smallest network of the space: one that can
-follow itself, `t(op) = (t(carrier with n copies) - t(carrier)) / n`. Of those that cannot, since
-they change the shape, a network has one at each place. They are timed alone, without the null
-call and what entering and leaving their feature maps costs, and share one factor, with which the
-entries of the carrier add up to the carrier.
+An operation alone is faster than inside a network, where others have evicted its weights from the
+caches, and slower, where a runtime changes the layout of the feature map at its ends: by a third
+in both directions (OpenVINO 2026.4, mbconv-mobile, 2 cores of a Zen 5, 2026-11-21), which no
+single scale corrects. So operations are timed inside a baseline network, the smallest network of
+the space. A shape-preserving operation can be repeated there:
+`t(op) = (t(baseline with n copies) - t(baseline)) / n`. An operation that changes the shape cannot
+be repeated. These are timed alone, less the null call and the cost of entering and leaving their
+feature maps, and share one factor, with which the entries of the baseline network add up to its
+latency.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
 from quadranas.measurement.bench import Bench, Job, chain_job, network_job
-from quadranas.measurement.probes import keeps_shape, null_probe
+from quadranas.measurement.probes import null_probe, preserves_shape
 from quadranas.measurement.timing import Plan, Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
@@ -29,28 +30,32 @@ from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 NULL = "null"
-"""A program that does next to nothing, so that its latency is that of a call."""
+"""A program that does next to nothing, so that its latency is the cost of a call."""
+
+BASELINE = "carrier"
+"""The baseline network's name in journals of timings; that of version 0.1.0, to resume those."""
 
 COPIES = 8
-"""Of an operation in the carrier."""
+"""Number of copies of an operation that are added to the baseline network."""
 
-NUM_CARRIERS = 4
-"""The carrier is in every difference, so it is compiled and timed so many times."""
+NUM_BASELINES = 4
+"""Number of baseline networks to average; the baseline is subtracted from every entry."""
 
 IMAGE_CHANNELS = 3
 
 NUM_CALIBRATION = 8
 TINY = 1e-3
-"""Of the carrier's latency: what an operation is taken to cost at least, whatever the noise."""
+"""Lower limit on an operation's latency, as a fraction of the baseline's: noise can make a
+difference zero or negative."""
 PURPOSE = "calibration"
 
 
 @dataclass(frozen=True)
 class MeasuredEntries:
-    """What a measurement gives a table.
+    """Entries of a table, and what its header says of their measurement.
 
     Args:
-        scale, calibration: none where no whole network was measured.
+        scale, calibration: `None` if no whole network was measured.
     """
 
     entries: tuple[TableEntry, ...]
@@ -59,51 +64,65 @@ class MeasuredEntries:
     scale: float | None
     calibration: Calibration | None
 
+    def with_null_call(self, null_ms: float) -> tuple[TableEntry, ...]:
+        """The entries with another null call in them, that of the table they are added to."""
+        # Subtracted first: rounding then cannot put an operation that is as fast as a null call
+        # below the table's null call.
+        return tuple(
+            entry.model_copy(update={"latency_ms": (entry.latency_ms - self.null_ms) + null_ms})
+            for entry in self.entries
+        )
+
 
 def calibration_networks(space: SearchSpace) -> list[Architecture]:
     """The whole networks that a table of the space is calibrated with."""
     return random_architectures(space, NUM_CALIBRATION, PURPOSE)
 
 
+def baseline_network(space: SearchSpace) -> Architecture:
+    """The smallest network of a space."""
+    return space.extreme(count_macs, largest=False)
+
+
 def measure_entries(
     specs: Sequence[OpSpec],
-    carrier: Architecture,
+    baseline: Architecture,
     networks: Sequence[Architecture],
     bench: Bench,
     journal: Journal,
     reporter: Reporter,
     plan: Plan,
 ) -> MeasuredEntries:
-    """Time operations, carrier and calibration networks in the same shuffled rounds.
+    """Time operations, baseline and calibration networks in the same shuffled rounds.
 
     Args:
-        carrier: `carrier_network` of the space.
-        networks: to calibrate with; none leaves the scale open.
+        baseline: `baseline_network` of the space.
+        networks: the networks to calibrate with; if empty, there is no scale.
     """
-    wanted = tuple(dict.fromkeys((*specs, *carrier.ops())))
+    # The baseline's own operations are always timed: the common factor is fitted to them.
+    timed = tuple(dict.fromkeys((*specs, *baseline.ops())))
     jobs = {NULL: Job(null_probe, 1, 1)}
-    jobs |= _carried_jobs(wanted, carrier) | _single_jobs(wanted)
+    jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
     jobs |= {network.name: network_job(network) for network in networks}
     timings = bench.time(jobs, reporter, plan, journal)
-    entries = _entries(wanted, carrier, timings)
-    kept = tuple(entries[spec] for spec in specs)
+    entries = _entries(timed, baseline, timings)
     scale, calibration = _calibrate(entries.values(), networks, timings)
-    null_ms = timings.programs[NULL].latency_ms
-    return MeasuredEntries(kept, null_ms, bench.describe(timings, plan), scale, calibration)
+    return MeasuredEntries(
+        entries=tuple(entries[spec] for spec in specs),
+        null_ms=timings.programs[NULL].latency_ms,
+        measurement=bench.describe(timings, plan),
+        scale=scale,
+        calibration=calibration,
+    )
 
 
-def carrier_network(space: SearchSpace) -> Architecture:
-    """The smallest network of a space."""
-    return space.extreme(count_macs, largest=False)
-
-
-def _carried_jobs(specs: Iterable[OpSpec], carrier: Architecture) -> dict[str, Job]:
-    """The carrier, so many times, and with copies of each operation that can follow itself."""
-    ops = list(carrier.ops())
-    jobs = {name: chain_job(ops) for name in _carriers()}
-    for spec in filter(keeps_shape, specs):
+def _inserted_jobs(specs: Iterable[OpSpec], baseline: Architecture) -> dict[str, Job]:
+    """The baseline several times, and with copies of each shape-preserving operation."""
+    ops = list(baseline.ops())
+    jobs = {name: chain_job(ops) for name in _baselines()}
+    for spec in filter(preserves_shape, specs):
         place = next(i for i, op in enumerate(ops) if _fits_after(op, spec))
-        jobs[_carried(spec)] = chain_job([*ops[: place + 1], *[spec] * COPIES, *ops[place + 1 :]])
+        jobs[_inserted(spec)] = chain_job([*ops[: place + 1], *[spec] * COPIES, *ops[place + 1 :]])
     return jobs
 
 
@@ -112,14 +131,14 @@ def _fits_after(op: OpSpec, spec: OpSpec) -> bool:
 
 
 def _single_jobs(specs: Sequence[OpSpec]) -> dict[str, Job]:
-    """Operations that change the shape, alone, and for each shape one that keeps it, alone."""
+    """Operations that change the shape, and a convolution for each shape, once and twice."""
     jobs = {}
     for spec in specs:
-        if not keeps_shape(spec):
+        if not preserves_shape(spec):
             jobs[_single(spec)] = chain_job([spec])
-            for keeper in (_keeper(shape) for shape in _ends(spec)):
-                jobs[_single(keeper)] = chain_job([keeper])
-                jobs[_double(keeper)] = chain_job([keeper, keeper])
+            for conv in map(_preserving, _ends(spec)):
+                jobs[_single(conv)] = chain_job([conv])
+                jobs[_double(conv)] = chain_job([conv, conv])
     return jobs
 
 
@@ -128,25 +147,25 @@ Shape = tuple[int, int]
 
 
 def _ends(spec: OpSpec) -> list[Shape]:
-    """The feature maps an operation takes and gives, but for images and class scores."""
+    """Input and output of an operation, without images and class scores."""
     taken = [(spec.in_channels, spec.resolution)] if spec.in_channels > IMAGE_CHANNELS else []
     return taken if spec.is_head else [*taken, (spec.out_channels, spec.out_resolution)]
 
 
-def _keeper(shape: Shape) -> OpSpec:
-    """A cheap operation that keeps a shape: its second copy costs what the first does inside."""
+def _preserving(shape: Shape) -> OpSpec:
+    """A cheap operation that preserves a shape."""
     channels, resolution = shape
     return OpSpec(
         kind="conv_bn", in_channels=channels, out_channels=channels, resolution=resolution
     )
 
 
-def _carriers() -> list[str]:
-    return [f"carrier {index}" for index in range(NUM_CARRIERS)]
+def _baselines() -> list[str]:
+    return [f"{BASELINE} {index}" for index in range(NUM_BASELINES)]
 
 
-def _carried(spec: OpSpec) -> str:
-    return f"carrier + {spec} x{COPIES}"
+def _inserted(spec: OpSpec) -> str:
+    return f"{BASELINE} + {spec} x{COPIES}"
 
 
 def _single(spec: OpSpec) -> str:
@@ -158,13 +177,15 @@ def _double(spec: OpSpec) -> str:
 
 
 def _entries(
-    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings
+    specs: Sequence[OpSpec], baseline: Architecture, timings: Timings
 ) -> dict[OpSpec, TableEntry]:
-    """One operation and one null call each."""
+    """The entries, each of one operation and one null call."""
     null_ms = timings.programs[NULL].latency_ms
     entries = {}
-    for spec, added_ms in _added_ms(specs, carrier, timings).items():
-        program = timings.programs[_carried(spec) if keeps_shape(spec) else _single(spec)]
+    for spec, added_ms in _added_ms(specs, baseline, timings).items():
+        # Minimum, median and spread are known of the timed program only, not of the difference;
+        # an entry gets them in proportion.
+        program = timings.programs[_inserted(spec) if preserves_shape(spec) else _single(spec)]
         latency_ms = added_ms + null_ms
         entries[spec] = TableEntry(
             op=spec,
@@ -177,29 +198,36 @@ def _entries(
 
 
 def _added_ms(
-    specs: Sequence[OpSpec], carrier: Architecture, timings: Timings
+    specs: Sequence[OpSpec], baseline: Architecture, timings: Timings
 ) -> dict[OpSpec, float]:
-    """What each operation adds to a network."""
+    """The latency that each operation adds to a network."""
     ms = {name: timing.latency_ms for name, timing in timings.programs.items()}
-    carrier_ms = fmean(ms[name] for name in _carriers())
+    baseline_ms = fmean(ms[name] for name in _baselines())
+    least_ms = TINY * baseline_ms
     added = {}
     for spec in specs:
-        if keeps_shape(spec):
-            added[spec] = max((ms[_carried(spec)] - carrier_ms) / COPIES, TINY * carrier_ms)
+        if preserves_shape(spec):
+            # Inside the smallest network, what surrounds the copies takes the least time: the
+            # smaller the baseline, the smaller the noise of the difference.
+            added[spec] = max((ms[_inserted(spec)] - baseline_ms) / COPIES, least_ms)
         else:
+            # Alone, it enters one shape and leaves another: half of the boundary cost of each.
             alone_ms = ms[_single(spec)] - ms[NULL]
-            ends_ms = sum(_boundary_ms(_keeper(shape), ms) for shape in _ends(spec)) / 2
-            added[spec] = max(alone_ms - ends_ms, TINY * carrier_ms)
-    repeatable_ms = sum(added[op] for op in carrier.ops() if keeps_shape(op))
-    others_ms = sum(added[op] for op in carrier.ops() if not keeps_shape(op))
-    factor = max(carrier_ms - ms[NULL] - repeatable_ms, TINY * carrier_ms) / others_ms
-    return {s: value if keeps_shape(s) else factor * value for s, value in added.items()}
+            ends_ms = sum(_boundary_ms(_preserving(shape), ms) for shape in _ends(spec)) / 2
+            added[spec] = max(alone_ms - ends_ms, least_ms)
+    # What the baseline takes beyond its shape-preserving operations is taken by the others. They
+    # were timed alone, with warm caches, and only their sum inside a network is known: so there is
+    # one factor for all of them rather than one each.
+    preserving_ms = sum(added[op] for op in baseline.ops() if preserves_shape(op))
+    others_ms = sum(added[op] for op in baseline.ops() if not preserves_shape(op))
+    factor = max(baseline_ms - ms[NULL] - preserving_ms, least_ms) / others_ms
+    return {s: value if preserves_shape(s) else factor * value for s, value in added.items()}
 
 
-def _boundary_ms(keeper: OpSpec, ms: Mapping[str, float]) -> float:
-    """What entering and leaving a shape costs: once, less what a copy costs inside."""
-    once_ms, twice_ms = ms[_single(keeper)], ms[_double(keeper)]
-    return max(2 * once_ms - twice_ms - ms[NULL], 0.0)
+def _boundary_ms(conv: OpSpec, ms: Mapping[str, float]) -> float:
+    """The cost of entering and leaving a shape."""
+    # once = null + boundary + conv and twice = null + boundary + 2 conv, solved for the boundary.
+    return max(2 * ms[_single(conv)] - ms[_double(conv)] - ms[NULL], 0.0)
 
 
 def _calibrate(
@@ -213,9 +241,11 @@ def _calibrate(
     measured_ms = [timings.programs[network.name].latency_ms for network in networks]
     if min(measured_ms) <= null_ms:
         raise QuadranasError(
-            "whole networks take no longer than a null call, so there is nothing to calibrate",
-            "Measure on a quieter machine; delete the file of timings to begin anew.",
+            "whole networks take no longer than a null call, so nothing can be calibrated",
+            "Measure on a quieter machine; delete the file of timings to start again.",
         )
+    # One scale for the whole table: eight networks could not tell the scales of single operations
+    # apart, and a common one keeps the order of the networks.
     scale = fit_scale(sums_ms, measured_ms, null_ms)
     latencies = [
         NetworkLatency(name=network.name, predicted_ms=scale * total + null_ms, measured_ms=ms)

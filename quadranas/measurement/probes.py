@@ -15,8 +15,8 @@ REFERENCE_OP = OpSpec(
 )
 
 
-def keeps_shape(spec: OpSpec) -> bool:
-    """Whether the operation's output fits its input, so that it can follow itself."""
+def preserves_shape(spec: OpSpec) -> bool:
+    """Whether output and input of the operation have the same shape, so that it can repeat."""
     return not spec.is_head and spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
@@ -28,7 +28,7 @@ def chain_probe(specs: Sequence[OpSpec]) -> nn.Sequential:
 
 
 def null_probe() -> nn.Module:
-    """Next to nothing: what remains is the cost of a call."""
+    """A single ReLU: its latency on a tiny input is the cost of a call."""
     return nn.ReLU().eval()
 
 

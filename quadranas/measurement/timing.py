@@ -1,13 +1,13 @@
-"""Timing many programs so that they can be compared: in shuffled rounds.
+"""Timing programs so that their latencies can be compared: in shuffled rounds.
 
-One pass over all programs in random order is a round, so that whatever slows the machine down for
-a while slows all of them alike. A program's latency is the first quartile of its rounds' minima.
-The minimum inside a round drops what disturbs single calls; the quartile over the rounds drops
-disturbed rounds, and lucky ones too: on a shared virtual machine (2 cores of a Zen 5, 2026-11-21)
-the least of all calls was reached by short programs in bursts that long ones could not share in,
-and two halves of one measurement differed by 1.4 % in it, but by 0.8 % in the quartile. A
-reference operation, timed several times in every round, tells which rounds were disturbed;
-another round is added for each.
+A round is one pass over all programs in random order, so that anything that slows the machine down
+for a while affects all of them alike. A program's latency is the first quartile of its rounds'
+minima. The minimum inside a round excludes disturbances of single calls; the quartile over the
+rounds excludes disturbed rounds, and exceptionally fast ones too: on a shared virtual machine (2
+cores of a Zen 5, 2026-11-21) short programs reached their overall minimum in bursts too short for
+long programs, and two halves of one measurement differed by 1.4 % in the minimum, but by 0.8 % in
+the quartile. A reference operation, timed several times in every round, shows which rounds were
+disturbed; another round is added for each.
 """
 
 import statistics
@@ -30,24 +30,27 @@ DISTURBED = 0.05
 """A round whose reference is slower than the quietest round's by more than this is disturbed."""
 
 DISAGREEMENT = 0.01
-"""A program whose latencies in odd and even rounds differ by more than this is timed again."""
+"""A program whose latencies in odd and even rounds differ by more than this is unsteady, and is
+timed again."""
 
 STATISTIC = "first quartile of the rounds' minima"
 
 TIMINGS = ".timings"
-"""What is appended to a file's name for the journal that its timings lie in until it is whole."""
+"""Suffix of the journal that a file's timings lie in until the file is complete."""
 
 MAX_EXTRA = 10
-"""Rounds beyond the planned ones, for disturbed rounds and for programs that disagree."""
+"""Limit on the rounds beyond the planned ones, for disturbed rounds and unsteady programs."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often programs are timed: rounds, and calls in each after one that is discarded.
+    """How often programs are timed.
 
     Args:
-        round_s: the least a round takes. The speed of a shared machine moves by several per cent
-            within ten seconds and less, so a measurement must last for minutes, or wait between.
+        num_rounds: number of rounds.
+        repeats: number of calls of a program in each round, after one that is discarded.
+        round_s: minimum duration of a round. The speed of a shared machine changes by several per
+            cent within ten seconds, so a short measurement has to wait between its rounds.
     """
 
     num_rounds: int = 40
@@ -58,9 +61,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timing:
-    """A program's latency in milliseconds: the statistic, and the minimum and median of all calls.
+    """The latency of a program, in milliseconds.
 
     Args:
+        latency_ms: first quartile of the rounds' minima.
+        minimum_ms, median_ms: minimum and median of all calls.
         spread: interquartile range of all calls, relative to their median.
     """
 
@@ -73,11 +78,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timings:
-    """Timings by program, and how quiet the machine was.
+    """The latencies of programs, and the noise of the machine.
 
     Args:
-        noise: median over the programs of how far odd and even rounds differ.
-        num_disturbed: rounds whose reference was slow.
+        reference_ms: latency of the reference operation.
+        num_disturbed: number of rounds whose reference was slow.
+        noise: relative difference between odd and even rounds, median over the programs.
     """
 
     programs: Mapping[str, Timing]
@@ -95,11 +101,11 @@ def time_programs(
     *,
     max_parallel: int = 1,
 ) -> Timings:
-    """Time programs in shuffled rounds; what the journal holds already is not timed again.
+    """Time programs in shuffled rounds; timings that the journal holds are not taken again.
 
     Args:
-        programs: by name; one of them is `REFERENCE`.
-        max_parallel: how many can be timed at once.
+        programs: the programs by name; one of them is `REFERENCE`.
+        max_parallel: number of programs that can be timed at once.
     """
     names = [name for name in programs if name != REFERENCE]
     rounds = _Rounds(programs, journal, plan, max_parallel)
@@ -117,8 +123,8 @@ def time_programs(
             left_s = (time.monotonic() - started) / (done - done_before) * (total - done)
             _say_round(reporter, number + 1, plan.num_rounds, left_s)
     for number in range(plan.num_rounds, plan.num_rounds + MAX_EXTRA):
-        disturbed = _disturbed(journal)
-        quiet = number - len(disturbed)
+        # A further round is of all programs as long as too few were quiet; then of the unsteady.
+        quiet = number - len(_disturbed(journal))
         again = names
         if quiet >= plan.num_rounds:
             again = [n for n in names if _disagreement(_rounds_of(n, journal)) > DISAGREEMENT]
@@ -129,7 +135,7 @@ def time_programs(
 
 
 class _Rounds:
-    """Runs rounds: every program once, in an order that the seed and the round's number decide."""
+    """Runs rounds: each program once, in an order that depends on seed and round number."""
 
     def __init__(
         self, programs: Mapping[str, Program], journal: Journal, plan: Plan, max_parallel: int
@@ -174,13 +180,13 @@ class _Rounds:
 
 
 def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:
-    """About ten lines in all."""
+    """Report the progress in about ten lines, where no live bar shows it."""
     if not reporter.is_live and number * 10 // total > (number - 1) * 10 // total:
         reporter.message(f"round {number} of {total}, {left_s / 60:.1f} min left")
 
 
 def _reference_ms(journal: Journal) -> dict[int, float]:
-    """The reference's latency in every round that has all of its timings."""
+    """The latency of the reference by round: the median of its timings there."""
     rounds: dict[int, list[float]] = {}
     for index in range(REFERENCES_PER_ROUND):
         for number, times in journal.samples.get(f"{REFERENCE} {index}", {}).items():
@@ -189,6 +195,7 @@ def _reference_ms(journal: Journal) -> dict[int, float]:
 
 
 def _disturbed(journal: Journal) -> set[int]:
+    """The rounds whose reference was slow."""
     rounds = _reference_ms(journal)
     quietest = min(rounds.values())
     return {number for number, ms in rounds.items() if ms > quietest * (1 + DISTURBED)}
@@ -200,7 +207,7 @@ def _latency_ms(rounds: Sequence[Sequence[float]]) -> float:
 
 
 def _disagreement(rounds: Sequence[Sequence[float]]) -> float:
-    """How far odd and even rounds differ."""
+    """Relative difference between the latencies in odd and in even rounds."""
     low, high = sorted((_latency_ms(rounds[::2]), _latency_ms(rounds[1::2] or rounds)))
     return high / low - 1
 
@@ -209,22 +216,27 @@ def _rounds_of(name: str, journal: Journal) -> list[list[float]]:
     return [times for _, times in sorted(journal.samples[name].items())]
 
 
+def timing_of(rounds: Sequence[Sequence[float]]) -> Timing:
+    """The statistics of a program's calls.
+
+    Args:
+        rounds: milliseconds of the calls of each round.
+    """
+    calls = np.concatenate([np.asarray(times) for times in rounds])
+    quarter, median, three_quarters = np.percentile(calls, [25, 50, 75])
+    return Timing(
+        latency_ms=_latency_ms(rounds),
+        minimum_ms=float(calls.min()),
+        median_ms=float(median),
+        spread=float((three_quarters - quarter) / median),
+        num_rounds=len(rounds),
+    )
+
+
 def _summarise(names: Sequence[str], journal: Journal) -> Timings:
-    timings = {}
-    for name in names:
-        rounds = _rounds_of(name, journal)
-        times = np.concatenate([np.asarray(times) for times in rounds])
-        quarter, median, three_quarters = np.percentile(times, [25, 50, 75])
-        timings[name] = Timing(
-            latency_ms=_latency_ms(rounds),
-            minimum_ms=float(times.min()),
-            median_ms=float(median),
-            spread=float((three_quarters - quarter) / median),
-            num_rounds=len(rounds),
-        )
     references = list(_reference_ms(journal).values())
     return Timings(
-        programs=timings,
+        programs={name: timing_of(_rounds_of(name, journal)) for name in names},
         reference_ms=float(np.percentile(references, 25)),
         num_rounds=len(references),
         num_disturbed=len(_disturbed(journal)),

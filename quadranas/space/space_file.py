@@ -175,19 +175,24 @@ def space_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
 
 
-def load_space(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SearchSpace:
+def load_space(
+    space: str | Path | SearchSpace, *, widths: tuple[int, ...] | None = None
+) -> SearchSpace:
     """Load a shipped space by name, or any space from a YAML file.
 
     A file may start with `extends: NAME` (or the path of another file, relative to its own
     folder) and then needs only the keys that differ, such as `widths`.
 
     Args:
+        space: name, path, or a space that is loaded already.
         widths: replaces the widths in the file.
 
     Raises:
         QuadranasError: unknown name, unreadable file or invalid value; names file, key and value.
     """
-    return build_space(load_space_file(name_or_path, widths=widths))
+    if isinstance(space, SearchSpace):
+        return space
+    return build_space(load_space_file(str(space), widths=widths))
 
 
 def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SpaceFile:

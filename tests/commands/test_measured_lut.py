@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import quadranas
 from quadranas.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeProgram
-from quadranas.commands.merge_lut import merge_lut
-from quadranas.commands.validate_lut import fresh_networks
+from quadranas.commands.merge_lut import MergeLutResult, merge_lut
+from quadranas.commands.validate_lut import ValidateLutResult, fresh_networks
 from quadranas.errors import QuadranasError
 from quadranas.files import source_commit
 from quadranas.latency.host import usable_cores
@@ -29,10 +29,17 @@ from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing
 from tests.commands.test_resume import until
 from tests.killing import Moment, killed
+from tests.typed_results import parsed
 
 BUILD = ("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime")
 TABLE = "table.json"
 TIMINGS = "table.json.timings"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify networks in two rounds: whether a budget is kept or missed is clear here."""
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
 
 
 @pytest.fixture
@@ -397,7 +404,7 @@ def test_merging_keeps_what_every_table_predicts(
     two = LatencyTable(header=header, entries=whole.entries[cut:])
     one.save(folder / "1.json")
     two.save(folder / "2.json")
-    merge_lut([folder / "1.json", folder / "2.json"], folder / "merged.json")
+    merge_lut([folder / "1.json", folder / "2.json"], output=folder / "merged.json")
     merged = load_table(folder / "merged.json")
     assert set(merged.latencies_ms) == set(whole.latencies_ms)
     assert merged.entries[: cut + 1] == one.entries
@@ -420,7 +427,7 @@ def test_a_merged_table_can_be_read_though_a_call_was_faster_than_a_null_call(
     content["entries"] = [*whole[3:4], whole[4] | {"latency_ms": fast, "minimum_ms": fast / 9}]
     Path("2.json").write_text(json.dumps(content), encoding="utf-8")
     without(table, 3, 4)
-    merge_lut([table, Path("2.json")], Path("merged.json"))
+    merge_lut([table, Path("2.json")], output="merged.json")
     merged = load_table(Path("merged.json"))
     found = {entry.op: entry for entry in merged.entries}
     kept, fastest = load_table(Path("2.json")).entries
@@ -437,6 +444,7 @@ def test_a_merged_table_is_the_first_one_with_more_entries(table: Path) -> None:
     outcome = call("merge-lut", table, "rest.json", "--output", "merged.json", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json() == {"path": "merged.json", "entries": len(whole.entries)}
+    assert parsed(outcome, MergeLutResult).table() == load_table(Path("merged.json"))
     merged = load_table(Path("merged.json"))
     assert merged.latencies_ms == whole.latencies_ms
     assert merged.header.calibration == whole.header.calibration
@@ -530,6 +538,7 @@ def test_a_validation_is_printed_and_kept_in_the_table(table: Path) -> None:
     outcome = call(*command, "--networks", "4", "--json")
     assert outcome.code == 0, outcome.err
     result = outcome.json()
+    parsed(outcome, ValidateLutResult)
     numbers = {"bias", "mape", "within_5", "within_10", "kendall_tau"}
     assert set(result) == {"networks", "table", "plot", "summary"} | numbers
     assert result["networks"] == 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from experiments.published_latencies.networks import NETWORKS
 from quadranas.backends.interface import Conversion
 from quadranas.backends.onnx_file import to_onnx
-from quadranas.commands.predict import predict
+from quadranas.commands.predict import PredictResult, predict
 from quadranas.errors import QuadranasError
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.device import Device, load_device
@@ -24,6 +24,7 @@ from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.conftest import Counter
 from tests.onnx_files import write
+from tests.typed_results import parsed
 
 RESULTS = Path(__file__).parents[2] / "experiments/published_latencies/results.json"
 
@@ -89,11 +90,11 @@ def test_an_exported_network_costs_what_the_table_says(
     content = to_onnx(build_subnet(architecture), conversion)
     (tmp_path / "net.onnx").write_bytes(content)
     for device in map(load_device, ("cpu", "vpu", "gpu")):
-        result = predict(tmp_path / "net.onnx", device)
+        result = predict(tmp_path / "net.onnx", device=device)
         tolerance = 1e-3 if name.startswith("mbconv") else 1e-9
-        assert result["latency_ms"] == pytest.approx(table_ms(architecture, device), rel=tolerance)
-        assert result["macs"] == count_macs(architecture)
-        assert result["unpriced"] == []
+        assert result.latency_ms == pytest.approx(table_ms(architecture, device), rel=tolerance)
+        assert result.macs == count_macs(architecture)
+        assert result.unpriced == ()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -117,9 +118,9 @@ def test_the_experiment_has_kept_what_is_predicted(tmp_path: Path, name: str) ->
     path = save(NETWORKS[name](), tmp_path / "net.onnx", dynamo=False, opset_version=18)
     for row in kept["rows"]:
         if row["network"] == name:
-            result = predict(path, load_device(row["device"]))
-            assert result["latency_ms"] == pytest.approx(row["predicted_ms"], rel=1e-3)
-            assert result["macs"] / 1e6 == pytest.approx(WELL_KNOWN[name][1], abs=0.6)
+            result = predict(path, device=load_device(row["device"]))
+            assert result.latency_ms == pytest.approx(row["predicted_ms"], rel=1e-3)
+            assert result.macs / 1e6 == pytest.approx(WELL_KNOWN[name][1], abs=0.6)
 
 
 def test_predictions_are_near_published_latencies() -> None:
@@ -179,11 +180,11 @@ def test_every_exporter_leads_to_the_same_prediction(tmp_path: Path) -> None:
         path = tmp_path / f"old{opset}.onnx"
         files.append(save(network, path, size=32, dynamo=False, opset_version=opset))
     for device in map(load_device, ("cpu", "vpu", "gpu")):
-        first, *others = [predict(file, device) for file in files]
+        first, *others = [predict(file, device=device) for file in files]
         for other in others:
-            assert other["latency_ms"] == pytest.approx(first["latency_ms"], rel=1e-3)
-            assert len(other["operators"]) == len(first["operators"])
-            assert other["unpriced"] == first["unpriced"] == []
+            assert other.latency_ms == pytest.approx(first.latency_ms, rel=1e-3)
+            assert len(other.operators) == len(first.operators)
+            assert other.unpriced == first.unpriced == ()
 
 
 def test_sigmoids_and_joins_on_the_vpu(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_sigmoids_and_joins_on_the_vpu(tmp_path: Path) -> None:
     slow = write(tmp_path / "slow.onnx", "y = Sigmoid(x)")
     joined = write(tmp_path / "joined.onnx", "a = Tanh(x)\ny = Concat<axis=1>(a, x)")
     ms = {
-        (device, path.stem): predict(path, load_device(device))["latency_ms"]
+        (device, path.stem): predict(path, device=load_device(device)).latency_ms
         for device in ("cpu", "vpu")
         for path in (plain, slow, joined)
     }
@@ -204,7 +205,7 @@ def test_sigmoids_and_joins_on_the_vpu(tmp_path: Path) -> None:
 
 def test_a_device_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(QuadranasError, match="'host' has no analytic model"):
-        predict(tmp_path / "net.onnx", load_device("host"))
+        predict(tmp_path / "net.onnx", device=load_device("host"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16", "int8"])
@@ -213,7 +214,7 @@ def test_every_precision_of_a_device_has_a_price(tmp_path: Path, precision: str)
     device = load_device("gpu").model_copy(update={"precision": precision})
     size = {"fp32": 4, "tf32": 4, "int8": 1}.get(precision, 2)
     expected = 2 * 2048 * size / 1555e6 + 0.011
-    assert predict(path, device)["latency_ms"] == pytest.approx(expected)
+    assert predict(path, device=device).latency_ms == pytest.approx(expected)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -228,7 +229,9 @@ def test_the_command(tmp_path: Path) -> None:
         "analytic (Arm Cortex-A76 (Pixel 4), TFLite 2.1, fp32, threads: 1; expected" in shown.out
     )
     assert "LOWER BOUND" not in shown.out
-    result = call("predict", path, "--device", "cpu", "--json").json()
+    printed = call("predict", path, "--device", "cpu", "--json")
+    assert parsed(printed, PredictResult) == predict(path, device="cpu")
+    result = printed.json()
     (operator,) = result["operators"]
     assert operator["ops"] == ["Conv", "Relu"]
     assert result["latency_ms"] == operator["latency_ms"] == pytest.approx(conv_ms)
@@ -244,7 +247,9 @@ def test_what_could_not_be_priced_is_said_loudly(tmp_path: Path) -> None:
     assert "[red]net.onnx: at least 0.0" in shown.out
     assert "NOT PRICED: 4 x Det (d0, d1, d2, ...)" in shown.out
     assert "The latency is a LOWER BOUND" in shown.out
-    result = call("predict", path, "--device", "vpu", "--json").json()
+    printed = call("predict", path, "--device", "vpu", "--json")
+    assert parsed(printed, PredictResult) == predict(path, device="vpu")
+    result = printed.json()
     assert result["unpriced"] == [{"op": "Det", "count": 4, "nodes": ["d0", "d1", "d2", "d3"]}]
     assert result["is_lower_bound"] is True
 
@@ -295,7 +300,9 @@ def test_attention_is_priced_whole(tmp_path: Path, opset: int) -> None:
     path = tmp_path / "net.onnx"
     axes = {"images": {0: "batch"}}
     options = {"input_names": ["images"], "dynamic_axes": axes, "opset_version": opset}
-    result = predict(save(Attention(), path, size=32, dynamo=False, **options), load_device("cpu"))
-    assert result["unpriced"] == []
+    result = predict(
+        save(Attention(), path, size=32, dynamo=False, **options), device=load_device("cpu")
+    )
+    assert result.unpriced == ()
     linear = 17 * 16 * (3 * 16 + 16 + 2 * 32)
-    assert result["macs"] == 16 * 192 * 16 + linear + 2 * 17 * 17 * 16 + 160
+    assert result.macs == 16 * 192 * 16 + linear + 2 * 17 * 17 * 16 + 160

@@ -19,7 +19,6 @@ from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import load_preprocessing
 from quadranas.data.task import evaluate
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.latency.device import load_device
 from quadranas.latency.table_files import load_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
@@ -213,7 +212,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
     overrides |= {"checkpoint_seconds": 0, "augment": {"mixup": 0.2, "rand_augment_ops": 1}}
     if space != "toy":
         (tmp_path / "space.yaml").write_text(SMALL_MBCONV, encoding="utf-8")
-        build_lut(load_space("space.yaml"), load_device("cpu"))
+        build_lut("space.yaml", device="cpu")
         overrides |= {"space": "space.yaml", "budget": "0.9ms"}
     run(tmp_path / "whole", pictures, **overrides)
     assert set(contents(tmp_path / "whole", DECIDED)) == set(DECIDED)
@@ -261,7 +260,7 @@ def test_the_budget_is_that_of_the_data_s_classes(
     monkeypatch.chdir(tmp_path)
     text = "{extends: toy, name: wide, num_classes: 5000}"
     (tmp_path / "wide.yaml").write_text(text, encoding="utf-8")
-    _, table = build_lut(load_space("wide.yaml"), load_device("cpu"))
+    table = build_lut("wide.yaml", device="cpu").table()
 
     def smallest_ms(num_classes: int) -> float:
         space = load_space("wide.yaml").with_num_classes(num_classes)

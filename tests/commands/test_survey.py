@@ -7,7 +7,6 @@ import pytest
 from quadranas.commands.build_lut import build_lut
 from quadranas.commands.survey import survey_devices, survey_spaces
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import load_device
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.space.cost import count_macs
@@ -64,7 +63,7 @@ def test_a_space_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     command = "quadranas build-lut --device cpu --space 'my space.yaml'"
     with pytest.raises(QuadranasError, match=f"Make it with: {command}"):
         survey_spaces(["my space.yaml"], ["cpu"])
-    build_lut(load_space("my space.yaml"), load_device("cpu"))
+    build_lut("my space.yaml", device="cpu")
     (found,) = survey_spaces(["my space.yaml"]).spaces
     assert set(found.devices) == {"cpu"}
     assert found.devices["cpu"].table == Path("latency_tables/mine/cpu.json")
@@ -74,6 +73,6 @@ def test_one_s_own_table_comes_before_the_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    build_lut(load_space("toy"), load_device("vpu"))
+    build_lut("toy", device="vpu")
     (device,) = survey_devices(["vpu"]).devices
     assert device.tables["toy"] == Path("latency_tables/toy/vpu.json")

@@ -159,7 +159,7 @@ def test_a_confidence_needs_a_measured_table(analytic: LatencyTable) -> None:
         Contract(budget_ms=30, confidence=0.9).decoding_ms(analytic)
     assert "that of device 'vpu' is analytic" in caught.value.message
     assert caught.value.hint == (
-        "Leave out --confidence, or measure: quadranas build-lut --device vpu --space toy "
+        "Omit --confidence, or measure: quadranas build-lut --device vpu --space toy "
         "--backend RUNTIME"
     )
 
@@ -173,7 +173,7 @@ def test_the_command_line_refuses_it_before_anything_is_written(
     outcome = call(command, *stored, *given, "--confidence", "0.9", "--json")
     assert outcome.code == 2
     assert "a confidence needs a measured table" in outcome.json()["error"]
-    assert outcome.json()["hint"].startswith("Leave out --confidence, or measure: ")
+    assert outcome.json()["hint"].startswith("Omit --confidence, or measure: ")
     assert list(tmp_path.iterdir()) == []
 
 

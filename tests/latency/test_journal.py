@@ -267,7 +267,7 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, limit: int) -> None
     assert done.returncode == 1
     message, hint = done.stderr.splitlines()
     assert message.startswith(f"cannot write {path}: ")
-    assert message.endswith("; what was measured is kept")
+    assert message.endswith("; the timings so far are kept")
     assert "choose another --output" in hint
     kept = int(done.stdout)
     assert kept == 0 or limit > len(HEAD) + 1

@@ -235,7 +235,7 @@ def test_a_measurement_is_not_continued_as_another_one(
     measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
     outcome = call(*BUILD)
     assert_one_message(outcome, message)
-    assert "delete the file to begin anew" in outcome.json()["hint"]
+    assert "delete the file to start again" in outcome.json()["hint"]
     assert Path(TIMINGS).read_bytes() == before
 
 
@@ -245,8 +245,8 @@ def test_damaged_timings_are_not_made_a_table_of(
     measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
     Path(TIMINGS).write_text('{"identity": "mine"}\n', encoding="utf-8")
     outcome = call(*BUILD)
-    assert_one_message(outcome, f"{TIMINGS} is no journal of a measurement, or damaged")
-    assert outcome.json()["hint"] == "Delete it to begin anew."
+    assert_one_message(outcome, f"{TIMINGS} is not a journal of a measurement, or is damaged")
+    assert outcome.json()["hint"] == "Delete it to start again."
     assert listing(Path()) == ["board.yaml", TIMINGS]
 
 
@@ -279,5 +279,5 @@ def test_every_program_is_timed_in_every_round(
     assert call(*BUILD).code == 0
     counts = Counter(backend.timed.values())
     assert set(counts) == {40, 160, 200}
-    assert counts[160] == 1  # the carrier, of which there are four
+    assert counts[160] == 1  # the baseline network, of which there are four
     assert counts[200] == 1  # the reference, five times a round

@@ -10,11 +10,11 @@ from quadranas.measurement.lut_entries import (
     NUM_CALIBRATION,
     TINY,
     MeasuredEntries,
+    baseline_network,
     calibration_networks,
-    carrier_network,
     measure_entries,
 )
-from quadranas.measurement.probes import keeps_shape
+from quadranas.measurement.probes import preserves_shape
 from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
@@ -36,8 +36,8 @@ def measured(
 ) -> MeasuredEntries:
     bench = Bench(board(), ScriptedBackend(machine.network_ms))
     journal, reporter = Journal(None, {}), Reporter(quiet=True)
-    carrier = carrier_network(load_space("toy"))
-    return measure_entries(specs, carrier, networks, bench, journal, reporter, PLAN)
+    baseline = baseline_network(load_space("toy"))
+    return measure_entries(specs, baseline, networks, bench, journal, reporter, PLAN)
 
 
 def test_entries_and_scale_are_the_machine_s(space: SearchSpace) -> None:
@@ -65,7 +65,7 @@ def test_entries_and_scale_are_the_machine_s(space: SearchSpace) -> None:
 
 def test_what_changes_the_shape_is_priced_without_its_boundaries(space: SearchSpace) -> None:
     (spec,) = (spec for spec in space.specs() if spec.kind == "downsample")
-    assert not keeps_shape(spec)
+    assert not preserves_shape(spec)
     machine = Machine(space.specs())
     (entry,) = measured(machine, [spec]).entries
     assert entry.latency_ms == pytest.approx(machine.ops_ms[spec] + machine.null_ms, rel=1e-9)
@@ -82,23 +82,23 @@ def test_operations_that_are_faster_alone_are_priced_as_in_a_network(space: Sear
         assert entry.latency_ms == pytest.approx(expected_ms, rel=1e-9)
 
 
-def test_the_carrier_costs_what_its_entries_add_up_to(space: SearchSpace) -> None:
+def test_the_baseline_costs_what_its_entries_add_up_to(space: SearchSpace) -> None:
     machine = Machine(space.specs(), alone=1.3)
     entries = {entry.op: entry for entry in measured(machine, tuple(space.specs())).entries}
-    ops = list(carrier_network(space).ops())
+    ops = list(baseline_network(space).ops())
     total_ms = sum(entries[op].latency_ms - machine.null_ms for op in ops)
     assert total_ms == pytest.approx(sum(machine.ops_ms[op] for op in ops), rel=1e-9)
 
 
 def test_an_operation_that_seems_to_take_no_time_takes_a_little(space: SearchSpace) -> None:
     spec = next(
-        s for s in space.specs() if keeps_shape(s) and s not in carrier_network(space).ops()
+        s for s in space.specs() if preserves_shape(s) and s not in baseline_network(space).ops()
     )
     machine = Machine(space.specs())
     machine.ops_ms[spec] = -0.1
     (entry,) = measured(machine, [spec]).entries
-    carrier_ms = sum(machine.ops_ms[op] for op in carrier_network(space).ops()) + machine.null_ms
-    assert entry.latency_ms == pytest.approx(TINY * carrier_ms + machine.null_ms, rel=1e-9)
+    baseline_ms = sum(machine.ops_ms[op] for op in baseline_network(space).ops()) + machine.null_ms
+    assert entry.latency_ms == pytest.approx(TINY * baseline_ms + machine.null_ms, rel=1e-9)
 
 
 def test_without_whole_networks_there_is_no_scale(space: SearchSpace) -> None:

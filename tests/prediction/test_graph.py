@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from quadranas.commands.predict import predict
 from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.latency.device import load_device
 from quadranas.prediction.graph import read_graph
 from tests.onnx_files import model, write
 
@@ -203,7 +202,7 @@ def outcome(path: Path, content: bytes) -> Any:
     """What predict makes of a file: a result, or an error that the user can fix."""
     path.write_bytes(content)
     try:
-        return predict(path, load_device("vpu"))
+        return predict(path, device="vpu")
     except QuadranasError as error:
         return error
 
