@@ -1,4 +1,4 @@
-"""Conversion: first-order networks become quadratic, trained or adapted, and are reduced again."""
+"""Conversion: making first-order networks quadratic, adapting and reducing them."""
 
 from quadranas.conversion.adaptation import (
     adapt,

@@ -1,4 +1,4 @@
-"""Quadratic adaptation of a pre-trained network: make it, train it, save it, load it.
+"""Quadratic adaptation of a pre-trained network: build, train, save and load it.
 
 Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192); the layer: `quadranas.layers.adapted`.
 """
@@ -25,7 +25,7 @@ WEIGHTS, CHANGES = "adapted.safetensors", "adapted.json"
 
 
 class AdaptedModel(Frozen):
-    """What turns a first-order network into an adapted one, beside the weights."""
+    """The changes that turn a first-order network into an adapted one."""
 
     changes: tuple[LayerChange, ...] = Field(min_length=1)
 
@@ -39,19 +39,19 @@ def adapt(
 ) -> Model:
     """A copy of a pre-trained network with a low-rank quadratic term in its layers.
 
-    The copy computes exactly what the network does, until it is trained. The terms' weights are
+    Before training the copy computes exactly what the network does. The weights of the terms are
     drawn from PyTorch's generator.
 
     Args:
         model: any network; its linear layers and zero-padded convolutions can be adapted.
-        rank: of the terms; at most the narrowest adapted layer's `max_rank`.
-        dilation: of the terms of convolutions, relative to the convolution's own.
-        where: types of layers, patterns of their names, or a function of name and layer; all
-            layers if not given.
+        rank: rank of the terms; at most the `max_rank` of the narrowest adapted layer.
+        dilation: dilation of the terms of convolutions, relative to the convolution's own.
+        where: types of layers, patterns of their names, or a function of name and layer.
+            Default: all layers.
         train: see `set_trained`.
 
     Raises:
-        QuadranasError: no such layers, or a rank, dilation or `train` that does not fit.
+        QuadranasError: no layer is selected, or a rank, dilation or `train` does not fit.
     """
     changes = adaptations(select_layers(model, where), rank, dilation)
     adapted = changed(model, changes)
@@ -60,17 +60,17 @@ def adapt(
 
 
 def adaptations(names: Iterable[str], rank: int = 1, dilation: int = 2) -> tuple[LayerChange, ...]:
-    """The records of layers that are to be adapted alike.
+    """One record for each layer to adapt, all with the same rank and dilation.
 
     Raises:
-        QuadranasError: an impossible rank or dilation.
+        QuadranasError: a rank or dilation out of range.
     """
     options = {"kind": "adapted", "rank": rank, "dilation": dilation}
     return tuple(validate(LayerChange, {"name": n, **options}, f"layer {n!r}") for n in names)
 
 
 def quadratic_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the quadratic terms of a network's adapted layers, by name."""
+    """The parameters of the quadratic terms in a network's adapted layers, by name."""
     return {
         f"{path}.{part}.{name}": parameter
         for path, layer in adapted_layers(model).items()
@@ -80,21 +80,21 @@ def quadratic_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def set_trained(model: nn.Module, train: Trained) -> None:
-    """Choose what training moves: every parameter, or those of the quadratic terms alone.
+    """Choose the parameters that training changes: all, or those of the quadratic terms.
 
-    Running statistics of BatchNorm are no parameters: in training they follow the data either
-    way, because the quadratic terms change what the norms see. Keep them by putting the norms
+    Running statistics of BatchNorm are not parameters: they follow the data in training either
+    way, because the quadratic terms change the input of the norms. To keep them, put the norms
     into evaluation mode.
 
     Raises:
-        QuadranasError: an unknown choice, or quadratic terms alone where there are none.
+        QuadranasError: an unknown choice, or `quadratic` for a network without adapted layers.
     """
     if train not in get_args(Trained):
         raise unknown("train", train, get_args(Trained))
     quadratic = quadratic_parameters(model)
     if train == "quadratic" and not quadratic:
         raise QuadranasError(
-            "the network has no adapted layer, so there are no quadratic terms to train alone",
+            "the network has no adapted layer, so it has no quadratic terms to train",
             "Adapt it first, or train all of it.",
         )
     for name, parameter in model.named_parameters():
@@ -102,10 +102,10 @@ def set_trained(model: nn.Module, train: Trained) -> None:
 
 
 def save_adapted(model: nn.Module, folder: str | Path) -> None:
-    """Write an adapted network: its tensors, and which layers were adapted and how.
+    """Write an adapted network: its tensors and the list of adapted layers.
 
     Raises:
-        QuadranasError: no layer is adapted, or the folder cannot be written.
+        QuadranasError: no adapted layer, or a folder that cannot be written.
     """
     changes = [_record(path, layer) for path, layer in adapted_layers(model).items()]
     if not changes:
@@ -119,11 +119,12 @@ def load_adapted(model: Model, folder: str | Path) -> Model:
     """An adapted copy of a first-order network, with the tensors of a folder.
 
     Args:
-        model: the network that was adapted; of its weights only the shapes matter.
-        folder: what `save_adapted` wrote.
+        model: the network that was adapted; only the shapes of its weights matter.
+        folder: the folder that `save_adapted` wrote.
 
     Raises:
-        QuadranasError: unreadable, or the network is another: names the layer or tensor.
+        QuadranasError: the files cannot be read, or belong to another network; names the layer or
+            tensor.
     """
     path = Path(folder) / CHANGES
     record = validate(AdaptedModel, read_json(path, "adapted network"), path)

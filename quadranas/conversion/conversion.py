@@ -23,10 +23,10 @@ class LayerReport:
     """What a conversion does with one layer.
 
     Args:
-        name: its path, the first one where the network holds it in several places.
-        kind: its class.
-        change: how it is replaced; none where it stays.
-        reason: why it stays; empty where it is replaced.
+        name: path of the layer; the first one if the network holds it in several places.
+        kind: class of the layer.
+        change: how it is replaced; None if it is kept.
+        reason: why it is kept; empty if it is replaced.
     """
 
     name: str
@@ -44,20 +44,20 @@ def convert(
 ) -> Model:
     """A copy of a network with its linear and convolutional layers made quadratic.
 
-    The new layers draw their weights from PyTorch's generator; all others keep theirs. A layer
-    that the network holds in several places is replaced by one new layer in all of them.
+    The weights of the new layers are drawn from PyTorch's generator; all other weights are kept.
+    A layer that the network holds in several places is replaced by one new layer in all of them.
 
     Args:
-        form: the neuron, a key of `quadranas.layers.forms.FORMS`.
-        select: which layers: types; patterns of their paths as in a shell, in which `*` also
-            passes dots (`features.*`); predicates of path and layer; or several of these, of
-            which a layer has to meet one. All, if not given.
-        norm: BatchNorm on every branch of the new layers.
-        keep_ends: leave the first and the last layer, in the order of registration, as they are.
+        form: kind of neuron, a key of `quadranas.layers.forms.FORMS`.
+        select: the layers to convert: types; shell-style patterns of their paths, in which `*`
+            also matches dots (`features.*`); predicates of path and layer; or several of these,
+            of which a layer has to match one. Default: all layers.
+        norm: put a BatchNorm on every branch of the new layers.
+        keep_ends: keep the first and the last layer, in the order of registration.
 
     Raises:
-        QuadranasError: unknown form, or a selector that no replaceable layer meets; it lists the
-            kinds of layers found that have no quadratic version.
+        QuadranasError: an unknown form, or a selector that matches no replaceable layer; lists
+            the kinds of layers that have no quadratic version.
     """
     report = plan_conversion(model, form, select, norm, keep_ends)
     return changed(model, [layer.change for layer in report if layer.change])
@@ -70,16 +70,16 @@ def plan_conversion(
     norm: bool = False,
     keep_ends: bool = True,
 ) -> list[LayerReport]:
-    """What `convert` would do with every layer of a network that has weights, in order.
+    """What `convert` would do with every layer that has weights, in order.
 
-    Normalisations, and the branches of quadratic layers, are not listed.
+    Normalisations and the branches of quadratic layers are not listed.
 
     Raises:
         QuadranasError: as `convert`.
     """
     if find_form(form).branches == ("c",) and not find_form(form).matrix:
         raise QuadranasError(
-            f"form {form!r} is the first-order one, which the layers have already",
+            f"form {form!r} is first-order, as the layers already are",
             "Name a second-order form, such as hadamard.",
         )
     layers = weight_layers(model)
@@ -101,8 +101,8 @@ def plan_conversion(
         )
     if not any(layer.change for layer in report):
         raise QuadranasError(
-            f"no layer would be replaced: those selected are the network's first or last one "
-            f"({', '.join(sorted(ends & chosen))}), which stay",
-            "Select others; in Python, keep_ends=False converts these too.",
+            "no layer would be replaced: only the first or last layer of the network is selected "
+            f"({', '.join(sorted(ends & chosen))}), which are kept",
+            "Select other layers; in Python, keep_ends=False converts these too.",
         )
     return report

@@ -1,7 +1,7 @@
-"""Taking layers out of a network, and making quadratic layers first-order again.
+"""Reduction: removing layers of a network, and making quadratic layers first-order again.
 
-Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701): what the auto-builder does with the
-layers that its ranking puts first.
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701): the auto-builder's treatment of the
+least important layers.
 """
 
 import copy
@@ -24,7 +24,7 @@ Layer = nn.Linear | Conv | QuadraticLayer
 
 
 def why_not_removable(layer: nn.Module) -> str:
-    """Why a layer's input cannot stand for its output; empty where it can."""
+    """Why a layer's input cannot replace its output; empty if it can."""
     if not isinstance(layer, Layer):
         return f"{type(layer).__name__} is neither linear, nor convolutional, nor quadratic"
     if getattr(layer, "transposed", False):
@@ -48,13 +48,13 @@ def _keeps_size(window: Conv | Convolution) -> bool:
 
 
 def remove(model: Model, names: Sequence[str]) -> Model:
-    """A copy of a network without some layers: each one's input becomes its output.
+    """A copy of a network without some layers: their inputs become their outputs.
 
-    The normalisation and the activation after a removed layer stay.
+    The normalisation and the activation after a removed layer are kept.
 
     Raises:
-        QuadranasError: no such layer, one whose output has another shape than its input, or
-            none would be left.
+        QuadranasError: an unknown layer, a layer whose output has another shape than its input,
+            or no layer would be left.
     """
     _check_names(names, "remove")
     for name in names:
@@ -83,13 +83,13 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 def revert(model: Model, names: Sequence[str]) -> Model:
     """A copy of a network in which some quadratic layers are first-order again.
 
-    The linear term's weights stay (branch c). A BatchNorm on the branch is folded into them; its
-    shift only where the layer has a bias, since a layer made without one has a normalisation after
-    it as a rule. Forms without a linear term keep the weights of branch a. Either way the network
-    has to be trained on.
+    The weights of the linear term (branch c) are kept; forms without a linear term keep those of
+    branch a. A BatchNorm on the branch is folded into the weights; its shift only if the layer
+    has a bias, because a layer without a bias is usually followed by a normalisation. The network
+    needs further training.
 
     Raises:
-        QuadranasError: no such layer, one that is not quadratic, or one without any branch.
+        QuadranasError: an unknown layer, a layer that is not quadratic, or one without branches.
     """
     _check_names(names, "revert")
     model = copy.deepcopy(model)
@@ -124,14 +124,14 @@ def _without_changes(architecture: Architecture, names: Sequence[str]) -> Archit
 
 
 def why_not_revertible(layer: nn.Module) -> str:
-    """Why a layer has no first-order form to go back to; empty where it has."""
+    """Why a layer cannot be made first-order again; empty if it can."""
     if not isinstance(layer, QuadraticLayer):
         return f"{type(layer).__name__} is not a quadratic layer"
     return "" if layer.branches else f"form {layer.form!r} has no first-order branch"
 
 
 def first_order(layer: QuadraticLayer) -> nn.Module:
-    """The first-order layer that a quadratic one goes back to; see `revert`."""
+    """The first-order layer that replaces a quadratic one; see `revert`."""
     name = "c" if "c" in layer.branches else "a"
     branch = copy.deepcopy(layer.branches[name])
     if len(layer.norms):
@@ -143,7 +143,7 @@ def first_order(layer: QuadraticLayer) -> nn.Module:
 
 @torch.no_grad()
 def _fold(branch: nn.Module, norm: BatchNorm) -> None:
-    """Put a BatchNorm, as it is in evaluation, into the weights before it."""
+    """Fold a BatchNorm, as in evaluation, into the weights before it."""
     assert isinstance(norm.running_mean, Tensor)
     assert isinstance(norm.running_var, Tensor)
     assert isinstance(branch.weight, Tensor)
@@ -156,5 +156,5 @@ def _fold(branch: nn.Module, norm: BatchNorm) -> None:
 def _check_names(names: Sequence[str], verb: str) -> None:
     if isinstance(names, str) or not names:
         raise QuadranasError(
-            f"there is no layer to {verb}: got {names!r}", "Give a list of layers' names."
+            f"there is no layer to {verb}: got {names!r}", "Pass a list of names of layers."
         )

@@ -1,4 +1,4 @@
-"""Naming the layers of a network that are to become quadratic, and why some cannot."""
+"""Selection of the layers to make quadratic, and the reasons why some cannot be."""
 
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -15,22 +15,22 @@ from quadranas.layers.replacement import is_first_order
 
 Selector: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Select: TypeAlias = Selector | Iterable[Selector] | None
-"""Types of layers; patterns of their paths as in a shell, in which `*` also passes dots
-(`features.*`); functions of path and layer; or several of these, of which a layer has to meet
-one. None stands for all layers."""
+"""Types of layers; shell-style patterns of their paths, in which `*` also matches dots
+(`features.*`); functions of path and layer; or several of these, of which a layer has to match
+one. None selects all layers."""
 
 SECOND_ORDER = (QuadraticLayer, AdaptedLayer)
-"""Layers with a quadratic term: the first-order layers inside them are parts of their neurons."""
+"""Layers with a quadratic term; the first-order layers inside them are parts of their neurons."""
 
 READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-"""Modules that read the tensors of the layers inside them, which therefore have to stay."""
+"""Modules that read the tensors of the layers inside them, which cannot be replaced."""
 
 
 def select_layers(model: nn.Module, select: Select = None) -> list[str]:
-    """The first-order layers of a network that are meant, by their paths, in its order.
+    """The paths of the selected first-order layers of a network, in its order.
 
     Raises:
-        QuadranasError: a selector that meets no layer which can be made quadratic.
+        QuadranasError: a selector that matches no layer which can be made quadratic.
     """
     layers = weight_layers(model)
     obstacles = {name: obstacle(model, name, layer) for name, layer in layers.items()}
@@ -39,22 +39,22 @@ def select_layers(model: nn.Module, select: Select = None) -> list[str]:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that fit one of some patterns, as in a shell; all of them without patterns.
+    """The names that match one of some shell-style patterns; all names without patterns.
 
     Raises:
-        QuadranasError: a pattern that no name fits.
+        QuadranasError: a pattern that matches no name.
     """
     for pattern in patterns:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             raise QuadranasError(
-                f"no layer fits the pattern {pattern!r}", f"Layers: {', '.join(names[:8])} ..."
+                f"no layer matches the pattern {pattern!r}", f"Layers: {', '.join(names[:8])} ..."
             )
     fits = (lambda name: any(fnmatchcase(name, p) for p in patterns)) if patterns else bool
     return [name for name in names if fits(name)]
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with weights of two axes or more, by their first paths."""
+    """The layers with weights of two or more dimensions, by their first paths."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -82,24 +82,24 @@ def _owner(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
-    """Why a layer cannot be replaced; empty where it can."""
+    """Why a layer cannot be replaced; empty if it can."""
     kind = type(layer).__name__
     if isinstance(layer, QuadraticLayer):
         return "it is quadratic already"
     owner = _owner(model, name)
     if owner is not None:
-        return f"{type(owner).__name__} reads its weights itself"
+        return f"{type(owner).__name__} reads its weights directly"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        return f"{kind} knows its size only after a first batch"
+        return f"the size of {kind} is unknown before a first batch"
     padding = getattr(layer, "padding_mode", "zeros")
     if padding != "zeros":
         return f"{kind} padded with {padding!r} has no quadratic version"
     if not is_first_order(layer):
         return f"{kind} has no quadratic version"
     if isinstance(layer, Conv) and layer.padding == "same" and not _has_middle(layer):
-        return f"{kind} pads two sides differently, having a kernel without a middle"
+        return f"{kind} has an even kernel, so it pads the two sides differently"
     if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has hooks, such as a weight normalisation, that would be lost"
+        return "its hooks, such as a weight normalisation, would be lost"
     weights = set(map(id, layer.parameters()))
     for other_name, other in model.named_modules():
         if other is not layer and weights & set(map(id, other.parameters(recurse=False))):
@@ -115,10 +115,10 @@ def _has_middle(conv: Conv) -> bool:
 def chosen_layers(
     layers: dict[str, nn.Module], obstacles: dict[str, str], select: Select
 ) -> set[str]:
-    """The layers that meet a selector.
+    """The layers that match a selector.
 
     Raises:
-        QuadranasError: one of the selectors meets no layer that can be replaced.
+        QuadranasError: one of the selectors matches no layer that can be replaced.
     """
     chosen: set[str] = set()
     for selector in _selectors(select):
@@ -139,7 +139,7 @@ def _selectors(select: Select) -> list[Selector]:
         raise QuadranasError(
             f"select {select!r} names no layer; accepted: layer types, patterns, functions of "
             "path and layer, or a list of these",
-            "Leave it out to convert all layers.",
+            "Omit it to convert all layers.",
         )
     return selectors
 
@@ -158,7 +158,7 @@ def _nothing(
     selector: Selector | None,
     met: Iterable[str],
 ) -> QuadranasError:
-    """The error for a selector that meets no layer that can be replaced."""
+    """The error for a selector that matches no layer which can be replaced."""
     named = selector.__name__ if isinstance(selector, type) else repr(selector)
     what = "the network" if selector is None else f"select {named}"
     found = "; ".join(sorted({f"{name}: {obstacles[name]}" for name in met})[:5])

@@ -1,1 +1,1 @@
-"""Inspection: what the layers of a network do during training."""
+"""Inspection: the layers of a network during training."""

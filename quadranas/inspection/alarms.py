@@ -1,7 +1,8 @@
 """Alarms for second-order gradients that vanish or explode.
 
 Source of the problem: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701): the gradient of one
-factor is multiplied by the other factor's output, so products that shrink or grow feed themselves.
+factor is multiplied by the output of the other, so shrinking or growing products reinforce
+themselves.
 """
 
 import math
@@ -11,27 +12,28 @@ from typing import Any
 from quadranas.inspection.records import Alarm, Distribution, LayerRecord, StepRecord
 
 EXPLODING_RATIO = 64.0
-"""Norm of a factor's gradient over that of the linear branch, above which it explodes.
+"""Norm of a factor's gradient over that of the linear branch, above which it is exploding.
 
-`c` receives the output's gradient g, `a` receives g b(x): the ratio is about the size of b(x). If
-both factors are of size 64, peaks of four times that multiply to 2^16, and float16 ends at 65504.
+`c` receives the output's gradient g, `a` receives g b(x), so the ratio is about the size of b(x).
+If both factors are of size 64, peaks of four times that multiply to 2^16, and the largest float16
+is 65504.
 """
 
 VANISHING_RATIO = 2.0**-10
-"""The same ratio, below which it vanishes.
+"""The same ratio, below which it is vanishing.
 
-The unit initialisation begins at 1/4 (`forms.QUADRATIC_SHARE`). At a 250th of that, a step
-of the factors is a thousandth of the linear branch's: the layer trains as a linear one.
+The unit initialisation starts at 1/4 (`forms.QUADRATIC_SHARE`). At a 250th of that, a step of the
+factors is a thousandth of the linear branch's, and the layer trains like a linear one.
 """
 
 HISTORY_FACTOR = 100.0
-"""How far outside of what it has been so far a value may lie.
+"""Factor by which a value may exceed its previous range.
 
-Gradients of single batches of one training differ by factors of ten without anything wrong.
+Gradients of single batches in a healthy training differ by factors of ten.
 """
 
 MIN_HISTORY = 3
-"""Records before a history says anything."""
+"""Number of records before history-based thresholds apply."""
 
 NONFINITE = "nonfinite"
 EXPLODING = "exploding"
@@ -39,10 +41,11 @@ VANISHING = "vanishing"
 
 
 class GradientWatch:
-    """Judges step after step; it remembers the smallest and the largest values of each part.
+    """Checks step after step; it stores the smallest and the largest values of each part.
 
-    A part's gradient norm is compared with the linear branch's, or with the rest of the network's
-    where the form has no such branch, so that a training that converges raises no alarm.
+    The gradient norm of a part is compared with that of the linear branch or, if the form has no
+    such branch, with that of the rest of the network. So a training that converges raises no
+    alarm.
     """
 
     def __init__(self) -> None:
@@ -50,7 +53,7 @@ class GradientWatch:
         self._current: set[str] = set()
 
     def judge(self, record: StepRecord) -> tuple[Alarm, ...]:
-        """What is wrong in a step."""
+        """The alarms of a step."""
         rest = _rest_norms(record.layers)
         return tuple(
             alarm
@@ -62,12 +65,12 @@ class GradientWatch:
         )
 
     def new(self, alarms: tuple[Alarm, ...]) -> list[Alarm]:
-        """Those alarms that were not already raised by the step before."""
+        """The alarms that the previous step did not raise."""
         before, self._current = self._current, {_key(alarm) for alarm in alarms}
         return [alarm for alarm in alarms if _key(alarm) not in before]
 
     def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """The state as plain values, for a checkpoint."""
         return {
             "ranges": {key: list(values) for key, values in self._ranges.items()},
             "current": sorted(self._current),
@@ -99,7 +102,7 @@ class GradientWatch:
                 )
 
     def _verdict(self, key: str, norm: float, ratio: float, linear: bool) -> tuple[str, str]:
-        """What is wrong with a gradient and by which threshold; empty if nothing is."""
+        """The kind of alarm for a gradient and the threshold it crosses; empty for no alarm."""
         count, lowest, highest = self._ranges.get(key, [0, math.inf, 0.0])
         self._ranges[key] = [count + 1, min(lowest, ratio), max(highest, norm)]
         if linear and ratio > EXPLODING_RATIO:
@@ -107,9 +110,9 @@ class GradientWatch:
         if linear and ratio < VANISHING_RATIO:
             return VANISHING, f"below {VANISHING_RATIO:.2g}"
         if count >= MIN_HISTORY and norm > HISTORY_FACTOR * highest:
-            return EXPLODING, f"and it never was above {highest:.2g} before"
+            return EXPLODING, f"and it was never above {highest:.2g} before"
         if count >= MIN_HISTORY and ratio < lowest / HISTORY_FACTOR:
-            return VANISHING, f"and that never was below {lowest:.2g} before"
+            return VANISHING, f"and the ratio was never below {lowest:.2g} before"
         return "", ""
 
 
@@ -117,7 +120,7 @@ ADVICE = {
     EXPLODING: "lower the learning rate of the factors, or bound their product "
     "(quadranas.training.quadratic_optimization.SecondOrderControl)",
     VANISHING: "raise the learning rate of the factors (quadranas.training.quadratic_optimization."
-    "quadratic_parameter_groups) or begin with larger ones",
+    "quadratic_parameter_groups) or start with larger factors",
 }
 
 
@@ -126,7 +129,7 @@ def _key(alarm: Alarm) -> str:
 
 
 def _rest_norms(layers: Mapping[str, LayerRecord]) -> dict[str, float]:
-    """Norm of the gradients of all layers but one, for each."""
+    """For each layer, the norm of the gradients of all other layers."""
     squares = {
         name: math.fsum(g.norm**2 for g in layer.gradients.values())
         for name, layer in layers.items()
@@ -150,5 +153,5 @@ def _nonfinite(name: str, layer: LayerRecord, step: int) -> Iterator[Alarm]:
                 part=part,
                 kind=NONFINITE,
                 text=f"layer {name}, step {step}: {found.num_nonfinite} of {found.num_values} "
-                f"{what} are not finite; begin again with a lower learning rate",
+                f"{what} are not finite; restart with a lower learning rate",
             )

@@ -1,4 +1,4 @@
-"""Distributions of activations, weights and gradients, layer by layer, in any training.
+"""Recording distributions of activations, weights and gradients, layer by layer.
 
 Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), its plots of activations, weights and
 gradients over training.
@@ -20,11 +20,11 @@ from quadranas.layers.replacement import FIRST_ORDER, quadratic_layers
 
 
 class Inspector:
-    """Watches the layers of a network while it is attached; nothing in it or its training changes.
+    """Observes the layers of a network while attached, without changing it or its training.
 
-    `with inspector:` attaches and detaches; `record(step)` after a backward pass tells what was
-    seen: of the last forward pass activations, terms and weights, of the last backward pass
-    gradients (before any clipping). `step(number)` does all that around one step of training:
+    `with inspector:` attaches and detaches. `record(step)`, called after a backward pass, returns
+    the activations, terms and weights of the last forward pass and the gradients of the last
+    backward pass (before clipping). `step(number)` does all of it around one training step:
 
         inspector = Inspector(model, every=100)
         for number, (images, labels) in enumerate(batches):
@@ -34,15 +34,15 @@ class Inspector:
                 optimizer.step()
 
     Args:
-        all_layers: first-order layers too (`nn.Linear`, `nn.ConvNd`), not only quadratic ones.
-        every: of the steps given to `step`, those whose number it divides are inspected.
+        all_layers: also inspect first-order layers (`nn.Linear`, `nn.ConvNd`).
+        every: interval; `step` inspects the steps whose number is a multiple of it.
 
     Attributes:
-        records: one per recorded step, with the alarms it raised.
-        on_alarm: called with every alarm that the recorded step before did not raise already.
+        records: one per recorded step, with its alarms.
+        on_alarm: called with every alarm that the previous record did not have.
 
     Raises:
-        QuadranasError: there is nothing to inspect.
+        QuadranasError: no layer to inspect.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Inspector:
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        """Begin to watch; without effect if attached already."""
+        """Start observing; no effect if already attached."""
         if self._handles:
             return
         for name, layer in self.layers.items():
@@ -74,7 +74,7 @@ class Inspector:
                     self._handles.append(weight.register_post_accumulate_grad_hook(hook))
 
     def detach(self) -> None:
-        """Stop watching, and forget what was not recorded."""
+        """Stop observing, and discard what was not recorded."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._seen = [], {}
@@ -93,7 +93,7 @@ class Inspector:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around one step of training: watch and record it, if it is one of those chosen."""
+        """A context for one training step: observe and record it if its number is a multiple."""
         if number % self.every:
             yield
             return
@@ -102,10 +102,10 @@ class Inspector:
             self.record(number)
 
     def record(self, step: int) -> StepRecord:
-        """Add what was seen since the last record, and raise its alarms.
+        """Record what was observed since the last record, and raise alarms.
 
         Raises:
-            QuadranasError: nothing was seen.
+            QuadranasError: no inspected layer was called.
         """
         if not self._seen:
             raise QuadranasError(
@@ -147,10 +147,10 @@ class Inspector:
 
 
 def inspected_layers(model: nn.Module, *, all_layers: bool = False) -> dict[str, nn.Module]:
-    """The layers to inspect by their paths, in the network's order.
+    """The layers to inspect, by their paths, in the network's order.
 
     Raises:
-        QuadranasError: there is none.
+        QuadranasError: no layer to inspect.
     """
     quadratic = quadratic_layers(model)
     inside = {id(branch) for layer in quadratic.values() for branch in layer.branches.values()}
@@ -174,7 +174,7 @@ def _kind(layer: nn.Module) -> str:
 
 
 def _weights(layer: nn.Module) -> dict[str, Tensor]:
-    """The weights of a layer by the part they belong to."""
+    """The weights of a layer, by its parts."""
     found: dict[str, Tensor]
     if not isinstance(layer, QuadraticLayer):
         return {"weight": layer.get_parameter("weight")}

@@ -1,7 +1,7 @@
-"""The terms of quadratic layers as numbers and as pictures.
+"""The terms of quadratic layers, as numbers and as images.
 
-Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), its pictures of what first-order and
-second-order terms respond to in an image.
+Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), its pictures of the responses of
+first-order and second-order terms to an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.modes import batch_norms, evaluating, frozen_statistics
 
 MAX_SORTED = 2**17
-"""Quantiles of a larger tensor are those of so many of its values, evenly spaced."""
+"""Largest number of values to sort; of a larger tensor evenly spaced values are used."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TermView:
 
     Args:
         energy: mean square.
-        image: mean absolute value over the channels, (H, W); none if the output has no two axes
-            of space.
+        image: mean absolute value over the channels, (H, W); None if the output has not two
+            spatial dimensions.
     """
 
     energy: float | None
@@ -41,11 +41,11 @@ def view_terms(
 ) -> dict[str, tuple[TermView | None, TermView | None]]:
     """The first-order and the second-order term of every quadratic layer for one image.
 
-    The network runs in evaluation mode and is left as it was. Of a layer that is called several
-    times, it is the last call.
+    The network runs in evaluation mode and is not changed. For a layer that is called several
+    times, the last call counts.
 
     Args:
-        image: (1, C, H, W), prepared as the network expects it.
+        image: (1, C, H, W), preprocessed as the network expects.
 
     Raises:
         QuadranasError: no quadratic layer is called.
@@ -66,7 +66,7 @@ def view_terms(
         model(image)
     if not found:
         raise QuadranasError(
-            "the network has no quadratic layer whose terms could be shown",
+            "the network has no quadratic layer, so there are no terms to show",
             "Inspect a run whose architecture has quadratic layers.",
         )
     return found
@@ -82,7 +82,7 @@ def _view(layer: QuadraticLayer, term: Tensor | None) -> TermView | None:
 
 @torch.no_grad()
 def quiet_terms(layer: QuadraticLayer, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The terms of a layer; its norms' running averages stay as they are."""
+    """The terms of a layer; the running averages of its norms are not changed."""
     with frozen_statistics(batch_norms(layer)):
         return layer.terms(x)
 
@@ -117,7 +117,7 @@ def describe(tensor: Tensor) -> Distribution:
 
 
 def energy(term: Tensor | None) -> float | None:
-    """Mean square of a term; none if there is no term or no finite value in it."""
+    """Mean square of a term; None without a term, or without finite values in it."""
     if term is None:
         return None
     found = describe(term)

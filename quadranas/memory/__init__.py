@@ -1,4 +1,4 @@
-"""Memory: what a training step and an inference of any network will need."""
+"""Memory: prediction and measurement of the memory of a training step and an inference."""
 
 from quadranas.memory.measurement import MeasuredMemory, measure_memory
 from quadranas.memory.profile import MemoryProfile, profile_memory

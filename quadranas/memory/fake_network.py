@@ -1,4 +1,4 @@
-"""Networks whose tensors have shapes, layouts and life times, but no memory."""
+"""Networks of fake tensors, which have shapes, layouts and lifetimes but no data."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ from quadranas.errors import QuadranasError
 
 @contextmanager
 def without_memory(model: nn.Module, input_shape: Sequence[int], device: str) -> Iterator[None]:
-    """A context in which new tensors are fake, and failures tell what of the model is to blame.
+    """A context in which new tensors are fake, and failures are explained.
 
     Raises:
-        QuadranasError: the model does not take the input, has nothing to train or computes shapes
-            from values, or the device is not here.
+        QuadranasError: the model does not accept the input, has no trainable parameter or
+            computes shapes from values, or the device is not available.
     """
     _check(model, input_shape, device)
     name = type(model).__name__
@@ -36,8 +36,8 @@ def without_memory(model: nn.Module, input_shape: Sequence[int], device: str) ->
         UnsupportedOperatorException,
     ) as error:
         raise QuadranasError(
-            f"the memory of {name} cannot be predicted: {error.func} depends on values, or has no "
-            "rule for its shape",
+            f"the memory of {name} cannot be predicted: the output shape of {error.func} depends "
+            "on values, or is unknown",
             "Measure it instead: quadranas.memory.measure_memory.",
         ) from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -54,19 +54,19 @@ def _check(model: nn.Module, input_shape: Sequence[int], device: str) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise QuadranasError(
             f"{type(model).__name__} has no trainable parameter, so it has no training step",
-            "Set requires_grad on what is to be trained.",
+            "Set requires_grad on the parameters to train.",
         )
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         # Without CUDA, PyTorch 2.13 ends the process when autograd meets such a tensor
         raise QuadranasError(
-            f"memory cannot be predicted for device {device!r} here; accepted: cpu, and cuda "
-            "where PyTorch finds a GPU"
+            f"memory cannot be predicted for device {device!r}; accepted: cpu, and cuda if "
+            "PyTorch finds a GPU"
         )
 
 
 def fake_copy(model: nn.Module, device: str) -> Any:
-    """The model with fake tensors; its own are not copied."""
+    """A copy of the model with fake tensors; the data of its tensors are not copied."""
     fakes: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         fake = torch.empty_strided(

@@ -1,4 +1,4 @@
-"""What training and inference of a network really hold in memory, measured on the device."""
+"""Measured memory of the training and the inference of a network."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from quadranas.memory.workspace import held_at_once, tensor_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredMemory:
-    """Most bytes held at once, with parameters, buffers, optimiser state and input."""
+    """Peak memory in bytes, including parameters, buffers, optimiser state and input."""
 
     training_peak_bytes: int
     inference_peak_bytes: int
@@ -29,10 +29,11 @@ def measure_memory(
     optimizer: MakeOptimizer = adamw,
     device: str = "cpu",
 ) -> MeasuredMemory:
-    """Run a training step and an inference, and count what PyTorch's allocator hands out.
+    """Run a training step and an inference, and measure the memory that PyTorch allocates.
 
-    The counterpart of `profile_memory`, with the same arguments; a copy of the model runs. On a
-    CPU the profiler's allocation events are summed, on a GPU the caching allocator keeps count.
+    The counterpart of `profile_memory`, with the same arguments. A copy of the model runs. On a
+    CPU the profiler's allocation events are summed; on a GPU the caching allocator's statistics
+    are read.
     """
     network = copy.deepcopy(model).to(device).train()
     inputs = torch.zeros(

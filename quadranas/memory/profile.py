@@ -1,8 +1,8 @@
-"""What training and inference of any PyTorch network hold in memory, predicted without the memory.
+"""Prediction of the memory that training and inference of any PyTorch network need.
 
-The network runs on fake tensors (shapes, layouts and life times, no memory), so the prediction
+The network runs on fake tensors (shapes, layouts and lifetimes, no data), so the prediction also
 works for a batch that would not fit. QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), has a
-memory profiler of built models for the same question.
+memory profiler for built models.
 """
 
 from collections import Counter
@@ -25,14 +25,15 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMemory:
-    """What one layer has and keeps.
+    """Parameters, MACs and saved activations of one layer.
 
     Args:
-        name: the module's path; empty for the network itself. Work that is no module's own, such
-            as an activation function, counts for the module whose `forward` does it.
-        params: its own, and those of modules inside it that are never called.
-        macs: of one forward pass, for one sample.
-        saved_bytes: kept for the backward pass, parameters not counted.
+        name: path of the module; empty for the network itself. Operations outside modules, such
+            as an activation function, count for the module whose `forward` calls them.
+        params: number of its own parameters, and of those in modules inside it that are never
+            called.
+        macs: MACs of one forward pass, for one sample.
+        saved_bytes: bytes kept for the backward pass, without parameters.
     """
 
     name: str
@@ -44,13 +45,13 @@ class LayerMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """The moment at which most memory is held.
+    """The moment at which most memory is in use.
 
     Args:
         phase: `forward`, `backward` or `optimizer`.
-        parts: bytes of `parameters`, `buffers`, `optimizer_state`, `inputs`, `gradients` (of the
-            parameters, as far as they exist at that moment), `activations` (with temporary
-            tensors) and `workspace` (of the kernel that runs).
+        parts: bytes of `parameters`, `buffers`, `optimizer_state`, `inputs`, `gradients` (those
+            of the parameters that exist at that moment), `activations` (with temporary tensors)
+            and `workspace` (of the running kernel).
     """
 
     phase: str
@@ -58,7 +59,7 @@ class Peak:
 
     @property
     def num_bytes(self) -> int:
-        """All parts together."""
+        """The sum of all parts."""
         return sum(self.parts.values())
 
 
@@ -72,17 +73,17 @@ class MemoryProfile:
 
     @property
     def params(self) -> int:
-        """Of the whole network."""
+        """Number of parameters of the network."""
         return sum(layer.params for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Of the whole network, for one sample."""
+        """MACs of the network, for one sample."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def saved_bytes(self) -> int:
-        """What all layers keep for the backward pass."""
+        """Bytes that all layers keep for the backward pass."""
         return sum(layer.saved_bytes for layer in self.layers)
 
 
@@ -99,7 +100,7 @@ def mean_loss(output: Any) -> Tensor:
 
 
 def adamw(parameters: list[nn.Parameter]) -> Optimizer:
-    """AdamW with two moments per parameter, in one kernel, as this project trains."""
+    """Fused AdamW, as in the trainings of this package; it keeps two moments per parameter."""
     return torch.optim.AdamW(parameters, fused=True)
 
 
@@ -113,22 +114,23 @@ def profile_memory(
     device: str = "cpu",
     differentiate_input: bool = False,
 ) -> MemoryProfile:
-    """Predict what a training step and an inference hold at most, and what each layer keeps.
+    """Predict the peak memory of a training step and an inference, and what each layer keeps.
 
-    The training step is forward pass, loss, backward pass and optimiser step, gradients freed
-    after it, the optimiser's state already there. Only single kernels run for real, at batch 20
-    or less, to see their workspace. The model is neither run nor changed, and may lie on `meta`.
+    The training step is forward pass, loss, backward pass and optimiser step. Gradients are freed
+    after it, and the optimiser's state exists before it. Only single kernels run on data, at
+    batch 20 or less, to measure their workspace. The model is neither run nor changed, and may be
+    on the `meta` device.
 
     Args:
-        input_shape: of the one input, batch first.
-        dtype: of the input; that of the first parameter if not given.
-        loss: a scalar of the network's output.
-        device: where it would run, `cpu` or `cuda`; it must be here.
-        differentiate_input: also compute the input's gradient, as inside of a larger network.
+        input_shape: shape of the only input, batch first.
+        dtype: type of the input. Default: that of the first parameter.
+        loss: a function from the network's output to a scalar.
+        device: the device of the training, `cpu` or `cuda`; it must be available.
+        differentiate_input: also compute the gradient of the input, as in a larger network.
 
     Raises:
-        QuadranasError: the input does not fit, nothing is trainable, the device is not here, or
-            the network's shapes depend on its values, so that it cannot be followed without them.
+        QuadranasError: the input does not fit, no parameter is trainable, the device is not
+            available, or the shapes in the network depend on values.
     """
     with without_memory(model, input_shape, device):
         network = fake_copy(model, device)
@@ -198,7 +200,7 @@ def optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _peak(tracker: StorageTracker, device: torch.device) -> Peak:
-    """The largest moment, kernels' workspaces included."""
+    """The moment with most memory, including the workspaces of kernels."""
     moments = list(tracker.moments.values())
     calls = [moment.call for moment in moments if moment.call is not None]
     sizes = measure_workspaces(calls, device)
@@ -215,7 +217,7 @@ def _peak(tracker: StorageTracker, device: torch.device) -> Peak:
 def _layers(
     model: nn.Module, recorder: LayerRecorder, macs: Counter[str], batch: int
 ) -> tuple[LayerMemory, ...]:
-    """One row per module that was called and has, does or keeps something."""
+    """One row per called module with parameters, MACs or saved activations."""
     params: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]

@@ -1,7 +1,8 @@
-"""What a step allocates, followed storage by storage, without the memory itself.
+"""Tracking the allocations of a step, storage by storage.
 
-A `StorageTracker` sees every operation below autograd. Under PyTorch's `FakeTensorMode` tensors
-have shapes, layouts and life times, but no memory, so a batch that would not fit can be followed.
+A `StorageTracker` intercepts every operation below autograd. Under PyTorch's `FakeTensorMode`
+tensors have shapes, layouts and lifetimes but no data, so a batch that would not fit can be
+tracked.
 """
 
 import weakref
@@ -20,21 +21,21 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A tensor without its memory."""
+    """Shape, stride and type of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
     def zeros(self, device: torch.device, size: int | None = None) -> Tensor:
-        """A tensor of this layout, with another size of its first axis if one is given."""
+        """A tensor of this layout, optionally with another size of its first axis."""
         shape = self.shape if size is None else (size, *self.shape[1:])
         return torch.empty_strided(shape, self.stride, dtype=self.dtype, device=device).zero_()
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operation, its tensors as `TensorLayout`."""
+    """One call of an operation, with `TensorLayout` in place of tensors."""
 
     operation: Any
     arguments: tuple[Any, ...]
@@ -43,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes held by category while an operation ran."""
+    """Bytes in use, by category, while an operation runs."""
 
     held: Counter[str]
     phase: str
@@ -51,18 +52,18 @@ class Moment:
 
 
 class StorageTracker(TorchDispatchMode):
-    """Follows the storages that live, by category, and when they were largest.
+    """Tracks the live storages by category, and the moment with most memory.
 
     Args:
-        kernels: operations whose every call is kept as a moment of its own, because their
-            kernels may use memory that no tensor shows.
+        kernels: operations whose calls are all recorded as moments, because their kernels may use
+            memory outside of tensors.
 
     Attributes:
-        phase: named by the caller; kept with every moment.
-        peak: the moment with the most bytes.
-        moments: a moment for each distinct call of `kernels`, the one with the most bytes.
-        macs: multiply-accumulates of the forward pass by the layer that was running.
-        layer: the layer that is running, named by the caller.
+        phase: set by the caller, and stored with every moment.
+        peak: the moment with most bytes.
+        moments: for each distinct call of `kernels`, the moment with most bytes.
+        macs: multiply-accumulates of the forward pass, by running layer.
+        layer: the running layer, set by the caller.
     """
 
     def __init__(self, kernels: Iterable[Any] = ()) -> None:
@@ -89,11 +90,11 @@ class StorageTracker(TorchDispatchMode):
             self._held[category] += size
 
     def category(self, tensor: Tensor) -> str | None:
-        """Where a tensor's storage counts."""
+        """The category of a tensor's storage; None if it is not tracked."""
         return self._categories.get(tensor.untyped_storage()._cdata)
 
     def settle(self) -> None:
-        """Compare what is held now with the peak."""
+        """Update the peak with the current state."""
         self._summed = False
         if self._held.total() > self.peak.held.total():
             self.peak = Moment(self._held.copy(), self.phase)
@@ -104,7 +105,7 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors it allocates."""
         if self._summed:
             self.settle()
         kwargs = kwargs or {}
@@ -139,12 +140,12 @@ def _layout(tensor: Tensor) -> TensorLayout:
 
 
 class LayerRecorder:
-    """Which layer of a network runs, and what each keeps for the backward pass.
+    """Records which layer of a network runs, and what each saves for the backward pass.
 
     Attributes:
-        called: paths of the modules that were called, in the order of their first call.
-        saved_bytes: by path of the innermost module that was running; a storage counts once, for
-            the first that keeps it; parameters, which live anyway, do not count.
+        called: the called modules by path, in the order of their first call.
+        saved_bytes: saved bytes, by path of the innermost running module. A storage counts once,
+            for the first layer that saves it. Parameters do not count.
     """
 
     def __init__(self, tracker: StorageTracker) -> None:
@@ -156,7 +157,7 @@ class LayerRecorder:
 
     @contextmanager
     def recording(self, network: nn.Module) -> Iterator[None]:
-        """Follow the calls of a network's modules and what autograd saves."""
+        """Record the calls of a network's modules and the tensors that autograd saves."""
         with ExitStack() as stack:
             for name, module in network.named_modules():
                 self._attach(stack, name, module)

@@ -1,8 +1,8 @@
-"""Memory that kernels use while they run and that no tensor shows.
+"""Workspaces: memory that kernels use internally while they run, outside of tensors.
 
 It depends on the library and the processor (oneDNN on an AVX-512 processor pads the weight
 gradient of a depthwise convolution to 256 times its size), so it is measured: each distinct call
-of the kernels known to use such memory runs once alone, at a small batch.
+of the kernels known to use workspaces runs once, alone, at a small batch.
 """
 
 from bisect import bisect_left, bisect_right
@@ -28,17 +28,17 @@ BATCHED: dict[Any, tuple[int, ...]] = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: (0, 1, 2),
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (0, 1, 2, 3, 4, 5),
 }
-"""The kernels that are measured, and which of their arguments have the batch on axis 0."""
+"""The measured kernels, and the indices of their arguments with the batch on axis 0."""
 
 PROBE_BATCHES = (16, 20)
-"""Batches that a larger one is extrapolated from; PyTorch picks other convolutions below 16."""
+"""Batches to extrapolate from; below 16 PyTorch chooses other convolution algorithms."""
 
 
 def measure_workspaces(calls: Sequence[Call], device: torch.device) -> list[int]:
-    """Bytes that each call holds at once beyond its arguments and results.
+    """Peak memory of each call in bytes, beyond its arguments and results.
 
-    Calls of a larger batch than the last of `PROBE_BATCHES` run at those two, and the line through
-    both is followed.
+    Calls with a larger batch than the last of `PROBE_BATCHES` run at these two batches, and the
+    results are extrapolated linearly.
     """
     if not calls:
         return []
@@ -123,14 +123,14 @@ def _events(profiler: profile) -> list[Any]:
 
 
 def held_at_once(profiler: profile) -> int:
-    """Most bytes that were held at once during a profile, beyond those held at its start."""
+    """Peak memory during a profile in bytes, beyond the memory in use at its start."""
     events = [event for event in _events(profiler) if event.name() == "[memory]"]
     sizes: list[int] = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return max(accumulate(sizes, initial=0))
 
 
 def tensor_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the storages of some tensors, each counted once."""
+    """Bytes of the storages of tensors; each storage counts once."""
     return sum(
         {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values()
     )

@@ -1,1 +1,1 @@
-"""Network: the one skeleton of supernet and sub-network, and its weights."""
+"""Network: the skeleton that supernet and sub-networks share, its weights and modes."""

@@ -17,19 +17,21 @@ INIT_STD = 0.02
 def create_model(
     name: str, *, num_classes: int = 1000, resolution: int = 224, drop_path: float = 0.0
 ) -> Network:
-    """A reference QuadraNet, initialised as published: truncated normal of 0.02, biases zero.
+    """Create a reference QuadraNet, with the published initialisation: truncated normal of 0.02.
+
+    Biases are zero.
 
     Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Tables I and V.
 
     Args:
         name: `quadranet25_t`, `25_b`, `36_t`, `36_s`, `36_b`; suffix `_q1` or `_q12` for
             quadratic pointwise layers.
-        resolution: multiple of 32 (the network itself takes any; this one is checked).
-        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+        resolution: a multiple of 32; the network itself accepts any.
+        drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        QuadranasError: unknown name, or a resolution, number of classes or drop_path that does
-            not fit.
+        QuadranasError: an unknown name, or an impossible resolution, number of classes or
+            drop_path.
     """
     if not 0 <= drop_path < 1:
         raise QuadranasError(f"drop_path must be at least 0 and below 1, got {drop_path}")
@@ -48,29 +50,29 @@ def create_model(
 
 
 def load_published_weights(model: Network, path: str | Path) -> None:
-    """Fill a reference model from a published checkpoint, in place, using every tensor.
+    """Fill a reference model, in place, from a published checkpoint; every tensor is used.
 
-    Reads `.safetensors`, or a `.pth` with `weights_only=True`; the tensors may stand alone or
-    under the key `model` or `state_dict`.
+    Reads `.safetensors`, or a `.pth` with `weights_only=True`; the tensors may be under the key
+    `model` or `state_dict`.
 
     Raises:
-        QuadranasError: unreadable, or tensors missing, left over, or of another shape; or no
-            QuadraNet, so that no such checkpoint exists.
+        QuadranasError: the file cannot be read, its tensors do not fit the model, or the model is
+            no QuadraNet.
     """
     load_published_tensors(model, read_tensors(Path(path)), str(path))
 
 
 def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """The same with tensors that were read already.
+    """The same as `load_published_weights`, with tensors that were read before.
 
     Raises:
-        QuadranasError: as there.
+        QuadranasError: as in `load_published_weights`.
     """
     try:
         renamed = {published_name(name): name for name in model.state_dict()}
     except ValueError as error:
         raise QuadranasError(
-            f"{source} does not fit this model, which is no QuadraNet",
+            f"{source} does not fit this model, which is not a QuadraNet",
             "Published checkpoints exist for the models of create_model().",
         ) from error
     missing = sorted(set(renamed) - set(tensors))
@@ -78,8 +80,8 @@ def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], sour
     if missing or unused:
         raise QuadranasError(
             f"{source} does not fit this model: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(unused)} left over {unused[:3]}",
-            "Create the model whose checkpoint this is.",
+            f"{missing[:3]}, {len(unused)} unexpected {unused[:3]}",
+            "Create the model that the checkpoint belongs to.",
         )
     load_tensors(model, {renamed[name]: tensor for name, tensor in tensors.items()}, source)
 
@@ -96,13 +98,13 @@ PUBLISHED_PARTS = {
 
 
 def published_name(name: str, parts: Mapping[str, str] = PUBLISHED_PARTS) -> str:
-    """A tensor's name in the published checkpoints for its name in ours.
+    """The name of a tensor in the published checkpoints, from its name in this package.
 
     Args:
-        parts: what the parts of a block are called there.
+        parts: the names of the parts of a block in the checkpoint.
 
     Raises:
-        ValueError: the tensor is no part of a QuadraNet.
+        ValueError: the tensor does not belong to a QuadraNet.
     """
     _, block, rest = name.split(".", 2)
     if block == "head":

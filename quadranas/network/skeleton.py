@@ -1,4 +1,4 @@
-"""Network: the one skeleton, filled with mixed operations (supernet) or chosen ones (subnet)."""
+"""Network: the skeleton that a supernet fills with mixed operations, a subnet with chosen ones."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ class Network(nn.Module):
         try:
             self.blocks = nn.ModuleDict(blocks)
         except KeyError as error:  # a name such as `keys`, which torch has taken
-            raise QuadranasError(f"a block has a name that it cannot have: {error}") from error
+            raise QuadranasError(f"a block has an impossible name: {error}") from error
         self.architecture = architecture
         maps = () if architecture is None else feature_maps(architecture)
         self.feature_channels = tuple(found.channels for found in maps)

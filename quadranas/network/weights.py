@@ -1,4 +1,4 @@
-"""Named tensors in files: safetensors, and torch files read without executing anything."""
+"""Named tensors in files: safetensors, and torch files read without executing code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from quadranas.files import write_atomically
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors, atomically; one under two names is written twice."""
+    """Write named tensors as safetensors, atomically; shared tensors are written repeatedly."""
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     write_atomically(path, save(copies))
 
@@ -22,10 +22,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a torch file read with `weights_only=True`.
 
-    In a torch file they may stand alone or under the key `model` or `state_dict`.
+    In a torch file the tensors may be under the key `model` or `state_dict`.
 
     Raises:
-        QuadranasError: unreadable, damaged, or holding more than tensors.
+        QuadranasError: the file cannot be read, is damaged, or holds more than tensors.
     """
     content: Any
     try:
@@ -39,8 +39,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
         raise QuadranasError(
-            f"cannot read weights {path}: damaged, or it holds more than tensors, which is not "
-            "executed",
+            f"cannot read weights {path}: it is damaged, or holds more than tensors, which is "
+            "refused because it could execute code",
             "Save it again as .safetensors, or as a plain state dict.",
         ) from error
     for key in ("model", "state_dict"):
@@ -52,16 +52,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill a network from a safetensors file that `quadranas` wrote, in place.
+    """Fill a network, in place, from a safetensors file that `quadranas` wrote.
 
     Raises:
-        QuadranasError: unreadable, or tensors missing, left over, or of another shape.
+        QuadranasError: the file cannot be read, or its tensors do not fit the network.
     """
     load_tensors(model, read_tensors(Path(path)), str(path))
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill a network from named tensors, all of them or none.
+    """Fill a network from named tensors; all of them are used, or none.
 
     Raises:
         QuadranasError: names the first tensor that does not fit.

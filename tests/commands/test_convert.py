@@ -194,7 +194,10 @@ REFUSED: dict[str, tuple[Arguments, str]] = {
     "corrupt": (lambda a, r: (a, "--skip-corrupt"), "--skip-corrupt is for ranking layers"),
     "form": (lambda a, r: (a, "--form", "hadamar"), "did you mean 'hadamard'"),
     "pattern": (lambda a, r: (a, "--layers", "nix*"), "select 'nix*' has no layer"),
-    "ranked": (lambda a, r: (r, "--remove", "1", "--layers", "nix"), "no layer fits the pattern"),
+    "ranked": (
+        lambda a, r: (r, "--remove", "1", "--layers", "nix"),
+        "no layer matches",
+    ),
     "again": (lambda a, r: (r,), "no layer would be replaced"),
     "no model": (lambda a, r: ("nothing",), "unknown model 'nothing'"),
 }

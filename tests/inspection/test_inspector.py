@@ -210,5 +210,5 @@ def test_faults_are_explained() -> None:
         Inspector(nn.ReLU(), all_layers=True)
     with pytest.raises(QuadranasError, match="every must be at least 1, got 0"):
         Inspector(network(), every=0)
-    with pytest.raises(QuadranasError, match="no quadratic layer whose terms could be shown"):
+    with pytest.raises(QuadranasError, match="no quadratic layer, so there are no terms to show"):
         view_terms(nn.Linear(3, 3), torch.zeros(1, 3))

@@ -218,7 +218,12 @@ def test_a_model_without_memory_is_enough() -> None:
         (nn.Linear(4, 4), (0, 4), r"input_shape \(0, 4\) must be sizes of at least 1"),
         (nn.Linear(4, 4), (2, 5), r"Linear does not train on an input of shape \(2, 5\)"),
         (nn.Linear(4, 4).requires_grad_(False), (2, 4), "Linear has no trainable parameter"),
-        (ByValue(), (2, 4), "ByValue cannot be predicted: aten.nonzero.default depends on values"),
+        (
+            ByValue(),
+            (2, 4),
+            "ByValue cannot be predicted: the output shape of aten.nonzero.default "
+            "depends on values",
+        ),
     ],
 )
 def test_what_cannot_be_predicted_is_said(
@@ -231,7 +236,7 @@ def test_what_cannot_be_predicted_is_said(
 def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:1", "tpu"):
-        with pytest.raises(QuadranasError, match=f"predicted for device '{device}' here"):
+        with pytest.raises(QuadranasError, match=f"predicted for device '{device}';"):
             profile_memory(nn.Linear(4, 4), (2, 4), device=device)
 
 
