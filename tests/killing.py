@@ -74,8 +74,11 @@ def torn(path: Path) -> Iterator[None]:
 def snapshots(moments: Mapping[str, Moment], kept: Path, *command: str | Path) -> None:
     """Run a command; `kept` gets a copy of the working folder as it is at each of the moments."""
 
-    def copy_to(folder: Path) -> Callable[[], object]:
-        return lambda: shutil.copytree(Path.cwd(), folder)
+    def copy_to(folder: Path) -> Callable[[], None]:
+        def copy() -> None:
+            shutil.copytree(Path.cwd(), folder)
+
+        return copy
 
     with pytest.MonkeyPatch.context() as patch:
         for name, moment in moments.items():
