@@ -14,11 +14,11 @@ from quadranas.errors import QuadranasError
 
 PACKAGE = Path(__file__).parent
 TEMPORARY = ".tmp"
-"""How the names of half-written files end; those begin with a dot."""
+"""Suffix of the names of files that are being written; these names begin with a dot."""
 
 YAML_FAULTS = (
     yaml.YAMLError,
-    # What PyYAML 6.0 lets through: dates such as 2001-99-99, `!!int ""`, `!!bool x`, deep nesting
+    # Raised through PyYAML 6.0: dates such as 2001-99-99, `!!int ""`, `!!bool x`, deep nesting
     ValueError,
     LookupError,
     AttributeError,
@@ -34,7 +34,7 @@ def shipped(folder: str) -> Path:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never half.
+    """Write a file so that readers see the old or the new content, never a part, even in a crash.
 
     Raises:
         QuadranasError: the folder cannot be written or the disk is full.
@@ -55,7 +55,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             f"cannot write {path}: {error.strerror or error}",
             "Free some space or choose another folder.",
         ) from error
-    finally:  # moved away after success; an interrupt must not leave it behind either
+    finally:  # does not exist after success; removed after an interrupt as well
         if temporary:
             Path(temporary).unlink(missing_ok=True)
 
@@ -65,10 +65,10 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: str | Path, what: str) -> str:
     """The text of a file; `what` names its role in the error message."""
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise QuadranasError(f"cannot read {what} {path}: not UTF-8 text") from error
     except OSError as error:
@@ -77,7 +77,7 @@ def read_text(path: Path, what: str) -> str:
         raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """A YAML mapping, loaded without executing anything."""
     text = read_text(path, what)
     try:
@@ -89,7 +89,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """A JSON object."""
     text = read_text(path, what)
     try:

@@ -1,4 +1,4 @@
-"""What a long-running verb tells its user: messages and progress, on stderr."""
+"""Messages and progress of long-running commands, on stderr."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,7 +18,7 @@ SHOWN = {
 
 
 class Reporter:
-    """Prints to stderr: a live bar in a terminal, a line an epoch elsewhere.
+    """Prints to stderr: a live progress bar in a terminal, otherwise one line per epoch.
 
     Args:
         quiet: print warnings only.
@@ -56,12 +56,12 @@ class Reporter:
         return self.console.is_terminal
 
     def message(self, text: str) -> None:
-        """Say something, unless quiet."""
+        """Print a message, unless quiet."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def warning(self, text: str) -> None:
-        """Say something the user must know."""
+        """Print a warning, even if quiet."""
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def phase(self, name: str, num_steps: int, done: int) -> int:
@@ -75,7 +75,7 @@ class Reporter:
     def epoch(
         self, phase: int, metrics: Mapping[str, float | str | None], remaining_s: float
     ) -> None:
-        """Report an epoch's metrics."""
+        """Report the metrics of an epoch."""
         parts = []
         for key, template in SHOWN.items():
             value = metrics.get(key)

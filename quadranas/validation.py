@@ -1,4 +1,4 @@
-"""Checking plain data: strict models, and one line per fault."""
+"""Validation of plain data: strict models, and one line per fault."""
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence

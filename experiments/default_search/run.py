@@ -18,7 +18,7 @@ from quadranas.commands.export import export
 from quadranas.commands.search import search
 from quadranas.files import source_commit
 from quadranas.reporter import Reporter
-from quadranas.reports.run_report import write_report
+from quadranas.runs.config import SearchConfig
 
 HERE = Path(__file__).parent
 KEPT = ("config.yaml", "architecture.json")
@@ -30,15 +30,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the toy space, nothing kept")
     parser.add_argument("--run", type=Path, help="keep the run folder here")
     args = parser.parse_args()
-    overrides = {"device": "vpu", "budget": "30ms"}
+    config = SearchConfig(device="vpu", budget="30ms")
     if args.smoke:
-        overrides = {"device": "vpu", "budget": "1ms", "space": "toy"}
+        config = SearchConfig(device="vpu", budget="1ms", space="toy")
     run = args.run or Path(tempfile.mkdtemp()) / "run"
     started = time.monotonic()
     with Reporter() as reporter:
-        result = search(overrides, run, reporter)
+        result = search(config, output=run, reporter=reporter)
     minutes = (time.monotonic() - started) / 60
-    write_report(run)
     with Reporter() as reporter:
         exported = export(run, reporter=reporter)
     last = [
@@ -47,14 +46,14 @@ def main() -> None:
         if line["phase"] == "search"
     ][-1]
     results = {
-        "device": result["device"],
-        "budget_ms": result["budget_ms"],
-        "predicted_ms": result["predicted_ms"],
-        "table": result["table"]["summary"],
+        "device": result.device,
+        "budget_ms": result.budget_ms,
+        "predicted_ms": result.predicted_ms,
+        "table": result.table.summary,
         "expected_ms": last["expected_ms"],
-        "params": result["params"],
-        "macs": result["macs"],
-        "accuracy": result["accuracy"],
+        "params": result.params,
+        "macs": result.macs,
+        "accuracy": result.accuracy,
         "onnx_max_abs_error": exported.max_abs_error,
         "minutes": round(minutes, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

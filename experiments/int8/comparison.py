@@ -23,11 +23,10 @@ def trained(run: Path, data: dict[str, str], smoke: bool, reporter: Reporter) ->
     """The network of a run, which is trained if it is not there."""
     if not (run / "subnet.safetensors").is_file():
         architecture = load_architecture(HERE.parent / "default_search" / "architecture.json")
-        overrides: dict[str, Any] = {"epochs": 10, "batch_size": 128, **data}
+        epochs = 1 if smoke else 10
         if smoke:
             architecture = load_space("toy").extreme(lambda spec: spec.kernel_size, largest=False)
-            overrides["epochs"] = 1
-        train(StoredNetwork(architecture), overrides, run, reporter)
+        train(architecture, epochs=epochs, batch_size=128, output=run, reporter=reporter, **data)
     return open_network(str(run))
 
 

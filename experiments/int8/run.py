@@ -21,6 +21,7 @@ from quadranas.latency.journal import Journal
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter
+from quadranas.runs.config import DataConfig
 from quadranas.runs.stored_network import open_test_images
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ def main() -> None:
     run, plan = args.run or folder / "run", Plan(*((3, 2) if args.smoke else (40, 20)))
     with Reporter() as reporter:
         stored = trained(run, data, args.smoke, reporter)
-        images = open_test_images(stored, {}, "command line")
+        images = open_test_images(stored, DataConfig())
         chosen = torch.linspace(0, len(images.dataset.train) - 1, 128).long()
         calibration = images.augmenter.plain(images.dataset.train.batch(chosen)).contiguous()
         sizes = (images.dataset.resolution, 64 if args.smoke else stored.architecture.resolution)

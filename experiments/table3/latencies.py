@@ -11,7 +11,6 @@ from quadranas.commands.predict import predict
 from quadranas.deployment.bundle import open_bundle
 from quadranas.deployment.latency import measured
 from quadranas.files import shipped
-from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.runtimes import file_formats
 from quadranas.measurement.bench import open_device
@@ -28,8 +27,8 @@ def derive_all(run: Path, reporter: Reporter) -> None:
     for device, budget_ms in BUDGETS_MS.items():
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "derived"
-            contract = Contract(budget_ms=budget_ms)
-            derive(run, load_device(device), contract, output, reporter)
+            budget = f"{budget_ms}ms"
+            derive(run, device=device, budget=budget, output=output, reporter=reporter)
             found = load_architecture(output / "architecture.json")
         named = found.model_copy(update={"name": f"QuadraNet_{device.upper()}"})
         named.save(HERE / f"quadranet-{device}.json")

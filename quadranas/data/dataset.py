@@ -92,35 +92,44 @@ def load_dataset(
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
     """
-    num_skipped = 0
-    if data is None:
-        if val is not None:
-            raise QuadranasError(
-                f"--val {val} needs --data: the built-in digits have their own test split",
-                "Pass the training images with --data.",
-            )
-        name, class_names = "digits", tuple("0123456789")
-        train, test = load_digits(resolution, seed)
-    else:
-        listing = _listed(data, val)
-        name = listing.data.resolve().stem
-        train_files, test_files = _split_files(listing, seed)
-        class_names = train_files.class_names
-        train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
-        test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
-        num_skipped = num_bad_train + num_bad_test
-        what = f"training images in {listing.data}"
-        _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
-        what = f"test images in {listing.val or listing.data}"
-        _check_counts(test.labels, class_names, 1, what, num_bad_test)
+    if data is not None:
+        return _load_listed(_listed(data, val), resolution, seed, skip_corrupt)
+    if val is not None:
+        raise QuadranasError(
+            f"--val {val} needs --data: the built-in digits have their own test split",
+            "Pass the training images with --data.",
+        )
+    train, test = load_digits(resolution, seed)
     mean, std = _statistics(train)
     return Dataset(
-        name=name,
+        name="digits",
+        class_names=tuple("0123456789"),
+        resolution=resolution,
+        train=train,
+        test=test,
+        mean=mean,
+        std=std,
+    )
+
+
+def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt: bool) -> Dataset:
+    """Read the images of a folder or a zip; arguments and errors are those of `load_dataset`."""
+    train_files, test_files = _split_files(listing, seed)
+    class_names = train_files.class_names
+    train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
+    test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
+    what = f"training images in {listing.data}"
+    _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
+    what = f"test images in {listing.val or listing.data}"
+    _check_counts(test.labels, class_names, 1, what, num_bad_test)
+    mean, std = _statistics(train)
+    return Dataset(
+        name=listing.data.resolve().stem,
         class_names=class_names,
         resolution=resolution,
         train=train,
         test=test,
-        num_skipped=num_skipped,
+        num_skipped=num_bad_train + num_bad_test,
         mean=mean,
         std=std,
     )

@@ -33,7 +33,7 @@ class TableNote(Frozen):
     summary: str
 
 
-class RunResult(CommandResult):
+class StoredResult(CommandResult):
     """The result of a command that leaves a run folder with a network.
 
     Args:
@@ -74,7 +74,7 @@ class RunResult(CommandResult):
         return self.model_copy(update=changes)
 
 
-class TrainResult(RunResult):
+class TrainResult(StoredResult):
     """The result of `quadranas train`.
 
     Args:
@@ -87,7 +87,7 @@ class TrainResult(RunResult):
     accuracy: FiniteFloat
 
 
-class DeriveResult(RunResult):
+class DeriveResult(StoredResult):
     """The result of `quadranas derive`: a network within a latency budget.
 
     Args:
@@ -188,7 +188,7 @@ class SearchResult(DeriveResult):
 
 
 Result: TypeAlias = SearchResult | DeriveResult | TrainResult
-AnyResult = TypeVar("AnyResult", bound=RunResult)
+AnyResult = TypeVar("AnyResult", bound=StoredResult)
 
 
 def read_result(folder: Path) -> Result:

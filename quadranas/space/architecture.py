@@ -177,7 +177,7 @@ def check_num_classes(num_classes: int, name: str) -> None:
         )
 
 
-def load_architecture(path: Path) -> Architecture:
+def load_architecture(path: str | Path) -> Architecture:
     """Read an architecture file.
 
     Raises:

@@ -8,21 +8,21 @@ from quadranas.runs.run_folder import RunFolder
 
 
 def open_curves(folder: RunFolder, num_metrics: int) -> Any:
-    """A TensorBoard writer that forgets the points after a checkpoint."""
+    """A TensorBoard writer; points that were written after the checkpoint are purged."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=num_metrics + 1)
 
 
 def write_curves(writer: Any, metrics: Metrics, number: int) -> None:
-    """Add the numbers of an epoch's metrics, one curve a phase and key."""
+    """Add the numbers of an epoch's metrics, one curve per phase and key."""
     for key, value in metrics.items():
         if isinstance(value, float):
             writer.add_scalar(f"{metrics['phase']}/{key}", value, number)
 
 
 def write_histograms(writer: Any, record: StepRecord, number: int) -> None:
-    """Add the distributions that an inspection recorded."""
+    """Add the distributions of an inspection as histograms."""
     for name, layer in record.layers.items():
         found = {f"weights/{part}": d for part, d in layer.weights.items()}
         found |= {f"gradients/{part}": d for part, d in layer.gradients.items()}

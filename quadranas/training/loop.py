@@ -14,10 +14,10 @@ from quadranas.training.curves import open_curves, write_curves, write_histogram
 
 
 class Phase(Protocol):
-    """A stretch of training that `run_phase` drives, one step at a time.
+    """A part of a training that `run_phase` drives, one step at a time.
 
-    A step must be a function of the phase's state and the step's number alone, so that continuing
-    from a checkpoint repeats what would have happened.
+    A step must depend on the phase's state and the step's number alone, so that continuing from a
+    checkpoint repeats what an uninterrupted run does.
     """
 
     name: str
@@ -25,16 +25,16 @@ class Phase(Protocol):
     steps_per_epoch: int
 
     def step(self, number: int) -> Mapping[str, float]:
-        """Do one step; what it returns is averaged over the epoch."""
+        """Do one step; returns values to average over the epoch."""
 
     def epoch_metrics(self, epoch: int) -> Metrics:
-        """What an epoch's line of metrics holds besides the averages; epochs count from 0."""
+        """The other values of an epoch's line of metrics; epochs count from 0."""
 
     def inspection(self) -> StepRecord | None:
-        """What was recorded of the layers in the epoch's last step, where that was asked for."""
+        """The record of the layers in the epoch's last step; None without an inspection."""
 
     def alarms(self, metrics: Metrics) -> Iterable[str]:
-        """What is wrong with an epoch, in words; nothing usually."""
+        """Warnings about an epoch; usually none."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint."""
@@ -55,60 +55,69 @@ def run_phase(
     """Run a phase from its start or from a checkpoint of it; it ends with a checkpoint.
 
     Args:
-        num_metrics: lines in `metrics.jsonl` when the phase began.
+        num_metrics: number of lines in `metrics.jsonl` when the phase began.
 
-    Returns: lines in `metrics.jsonl` now.
+    Returns: the number of lines in `metrics.jsonl` at the end.
     """
     first, sums = 0, _Means()
     if checkpoint is not None:
         phase.restore(checkpoint["state"])
         first, num_metrics = checkpoint["step"], checkpoint["num_metrics"]
         sums = _Means(dict(checkpoint["sums"]), dict(checkpoint["counts"]))
+    # Lines written after the checkpoint belong to steps that are repeated now.
     folder.keep_metrics(num_metrics)
     folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
     saved_at = started_at = time.monotonic()
     with open_curves(folder, num_metrics) as writer:
-        for number in range(first, phase.num_steps):
-            sums.add(phase.step(number))
-            done = number + 1
+        for done in range(first + 1, phase.num_steps + 1):
+            sums.add(phase.step(done - 1))
             reporter.advance(handle, done)
             if done % phase.steps_per_epoch == 0:
-                epoch = number // phase.steps_per_epoch
-                metrics = {**phase.epoch_metrics(epoch), "step": done, **sums.take()}
-                folder.append_metrics(metrics)
                 num_metrics += 1
-                write_curves(writer, metrics, num_metrics)
-                record = phase.inspection()
-                if record is not None:
-                    folder.append_inspection(record)
-                    write_histograms(writer, record, num_metrics)
+                metrics = _end_epoch(phase, folder, writer, done, sums.take(), num_metrics)
                 pace = (time.monotonic() - started_at) / (done - first)
                 reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
                 for text in phase.alarms(metrics):
                     reporter.warning(text)
             if done == phase.num_steps or time.monotonic() - saved_at >= checkpoint_seconds:
-                folder.save_checkpoint(
-                    {
-                        "phase": phase.name,
-                        "step": done,
-                        "num_metrics": num_metrics,
-                        "sums": sums.sums,
-                        "counts": sums.counts,
-                        "state": phase.state(),
-                    },
-                )
+                counted = {"step": done, "num_metrics": num_metrics, **sums.content()}
+                folder.save_checkpoint({"phase": phase.name, **counted, "state": phase.state()})
                 saved_at = time.monotonic()
     return num_metrics
 
 
+def _end_epoch(
+    phase: Phase,
+    folder: RunFolder,
+    writer: Any,
+    done: int,
+    means: Mapping[str, float],
+    number: int,
+) -> Metrics:
+    """Write the metrics and the inspection of an epoch; `number` is that of its line."""
+    epoch = done // phase.steps_per_epoch - 1
+    metrics: Metrics = {**phase.epoch_metrics(epoch), "step": done, **means}
+    folder.append_metrics(metrics)
+    write_curves(writer, metrics, number)
+    record = phase.inspection()
+    if record is not None:
+        folder.append_inspection(record)
+        write_histograms(writer, record, number)
+    return metrics
+
+
 class _Means:
-    """Averages of what the steps of the current epoch returned."""
+    """Averages of the values that the steps of the current epoch returned."""
 
     def __init__(
         self, sums: dict[str, float] | None = None, counts: dict[str, int] | None = None
     ) -> None:
         self.sums, self.counts = sums or {}, counts or {}
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint in the middle of an epoch holds."""
+        return {"sums": self.sums, "counts": self.counts}
 
     def add(self, values: Mapping[str, float]) -> None:
         for key, value in values.items():

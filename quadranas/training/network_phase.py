@@ -1,4 +1,4 @@
-"""Training one network: the last phase of a search, and the whole of `quadranas train`."""
+"""Training one network: the last phase of a search, and the only one of `quadranas train`."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.steps import weight_step
 
 MAX_ALARMS = 5
-"""Of one epoch, that are said one by one."""
+"""Maximum number of alarms printed per epoch."""
 
 
 class NetworkTraining:
@@ -29,7 +29,7 @@ class NetworkTraining:
 
     Args:
         inspected: whether to record distributions in the last step of every epoch: of the
-            quadratic layers, or of all in a network without any.
+            quadratic layers, or of all layers in a network without any.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class NetworkTraining:
         return {"phase": self.name, "epoch": epoch + 1, "learning_rate": rate}
 
     def inspection(self) -> StepRecord | None:
-        """Of the last step, where distributions are recorded."""
+        """The record of the last step, if distributions are recorded."""
         return self.inspector.records.pop() if self.inspector else None
 
     def alarms(self, metrics: Metrics) -> Iterable[str]:
-        """Those of the inspection; a loss that is no number stops the loop itself."""
+        """The alarms of the inspection; the loop itself checks that the loss is finite."""
         found = [alarm.text for alarm in self._alarms]
         self._alarms.clear()
         if len(found) > MAX_ALARMS:
@@ -102,7 +102,7 @@ class NetworkTraining:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser, and what inspections are compared with."""
+        """Weights, optimiser, and the history that inspections are compared with."""
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return state | ({"watch": self.inspector.watch.state()} if self.inspector else {})
 

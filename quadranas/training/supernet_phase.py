@@ -21,14 +21,14 @@ from quadranas.training.search_setup import SearchSetup
 from quadranas.training.steps import weight_step
 
 COLLAPSED = 0.05
-"""Entropy of the gates, 0 to 1, below which they no longer explore."""
+"""Entropy of the gates, from 0 to 1, below which they count as collapsed."""
 
 TOLERATED = 0.05
-"""Deviation of the expected latency from the budget at the end of the search."""
+"""Relative deviation of the expected latency from the budget that is tolerated at the end."""
 
 
 class SupernetTraining:
-    """Warm-up with random paths, then weight steps and architecture steps in turn."""
+    """Warm-up with random paths, then weight steps alternating with architecture steps."""
 
     name = "supernet"
 
@@ -44,7 +44,7 @@ class SupernetTraining:
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
         self.num_steps = epochs * self.steps_per_epoch
         self.expected = ExpectedLatency(setup.space, supernet.gates, setup.priced.table)
-        # A budget that every network keeps binds nothing: accuracy decides alone.
+        # If every network is within the budget, it has no effect: accuracy alone decides.
         self.unbound = setup.budget_ms >= reachable_ms(setup.space, setup.priced.table)[1]
         self.controller = BudgetController(setup.budget_ms)
         if self.unbound:
@@ -72,7 +72,7 @@ class SupernetTraining:
         return Batch(self.augmenter.plain(self.dataset.train.batch(indices)), targets)
 
     def check(self) -> None:
-        """See that gradients reach everything, before any training."""
+        """Check that gradients reach all parameters, before any training."""
         self.supernet.train()
         check_gradients(self.supernet, self.gate_trainer, self._gate_batch(0))
 
@@ -100,7 +100,7 @@ class SupernetTraining:
         return means
 
     def epoch_metrics(self, epoch: int) -> Metrics:
-        """Where the gates and the expected latency stand."""
+        """The state of the gates and the expected latency."""
         gates = self.supernet.gates
         warmup = self.config.schedule.warmup_epochs
         with torch.no_grad():
@@ -118,10 +118,10 @@ class SupernetTraining:
         }
 
     def inspection(self) -> None:
-        """Nothing: the layers in use change from step to step."""
+        """None: the layers in use change from step to step."""
 
     def alarms(self, metrics: Metrics) -> Iterable[str]:
-        """Gates that have collapsed early; an expectation that ended off the budget."""
+        """Gates that collapsed early, and an expected latency that ended away from the budget."""
         done, entropy = int(metrics["step"] or 0), float(metrics["entropy"] or 0.0)
         if self.supernet.gates.infos and entropy < COLLAPSED and done < 0.8 * self.num_steps:
             yield (

@@ -1,0 +1,79 @@
+"""Run folders that version 0.1.0 wrote still open, derive, resume, train and report.
+
+`tests/golden/0.1.0` was written on 28 November 2026 by the commands
+
+    quadranas search --device vpu --space toy --budget 1ms --seed 0 --config small.yaml --output run
+    quadranas derive run --device cpu --budget 0.9ms --output derived
+    quadranas train derived --epochs 1 --output trained
+
+with batches of 64 and one epoch of warm-up, two of search and one of fine-tuning. Checkpoints,
+TensorBoard's events and inherited weights are left out.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import quadranas
+from quadranas.runs.config_file import read_config_file, recorded_command
+from tests.command_line import call
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of the folders, in the working folder."""
+    shutil.copytree(GOLDEN, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    return tmp_path / "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [
+        ("run", "SearchResult", "search"),
+        ("derived", "DeriveResult", "search"),
+        ("trained", "TrainResult", "train"),
+    ],
+)
+@pytest.mark.usefixtures("old")
+def test_an_old_run_opens(name: str, kind: str, command: str) -> None:
+    """Its config.yaml names no command: derive wrote the configuration of a search."""
+    assert recorded_command(Path(name)) == command
+    result = quadranas.open_run(name)
+    assert type(result) is getattr(quadranas, kind)
+    assert result.run == Path(name)
+    with torch.no_grad():
+        assert result.network().eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert call("report", name).code == 0
+    assert call(
+        "search" if command == "search" else "train",
+        *(
+            ("--resume", "--output", name)
+            if command == "search"
+            else (name, "--resume", "--output", name)
+        ),
+    ).err.startswith(f"{name} is finished already")
+
+
+@pytest.mark.usefixtures("old")
+def test_an_old_search_derives_the_same_network() -> None:
+    derived = quadranas.derive("run", device="cpu", budget="0.9ms", output="again")
+    assert derived.moved_to(Path("derived")) == quadranas.open_run("derived")
+    for name in ("architecture.json", "table.json", "subnet.safetensors"):
+        assert Path("again", name).read_bytes() == Path("derived", name).read_bytes()
+    old, new = (read_config_file(Path(name, "config.yaml")).keys for name in ("derived", "again"))
+    assert new == old
+
+
+@pytest.mark.usefixtures("old")
+def test_an_old_network_is_tested_and_trained_further() -> None:
+    tested = quadranas.evaluate("trained")
+    assert tested.num_images == 359
+    assert tested.accuracy == pytest.approx(quadranas.open_run("trained").accuracy, abs=0.02)
+    quadranas.train("derived", epochs=1, output="new")
+    old, new = (read_config_file(Path(name, "config.yaml")).keys for name in ("trained", "new"))
+    assert new == old
