@@ -13,8 +13,10 @@ from torch import Tensor
 
 from quadranas.commands.build_lut import build_lut
 from quadranas.commands.search import search
+from quadranas.data import folders
 from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import Dataset, load_dataset
+from quadranas.data.folders import Source
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import load_preprocessing
 from quadranas.data.task import evaluate
@@ -243,6 +245,19 @@ def test_phases_may_be_left_out(tmp_path: Path, pictures: Path) -> None:
     names = ("inherited.safetensors", "subnet.safetensors")
     inherited, subnet = contents(tmp_path / "run", names).values()
     assert inherited == subnet
+
+
+def test_the_images_are_listed_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[Path] = []
+
+    def noted(path: Path) -> Source:
+        listed.append(path)
+        return open_folder(path)
+
+    open_folder = folders._open_folder
+    monkeypatch.setattr(folders, "_open_folder", noted)
+    prepare_search(SearchConfig(**TOY, data=str(pictures)), Reporter(quiet=True))
+    assert listed == [pictures]
 
 
 def test_limits_hold(tmp_path: Path, pictures: Path, finished_run: Path) -> None:

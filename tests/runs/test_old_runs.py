@@ -2,7 +2,7 @@
 
 `tests/golden/0.1.0` was written on 28 November 2026 by the commands
 
-    quadranas search --device vpu --space toy --budget 1ms --seed 0 --config small.yaml --output run
+    quadranas search --device vpu --budget 1ms --space toy --config small.yaml --output run
     quadranas derive run --device cpu --budget 0.9ms --output derived
     quadranas train derived --epochs 1 --output trained
 
@@ -49,14 +49,9 @@ def test_an_old_run_opens(name: str, kind: str, command: str) -> None:
     with torch.no_grad():
         assert result.network().eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert call("report", name).code == 0
-    assert call(
-        "search" if command == "search" else "train",
-        *(
-            ("--resume", "--output", name)
-            if command == "search"
-            else (name, "--resume", "--output", name)
-        ),
-    ).err.startswith(f"{name} is finished already")
+    argument = () if command == "search" else (name,)
+    resumed = call(command, *argument, "--resume", "--output", name)
+    assert resumed.err.startswith(f"{name} is finished already")
 
 
 @pytest.mark.usefixtures("old")
