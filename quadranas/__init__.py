@@ -45,6 +45,8 @@ _HOMES = {
     "InspectResult": "quadranas.commands.inspect",
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
+    "ExportResult": "quadranas.commands.export",
+    "RunResult": "quadranas.commands.run",
     "QuadranasError": "quadranas.errors",
     "BuildLutResult": "quadranas.commands.build_lut",
     "ValidateLutResult": "quadranas.commands.validate_lut",

@@ -1,4 +1,4 @@
-"""The packages that a runtime needs, which are installed with the extra of its name."""
+"""Optional packages, which extras install."""
 
 import importlib
 
@@ -6,10 +6,10 @@ from quadranas.errors import MissingExtraError
 
 
 def require_extra(extra: str, *packages: str) -> None:
-    """See that the packages of an extra are installed.
+    """Check that the packages of an extra are installed.
 
     Raises:
-        MissingExtraError: names the extra.
+        MissingExtraError: one is missing; names the extra.
     """
     for package in packages:
         try:

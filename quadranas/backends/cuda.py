@@ -1,4 +1,4 @@
-"""An NVIDIA GPU through PyTorch: a network is captured once as a CUDA graph, and replayed."""
+"""NVIDIA GPUs through PyTorch: networks are captured as CUDA graphs and replayed."""
 
 import shutil
 import subprocess
@@ -21,17 +21,16 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 WARM_UPS = 3
-"""Calls before the capture, in which cuDNN and cuBLAS choose their kernels."""
+"""Number of calls before the capture, in which cuDNN and cuBLAS choose their kernels."""
 
 ASKED = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
-"""What nvidia-smi is asked for: what a GPU's speed depends on and does not change by itself."""
+"""Properties to query from nvidia-smi: constants that a GPU's speed depends on."""
 
 
 class CudaBackend(Backend):
-    """A GPU by its number. Latencies are the GPU's own, without copies from and to the host.
+    """A GPU, selected by its number. Latencies are without copies from and to the host.
 
-    Without a graph the launches of eager PyTorch dominate at batch 1; a graph is how such a
-    network is deployed.
+    In eager PyTorch, launches dominate at batch 1; such networks are deployed as graphs.
     """
 
     max_parallel = 1
@@ -56,8 +55,8 @@ class CudaBackend(Backend):
             )
         if device.threads is not None:
             raise QuadranasError(
-                f"device {device.name!r}: a GPU has no number of threads, got {device.threads}",
-                "Remove the key 'threads'; for this machine's GPU, use a YAML file of its own.",
+                f"device {device.name!r}: a GPU has no thread count, got {device.threads}",
+                "Remove the key 'threads'; for this machine's GPU, write a device file.",
             )
         self.place = torch.device("cuda", index)
         self.precision = device.precision
@@ -90,15 +89,15 @@ class CudaBackend(Backend):
         )
 
     def close(self) -> None:
-        """Give the memory of programs that are gone back to the GPU."""
+        """Return the memory of deleted programs to the GPU."""
         torch.cuda.empty_cache()
 
 
 class CudaProgram:
-    """A captured network and the tensors it reads and writes."""
+    """A captured network, and its input and output tensors."""
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self.network = network  # its weights are what the graph reads
+        self.network = network  # keeps the weights that the graph reads
         self.images = images
         self.graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
@@ -126,8 +125,8 @@ class CudaProgram:
                 return [_replay_ms(self.graph) for _ in range(repeats)]
         except RuntimeError as error:
             raise DeviceLostError(
-                f"the GPU {device} does not answer any more: {str(error).splitlines()[0]}",
-                "See what nvidia-smi says, then give the same command again.",
+                f"the GPU {device} no longer answers: {str(error).splitlines()[0]}",
+                "Check it with nvidia-smi, then repeat the command.",
             ) from error
 
 
@@ -142,7 +141,7 @@ def _replay_ms(graph: torch.cuda.CUDAGraph) -> float:
 
 @contextmanager
 def fp32_arithmetic(*, tensor_cores: bool) -> Iterator[None]:
-    """Multiply fp32 in tf32 on tensor cores, or exactly; kernels are chosen when captured."""
+    """Multiply fp32 numbers in tf32 on tensor cores, or in fp32; applies to captured graphs."""
     wanted = "tf32" if tensor_cores else "ieee"
     cudnn: Any = torch.backends.cudnn
     places = (torch.backends.cuda.matmul, cudnn.conv)
@@ -157,7 +156,7 @@ def fp32_arithmetic(*, tensor_cores: bool) -> Iterator[None]:
 
 
 def _settings(index: int) -> dict[str, str]:
-    """Driver, clocks and power limit, where nvidia-smi is there to tell."""
+    """Driver, clocks and power limit, if nvidia-smi is installed."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}

@@ -1,4 +1,4 @@
-"""What an ExecuTorch program does, read from its file with ExecuTorch 1.4.1's own parsers."""
+"""The operators of an ExecuTorch program, read from its file with ExecuTorch 1.4.1's parsers."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ XNNPACK = "XnnpackBackend"
 def operators_of(content: bytes) -> Iterator[str]:
     """The operators of a program, in the order of its instructions.
 
-    Those that XNNPACK executes come one by one; of another delegate only its name.
+    XNNPACK's operators are listed one by one, another delegate only by its name.
     """
     from executorch.exir._serialize._program import deserialize_pte_binary
     from executorch.exir.schema import DelegateCall, KernelCall

@@ -1,9 +1,9 @@
-"""Lowering: rewriting a network into the form that a runtime executes best.
+"""Lowering: rewriting a network into the form that a runtime executes fastest.
 
-Every pass takes a network in evaluation mode and returns one that computes the same, up to
-rounding. Runtimes name the passes they use (`FileBackend.lowering`); networks are copied first.
-The ratios were measured on two cores of an AMD EPYC, fp32, batch 1: `experiments/lowering/`.
-Layouts: B, C, H, W; or channels last, where a linear layer works.
+Every pass takes a network in evaluation mode and returns one that is equal up to rounding.
+Runtimes name the passes they use (`FileBackend.lowering`); networks are copied first. The ratios
+were measured on two cores of an AMD EPYC, fp32, batch 1: `experiments/lowering/`.
+Layouts: B, C, H, W; or channels last, for linear layers.
 """
 
 import copy
@@ -30,7 +30,7 @@ class DecomposedNorm(nn.Module):
         over_channels = isinstance(norm, ChannelNorm)
         self.axes = (1,) if over_channels else tuple(range(-len(sizes), 0))
         shape = (-1, 1, 1) if over_channels else sizes
-        weight, bias = (  # with elementwise_affine or bias false there are none
+        weight, bias = (  # absent if elementwise_affine or bias is false
             initial(sizes) if parameter is None else parameter.detach()
             for parameter, initial in ((norm.weight, torch.ones), (norm.bias, torch.zeros))
         )
@@ -45,7 +45,7 @@ class DecomposedNorm(nn.Module):
 
 
 class ConvolutionalFeedForward(nn.Module):
-    """A feed-forward part of 1x1 convolutions, its layer scale in the last of them."""
+    """A feed-forward part as 1x1 convolutions, with the layer scale folded into the last one."""
 
     def __init__(self, part: "FeedForward | UnscaledFeedForward") -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ConvolutionalFeedForward(nn.Module):
 
 
 class UnscaledDepthwise(nn.Module):
-    """First half of a QuadraBlock, its layer scale in the convolution."""
+    """First half of a QuadraBlock, with the layer scale folded into the convolution."""
 
     def __init__(self, part: QuadraticDepthwise) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class UnscaledDepthwise(nn.Module):
 
 
 class UnscaledFeedForward(nn.Module):
-    """Second half of a QuadraBlock, its layer scale in the last linear layer."""
+    """Second half of a QuadraBlock, with the layer scale folded into the last linear layer."""
 
     def __init__(self, part: FeedForward) -> None:
         super().__init__()
@@ -119,21 +119,22 @@ class JoinedBranches(nn.Module):
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Put every BatchNorm that follows a convolution into it."""
+    """Fold every BatchNorm that follows a convolution into the convolution."""
     for parent in network.modules():
         if isinstance(parent, nn.Sequential):
             for index, (conv, norm) in enumerate(pairwise(list(parent))):
                 if (
                     type(conv) is nn.Conv2d
                     and isinstance(norm, nn.BatchNorm2d)
-                    and norm.running_mean is not None  # else it takes the batch's own
+                    and norm.running_mean
+                    is not None  # otherwise it uses the statistics of the batch
                 ):
                     parent[index], parent[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return network
 
 
 def fold_layer_scale(network: nn.Module) -> nn.Module:
-    """Put the layer scales of QuadraBlocks into the layers before them."""
+    """Fold the layer scales of QuadraBlocks into the layers before them."""
 
     def folds(kind: type[nn.Module], layer: str) -> Callable[[nn.Module], bool]:
         return lambda module: (
@@ -145,14 +146,14 @@ def fold_layer_scale(network: nn.Module) -> nn.Module:
 
 
 def decompose_layer_norm(network: nn.Module) -> nn.Module:
-    """Write LayerNorm out, for readers that have no such operator and for those that fuse it."""
+    """Write LayerNorm as elementary operations, for runtimes without it and those that fuse it."""
     return _replaced(network, lambda module: isinstance(module, nn.LayerNorm), DecomposedNorm)
 
 
 def linear_as_convolution(network: nn.Module) -> nn.Module:
-    """Make the linear layers of feed-forward parts 1x1 convolutions, without transpositions.
+    """Replace the linear layers of feed-forward parts by 1x1 convolutions, without transposing.
 
-    Those whose norm is decomposed already are left as they are.
+    Parts whose norm is already decomposed are not changed.
     """
 
     def matches(module: nn.Module) -> bool:
@@ -194,7 +195,7 @@ PASSES: dict[str, Pass] = {
 
 @torch.no_grad()
 def lower(network: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy of a network, in evaluation mode, that went through some passes."""
+    """Apply passes to a copy of a network, in evaluation mode."""
     lowered = copy.deepcopy(network).eval()
     for name in names:
         lowered = PASSES[name](lowered)
@@ -204,7 +205,7 @@ def lower(network: nn.Module, names: Iterable[str]) -> nn.Module:
 def _replaced(
     network: nn.Module, matches: Callable[[nn.Module], bool], make: Callable[..., nn.Module]
 ) -> nn.Module:
-    """The network with new modules for those that match, itself included."""
+    """Replace all modules that match, possibly the network itself."""
     if matches(network):
         return make(network)
     for parent in list(network.modules()):
@@ -215,7 +216,7 @@ def _replaced(
 
 
 def _scaled_branches(layer: nn.Module) -> list[nn.Module]:
-    """The layers that scale a layer's output when they are scaled; none where that is unknown."""
+    """The layers to scale in order to scale a layer's output; empty if there are none."""
     if type(layer) in (nn.Linear, nn.Conv2d):
         return [layer]
     if not isinstance(layer, QuadraticLayer) or len(layer.norms):

@@ -5,8 +5,8 @@ per tensor: on x86 only unsigned times signed products have fast kernels (a Quad
 at 32 pixels, ONNX Runtime 1.31.1, AMD EPYC of family 26, 2026-11-21: 0.40 ms, signed ones 1.5 ms),
 and ARM's take both. An x86 processor without VNNI adds such products in 16 bits and may saturate.
 
-What is quantised are products with weights. Sums, norms and the element-wise products of
-quadratic layers stay in float: quantised, too, they made the same network slower (0.62 ms).
+Only products with weights are quantised. Sums, norms and the element-wise products of quadratic
+layers stay in float: quantising them too made the same network slower (0.62 ms).
 """
 
 import tempfile
@@ -31,7 +31,7 @@ def quantize_onnx(
     """See `QuantizingBackend.quantize`; the same input gives the same bytes.
 
     Raises:
-        QuadranasError: a layer to keep is none of the model's, or the file cannot be written.
+        QuadranasError: the model has no such layer to keep, or the file cannot be written.
     """
     import onnx
 
@@ -51,7 +51,7 @@ def quantize_onnx(
 
 
 def layers_of(model: Any) -> list[str]:
-    """The layers with weighted products, in their order."""
+    """The layers with weighted products, in order."""
     return list(dict.fromkeys(layer_of(node.name) for node in _weighted(model)))
 
 
@@ -61,10 +61,10 @@ def layer_of(node_name: str) -> str:
 
 
 def refuse_unknown(kept: Iterable[str], layers: Collection[str]) -> None:
-    """Complain about a layer that is not there.
+    """Check that all layers to keep exist.
 
     Raises:
-        QuadranasError: names the nearest.
+        QuadranasError: one does not; names the nearest.
     """
     for layer in kept:
         if layer not in layers:
@@ -84,13 +84,13 @@ def _weighted(model: Any) -> list[Any]:
 
 
 def _quantized(model: Any, chosen: list[str], images: Sequence[NDArray[np.float32]]) -> Any:
-    """A model with some of its nodes quantised, by way of two temporary files."""
+    """Quantise some nodes of a model, through two temporary files."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     producer = model.producer_name, model.producer_version
-    add_pre_process_metadata(model)  # or it asks for a pass that would merge the layers
+    add_pre_process_metadata(model)  # otherwise it asks for a pass that would merge layers
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
         onnx.save(model, prepared)
@@ -104,7 +104,7 @@ def _quantized(model: Any, chosen: list[str], images: Sequence[NDArray[np.float3
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # A Gemm can hand its sums on in float, which saves two roundings; a Conv cannot.
+            # A Gemm can return its sums in float, which saves two roundings; a Conv cannot.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantised = onnx.load(result)
@@ -117,7 +117,7 @@ def _reader(name: str, images: Sequence[NDArray[np.float32]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Hands out one input after another."""
+        """Returns one input after another."""
 
         def __init__(self) -> None:
             self.left = iter(images)

@@ -1,4 +1,4 @@
-"""Rewriting ONNX models: products joined with their biases, constants kept once, short names."""
+"""Rewriting ONNX models: join products and biases, merge equal constants, shorten names."""
 
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def join_bias(model: Any, chosen: Callable[[Any], bool]) -> None:
-    """Make products with a matrix, and the biases added to them, a Gemm on a list of pixels.
+    """Replace products with a matrix, and the biases added to them, by a Gemm on a list of pixels.
 
-    ONNX Runtime 1.31 has no 8-bit MatMul that adds a bias: it would round the sums, add the bias
-    in float, and round again. Such a Gemm it has.
+    ONNX Runtime 1.31 has an 8-bit Gemm with a bias but no such MatMul, which would round the
+    sums, add the bias in float, and round again.
 
     Args:
-        chosen: which of the MatMul nodes.
+        chosen: selects MatMul nodes.
     """
     joined = _Joined(model)
     nodes: list[Any] = []
@@ -33,7 +33,7 @@ def join_bias(model: Any, chosen: Callable[[Any], bool]) -> None:
 
 
 class _Joined:
-    """What `join_bias` knows of a model, and the additions that went into a Gemm."""
+    """A model's shapes and uses for `join_bias`, and the additions that became part of a Gemm."""
 
     def __init__(self, model: Any) -> None:
         from onnx import shape_inference
@@ -52,12 +52,12 @@ class _Joined:
         self.absorbed: set[str] = set()
 
     def suits(self, node: Any) -> bool:
-        """Whether it multiplies by a constant matrix, and all sizes but the batch are known."""
+        """Whether a node multiplies by a constant matrix, with all sizes but the batch known."""
         shape = self.shapes.get(node.output[0], [0, 0])
         return len(self.constants.get(node.input[1], [])) == 2 and all(shape[1:])
 
     def gemm(self, node: Any) -> list[Any]:
-        """The nodes in its place, which also write what the addition wrote."""
+        """The nodes that replace a product and the addition of its bias."""
         from onnx import helper
 
         product = node.output[0]
@@ -74,7 +74,7 @@ class _Joined:
         ]
 
     def _bias(self, product: str) -> tuple[list[str], str]:
-        """A bias that is all that happens to a product, and the name of the sum."""
+        """The bias of a product that is used only there, and the name of the sum."""
         addition = self.additions.get(product)
         if addition is None or self.uses[product] > 1:
             return [], product
@@ -92,7 +92,7 @@ class _Joined:
 
 
 def merge_constants(model: Any) -> None:
-    """Keep equal constants once: most zero points, and the scales of inputs that layers share."""
+    """Merge equal constants: most zero points, and the scales of shared inputs."""
     first: dict[bytes, str] = {}
     names: dict[str, str] = {}
     kept = []
@@ -111,10 +111,10 @@ def merge_constants(model: Any) -> None:
 
 
 def shorten_names(model: Any, kept: Collection[str]) -> None:
-    """Number the tensors: names that a tool derived from others are a tenth of a small file.
+    """Number the tensors: derived names are a tenth of a small file.
 
     Args:
-        kept: names that stay as they are.
+        kept: names that are not changed.
     """
     graph = model.graph
     outside = {value.name for value in (*graph.input, *graph.output)}

@@ -1,9 +1,9 @@
-"""The Myriad X, through OpenVINO 2021.4.2 in a process of its own.
+"""The Myriad X, through OpenVINO 2021.4.2 in another process.
 
 OpenVINO dropped the Myriad after 2022.3, and the wheels that still drive it are for Python 3.6 to
-3.9. So the stick belongs to a worker in an old environment, which reads ONNX and is asked over
-pipes (`openvino2021_process.py`, `openvino2021_main.py`). The same wheel's CPU device is
-reached in the same way, which is how all this is tested where there is no stick.
+3.9. So a worker in an old environment drives the stick; it reads ONNX and gets requests
+over pipes (`openvino2021_process.py`, `openvino2021_main.py`). The same wheel's CPU device works
+in the same way, and serves for tests without a stick.
 """
 
 import re
@@ -49,17 +49,17 @@ OPSET = FACTS.own_files.opsets[-1]
 """The newest that it reads."""
 
 STICK_GONE = re.compile(r"NC_(ERROR|TIMEOUT|BUSY|DEVICE_NOT_FOUND|MYRIAD_ERROR)|X_LINK_")
-"""How the plugin says that the stick does not answer, as opposed to refusing a network."""
+"""Errors of the plugin that mean that the stick does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for the worker, and how often to ask again when it is lost.
+    """Time limits of requests to the worker, and the number of retries.
 
     Args:
-        load_s: for starting it, and for compiling a network.
-        call_s: for running or timing one.
-        retries: of a request, each with a worker started anew.
+        load_s: time limit for starting it, and for compiling a network.
+        call_s: time limit for running or timing a network.
+        retries: number of retries of a request, each with a new worker.
     """
 
     load_s: float = 120
@@ -68,7 +68,7 @@ class Patience:
 
 
 class WorkerProgram:
-    """A network in the worker; it is loaded there again when need be."""
+    """A network in the worker; it is loaded again when needed."""
 
     def __init__(self, backend: "OpenVino2021Backend", path: Path, shape: Sequence[int]) -> None:
         self._backend = backend
@@ -76,7 +76,7 @@ class WorkerProgram:
         self.shape = tuple(shape)
 
     def run(self, images: Tensor) -> Tensor:
-        """The network's output for one input of the shape it was compiled for, float32."""
+        """See `Program`."""
         if tuple(images.shape) != self.shape:
             raise QuadranasError(
                 f"the network was compiled for {self.shape}, got {tuple(images.shape)}"
@@ -87,7 +87,7 @@ class WorkerProgram:
         return torch.from_numpy(np.load(computed))
 
     def time_ms(self, repeats: int) -> list[float]:
-        """Milliseconds of each of so many calls, after one that is discarded."""
+        """See `Program`."""
         latencies_ms: list[float] = self._backend.call(self, "time", repeats=repeats)["ms"]
         return latencies_ms
 
@@ -96,13 +96,13 @@ class OpenVino2021Backend(ClosedOnExit):
     """OpenVINO 2021.4 on a Myriad stick, or on the CPU.
 
     Args:
-        device: its target is an OpenVINO device, `MYRIAD` unless it says otherwise; its reach
-            names the interpreter.
-        records: not used, there is nothing to tune.
+        device: its target is an OpenVINO device, by default `MYRIAD`; its reach names the
+            interpreter.
+        records: not used; there is nothing to tune.
 
     Raises:
-        QuadranasError: the device asks for what OpenVINO 2021.4 cannot do, or the worker does not
-            start; the hint says how to make its environment.
+        QuadranasError: OpenVINO 2021.4 does not support the device's settings, or the worker does
+            not start; the hint says how to make its environment.
         MissingExtraError: the ONNX package is not installed.
     """
 
@@ -130,7 +130,7 @@ class OpenVino2021Backend(ClosedOnExit):
 
     @property
     def max_parallel(self) -> int:
-        """One: the stick, and the process that holds it, are asked one thing at a time."""
+        """One: the stick and its process handle one request at a time."""
         return 1
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> WorkerProgram:
@@ -138,7 +138,7 @@ class OpenVino2021Backend(ClosedOnExit):
 
         Raises:
             QuadranasError: it cannot be exported, or OpenVINO refuses it, or there is no stick.
-            DeviceLostError: the worker was lost again and again.
+            DeviceLostError: the worker was lost repeatedly.
         """
         content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
         return self._loaded_program(content, input_shape, type(network).__name__)
@@ -176,7 +176,7 @@ class OpenVino2021Backend(ClosedOnExit):
         return to_onnx(lower(network, self.lowering), replace(conversion, opset=opset))
 
     def _loaded_program(self, content: bytes, shape: Sequence[int], name: str) -> WorkerProgram:
-        """A program of the worker's own, which goes on when the file it came from is gone."""
+        """Load a copy of a file, so that the program does not depend on the file."""
         self._num_programs += 1
         path = Path(self._folder.name) / f"{self._num_programs}.onnx"
         path.write_bytes(content)
@@ -186,7 +186,7 @@ class OpenVino2021Backend(ClosedOnExit):
         return program
 
     def call(self, program: WorkerProgram, do: str, **arguments: Any) -> dict[str, Any]:
-        """Ask the worker to do something with a program, again if it is lost."""
+        """Send a request for a program to the worker, and repeat it if the worker is lost."""
 
         def ask(worker: WorkerProcess) -> dict[str, Any]:
             return self._ask(worker, do, handle=self._handle(worker, program), **arguments)
@@ -194,9 +194,11 @@ class OpenVino2021Backend(ClosedOnExit):
         return self._insist(f"{do} a network of input {program.shape}", ask)
 
     def provenance(self) -> Provenance:
-        """The release, the device as it names itself, and what was asked of the plugin."""
+        """See `Backend`; the settings are those of the plugin."""
         runtime = self._hello["openvino"].split("-")[0]
-        if self._hello["name"] is None:  # a stick may tell only once something runs on it
+        if (
+            self._hello["name"] is None
+        ):  # a stick may report its name only while a network is loaded
             self._hello = self._insist("name its device", self._ask_hello)
         return Provenance(
             runtime=f"OpenVINO {runtime} ({self._name})",
@@ -212,14 +214,14 @@ class OpenVino2021Backend(ClosedOnExit):
         )
 
     def close(self) -> None:
-        """End the worker, which lets go of the stick."""
+        """End the worker, which releases the stick."""
         try:
             self._stop()
         finally:
             self._folder.cleanup()
 
     def _first_hello(self) -> dict[str, Any]:
-        """Start the worker and see that it has the OpenVINO it needs."""
+        """Start the worker and check its OpenVINO release."""
         try:
             hello = self._ask_hello(self._running())
         except OSError as error:
@@ -229,14 +231,14 @@ class OpenVino2021Backend(ClosedOnExit):
         else:
             if hello["openvino"].startswith(f"{RELEASE}."):
                 return hello
-            fault = f"it has OpenVINO {hello['openvino']}, needed is {RELEASE}"
+            fault = f"it has OpenVINO {hello['openvino']}, needed: {RELEASE}"
         raise QuadranasError(f"worker_python {self._python}: {fault}", HOW_TO_INSTALL)
 
     def _ask_hello(self, worker: WorkerProcess) -> dict[str, Any]:
         return worker.ask("hello", self._patience.load_s, device=self._name)
 
     def _insist(self, what: str, ask: Callable[[WorkerProcess], dict[str, Any]]) -> dict[str, Any]:
-        """An answer, from a worker that is started again each time it is lost."""
+        """Get an answer, from a new worker each time one is lost."""
         for retries_left in reversed(range(self._patience.retries + 1)):
             try:
                 return ask(self._running())
@@ -249,14 +251,14 @@ class OpenVino2021Backend(ClosedOnExit):
                         f"the OpenVINO worker for {self._name} was lost "
                         f"{self._patience.retries + 1} times when asked to {what}; "
                         f"the last time, {loss}",
-                        "See that the stick is plugged in and that no other process uses it, then "
-                        "give the command again.",
+                        "Check that the stick is plugged in and no other process uses it, then "
+                        "repeat the command.",
                     ) from loss
                 time.sleep(self._target.recovery_s)
         raise AssertionError("the last turn returns or raises")
 
     def _ask(self, worker: WorkerProcess, do: str, **arguments: Any) -> dict[str, Any]:
-        """One request; a stick that answered before and does not now counts as a lost worker."""
+        """Send one request; a stick that stopped answering counts as a lost worker."""
         timeout_s = self._patience.load_s if do == "load" else self._patience.call_s
         try:
             return worker.ask(do, timeout_s, **arguments)
@@ -266,7 +268,7 @@ class OpenVino2021Backend(ClosedOnExit):
             raise
 
     def _handle(self, worker: WorkerProcess, program: WorkerProgram) -> int:
-        """The program's handle in the running worker; the least recently used one makes room."""
+        """The program's handle in the running worker; unloads another one if necessary."""
         handle = self._loaded.pop(program, None)
         if handle is None:
             while len(self._loaded) >= self._target.max_loaded:
@@ -283,8 +285,8 @@ class OpenVino2021Backend(ClosedOnExit):
         if STICK_GONE.search(str(refusal)):
             return QuadranasError(
                 f"no Myriad stick answers as {self._name}: {refusal}",
-                "See that lsusb lists it (03e7:2485, Intel Movidius MyriadX), that a udev rule "
-                "lets you use devices of vendor 03e7, and that no other process uses it.",
+                "Check that lsusb lists it (03e7:2485, Intel Movidius MyriadX), that a udev rule "
+                "gives access to devices of vendor 03e7, and that no other process uses it.",
             )
         return QuadranasError(f"OpenVINO {RELEASE} cannot {what} on {self._name}: {refusal}")
 

@@ -1,9 +1,9 @@
 """The process that drives a Myriad stick: run by an old Python with OpenVINO 2021.4, not imported.
 
-It is valid Python 3.6 and imports nothing of quadranas. One JSON object a line comes in on stdin,
-such as `{"id": 7, "do": "time", "handle": 3, "repeats": 5}`, and one goes out on stdout for each:
-`{"id": 7, "result": {"ms": [...]}}`, or `{"id": 7, "error": "what went wrong"}`. Arrays travel as
-.npy files, so that a line always fits into a pipe. The process ends when stdin does.
+It is valid Python 3.6 and imports nothing of quadranas. It reads JSON objects from stdin, one per
+line, such as `{"id": 7, "do": "time", "handle": 3, "repeats": 5}`, and answers each on stdout:
+`{"id": 7, "result": {"ms": [...]}}`, or `{"id": 7, "error": "what went wrong"}`. Arrays are
+passed as .npy files, so that a line always fits into a pipe. The process ends when stdin does.
 """
 
 import importlib
@@ -21,7 +21,7 @@ API = "openvino.inference_engine"
 
 
 class Worker:
-    """Loaded networks by handle, and what can be asked of them."""
+    """Loaded networks by handle, and the requests for them."""
 
     def __init__(self) -> None:
         self.core: Any = None
@@ -29,7 +29,7 @@ class Worker:
         self.num_loads = 0
 
     def hello(self, device: str) -> Answer:
-        """What this process consists of, and the full name of a device (none: it is absent)."""
+        """Versions of this process, and the full name of a device (None: it is absent)."""
         core = self._open()
         name: str | None = None
         try:
@@ -53,7 +53,7 @@ class Worker:
         return {"handle": self.num_loads}
 
     def unload(self, handle: int) -> Answer:
-        """Let go of a network and of its memory on the device."""
+        """Release a network and its memory on the device."""
         del self.networks[handle]
         return {}
 
@@ -67,9 +67,9 @@ class Worker:
         return {}
 
     def time(self, handle: int, repeats: int) -> Answer:
-        """Milliseconds of each of so many calls on random numbers, after one that is discarded.
+        """Time calls on random numbers, in milliseconds, after one that is discarded.
 
-        A call is what a user waits for: on a stick, the way over USB and back is part of it.
+        On a stick, a call includes the transfer over USB and back.
         """
         random = importlib.import_module("numpy").random.RandomState(0)
         (blob,) = self.networks[handle].requests[0].input_blobs.values()
@@ -88,7 +88,7 @@ class Worker:
         return self.core
 
     def _filled(self, handle: int, images: Any) -> Any:
-        """The only request of a network, with its input set."""
+        """The inference request of a network, with its input set."""
         request = self.networks[handle].requests[0]
         (blob,) = request.input_blobs.values()
         if blob.buffer.shape != images.shape:
@@ -98,12 +98,12 @@ class Worker:
 
 
 def describe(error: Exception) -> str:
-    """The kind of an error and its text, on one line."""
+    """Type and text of an error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def answer(actions: dict[str, Callable[..., Answer]], line: str) -> Answer:
-    """The answer to a request; every failure is one."""
+    """The answer to a request; failures are answers too."""
     identity = None
     try:
         request = json.loads(line)
@@ -115,7 +115,7 @@ def answer(actions: dict[str, Callable[..., Answer]], line: str) -> Answer:
 
 
 def answers_only_on_stdout() -> TextIO:
-    """The real stdout; whatever else is printed, by a plugin in C++ too, goes to stderr."""
+    """The real stdout; other output, also that of C++ plugins, goes to stderr."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return stream

@@ -1,4 +1,4 @@
-"""The other end of `openvino2021_main.py`: a process that is asked, and that can be lost."""
+"""The caller's side of `openvino2021_main.py`: a process that answers, and that can be lost."""
 
 import contextlib
 import json
@@ -14,30 +14,30 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("openvino2021_main.py")
 LAST_LINES = 5
 GRACE_S = 2.0
-"""How long a worker that is told to stop may take to let go of its stick."""
+"""Time for a worker that is told to stop to release its stick."""
 
 LOOK_S = 0.5
-"""How often to see whether it still lives, while waiting for an answer."""
+"""Interval of checks whether the process is alive while waiting for an answer."""
 
 
 class WorkerLostError(Exception):
-    """The worker died, hangs or talks nonsense; it has been ended."""
+    """The worker died, hangs or sent an invalid answer; it has been ended."""
 
 
 class RefusedError(Exception):
-    """The worker is well and answered that it cannot do it."""
+    """The worker answered that it cannot fulfil the request."""
 
 
 class WorkerProcess:
     """A running worker.
 
-    It is in a session of its own, so that Ctrl-C in the terminal reaches only us; it is ended when
-    it is stopped, or forgotten, or when we end.
+    It runs in another session, so that Ctrl-C in the terminal does not reach it. It ends when it
+    is stopped or garbage-collected, and with this process.
 
     Args:
-        python: the interpreter, a path or a command. It runs isolated: it sees neither our
-            PYTHONPATH nor the script's folder, where an `openvino.py` would hide the package.
-        log: where its stderr is appended.
+        python: the interpreter, a path or a command. It runs isolated, without PYTHONPATH and the
+            script's folder, where an `openvino.py` would hide the package.
+        log: file that its stderr is appended to.
 
     Raises:
         OSError: there is no such interpreter.
@@ -65,7 +65,7 @@ class WorkerProcess:
         return self._process.pid
 
     def ask(self, do: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
-        """The result of a request.
+        """Send a request and return its result.
 
         Raises:
             RefusedError: it was answered with an error.
@@ -76,7 +76,7 @@ class WorkerProcess:
         try:
             self._send(request)
             answer = self._receive(time.monotonic() + timeout_s, timeout_s)
-        except BaseException:  # Ctrl-C too: the answer to come would be taken for the next one's
+        except BaseException:  # Ctrl-C too: the answer would be taken for that of the next request
             self.stop(grace_s=0)
             raise
         if "error" in answer:
@@ -85,14 +85,14 @@ class WorkerProcess:
         return result
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """End the process, at once if it does not end by itself."""
+        """End the process; kill it if it does not end by itself."""
         self._finalizer.detach()
         _end(self._process, grace_s)
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            # Shorter than a pipe holds, so this does not block on a worker that hangs.
+            # Shorter than a pipe's buffer, so this does not block if the worker hangs.
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
         except (OSError, ValueError) as error:  # ValueError: stopped before
             raise WorkerLostError(self._how_it_ended()) from error
@@ -106,7 +106,9 @@ class WorkerProcess:
                 return answer
         except (ValueError, TypeError, KeyError):
             pass
-        raise WorkerLostError(f"it answered {line[:80]!r}, which is no answer{self._last_words()}")
+        raise WorkerLostError(
+            f"it answered {line[:80]!r}, which is not an answer{self._last_words()}"
+        )
 
     def _read_line(self, deadline: float, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -120,7 +122,7 @@ class WorkerProcess:
             if not poll.poll(min(left_s, LOOK_S) * 1e3):
                 if _exit_code(self._process, 0) is None:
                     continue
-                raise WorkerLostError(self._how_it_ended())  # a child of its holds the pipe
+                raise WorkerLostError(self._how_it_ended())  # a child process of it holds the pipe
             received = os.read(stdout, 65536)
             if not received:
                 raise WorkerLostError(self._how_it_ended())
@@ -146,9 +148,9 @@ class WorkerProcess:
 
 
 def _exit_code(process: "subprocess.Popen[bytes]", patience_s: float) -> int | None:
-    """The exit code of a process that ends soon, negative for a signal.
+    """The exit code of a process that ends soon, negative for a signal; `None` if it runs on.
 
-    It stays a zombie, so that the id of its process group is not given to others.
+    The process stays a zombie, so that its id is not reused.
     """
     deadline = time.monotonic() + patience_s
     while process.returncode is None:
@@ -167,11 +169,11 @@ def _end(process: "subprocess.Popen[bytes]", grace_s: float = GRACE_S) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
-        process.stdin.close()  # which asks it to end
+        process.stdin.close()  # which tells it to end
     try:
         _exit_code(process, grace_s)
-    finally:  # a second Ctrl-C must not spare it
-        # And what it forked: a new OpenVINO, found in the wrong interpreter, does when imported.
+    finally:  # also after a second Ctrl-C
+        # Its child processes too: a newer OpenVINO in the wrong interpreter forks when imported.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()

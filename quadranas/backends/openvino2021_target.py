@@ -1,4 +1,4 @@
-"""What a device must say for OpenVINO 2021.4 to drive it, and what the release is told for it."""
+"""The settings of a device for OpenVINO 2021.4, and those that the release gets for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from quadranas.latency.device import Device
 
 RELEASE = "2021.4"
 HOW_TO_INSTALL = (
-    "Make an environment for it with a Python 3.6 to 3.9, such as: python3.8 -m venv myriad && "
+    "Make an environment with Python 3.6 to 3.9, such as: python3.8 -m venv myriad && "
     "myriad/bin/pip install openvino==2021.4.2\n"
     "Name it with --worker-python myriad/bin/python, or in the device's YAML as "
     "reach: {worker_python: /path/to/myriad/bin/python}"
@@ -17,13 +17,13 @@ HOW_TO_INSTALL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What an OpenVINO device takes.
+    """Settings of an OpenVINO device.
 
     Args:
-        precision: the one it computes in.
-        config: decides its speed, so it is part of the provenance.
-        max_loaded: networks that are kept on the device at once.
-        recovery_s: how long it needs to be found again after its process was killed.
+        precision: precision that it computes in.
+        config: settings of the plugin; they affect the speed and are part of the provenance.
+        max_loaded: number of networks kept on the device at once.
+        recovery_s: time until the device is found again after its process was killed.
     """
 
     precision: str
@@ -33,14 +33,14 @@ class Target:
 
 
 TARGETS = {
-    # The plugin converts float32 networks. By default it divides the chip among several calls at
-    # once; one stream gives all of it to the one that is timed. A stick whose process was killed
-    # is restarted by its watchdog.
+    # The plugin converts float32 networks. By default it divides the chip among several calls; one
+    # stream gives all of it to the call that is timed. Its watchdog restarts a stick whose process
+    # was killed.
     "MYRIAD": Target(
         precision="fp16", config={"MYRIAD_THROUGHPUT_STREAMS": "1"}, max_loaded=1, recovery_s=15
     ),
-    # Where the CPU has bfloat16, this release computes in it unless it is told not to. It would
-    # also pick the cores; our own affinity is to decide.
+    # By default this release computes in bfloat16 if the CPU has it, and chooses the cores; the
+    # affinity of the process shall decide instead.
     "CPU": Target(
         precision="fp32", config={"CPU_BIND_THREAD": "NO", "ENFORCE_BF16": "NO"}, max_loaded=64
     ),
@@ -48,21 +48,21 @@ TARGETS = {
 
 
 def find_target(device: Device) -> tuple[str, Target]:
-    """The OpenVINO device, such as `MYRIAD` or `MYRIAD.1.2-ma2480`, and what it takes.
+    """The OpenVINO device, such as `MYRIAD` or `MYRIAD.1.2-ma2480`, and its settings.
 
     Raises:
-        QuadranasError: it is another one, or another precision is wanted than it computes in.
+        QuadranasError: the target or the precision is not supported.
     """
     name = "MYRIAD" if device.target is None else device.target
     target = TARGETS.get(name.partition(".")[0]) if isinstance(name, str) else None
     if not isinstance(name, str) or target is None:
         raise QuadranasError(
-            f"device {device.name!r} has the target {name!r}; with a worker_python, accepted are "
-            "the OpenVINO devices MYRIAD, one of several sticks such as MYRIAD.1.2-ma2480, and CPU"
+            f"device {device.name!r} has the target {name!r}; for the runtime openvino2021, "
+            "accepted are MYRIAD, one of several sticks such as MYRIAD.1.2-ma2480, and CPU"
         )
     if device.precision != target.precision:
         raise QuadranasError(
-            f"device {device.name!r} wants {device.precision}, but {name} computes in "
+            f"device {device.name!r} has the precision {device.precision}, but {name} computes in "
             f"{target.precision}",
             f"Write precision: {target.precision} in its YAML.",
         )
@@ -73,7 +73,7 @@ def find_python(device: Device) -> str:
     """The interpreter of the worker.
 
     Raises:
-        QuadranasError: the device names none.
+        QuadranasError: the device has none.
     """
     if device.reach.worker_python is None:
         raise QuadranasError(

@@ -2,7 +2,7 @@
 
 Source: `nncf.quantize` with its defaults: weights signed, one scale per output channel;
 activations one scale per tensor, unsigned where they have no sign; biases corrected (NNCF's "fast
-bias correction"). What is quantised are products with weights. Left to itself, NNCF also rounds
+bias correction"). Only products with weights are quantised. By default NNCF also rounds
 sums, norms and the element-wise products of quadratic layers: with random weights the largest
 error of a QuadraNet's logits was 31 % of the largest logit then, and 1 % without (32 pixels, NNCF
 3.4.0, 2026-11-21).
@@ -28,7 +28,7 @@ WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 """Operators whose second input is a weight."""
 
 NUMBERED = re.compile(r"[A-Za-z]+_\d+")
-"""How OpenVINO names what it adds: with a running number of the process."""
+"""Names of the layers that OpenVINO adds: numbered in the order of the process."""
 
 NO_OPERATORS = ("Constant", "Parameter", "Result")
 
@@ -36,10 +36,10 @@ NO_OPERATORS = ("Constant", "Parameter", "Result")
 def quantized_model(
     model: Any, images: Sequence[NDArray[np.float32]], kept: Collection[str]
 ) -> Any:
-    """A model with 8-bit weights and activations in all layers but some.
+    """Quantise weights and activations to 8 bits in all layers but some.
 
     Raises:
-        QuadranasError: a layer to keep is none of the model's.
+        QuadranasError: the model has no such layer to keep.
         MissingExtraError: NNCF is not installed.
     """
     refuse_unknown(kept, layers_of(model))
@@ -64,7 +64,7 @@ def quantized_model(
 
 
 def layers_of(model: Any) -> list[str]:
-    """The layers with weighted products, in their order."""
+    """The layers with weighted products, in order."""
     return list(dict.fromkeys(layer_of(op.get_friendly_name()) for op in _weighted(model)))
 
 
@@ -84,11 +84,11 @@ def _is_constant(op: Any) -> bool:
 
 
 def _nncf() -> Any:
-    """NNCF without its reports: it would send an event to Intel at every call."""
+    """Import NNCF without its telemetry, which would send an event to Intel at every call."""
     reports = "openvino_telemetry"
     before = sys.modules.get(reports)
     if "nncf" not in sys.modules:
-        sys.modules[reports] = None  # type: ignore[assignment] # NNCF does without, then
+        sys.modules[reports] = None  # type: ignore[assignment] # NNCF works without it
     try:
         with _silence():
             require_extra("int8", "nncf")
@@ -104,7 +104,7 @@ def _nncf() -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep NNCF from drawing bars on stdout and from warning of its own affairs."""
+    """Suppress NNCF's progress bars on stdout and its internal warnings."""
     nowhere = io.StringIO()
     with (
         contextlib.redirect_stdout(nowhere),
@@ -116,10 +116,10 @@ def _silence() -> Iterator[None]:
 
 
 def compact_description(text: str) -> str:
-    """A model's description without what its reader finds out, or what differs every time.
+    """A model's description without redundant and irreproducible parts.
 
-    Shapes between layers are inferred when it is read; they would be a quarter of the text. How
-    it was made differs. Constants and added layers are numbered in their order.
+    Shapes between layers are inferred when it is read; they would be a quarter of the text.
+    Information on its making is removed. Constants and added layers are numbered in order.
     """
     root = ET.fromstring(text)
     for note in root.findall("rt_info"):

@@ -1,9 +1,9 @@
-"""Archives of `torch.export` (.pt2), looked at before PyTorch reads them, which can run code.
+"""Checking archives of `torch.export` (.pt2) before PyTorch reads them, which can run code.
 
 PyTorch 2.13 unpickles weights, constants and examples, compiles guards and names into Python,
 evaluates expressions of sizes and calls whatever function a node names
-(`torch.export.pt2_archive`, `torch._export.serde.serialize`). So an archive may hold only what our
-own do: raw tensors, and a graph of ATen operators whose strings are names.
+(`torch.export.pt2_archive`, `torch._export.serde.serialize`). So an archive may contain only what
+this package writes: raw tensors, and a graph of ATen operators whose strings are names.
 """
 
 import io
@@ -44,14 +44,14 @@ ARGUMENTS = {
 }
 CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 UNREAD = ("nn_module_stack", "torch_version")
-"""Texts that PyTorch only hands on."""
+"""Strings that PyTorch does not evaluate."""
 
 
 def read_archive(path: Path) -> bytes:
     """The content of an archive that is safe to give to `torch.export.load`.
 
     Raises:
-        QuadranasError: it cannot be read, is damaged, or holds what could run code.
+        QuadranasError: it cannot be read, is damaged, or contains something that could run code.
     """
     try:
         content = path.read_bytes()
@@ -62,7 +62,7 @@ def read_archive(path: Path) -> bytes:
             fault = next(_faults(archive), "")
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QuadranasError(
-            f"{path} is no archive of torch.export, or it is damaged: {error}",
+            f"{path} is not an archive of torch.export, or it is damaged: {error}",
             "Convert the network again.",
         ) from error
     if fault:
@@ -74,10 +74,10 @@ def read_archive(path: Path) -> bytes:
 
 
 def count_targets(path: Path) -> dict[str, int]:
-    """How many nodes of each operator an archive's graph has, as in `aten.conv2d`.
+    """Number of nodes of each operator, such as `aten.conv2d`, in an archive's graph.
 
     Raises:
-        QuadranasError: as `read_archive`.
+        QuadranasError: as for `read_archive`.
     """
     with zipfile.ZipFile(io.BytesIO(read_archive(path))) as archive:
         graph = json.loads(archive.read(f"{_root(archive)}/{GRAPH}"))["graph_module"]["graph"]
@@ -90,7 +90,7 @@ def _root(archive: zipfile.ZipFile) -> str:
 
 
 def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
-    """What is in an archive that must not be."""
+    """What an archive contains that is not allowed."""
     names = archive.namelist()
     if len(set(names)) != len(names):
         yield "two records of one name"
@@ -111,7 +111,7 @@ def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def _graph_faults(content: Any, key: str = "") -> Iterator[str]:
-    """What a graph's description must not say, anywhere in it."""
+    """What a graph's description contains that is not allowed."""
     if isinstance(content, dict):
         if "inputs" in content and "target" in content:
             yield from _mismatch(TARGET, content["target"], "the function")
@@ -139,7 +139,7 @@ def _field_faults(name: str, value: Any) -> Iterator[str]:
 
 
 def _container_faults(spec: Any) -> Iterator[str]:
-    """What the description of arguments must not say: types other than Python's containers."""
+    """Types in a description of arguments other than Python's containers."""
     if spec["type"] not in CONTAINERS:
         yield f"the type {spec['type']!r}"
     for inner in spec["children_spec"]:

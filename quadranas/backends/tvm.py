@@ -1,4 +1,4 @@
-"""TVM: compile and tune networks for a processor, this machine's or that of boards behind RPC.
+"""TVM: compile and tune networks for this machine's processor, or that of boards behind RPC.
 
 Written for TVM 0.27 with apache-tvm-ffi 0.1.14.post1 (0.1.15.post2 crashes in MetaSchedule).
 """
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 FACTS = RUNTIMES["tvm"]
 HANG_S = 60.0
-"""Silence after which a board counts as lost, beyond what a call is expected to take."""
+"""Time without an answer after which a board is lost, beyond the expected time of a call."""
 UPLOAD_BYTES_PER_S = 1e6
-"""At least."""
+"""The slowest upload to expect."""
 
 
 def make_target(device: Device) -> Any:
-    """TVM's target of a device; this machine's processor where the device names none.
+    """TVM's target of a device; this machine's processor if the device names none.
 
     Raises:
-        QuadranasError: TVM does not know it.
+        QuadranasError: TVM does not support it.
     """
     import tvm
 
@@ -83,12 +83,12 @@ class TvmBackend(ClosedOnExit):
     """A processor, on this machine or on boards behind a TVM RPC server or tracker.
 
     Args:
-        records: a folder for what tuning finds; a kernel in it is not tuned again.
-        hang_s: silence after which a board counts as lost.
+        records: folder for the results of tuning; kernels in it are not tuned again.
+        hang_s: time without an answer after which a board counts as lost.
 
     Raises:
         MissingExtraError: TVM is not installed.
-        QuadranasError: the precision, the target, no linker for it, or no board there.
+        QuadranasError: the precision or target is not supported, or linker or board are missing.
     """
 
     lowering = ("fold_batch_norm", "fold_layer_scale")
@@ -145,7 +145,7 @@ class TvmBackend(ClosedOnExit):
         )
 
     def _greet(self, board: Worker) -> None:
-        """Learn what a board is, and that it is like the others."""
+        """Identify a board, and check that it is like the others."""
         if find_place(self.device.reach) is None:
             return
         with self.greeting:
@@ -172,15 +172,15 @@ class TvmBackend(ClosedOnExit):
 
     @property
     def emulator(self) -> str:
-        """Why the device's times mean nothing; empty for a real one."""
+        """Why the device's times are no latencies; empty for a real device."""
         return self.facts.emulator if self.facts is not None else ""
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> TvmProgram:
-        """Make a network in evaluation mode ready to run on inputs of one shape, (B, C, H, W).
+        """See `Backend`.
 
         Raises:
             QuadranasError: TVM cannot compile it, or no schedule of a kernel worked.
-            DeviceLostError: tuning lost the last board; what was tuned is kept.
+            DeviceLostError: tuning lost the last board; tuned kernels are kept.
         """
         path = self._new_library()
         self._build(network, input_shape, path)
@@ -190,8 +190,8 @@ class TvmBackend(ClosedOnExit):
         """See `FileBackend`: a shared library (.so) for the device's processor, weights included.
 
         Raises:
-            QuadranasError: as `compile`, or for a conversion of another kind than fixed and fp32.
-            DeviceLostError: as `compile`.
+            QuadranasError: as for `compile`, or the conversion is not for a fixed shape in fp32.
+            DeviceLostError: as for `compile`.
         """
         conversion.check(FACTS)
         library = self._new_library()
@@ -203,7 +203,7 @@ class TvmBackend(ClosedOnExit):
     def load(self, path: Path, input_shape: Sequence[int]) -> TvmProgram:
         """See `FileBackend`."""
         check_library(path, machine_of(self.triple))
-        # Boards know libraries by their names and keep them, so that each needs one of its own.
+        # Boards keep libraries under their names, so each program needs another name.
         library = self._new_library()
         shutil.copyfile(path, library)
         program = self._program(library, input_shape)
@@ -219,7 +219,7 @@ class TvmBackend(ClosedOnExit):
         return program
 
     def count_operators(self, path: Path) -> dict[str, int]:
-        """See `FileBackend`: kernels, of which the network may call each more than once."""
+        """See `FileBackend`: counts kernels, which the network may call more than once."""
         return count_kernels(path)
 
     def _program(self, library: Path, input_shape: Sequence[int]) -> TvmProgram:
@@ -235,7 +235,7 @@ class TvmBackend(ClosedOnExit):
         import tvm
         from tvm import relax
 
-        with self.compiling:  # TVM's compiler is not safe to enter twice
+        with self.compiling:  # TVM's compiler is not thread-safe
             module = import_network(lower(network, self.lowering), input_shape, self.target)
             records = self.tuner.tune(module) if self.tuner is not None else nullcontext()
             with self.target, records, tvm.transform.PassContext(opt_level=3):
@@ -244,13 +244,13 @@ class TvmBackend(ClosedOnExit):
                 export(tvm.compile(module, self.target), path, self.link)
 
     def call(self, method: str, library: Path, *rest: object, expected_s: float = 0.0) -> Any:
-        """What a method of `Board` returns for a program on some board, which may lack it yet."""
+        """Call a method of `Board` for a program on some board, which may load it first."""
         assert self.boards is not None
         expected_s += library.stat().st_size / UPLOAD_BYTES_PER_S
         return self.boards.call(method, str(library), *rest, expected_s=expected_s)
 
     def provenance(self) -> Provenance:
-        """What its latencies are taken on."""
+        """See `Backend`."""
         assert self.facts is not None
         trials = self.device.tuning_trials
         tuning = {"tuning": "untuned"}
@@ -267,7 +267,7 @@ class TvmBackend(ClosedOnExit):
         )
 
     def close(self) -> None:
-        """Let go of the boards. Programs must not be used any more."""
+        """Release the boards. Programs cannot be used after that."""
         if self.tuner is not None:
             self.tuner.close()
         if self.boards is not None:

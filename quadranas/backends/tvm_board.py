@@ -1,7 +1,7 @@
-"""One board in the hands of one process: programs are loaded there, run and timed.
+"""The process that holds one board: it loads, runs and times programs there.
 
-The process is started by `tvm_worker.py`, which can kill it: TVM's RPC calls wait for a silent
-board without end, and a session leaks until every handle to it is gone (TVM 0.27).
+`tvm_worker.py` starts it, and can kill it: TVM's RPC calls wait forever for a silent board, and a
+session stays open until every handle to it is gone (TVM 0.27).
 """
 
 import gc
@@ -22,7 +22,7 @@ from quadranas.backends.tvm_reach import Place
 from quadranas.backends.tvm_reader import PATH_SIZE
 
 KEPT_BYTES = 512 * 2**20
-"""How much of loaded programs a board keeps, so that entries measured in turns load once."""
+"""Size of the programs that a board keeps loaded; entries measured in turns are loaded once."""
 BIG_CORES = 1
 """TVM's `kBig`: threads go to the fast cores first."""
 
@@ -31,8 +31,8 @@ class Board:
     """A session with a board, or this machine.
 
     Args:
-        place: none for this machine.
-        threads: that a program may use.
+        place: `None` for this machine.
+        threads: number of threads of a program.
     """
 
     def __init__(self, place: Place | None, threads: int) -> None:
@@ -53,7 +53,7 @@ class Board:
         return output
 
     def time_s(self, library: str, shape: Sequence[int], repeats: int) -> list[float]:
-        """Seconds of each of so many calls; `time_evaluator` itself discards the one before."""
+        """Time calls, in seconds; `time_evaluator` discards one before them."""
         machine = self._machine(library)
         images = np.random.default_rng(0).standard_normal(shape, np.float32)
         machine.set_input("main", self._tensor(images))
@@ -63,11 +63,11 @@ class Board:
     def try_kernel(
         self, library: str, tensors: Sequence[tuple[str, Sequence[int]]], min_repeat_ms: int
     ) -> list[float]:
-        """Seconds of one schedule of a kernel, for tuning.
+        """Time one schedule of a kernel, in seconds, for tuning.
 
         Args:
             tensors: type and shape of every argument.
-            min_repeat_ms: it is repeated until so much time has passed.
+            min_repeat_ms: the schedule is repeated until this time has passed.
         """
         if tuple(tensors) != self.filled:  # the schedules of one kernel share their arguments
             random = np.random.default_rng(0)
@@ -87,7 +87,7 @@ class Board:
             self._remove(library)
 
     def read(self, reader: str, paths: Sequence[str]) -> list[bytes]:
-        """The beginnings of files on the board; empty for those that cannot be read."""
+        """Read the beginnings of files on the board; empty for unreadable files."""
         contents = []
         kernel = self._load(reader)
         for path in paths:
@@ -99,13 +99,13 @@ class Board:
         return contents
 
     def pin(self, cores: Sequence[int]) -> None:
-        """Follow the calling thread to its cores, where the board is this machine."""
+        """Pin the threads to the cores of the calling thread, if the board is this machine."""
         if self.session is None and set(cores) != os.sched_getaffinity(0):
             for thread in Path("/proc/self/task").iterdir():  # TVM's own threads, too
                 os.sched_setaffinity(int(thread.name), cores)
 
     def answers(self) -> bool:
-        """Whether the connection holds."""
+        """Whether the connection still works."""
         if self.session is None:
             return True
         try:
@@ -130,7 +130,7 @@ class Board:
         return self.session.load_module(name)
 
     def _machine(self, library: str) -> Any:
-        """The virtual machine of a program; those used longest ago make room."""
+        """The virtual machine of a program; the least recently used ones are unloaded."""
         if library not in self.programs:
             self.sizes[library] = Path(library).stat().st_size
             self.programs[library] = relax.VirtualMachine(self._load(library), self.cpu)
@@ -155,11 +155,11 @@ def _connect(place: Place) -> Any:
 
 
 def serve(handle: int) -> None:
-    """Do what is asked over a connection until it ends.
+    """Serve requests from a connection until it closes.
 
-    It begins by saying that it is there. The first message to it is the place and the threads of
-    the board; every other one a method's name and its arguments. An answer is `("done", value)`,
-    `("failed", why)`, or `("lost", why)` where the board does not answer any more.
+    The first message sent says that the process is ready. The first message received is the place
+    and the threads of the board; every other one is a method's name and its arguments. An answer
+    is `("done", value)`, `("failed", why)`, or `("lost", why)` if the board no longer answers.
     """
     with Connection(handle) as connection:
         connection.send(("done", None))
@@ -184,6 +184,6 @@ def _answer(board: Board, method: str, arguments: Sequence[Any]) -> tuple[str, A
 
 
 def _words(error: Exception) -> str:
-    """What an error says, without TVM's stack trace."""
+    """An error's message without TVM's stack trace."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:500]

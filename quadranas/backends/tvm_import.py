@@ -1,4 +1,4 @@
-"""Networks in TVM's terms."""
+"""Importing networks into TVM."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from quadranas.errors import QuadranasError
 
 
 def import_network(network: nn.Module, input_shape: Sequence[int], target: Any) -> Any:
-    """A network as kernels for a target, fused and not yet scheduled, and a main function.
+    """Import a network as fused, unscheduled kernels for a target, and a main function.
 
     Raises:
-        QuadranasError: PyTorch cannot export it, or TVM does not know one of its operations.
+        QuadranasError: PyTorch cannot export it, or TVM lacks one of its operations.
     """
     from tvm import relax
     from tvm.relax.frontend.torch import from_exported_program

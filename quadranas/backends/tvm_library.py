@@ -1,4 +1,4 @@
-"""Shared libraries that TVM wrote, looked at without loading them: they may be for other machines.
+"""Inspecting shared libraries of TVM without loading them: they may be for other machines.
 
 The format is ELF (System V ABI, "Object Files").
 """
@@ -11,18 +11,18 @@ from pathlib import Path
 from quadranas.errors import QuadranasError
 
 MACHINES = {62: "x86_64", 183: "aarch64"}
-"""ELF's numbers of instruction sets, in our words."""
+"""Names of ELF's instruction sets by their numbers."""
 
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 IDENTITY = b"\x7fELF"
 WIDE = b"\x7fELF\x02\x01"
-"""64 bits, little-endian: the only kind whose header is looked into."""
+"""64 bits, little-endian: the only kind whose header is parsed."""
 
 PROGRAM = b"\0__tvm_ffi__library_bin\0"
-"""The symbol under which a library carries the network around its kernels, weights included."""
+"""Symbol of the network around the kernels, weights included."""
 
 ENTRY = "main"
-"""A second name for a kernel that is alone."""
+"""A second name of a single kernel."""
 
 KERNEL = re.compile(rb"\0__tvm_ffi_([A-Za-z]\w*)(?=\0)")
 
@@ -31,7 +31,7 @@ def check_library(path: Path, machine: str) -> bytes:
     """The content of a library for an instruction set.
 
     Raises:
-        QuadranasError: it cannot be read, is damaged, no such library, or for another machine.
+        QuadranasError: it cannot be read, is damaged, not from TVM, or for another machine.
     """
     try:
         content = path.read_bytes()
@@ -39,7 +39,8 @@ def check_library(path: Path, machine: str) -> bytes:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
     if not content.startswith(IDENTITY) or not _is_whole(content) or PROGRAM not in content:
         raise QuadranasError(
-            f"{path} is no library that TVM wrote, or it is damaged", "Convert the network again."
+            f"{path} is not a library that TVM wrote, or it is damaged",
+            "Convert the network again.",
         )
     found = MACHINES.get(HEADER.unpack_from(content)[2]) if content.startswith(WIDE) else None
     if found is not None and machine not in ("", found):
@@ -51,10 +52,10 @@ def check_library(path: Path, machine: str) -> bytes:
 
 
 def count_kernels(path: Path) -> dict[str, int]:
-    """How many kernels of each kind a library holds; TVM numbers those that share a name.
+    """Number of kernels of each kind in a library; TVM numbers kernels that share a name.
 
     Raises:
-        QuadranasError: as `check_library`.
+        QuadranasError: as for `check_library`.
     """
     names = {name.decode() for name in KERNEL.findall(check_library(path, ""))} - {ENTRY}
     kinds = sorted(re.sub(r"\d+(?=_|$)", "", name) for name in names)
@@ -62,7 +63,7 @@ def count_kernels(path: Path) -> dict[str, int]:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Whether the table of sections, which lies at the end, is there."""
+    """Whether the file holds its table of sections, which is at the end."""
     if len(content) < HEADER.size:
         return False
     if not content.startswith(WIDE):

@@ -1,4 +1,4 @@
-"""The linker that makes a library for a device's processor out of compiled kernels."""
+"""Linking compiled kernels to a library for a device's processor."""
 
 import importlib.util
 import platform
@@ -11,15 +11,15 @@ from pathlib import Path
 from quadranas.errors import QuadranasError
 
 GLIBC = "2.28"
-"""The oldest that TVM's own wheels for aarch64 ask of a board."""
+"""The oldest release that TVM's wheels for aarch64 run on."""
 ALIASES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 Link = Callable[..., None]
-"""Called by TVM with the library to make, the object files, and further options."""
+"""Called by TVM with the path of the library, the object files, and further options."""
 
 
 def machine_of(triple: str) -> str:
-    """The instruction set of an LLVM triple; this machine's where it is empty."""
+    """The instruction set of an LLVM triple; this machine's if it is empty."""
     machine = (triple.partition("-")[0] or platform.machine()).lower()
     return ALIASES.get(machine, machine)
 
@@ -46,9 +46,9 @@ def find_linker(triple: str) -> list[str]:
 
 
 def make_link(command: list[str]) -> Link:
-    """What TVM calls to link.
+    """The function that TVM calls to link.
 
-    A function inside a function, because tuning passes it to processes that know only TVM.
+    It is a nested function because tuning sends it to processes that import only TVM.
     """
 
     def link(output: str, objects: list[str], **_: object) -> None:
@@ -65,5 +65,5 @@ def make_link(command: list[str]) -> Link:
 
 
 def export(program: object, path: Path, link: Link) -> None:
-    """Write what TVM compiled as a shared library."""
+    """Write a compiled program as a shared library."""
     program.export_library(str(path), fcompile=link)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Where boards are: a TVM RPC server, or a tracker that lends several. Nothing here needs TVM."""
+"""Addresses of boards: a TVM RPC server, or a tracker of several boards. Does not import TVM."""
 
 import json
 import socket
@@ -16,12 +16,12 @@ SUMMARY = 6
 SUCCESS = 0
 CONNECT_S = 4.0
 SETTLE_S = 3.0
-"""How long a board may take to be free again after its last user left."""
+"""Time until a board is free again after its last use."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A server, or with a key the boards that a tracker lends under it."""
+    """Address of a server; with a key, of a tracker with boards under this key."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Place:
 
 
 def find_place(reach: Reach) -> Place | None:
-    """Where a device is; none for this machine."""
+    """The address of a device; `None` for this machine."""
     address = reach.rpc or reach.rpc_tracker
     if address is None:
         return None
@@ -41,10 +41,10 @@ def find_place(reach: Reach) -> Place | None:
 
 
 def count_boards(place: Place) -> int:
-    """How many boards can be had.
+    """Number of boards that can be opened.
 
     Raises:
-        QuadranasError: none, and how to start one.
+        QuadranasError: there are none; says how to start one.
     """
     if place.key is None:
         _check_server(place)
@@ -73,7 +73,7 @@ def count_boards(place: Place) -> int:
 
 
 def count_free(place: Place | None) -> int:
-    """How many boards could be had now, after one was lost: itself again, or others."""
+    """Number of boards that can be opened now, after one was lost."""
     if place is None:
         return 1
     try:
@@ -97,13 +97,13 @@ def _check_server(place: Place) -> None:
 
 
 def _ask_tracker(place: Place) -> tuple[Counter[str], int]:
-    """How many boards are registered, by key, and how many are free under the place's key."""
+    """Number of registered boards by key, and of free boards under the place's key."""
     try:
         with socket.create_connection((place.host, place.port), CONNECT_S) as connection:
             connection.settimeout(CONNECT_S)
             connection.sendall(struct.pack("<i", TRACKER_MAGIC))
             if struct.unpack("<i", _receive(connection, 4))[0] != TRACKER_MAGIC:
-                raise QuadranasError(f"what answers at {place} is no TVM RPC tracker")
+                raise QuadranasError(f"the server at {place} is not a TVM RPC tracker")
             request = json.dumps([SUMMARY]).encode()
             connection.sendall(struct.pack("<i", len(request)) + request)
             size = struct.unpack("<i", _receive(connection, 4))[0]

@@ -1,7 +1,7 @@
-"""Facts about a board: its CPU, its clock, and whether it is one at all.
+"""Facts about a board: its CPU, its clock, and whether it is emulated.
 
-TVM's own `download` yields nothing for files without a size, as all of /proc has. So a kernel that
-calls the C library is compiled for the board like any other.
+TVM's `download` returns nothing for files without a size, such as all of /proc. So files are read
+by a kernel that calls the C library, compiled for the board like any other.
 """
 
 import struct
@@ -44,12 +44,12 @@ ARM_PARTS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a board says about itself.
+    """Facts about a board.
 
     Args:
         hardware: its CPU.
-        settings: what else decides the speed.
-        emulator: why its times mean nothing; empty for a real board.
+        settings: other settings that affect the speed.
+        emulator: why its times are no latencies; empty for a real board.
     """
 
     hardware: str
@@ -85,10 +85,10 @@ def read_here() -> Facts:
 
 
 def judge(contents: list[bytes], machine: str) -> Facts:
-    """Make sense of the contents of `FILES`.
+    """Derive the facts from the contents of `FILES`.
 
     Args:
-        machine: the target's instruction set; empty for this machine, which is taken as real.
+        machine: the target's instruction set; empty for this machine, which is assumed real.
     """
     executable, cpuinfo, compatible, vendor, governor, clock = contents
     cores = _fields(cpuinfo.decode(errors="replace"))
@@ -125,7 +125,7 @@ def _cpu(cores: list[dict[str, str]]) -> str:
 
 
 def _emulator(machine: str, executable: bytes, cores: list[dict[str, str]], makers: bytes) -> str:
-    """Why a board is none; empty for a real one."""
+    """Why a board is emulated; empty for a real one."""
     if executable.startswith(b"\x7fELF") and len(executable) >= 20:
         found = ELF_MACHINES.get(struct.unpack("<H", executable[18:20])[0], "another machine")
         if found != machine:

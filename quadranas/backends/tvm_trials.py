@@ -1,4 +1,4 @@
-"""One schedule of a kernel: built in a process of its own, run on a board, its outcome counted."""
+"""Trials of schedules: each is built in another process, run on a board, and counted."""
 
 import os
 import tempfile
@@ -19,10 +19,10 @@ from quadranas.errors import DeviceLostError, QuadranasError
 
 BUILD_S = 60.0
 BUILDS_PER_PROCESS = 200
-"""TVM's compiler leaks memory, so its process is replaced now and then."""
+"""TVM's compiler leaks memory, so its process is replaced after this many builds."""
 MIN_REPEAT_MS = 50
 ATTEMPTS = 2
-"""A schedule that breaks two boards is a failed trial: it must not take the others along."""
+"""A schedule that breaks two boards counts as failed, so that it does not break the others."""
 EXPECTED_S = 10.0
 
 
@@ -30,7 +30,8 @@ EXPECTED_S = 10.0
 class KernelBuilder(PyBuilder):  # type: ignore[misc]
     """Builds schedules in a process that can be killed when one takes too long.
 
-    TVM's own (0.27) starts two per kernel, and imports all tensor intrinsics there: 16 s each.
+    TVM's own builder (0.27) starts two processes per kernel and imports all tensor intrinsics in
+    each: 16 s.
     """
 
     def __init__(self, link: Link) -> None:
@@ -76,7 +77,7 @@ def _built(result: MapResult) -> Any:
 
 @derived_object
 class Outcomes(PyMeasureCallback):  # type: ignore[misc]
-    """Counts the trials and keeps why they failed."""
+    """Counts the trials and records why they failed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,14 +99,14 @@ class Outcomes(PyMeasureCallback):  # type: ignore[misc]
                 self.errors[str(result.error_msg)] += 1
 
     def most_common(self) -> str:
-        """The error of most trials."""
+        """The most frequent error."""
         (error, _), *_ = self.errors.most_common(1) or [("no schedule was found", 0)]
         return error.strip()[-400:]
 
 
 @derived_object
 class Trial(PyRunnerFuture):  # type: ignore[misc]
-    """A trial under way."""
+    """A trial in progress."""
 
     def __init__(self, future: "Future[Any]") -> None:
         super().__init__()
@@ -124,8 +125,7 @@ class Trial(PyRunnerFuture):  # type: ignore[misc]
 class BoardRunner(PyRunner):  # type: ignore[misc]
     """Runs trials on whichever boards are free.
 
-    TVM's own runners open a session per trial, wait for boards that are held, and know no server
-    without a tracker.
+    TVM's own runners open a session per trial, wait for boards in use, and need a tracker.
     """
 
     def __init__(self, boards: Boards, min_repeat_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""Tuning: for every kernel of a network, the fastest of some schedules tried on the device.
+"""Tuning: find the fastest of several schedules on the device, for every kernel of a network.
 
 Strategy: MetaSchedule's `replay-trace`, random schedules without a cost model. Thirty of them make
 a linear layer thirty times faster; evolutionary search costs many times more (TVM 0.27).
@@ -30,7 +30,7 @@ from quadranas.files import read_json, write_json
 
 STRATEGY = "replay-trace"
 FAILED_S = 1e9
-"""MetaSchedule records a failed trial as one of 1e10 s."""
+"""MetaSchedule records a failed trial as taking 1e10 s."""
 DONE = "tuned.json"
 
 
@@ -38,10 +38,10 @@ class Tuner:
     """Tunes kernels for a target and keeps the records.
 
     Args:
-        records: a folder; every target, number of trials and version has its own inside.
-        trials: schedules tried per kernel.
-        emulated: the device's times mean nothing, so its records are kept apart.
-        report: is told of every kernel that is tuned.
+        records: folder, with one folder inside per target, number of trials and version.
+        trials: number of schedules to try per kernel.
+        emulated: whether the device is emulated; its records are kept separately.
+        report: called for every kernel that is tuned.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Tuner:
         self.builder: KernelBuilder | None = None
 
     def tune(self, module: Any) -> Any:
-        """The records of all kernels of a module; those that are not known are tuned first.
+        """The records of all kernels of a module; unknown kernels are tuned first.
 
         Raises:
             QuadranasError: no schedule of a kernel worked.
@@ -100,12 +100,12 @@ class Tuner:
         return database
 
     def close(self) -> None:
-        """End the process that builds."""
+        """End the building process."""
         if self.builder is not None:
             self.builder.close()
 
     def _done(self) -> list[str]:
-        """The kernels whose tuning came to its end."""
+        """The kernels whose tuning was completed."""
         path = self.folder / DONE
         return list(read_json(path, "tuning records")["kernels"]) if path.exists() else []
 
@@ -150,7 +150,7 @@ class Tuner:
             builder=self.builder,
             runner=runner,
             database=database,
-            cost_model="random",  # replay-trace asks none
+            cost_model="random",  # replay-trace uses none
             measure_callbacks=[
                 measure_callback.AddToDatabase(),
                 measure_callback.RemoveBuildArtifact(),
@@ -176,7 +176,7 @@ def best_s(database: Any, module: Any, target: Any) -> float:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends in a KeyboardInterrupt; TVM (0.27) makes a RuntimeError of one in a callback."""
+    """Raise KeyboardInterrupt on Ctrl-C; TVM (0.27) turns it into a RuntimeError in callbacks."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield  # no KeyboardInterrupt arrives here
@@ -209,7 +209,7 @@ def _silent() -> logging.Logger:
 def _cpu_intrinsics() -> Iterator[None]:
     """What MetaSchedule imports of `tvm.s_tir.tensor_intrin`, without the part for GPUs.
 
-    The whole takes 16 s of parsing in each process (TVM 0.27).
+    Parsing all of it takes 16 s in each process (TVM 0.27).
     """
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
@@ -225,4 +225,4 @@ def _cpu_intrinsics() -> Iterator[None]:
             importlib.import_module(f"{name}.{part}")
         yield
     finally:
-        del sys.modules[name]  # whoever wants the whole gets it
+        del sys.modules[name]  # a later import loads the complete module

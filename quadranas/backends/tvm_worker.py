@@ -1,4 +1,4 @@
-"""Boards from the side that uses them: one process each, replaced when a board is lost."""
+"""The boards of a device: one process per board, replaced when a board is lost."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ from quadranas.backends.tvm_reach import Place, count_boards, count_free
 from quadranas.errors import DeviceLostError, QuadranasError
 
 START_S = 120.0
-"""For importing TVM on a busy machine."""
+"""Time to import TVM on a busy machine."""
 CONNECT_S = 15.0
-"""For a session; a server that serves somebody else does not answer at all."""
+"""Time to open a session; a server that is in use does not answer."""
 CLOSE_S = 3.0
 START = """
 import sys
-sys.modules["torch"] = None  # TVM 0.27 imports it where it can, which takes longer than all else
+sys.modules["torch"] = None  # TVM 0.27 imports it if it can, which takes most of the time
 try:
     from quadranas.backends.tvm_board import serve
 except Exception as error:
@@ -32,14 +32,14 @@ else:
 
 
 class BoardLostError(Exception):
-    """The board that a job was given to does not answer any more."""
+    """The board of a job no longer answers."""
 
 
 class Worker:
     """A process that holds a board.
 
     Raises:
-        BoardLostError: the board cannot be had.
+        BoardLostError: the board cannot be opened.
     """
 
     def __init__(self, place: Place | None, threads: int) -> None:
@@ -47,24 +47,24 @@ class Worker:
         paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(other.fileno())],
-            # On this machine TVM 0.27 would take the calling thread off the cores it is pinned to.
+            # TVM 0.27 would move the calling thread away from the cores it is pinned to.
             env=os.environ | {"PYTHONPATH": paths, "TVM_BIND_THREADS": "0"},
             pass_fds=[other.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # an interrupt is for the caller, who then closes
+            start_new_session=True,  # only the caller gets an interrupt, and closes this process
         )
         other.close()
         self._receive(START_S)
         self.exchange((place, threads), CONNECT_S)
 
     def call(self, method: str, arguments: Sequence[object], timeout_s: float) -> Any:
-        """What a method of the board returns.
+        """Call a method of the board.
 
         Raises:
-            BoardLostError: the connection broke, or nothing came for so long.
-            QuadranasError: the board refuses the job and is still there.
+            BoardLostError: the connection broke, or no answer came in time.
+            QuadranasError: the board refused the job and still answers.
         """
         return self.exchange((method, arguments), timeout_s)
 
@@ -87,7 +87,7 @@ class Worker:
         except (EOFError, OSError) as error:
             self.kill()
             raise BoardLostError("the process that held it ended") from error
-        except BaseException:  # of an interrupt, too: the next call must not get this answer
+        except BaseException:  # interrupts too: the next call must not get this answer
             self.kill()
             raise
         if outcome == "failed":
@@ -95,14 +95,14 @@ class Worker:
         return value
 
     def kill(self) -> None:
-        """Drop the board at once; the broken connection frees it."""
+        """Release the board at once, by breaking the connection."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
 
     def close(self) -> None:
-        """Let go of the board."""
-        self.connection.close()  # on which the process ends
+        """Release the board."""
+        self.connection.close()  # which ends the process
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_S)
         self.process.kill()
@@ -110,16 +110,17 @@ class Worker:
 
 
 class Boards:
-    """All boards of a device. A job goes to any that is idle, and to another if that one is lost.
+    """All boards of a device. A job goes to an idle board, and to another one if it is lost.
 
     Args:
-        place: none for this machine.
-        threads: that a program may use on a board.
-        hang_s: how long a board may be silent beyond what a job is expected to take.
-        greet: looks at every board that is opened, and may refuse it.
+        place: `None` for this machine.
+        threads: number of threads of a program on a board.
+        hang_s: time without an answer, beyond the expected time of a job, after which a board is
+            lost.
+        greet: checks every board that is opened, and may refuse it.
 
     Raises:
-        QuadranasError: no board can be had.
+        QuadranasError: no board can be opened.
     """
 
     def __init__(
@@ -142,17 +143,17 @@ class Boards:
         except BoardLostError as error:
             self.close()
             raise QuadranasError(
-                f"what answers at {place} gives no board: {error}",
+                f"the server at {place} gives no board: {error}",
                 "See that a TVM RPC server runs there and that no other program uses it.",
             ) from error
 
     def call(
         self, method: str, *arguments: object, expected_s: float = 0.0, attempts: int | None = None
     ) -> Any:
-        """What a method of `Board` returns on some board.
+        """Call a method of `Board` on some board.
 
         Args:
-            attempts: on how many boards to try; by default on all, and once on one that came back.
+            attempts: number of boards to try; by default all, and one more that came back.
 
         Raises:
             DeviceLostError: no board is left.
@@ -195,10 +196,10 @@ class Boards:
         )
 
     def _borrow(self, reason: str = "") -> Worker:
-        """An idle board, or one opened now, or wait for one.
+        """Take an idle board, open one, or wait for one.
 
         Args:
-            reason: why the last one was lost.
+            reason: why the previous board was lost.
         """
         with self.changed:
             while not self.idle:
@@ -236,7 +237,7 @@ class Boards:
             self.changed.notify()
 
     def _discard(self, worker: Worker) -> None:
-        """A board was lost: what is left are those held, and those that could be opened now."""
+        """Drop a lost board, and count the boards held and those that could be opened now."""
         worker.kill()
         free = count_free(self.place)
         with self.changed:
@@ -246,7 +247,7 @@ class Boards:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Let go of all boards."""
+        """Release all boards."""
         with self.changed:
             self.closed = True
             held, self.held = self.held, set()

@@ -54,7 +54,7 @@ def export_command(
     precision: Annotated[
         str,
         typer.Option(
-            help=f"Precision of the file: fp32, or {precisions_in_words()}.",
+            help=f"Precision of the file: fp32; {precisions_in_words()}.",
             rich_help_panel=FILE,
         ),
     ] = "fp32",

@@ -1,4 +1,4 @@
-"""Real images as an exported file takes them: normalised, at the file's resolution."""
+"""Real images as inputs of an exported file: normalised, at the file's resolution."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class ExportImages:
     """Validation images of one resolution, and training images to calibrate with.
 
     Args:
-        labelled: the network was trained for these images' classes.
-        resolution: of the file's input; images of another one, as trained on, are resized.
-        preprocessing: what the network expects; none where nobody knows.
+        labelled: whether the network was trained for these images' classes.
+        resolution: input size of the file; images are resized to it.
+        preprocessing: preprocessing that the network expects; `None` if unknown.
     """
 
     dataset: Dataset
@@ -36,7 +36,7 @@ class ExportImages:
 
     @property
     def name(self) -> str:
-        """What they are, in words."""
+        """Description of the validation images."""
         return f"{self.dataset.name}, test split"
 
     @property
@@ -45,10 +45,10 @@ class ExportImages:
         return self.dataset.test.labels[_spread(self.dataset.test, self.num_images)]
 
     def batches(self, size: int, *, as_trained: bool = False) -> Iterator[Tensor]:
-        """The validation images in batches of one size, the last one filled up by its last image.
+        """The validation images in batches of one size, the last batch padded with its last image.
 
         Args:
-            as_trained: at the resolution of training.
+            as_trained: use the resolution of training.
 
         Shapes: (size, 3, R, R), float32.
         """
@@ -57,7 +57,7 @@ class ExportImages:
             yield self._prepared(self.dataset.test, _filled(part, size), as_trained)
 
     def calibration(self, num_images: int, size: int) -> list[NDArray[np.float32]]:
-        """Training images, evenly spread, in batches of one size, the last one filled up."""
+        """Evenly spaced training images in batches of one size, the last batch padded."""
         images = self.dataset.train
         return [
             self._prepared(images, _filled(part, size), False).numpy()
@@ -80,17 +80,17 @@ def open_export_images(
     resolution: int,
     num_images: int,
 ) -> ExportImages:
-    """The images to check an exported network with.
+    """Open the images to check an exported network with.
 
-    Those of the run that the network lies in, or the data named. Where neither tells what the
-    network was trained for, the embedded digits, without their labels.
+    By default those of the run, or the data given; if both are unknown, the embedded digits
+    without their labels.
 
     Args:
         data: which images; by default those of the run that the network lies in.
-        num_images: of the test split, evenly spread.
+        num_images: number of evenly spaced images of the test split.
 
     Raises:
-        QuadranasError: data of other classes than those trained for, or that do not serve.
+        QuadranasError: the data have other classes than the network, or cannot be used.
     """
     labelled = stored.weights is not None and bool(stored.preprocessing or data.data)
     if labelled:
@@ -116,10 +116,10 @@ def _augmenter(dataset: Dataset, mean: Triple, std: Triple) -> Augmenter:
 
 
 def _filled(part: Tensor, size: int) -> Tensor:
-    """Indices, the last one repeated until there are so many."""
+    """Pad `part` to `size` by repeating its last index."""
     return torch.cat([part, part[-1:].expand(size - len(part))])
 
 
 def _spread(images: ImageSet, number: int) -> Tensor:
-    """Indices at even distances."""
+    """Evenly spaced indices."""
     return torch.linspace(0, len(images) - 1, min(number, len(images))).long()

@@ -1,8 +1,8 @@
 """Quantisation after training: as many layers in 8 bits as the accuracy allows.
 
-All layers are tried first. If that loses too much, those whose rounding changes the logits most
-stay in higher precision: 1, 2, 4 ... of them until it no longer does, then the fewest of these.
-For n layers that is at most 2 log2(n) + 1 files to evaluate.
+All layers are tried first. If the accuracy drops too much, the layers whose rounding changes the
+logits most stay in higher precision: 1, 2, 4 ... of them until the drop is allowed, then a binary
+search for the fewest. For n layers, at most 2 log2(n) + 1 files are evaluated.
 """
 
 import tempfile
@@ -20,10 +20,10 @@ from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.reporter import Reporter
 
 NUM_ERROR_IMAGES = 16
-"""Calibration inputs on which layers are compared; all of them would take minutes."""
+"""Number of calibration inputs to compare layers on; all of them would take minutes."""
 
 ROUNDING = 1e-9
-"""Points that a drop may exceed the allowed one by: 0.90 - 0.89 is more than 0.01."""
+"""Tolerance for rounding, in percentage points: 0.90 - 0.89 is more than 0.01."""
 
 
 def quantized(
@@ -38,19 +38,19 @@ def quantized(
     max_drop: float,
     reporter: Reporter | None = None,
 ) -> Quantization:
-    """Write a converted file with 8-bit layers, and others where the accuracy needs them.
+    """Write a converted file in 8 bits, with some layers in higher precision if necessary.
 
     Args:
-        source: what `backend.convert` wrote.
-        target: where the file goes, and those that belong to it; nothing is left if this fails.
-        network: the same network in PyTorch; it tells which layers suffer most.
-        images: for calibration, each an input of the file, (B, C, H, W).
-        accuracy: of a file, 0 to 1.
-        reference_accuracy: of the network before, on the same images.
-        max_drop: how much of the accuracy may be lost, in points (0.01 of the accuracy each).
+        source: file that `backend.convert` wrote.
+        target: path of the new file; nothing is written if this fails.
+        network: the same network in PyTorch, for ranking the layers.
+        images: calibration images, each an input of the file, (B, C, H, W).
+        accuracy: computes the accuracy of a file, 0 to 1.
+        reference_accuracy: accuracy of the network before, on the same images.
+        max_drop: largest allowed drop of accuracy, in percentage points.
 
     Raises:
-        PromiseMissedError: more is lost as long as anything is in 8 bits.
+        PromiseMissedError: the drop is larger as long as any layer is in 8 bits.
         QuadranasError: no calibration images, or no layer to quantise.
     """
     layers = backend.layers(source)
@@ -70,7 +70,9 @@ def quantized(
             kept = search.fewest(order)
         drop = search.settle(kept)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
-            file.replace(target.parent / file.name)  # the named one last: it stands for all
+            file.replace(
+                target.parent / file.name
+            )  # the named one last: a reader that finds it finds all
     return Quantization(
         num_layers=len(layers),
         kept=tuple(layer for layer in layers if layer in kept),
@@ -82,7 +84,7 @@ def quantized(
 
 
 class _Search:
-    """Quantises a file again and again, with other layers kept."""
+    """Quantises a file repeatedly, with different layers kept in higher precision."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class _Search:
         self.written: tuple[str, ...] | None = None
 
     def keeps_promise(self, kept: tuple[str, ...]) -> bool:
-        """Whether a file with some layers in higher precision loses little enough."""
+        """Whether the drop is allowed with some layers in higher precision."""
         self._write(kept)
         drop = 100 * (self.reference_accuracy - self.accuracy(self.target))
         self.drops[kept] = drop
@@ -113,10 +115,10 @@ class _Search:
         return drop <= self.max_drop + ROUNDING
 
     def fewest(self, order: Sequence[str]) -> tuple[str, ...]:
-        """How many of the layers, from the first on, must stay in higher precision.
+        """The fewest layers, from the first on, that must stay in higher precision.
 
         Raises:
-            PromiseMissedError: more than all but one.
+            PromiseMissedError: all but one are not enough.
         """
         too_few, enough = 0, 1
         while enough < len(order) and not self.keeps_promise(tuple(order[:enough])):
@@ -135,7 +137,7 @@ class _Search:
         return tuple(order[:enough])
 
     def settle(self, kept: tuple[str, ...]) -> float:
-        """Have that file in place; its drop in points."""
+        """Write the final file, and return its drop in percentage points."""
         if self.written != kept:
             self._write(kept)
         return self.drops[kept]

@@ -254,10 +254,8 @@ def _opset(options: ExportOptions, device: Device, reads: Runtime | None) -> int
 
 
 def _device(options: ExportOptions, architecture: Architecture) -> Device:
-    if isinstance(options.device, Device):
-        return options.device.configured(**options.settings)
     if options.device is not None:
-        return load_device(str(options.device)).configured(**options.settings)
+        return load_device(options.device, **options.settings)
     derived_for = architecture.provenance.get("device")
     try:
         device = load_device(str(derived_for or HOST))

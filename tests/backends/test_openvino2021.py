@@ -408,7 +408,7 @@ def test_a_python_that_cannot_be_started_is_explained(python: str) -> None:
     ("script", "fault"),
     [
         ("echo Traceback >&2; exit 3", "ended with exit code 3\n  stderr: Traceback"),
-        ("read line; echo Hello", "answered b'Hello', which is no answer"),
+        ("read line; echo Hello", "answered b'Hello', which is not an answer"),
         ("exec sleep 60", "no answer came in 0.5 s"),
         ("kill -SEGV $$", "killed by SIGSEGV"),
     ],
@@ -468,9 +468,7 @@ def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
     answer = json.dumps({"id": 1, "result": {"openvino": "2022.3.0-9052"}})
     python.write_text(f"#!/bin/sh\nread line; echo '{answer}'; read line\n")
     python.chmod(0o755)
-    with pytest.raises(
-        QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, needed is 2021\.4"
-    ):
+    with pytest.raises(QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, needed: 2021\.4"):
         OpenVino2021Backend(device(str(python)), Path())
 
 
@@ -480,9 +478,18 @@ def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
         ({"reach": Reach()}, "names no worker_python"),
         ({"target": "GPU"}, "has the target 'GPU'.*accepted are .*MYRIAD.*CPU"),
         ({"target": 0}, "has the target 0"),
-        ({"target": "CPU", "precision": "fp16"}, "wants fp16, but CPU computes in fp32"),
-        ({"target": "MYRIAD", "precision": "fp32"}, "wants fp32, but MYRIAD computes in fp16"),
-        ({"target": None, "precision": "int8"}, "wants int8, but MYRIAD computes in fp16"),
+        (
+            {"target": "CPU", "precision": "fp16"},
+            "has the precision fp16, but CPU computes in fp32",
+        ),
+        (
+            {"target": "MYRIAD", "precision": "fp32"},
+            "has the precision fp32, but MYRIAD computes in fp16",
+        ),
+        (
+            {"target": None, "precision": "int8"},
+            "has the precision int8, but MYRIAD computes in fp16",
+        ),
     ],
 )
 def test_what_the_release_cannot_do_is_refused(changes: dict[str, Any], fault: str) -> None:

@@ -339,3 +339,20 @@ def test_the_manifest_holds_what_a_reader_needs(folder: Path) -> None:
     assert Manifest.model_validate(content).architecture == toy_architecture()
     assert content["files"].keys() == {"model.onnx", "infer.py"}
     assert listing(folder) == ["infer.py", MANIFEST, "model.onnx"]
+
+
+def test_the_bundles_of_0_1_0_still_open(copy: Path) -> None:
+    """It called the runtime of a Myriad `openvino`."""
+    content = json.loads((copy / MANIFEST).read_text("utf-8"))
+    stick = {"name": "vpu", "title": "a stick", "runtime": "openvino", "precision": "fp16"}
+    content["made_for"] = stick | {"target": "MYRIAD"}
+    content["device"] = stick | {"target": "CPU", "reach": {"worker_python": "python3.8"}}
+    (copy / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    manifest = open_bundle(copy).manifest
+    assert manifest.made_for.runtime == manifest.device.runtime == "openvino2021"
+
+
+def test_an_unknown_format_is_named(copy: Path) -> None:
+    text = rewritten(copy, lambda content: content.update(format="onx"))
+    assert "format: unknown format; accepted: onnx, openvino, tvm, torch, executorch" in text
+    assert "did you mean 'onnx'? (got 'onx')" in text

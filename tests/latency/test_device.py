@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import load_device, shipped_devices
+from quadranas.latency.device import Device, load_device, shipped_devices
 
 BOARD: dict[str, Any] = {
     "name": "board",
@@ -93,3 +93,36 @@ def test_faults_name_file_key_and_value(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(QuadranasError, match=r"cannot read device .*none\.yaml"):
         load_device(str(tmp_path / "none.yaml"))
+
+
+STICK = {"name": "stick", "title": "a stick", "runtime": "openvino", "precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("content", "runtime"),
+    [
+        ({"target": "MYRIAD"}, "openvino2021"),
+        ({"target": "MYRIAD.1.2-ma2480"}, "openvino2021"),
+        ({"target": "CPU", "reach": {"worker_python": "python3.8"}}, "openvino2021"),
+        ({"target": "CPU"}, "openvino"),
+        ({"target": "MYRIAD", "runtime": "openvino2021"}, "openvino2021"),
+        ({"target": None}, "openvino"),
+    ],
+)
+def test_the_devices_of_0_1_0_still_open(
+    tmp_path: Path, content: dict[str, Any], runtime: str
+) -> None:
+    device = load_device(write(tmp_path / "stick.yaml", STICK | content))
+    assert device.runtime == runtime
+    assert Device.model_validate(device.model_dump()) == device
+
+
+def test_a_worker_named_later_counts_too() -> None:
+    device = Device.model_validate(STICK | {"target": "CPU"})
+    assert device.configured(worker_python="python3.8").runtime == "openvino2021"
+    assert device.configured(threads=2).runtime == "openvino"
+
+
+def test_a_device_is_found_by_its_path(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "board.yaml", BOARD))
+    assert load_device(path) == load_device(str(path))

@@ -206,3 +206,18 @@ def test_replaced_layers_have_no_latency(toy_table: LatencyTable) -> None:
     changed = network.model_copy(update={"changes": (change,)})
     with pytest.raises(QuadranasError, match="has 1 replaced layers, which latency tables do not"):
         toy_table.predict_ms(changed)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "backend"),
+    [("OpenVINO 2021.4.2 (MYRIAD)", "openvino2021"), ("OpenVINO 2026.4.1 (CPU)", "openvino")],
+)
+def test_the_tables_of_0_1_0_still_open(
+    tmp_path: Path, toy_table: LatencyTable, runtime: str, backend: str
+) -> None:
+    """It called the runtime of a Myriad `openvino`."""
+    measurement = {"hardware": "a stick", "versions": {}, "settings": {}, "num_rounds": 40}
+    measurement |= {"repeats": 20, "num_disturbed": 0, "noise": 0.0, "reference_ms": 1.0}
+    header = {"method": "measured", "backend": "openvino", "runtime": runtime}
+    path = saved(tmp_path / "table.json", toy_table, **header, measurement=measurement)
+    assert load_table(path).header.backend == backend
