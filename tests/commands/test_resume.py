@@ -86,7 +86,7 @@ RARE_CHECKPOINTS = ("in the search", "after the architecture", "after the fine-t
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.reports.run_report.write_report", lambda run: run)
+    monkeypatch.setattr("quadranas.commands.search.write_report", lambda run: run)
 
 
 def config_with(small_config: Path, folder: Path, text: str) -> Path:
@@ -112,7 +112,7 @@ def search_in(folder: Path, config: Path, moments: Iterable[str]) -> Searched:
     (folder / "search").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "search")
-        patch.setattr("quadranas.reports.run_report.write_report", lambda run: run)
+        patch.setattr("quadranas.commands.search.write_report", lambda run: run)
         stops = {name: MOMENTS[name] for name in moments}
         snapshots(stops, folder / "moments", *SEARCH, "--config", config)
     run = folder / "search" / "run"
