@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from quadranas.commands.predict import predict
+from quadranas.commands.predict import PredictResult, predict
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.prediction.graph import read_graph
 from tests.onnx_files import model, write
@@ -198,7 +198,7 @@ def whole_file() -> bytes:
     )
 
 
-def outcome(path: Path, content: bytes) -> Any:
+def outcome(path: Path, content: bytes) -> PredictResult | QuadranasError:
     """What predict makes of a file: a result, or an error that the user can fix."""
     path.write_bytes(content)
     try:
@@ -209,8 +209,9 @@ def outcome(path: Path, content: bytes) -> Any:
 
 def test_the_file_to_be_damaged_is_whole(tmp_path: Path) -> None:
     found = outcome(tmp_path / "net.onnx", whole_file())
-    assert found["unpriced"] == []
-    assert len(found["operators"]) == 6
+    assert isinstance(found, PredictResult)
+    assert found.unpriced == ()
+    assert len(found.operators) == 6
 
 
 ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -238,4 +239,4 @@ def test_a_damaged_file_is_priced_or_refused(
     for share, byte in changes:
         content[int(share * len(content))] = byte
     found = outcome(tmp_path / "net.onnx", bytes(content))
-    assert isinstance(found, QuadranasError) or found["latency_ms"] >= 0
+    assert isinstance(found, QuadranasError) or found.latency_ms >= 0
