@@ -6,7 +6,50 @@ are first used, so `import quadranas` imports neither torch nor pandas.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the types of what `__getattr__` imports
+    from quadranas.commands.adapt import AdaptResult as AdaptResult
+    from quadranas.commands.adapt import adapt as adapt
+    from quadranas.commands.build_lut import BuildLutResult as BuildLutResult
+    from quadranas.commands.build_lut import build_lut as build_lut
+    from quadranas.commands.convert import ConvertResult as ConvertResult
+    from quadranas.commands.convert import ReduceResult as ReduceResult
+    from quadranas.commands.convert import convert as convert
+    from quadranas.commands.derive import derive as derive
+    from quadranas.commands.evaluate import EvaluateResult as EvaluateResult
+    from quadranas.commands.evaluate import evaluate as evaluate
+    from quadranas.commands.export import ExportResult as ExportResult
+    from quadranas.commands.export import export as export
+    from quadranas.commands.inspect import InspectResult as InspectResult
+    from quadranas.commands.inspect import inspect as inspect
+    from quadranas.commands.merge_lut import MergeLutResult as MergeLutResult
+    from quadranas.commands.merge_lut import merge_lut as merge_lut
+    from quadranas.commands.predict import PredictResult as PredictResult
+    from quadranas.commands.predict import predict as predict
+    from quadranas.commands.profile import MemoryResult as MemoryResult
+    from quadranas.commands.profile import ProfileResult as ProfileResult
+    from quadranas.commands.profile import profile as profile
+    from quadranas.commands.report import ReportResult as ReportResult
+    from quadranas.commands.report import report as report
+    from quadranas.commands.run import RunResult as RunResult
+    from quadranas.commands.run import run as run
+    from quadranas.commands.search import search as search
+    from quadranas.commands.train import train as train
+    from quadranas.commands.validate_lut import ValidateLutResult as ValidateLutResult
+    from quadranas.commands.validate_lut import validate_lut as validate_lut
+    from quadranas.errors import QuadranasError as QuadranasError
+    from quadranas.latency.device import load_device as load_device
+    from quadranas.latency.table_files import load_table as load_table
+    from quadranas.network.published import create_model as create_model
+    from quadranas.runs.config import SearchConfig as SearchConfig
+    from quadranas.runs.config import TrainConfig as TrainConfig
+    from quadranas.runs.results import DeriveResult as DeriveResult
+    from quadranas.runs.results import SearchResult as SearchResult
+    from quadranas.runs.results import TrainResult as TrainResult
+    from quadranas.runs.results import open_run as open_run
+    from quadranas.space.architecture import load_architecture as load_architecture
+    from quadranas.space.space_file import load_space as load_space
 
 __version__ = "0.1.0"
 
@@ -58,12 +101,14 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'quadranas' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # it would make every misspelt name an `Any`
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'quadranas' has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
 """The public API: what `import quadranas` offers, what it costs, and that it leads on."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,10 @@ def in_a_new_process(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_importing_it_is_cheap() -> None:
-    code = "import sys, quadranas; print(*sys.modules.keys() & {'torch', 'pandas', 'pydantic'})"
+@pytest.mark.parametrize("module", ["quadranas", "quadranas.cli.app"])
+def test_importing_it_is_cheap(module: str) -> None:
+    heavy = {"torch", "pandas", "pydantic"}
+    code = f"import sys, {module}; print(*sys.modules.keys() & {heavy})"
     assert in_a_new_process(code) == ""
 
 
@@ -43,11 +46,23 @@ def test_every_public_name_is_there(name: str) -> None:
         assert value.__doc__
 
 
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(quadranas.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {
+        name.name: node.module
+        for node in imports
+        for name in node.names
+        if name.asname == name.name
+    }
+    assert seen == quadranas._HOMES
+
+
 def test_dir_lists_every_public_name() -> None:
     names = in_a_new_process("import quadranas; print(*dir(quadranas))").split()
     assert set(quadranas.__all__) <= set(names)
     with pytest.raises(AttributeError, match="has no attribute 'serch'"):
-        _ = quadranas.serch
+        _ = quadranas.serch  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("command", "name"), COMMANDS.items())
@@ -77,6 +92,7 @@ def test_results_lead_on(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     searched = quadranas.open_run(run)
+    assert isinstance(searched, quadranas.SearchResult)
     assert searched.report().report == run / "report.html"
     derived = searched.derive(device="vpu", budget="1ms")
     assert derived.run == run / "derived" / "vpu-1ms"

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from quadranas.backends.interface import Conversion, Program, QuantizingBackend
 from quadranas.commands.train import train
+from quadranas.data.task import num_correct
 from quadranas.deployment.quantization import quantized
 from quadranas.reporter import Reporter
 from quadranas.runs.stored_network import HeldOutImages, StoredNetwork, open_network
@@ -41,7 +42,7 @@ def evaluator(backend: QuantizingBackend, images: HeldOutImages) -> Callable[[Pa
             if count not in programs:
                 programs[count] = backend.load(path, (count, 3, size, size))
             logits = programs[count].run(images.augmenter.plain(test.batch(indices)))
-            right += int((logits.argmax(1) == test.labels[indices]).sum())
+            right += num_correct(logits, test.labels[indices])
         return right / len(test)
 
     return accuracy

@@ -18,6 +18,7 @@ from quadranas.files import source_commit
 from quadranas.latency.device import load_device
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Journal
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
 from quadranas.measurement.timing import REFERENCE, STATISTIC, Plan, time_programs
 from quadranas.reporter import Reporter
@@ -25,7 +26,8 @@ from quadranas.runs.config import DataConfig
 from quadranas.runs.stored_network import open_test_images
 
 HERE = Path(__file__).parent
-SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
+QUANTISING = ("onnxruntime", "openvino")
+"""The runtimes that write int8 files."""
 
 
 def main() -> None:
@@ -46,7 +48,8 @@ def main() -> None:
         calibration = images.augmenter.plain(images.dataset.train.batch(chosen)).contiguous()
         sizes = (images.dataset.resolution, 64 if args.smoke else stored.architecture.resolution)
         rows, programs, header = {}, {}, {}
-        for runtime, suffix in SUFFIXES.items():
+        for runtime in QUANTISING:
+            suffix = RUNTIMES[runtime].own_files.suffix
             device = load_device("host").model_copy(update={"runtime": runtime})
             backend = open_backend(device, folder)
             assert isinstance(backend, QuantizingBackend)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from quadranas.errors import RunInterruptedError
-from quadranas.validation import CommandResult
 
 if TYPE_CHECKING:
     from quadranas.reporter import Reporter
     from quadranas.runs.results import DeriveResult
+    from quadranas.validation import CommandResult
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -74,14 +74,14 @@ def say(text: str, style: str | None = None) -> None:
     Console(soft_wrap=True, highlight=False).print(text, markup=False, style=style)
 
 
-def print_json(content: CommandResult | dict[str, Any]) -> None:
+def print_json(content: "CommandResult | dict[str, Any]") -> None:
     """Print the one JSON object of a command on stdout."""
-    if isinstance(content, CommandResult):
+    if not isinstance(content, dict):
         content = content.model_dump(mode="json")
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def print_result(result: CommandResult | dict[str, Any], as_json: bool, text: str) -> None:
+def print_result(result: "CommandResult", as_json: bool, text: str) -> None:
     """Print a result in the form that was asked for."""
     if as_json:
         print_json(result)

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_text, read_yaml
+from quadranas.files import read_text
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
 from quadranas.runs import layout
+from quadranas.runs.config_file import read_config_file
 from quadranas.runs.records import Epoch
 from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
@@ -228,7 +229,7 @@ def read_run(run: Path) -> Run:
         records = read(layout.RECORDS, lambda path: read_records(run)) or ()
     return Run(
         config_text=read(layout.CONFIG, lambda path: read_text(path, "configuration")),
-        config=read(layout.CONFIG, lambda path: read_yaml(path, "configuration")) or {},
+        config=read(layout.CONFIG, lambda path: read_config_file(path).keys) or {},
         epochs=epochs,
         dropped_lines=dropped_lines,
         architecture=architecture,

@@ -17,6 +17,9 @@ from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen, validate
 
 if TYPE_CHECKING:
+    from quadranas.commands.export import ExportResult
+    from quadranas.commands.report import ReportResult
+    from quadranas.latency.device import Device
     from quadranas.network.skeleton import Network
 
 
@@ -52,13 +55,13 @@ class StoredResult(CommandResult):
         stored.require_weights()
         return stored.network()
 
-    def export(self, **options: Any) -> Any:
+    def export(self, **options: Any) -> "ExportResult":
         """Export the network as a bundle; the options are those of `quadranas.export`."""
         import quadranas
 
         return quadranas.export(self.run, **options)
 
-    def report(self) -> Any:
+    def report(self) -> "ReportResult":
         """Write the report of the run, as `quadranas.report` does."""
         import quadranas
 
@@ -169,12 +172,13 @@ class SearchResult(DeriveResult):
     versions: dict[str, str] = Field(default_factory=dict)
     report_path: Path | None = None
 
-    def derive(self, *, device: Any, budget: str, **options: Any) -> DeriveResult:
+    def derive(
+        self, *, device: "str | Path | Device", budget: str, **options: Any
+    ) -> DeriveResult:
         """Decode the trained supernet again; the options are those of `quadranas.derive`."""
         import quadranas
 
-        result: DeriveResult = quadranas.derive(self.run, device=device, budget=budget, **options)
-        return result
+        return quadranas.derive(self.run, device=device, budget=budget, **options)
 
     def content(self) -> dict[str, Any]:
         """The content of `result.json`; the report is written after it."""
