@@ -1,6 +1,6 @@
 """Run folders that version 0.1.0 wrote still open, derive, resume, train and report.
 
-`tests/golden/0.1.0` was written on 28 November 2026 by the commands
+`tests/golden/0.1.0` was written by version 0.1.0, as its README says, by the commands
 
     quadranas search --device vpu --budget 1ms --space toy --config small.yaml --output run
     quadranas derive run --device cpu --budget 0.9ms --output derived
