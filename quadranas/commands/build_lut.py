@@ -34,7 +34,6 @@ CLASS_COUNTS = (10, 100, 1000)
 """Every table has heads for these numbers of classes."""
 
 ANALYTIC = "analytic"
-BACKENDS = (ANALYTIC, FASTEST, *RUNTIMES)
 
 
 class BuildLutResult(CommandResult):
@@ -98,8 +97,8 @@ def build_lut(
         *(output, only_missing, num_classes, command),
     )
     backend = backend or request.default_backend
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+    if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
+        raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
     if backend == ANALYTIC:
         return _analytic(request)
     plan = Plan(num_rounds=rounds, repeats=repeats)

@@ -63,16 +63,11 @@ def quantized(
             backend, source, Path(folder) / target.name, images, accuracy, reference_accuracy,
             max_drop, reporter,
         )  # fmt: skip
-        kept: tuple[str, ...] = ()
-        if not search.keeps_promise(kept):
-            errors = layer_errors(network, images[:NUM_ERROR_IMAGES], layers)
-            order = sorted(layers, key=lambda layer: -errors[layer])
-            kept = search.fewest(order)
+        kept = () if search.keeps_promise(()) else search.fewest(_ranked(network, images, layers))
         drop = search.settle(kept)
+        # The named one last: a reader that finds it finds all.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
-            file.replace(
-                target.parent / file.name
-            )  # the named one last: a reader that finds it finds all
+            file.replace(target.parent / file.name)
     return Quantization(
         num_layers=len(layers),
         kept=tuple(layer for layer in layers if layer in kept),
@@ -81,6 +76,14 @@ def quantized(
         drop=drop,
         ranges=branch_ranges(network, images),
     )
+
+
+def _ranked(
+    network: nn.Module, images: Sequence[NDArray[np.float32]], layers: Sequence[str]
+) -> list[str]:
+    """Layers in the order of how much their rounding changes the logits, largest first."""
+    errors = layer_errors(network, images[:NUM_ERROR_IMAGES], layers)
+    return sorted(layers, key=lambda layer: -errors[layer])
 
 
 class _Search:

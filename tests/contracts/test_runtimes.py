@@ -47,7 +47,7 @@ def test_a_device_file_names_it(tmp_path: Path, fake: str) -> None:
 def test_it_exports_bundles_that_run(
     tmp_path: Path, fake: str, scramble: Scrambler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quadranas.deployment.latency.PLAN", Plan(num_rounds=2, repeats=2))
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     network = toy_network(scramble)
     save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
     stored = StoredNetwork(toy_architecture(), weights=tmp_path / "weights.safetensors")
