@@ -48,6 +48,9 @@ FACTS = RUNTIMES["openvino2021"]
 OPSET = FACTS.own_files.opsets[-1]
 """The newest that it reads."""
 
+LIBUSB_MISSING = "libusb-1.0.so.0"
+"""The system library that the plugin for the stick loads; wheels do not contain it."""
+
 STICK_GONE = re.compile(r"NC_(ERROR|TIMEOUT|BUSY|DEVICE_NOT_FOUND|MYRIAD_ERROR)|X_LINK_")
 """Errors of the plugin that mean that the stick does not answer."""
 
@@ -287,6 +290,11 @@ class OpenVino2021Backend(ClosedOnExit):
                 f"no Myriad stick answers as {self._name}: {refusal}",
                 "Check that lsusb lists it (03e7:2485, Intel Movidius MyriadX), that a udev rule "
                 "gives access to devices of vendor 03e7, and that no other process uses it.",
+            )
+        if LIBUSB_MISSING in str(refusal):
+            return QuadranasError(
+                f"OpenVINO {RELEASE} cannot use {self._name}: {LIBUSB_MISSING} is not installed",
+                "Install libusb; on Debian and Ubuntu: apt-get install libusb-1.0-0",
             )
         return QuadranasError(f"OpenVINO {RELEASE} cannot {what} on {self._name}: {refusal}")
 

@@ -55,7 +55,9 @@ def test_the_number_of_threads_changes_only_while_no_program_is_in_use(file: Pat
     images = torch.randn(SHAPE)
     output = one.run(images)
     assert torch.equal(opened(1).load(file, SHAPE).run(images), output)
-    with pytest.raises(QuadranasError, match=r"with 2 threads.* loaded in .* run with 1\n") as caught:
+    with pytest.raises(
+        QuadranasError, match=r"with 2 threads.* loaded in .* run with 1\n"
+    ) as caught:
         opened(2).load(file, SHAPE)
     assert "process of its own" in caught.value.hint
     assert torch.equal(one.run(images), output)
