@@ -1,12 +1,16 @@
-"""Pictures of noise, written to folders and zips."""
+"""Pictures of noise in folders and zips, how they are spoiled, and what is loaded of them."""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from quadranas.data.decoding import Pixels
+from quadranas.data.dataset import Dataset
+from quadranas.data.decoding import Pixels, fit
+from quadranas.data.image_set import ImageSet
 
 
 def noise(seed: int, *shape: int) -> Pixels:
@@ -30,3 +34,39 @@ def write_zip(path: Path, folder: Path, prefix: str = "") -> Path:
         for file in sorted(folder.rglob("*")):
             archive.write(file, prefix + file.relative_to(folder).as_posix())
     return path
+
+
+def pixels(images: ImageSet) -> torch.Tensor:
+    """All images of a split."""
+    return images.batch(torch.arange(len(images)))
+
+
+def same(first: Dataset, second: Dataset) -> bool:
+    """Whether two data sets hold the same classes, labels and pixels."""
+    return first.class_names == second.class_names and all(
+        torch.equal(a.labels, b.labels) and torch.equal(pixels(a), pixels(b))
+        for a, b in ((first.train, second.train), (first.test, second.test))
+    )
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one for each image decoded."""
+    decoded: list[int] = []
+
+    def fit_and_count(image: Image.Image, resolution: int) -> Pixels:
+        decoded.append(1)
+        return fit(image, resolution)
+
+    monkeypatch.setattr("quadranas.data.folders.fit", fit_and_count)
+    return decoded
+
+
+def truncate(file: Path) -> None:
+    """Leave the header whole and cut the pixels."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def text(file: Path) -> None:
+    """Put a text in the place of the image."""
+    file.write_text("<html>404</html>")

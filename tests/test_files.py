@@ -1,4 +1,4 @@
-"""Reading, writing and checking files."""
+"""Reading and writing files."""
 
 import errno
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import Field
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, read_text, read_yaml, shipped, write_atomically, write_json
-from quadranas.validation import Frozen, validate
+from quadranas.validation import validate
+from tests.documents import Outer
 
 
 def test_shipped_data_is_found() -> None:
@@ -183,106 +183,3 @@ def test_no_bytes_raise_anything_else(
     for read in (read_yaml, read_json):
         result = outcome(read, path, "file")
         assert isinstance(result, dict) or str(path) in str(result)
-
-
-# ---------------------------------------------------------------- checking
-
-
-class Inner(Frozen):
-    kind: str
-    numbers: tuple[int | float, ...] = Field(default=(1,), min_length=1)
-
-
-class Outer(Frozen):
-    name: str
-    size: int = Field(default=1, ge=1, le=9)
-    pair: tuple[int, int] = (1, 2)
-    items: tuple[Inner, ...] = Field(default=(), min_length=1)
-    named: dict[str, Inner] = Field(default_factory=dict)
-    maybe: Inner | None = None
-    notes: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, "f.yaml: name: required key is missing"),
-        ({"name": 3}, "f.yaml: name: Input should be a valid string (got 3)"),
-        (
-            {"name": "a", "sise": 3},
-            "f.yaml: sise: unknown key (got 3); accepted: items, maybe, name, named, notes, pair, "
-            "size; did you mean 'size'?",
-        ),
-        (
-            {"name": "a", "zzzzzz": "v" * 100},
-            "f.yaml: zzzzzz: unknown key; accepted: items, maybe, name, named, notes, pair, size",
-        ),
-        (
-            {"name": "a", "size": 10},
-            "f.yaml: size: Input should be less than or equal to 9 (got 10)",
-        ),
-        (
-            {"name": "a", "items": [{"kind": "x"}, {"kind": "y", "number": [1]}]},
-            "f.yaml: items.1.number: unknown key (got [1]); accepted: kind, numbers; "
-            "did you mean 'numbers'?",
-        ),
-        ({"name": "a", "items": [{}]}, "f.yaml: items.0.kind: required key is missing"),
-        (
-            {"name": "a", "named": {"b": {"kynd": "x"}}},
-            "f.yaml: named.b.kind: required key is missing\n"
-            "f.yaml: named.b.kynd: unknown key (got 'x'); accepted: kind, numbers; "
-            "did you mean 'kind'?",
-        ),
-        (
-            {"name": "a", "maybe": {"kind": "x", "kin": 1}},
-            "f.yaml: maybe.kin: unknown key (got 1); accepted: kind, numbers; "
-            "did you mean 'kind'?",
-        ),
-        (
-            {"name": "a", "items": [{"kind": "x", "numbers": [1, "b"]}]},
-            "f.yaml: items.0.numbers.1: Input should be a valid integer or a valid number "
-            "(got 'b')",
-        ),
-        (
-            {"name": "a", "notes": {"str": [1]}},
-            "f.yaml: notes.str: Input should be a valid string or a valid integer or "
-            "a valid number or a valid boolean (got [1])",
-        ),
-        ({"name": "a", "pair": 3}, "f.yaml: pair: Input should be a valid list (got 3)"),
-        ({"name": "a", "pair": [3]}, "f.yaml: pair.1: required value is missing"),
-        (
-            {"name": "a", "pair": [3, 4, 5]},
-            "f.yaml: pair: List should have at most 2 items after validation, not 3 "
-            "(got [3, 4, 5])",
-        ),
-        ({"name": "a", 1: 2}, "f.yaml: 1: Keys should be strings (got 1)"),
-    ],
-)
-def test_messages_name_file_key_path_value_and_nearest_key(
-    content: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(QuadranasError) as caught:
-        validate(Outer, content, "f.yaml")
-    assert str(caught.value) == message
-
-
-def test_at_most_five_faults_are_listed() -> None:
-    with pytest.raises(QuadranasError) as caught:
-        validate(Outer, {"name": "a", **{f"unknown{n}": n for n in range(20)}}, "f.yaml")
-    assert len(str(caught.value).splitlines()) == 5
-
-
-def test_a_value_without_end_does_not_stall_the_message(tmp_path: Path) -> None:
-    path = tmp_path / "laughs.yaml"
-    lines = ["name: &l0 [ha, ha]"]
-    lines += [f"l{n + 1}: &l{n + 1} [{', '.join([f'*l{n}'] * 9)}]" for n in range(12)]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(QuadranasError, match=r"name: Input should be a valid string \(got \['ha"):
-        validate(Outer, read_yaml(path, "file"), path)
-
-
-def test_a_number_too_long_to_print_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "long.yaml"
-    path.write_text(f"name: a\nsize: 0x{'f' * 5000}", encoding="utf-8")
-    with pytest.raises(QuadranasError, match=r"size: Input should be less than or equal to 9$"):
-        validate(Outer, read_yaml(path, "file"), path)

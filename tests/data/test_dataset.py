@@ -1,4 +1,4 @@
-"""Data: digits, splits, memory, statistics, halves and batches."""
+"""Data as one: statistics, layouts, corrupt images, and the images' own resolution."""
 
 import os
 from collections.abc import Callable
@@ -7,62 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from quadranas.data import dataset
 from quadranas.data.dataset import Dataset, load_dataset, native_side
-from quadranas.data.decoding import Pixels, fit
 from quadranas.data.folders import ImageFiles
-from quadranas.data.image_set import ImageSet
-from quadranas.data.splits import epoch_batches, split_halves
 from quadranas.errors import QuadranasError
-from tests.pictures import noise, write_classes, write_zip
+from tests.pictures import (
+    count_decoded,
+    noise,
+    pixels,
+    same,
+    text,
+    truncate,
+    write_classes,
+    write_zip,
+)
 
 CIFAR10 = os.environ.get("QUADRANAS_CIFAR10", "")
 
 
-def pixels(images: ImageSet) -> torch.Tensor:
-    return images.batch(torch.arange(len(images)))
-
-
-def same(first: Dataset, second: Dataset) -> bool:
-    return first.class_names == second.class_names and all(
-        torch.equal(a.labels, b.labels) and torch.equal(pixels(a), pixels(b))
-        for a, b in ((first.train, second.train), (first.test, second.test))
-    )
-
-
-# Digits
-
-
-def test_digits_are_the_default() -> None:
-    digits = load_dataset(None, resolution=16, seed=3)
-    assert (digits.name, digits.resolution) == ("digits", 16)
-    assert digits.class_names == tuple("0123456789")
-    assert digits.num_classes == 10
-    assert len(digits.train) + len(digits.test) == 1797
-    assert digits.num_skipped == 0
-    batch = digits.train.batch(torch.tensor([0, 5, 2]))
-    assert batch.shape == (3, 3, 16, 16)
-    assert batch.dtype == torch.uint8
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert digits.train.labels.dtype == torch.int64
-    share = digits.test.labels.bincount() / (
-        digits.test.labels.bincount() + digits.train.labels.bincount()
-    )
-    assert (share - 0.2).abs().max() < 0.01
-    assert pixels(digits.train).max() == 255
-
-
-def test_the_split_of_digits_depends_on_the_seed_alone() -> None:
-    assert same(load_dataset(None, resolution=8), load_dataset(None, resolution=8))
-    assert not same(load_dataset(None, resolution=8), load_dataset(None, resolution=8, seed=1))
-
-
-def test_digits_may_be_enlarged_more_than_a_users_images() -> None:
-    assert load_dataset(None, resolution=40).train.batch(torch.tensor([0])).shape[-1] == 40
+# Statistics
 
 
 def test_mean_and_std_are_those_of_the_training_pixels() -> None:
@@ -138,63 +103,7 @@ def test_photos_are_upright_and_on_white(tmp_path: Path) -> None:
     assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
 
 
-# The test split stays shut
-
-
-def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by one for each image decoded."""
-    decoded: list[int] = []
-
-    def fit_and_count(image: Image.Image, resolution: int) -> Pixels:
-        decoded.append(1)
-        return fit(image, resolution)
-
-    monkeypatch.setattr("quadranas.data.folders.fit", fit_and_count)
-    return decoded
-
-
-def test_test_images_are_decoded_at_first_use_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_classes(tmp_path / "train", count=3)
-    write_classes(tmp_path / "test", count=2)
-    decoded = count_decoded(monkeypatch)
-    pets = load_dataset(tmp_path, resolution=16)
-    pets.train.batch(torch.tensor([0]))
-    assert len(decoded) == 6
-    first = pets.test.batch(torch.tensor([0, 3]))
-    assert torch.equal(first, pets.test.batch(torch.tensor([0, 3])))
-    assert len(decoded) == 10
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("resolution", [16, 64])
-def test_beyond_the_memory_limit_images_are_decoded_on_demand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, resolution: int
-) -> None:
-    path = write_classes(tmp_path / "a", count=20)
-    path = write_zip(tmp_path / "a.zip", path) if packed else path
-    kept = load_dataset(path, resolution=resolution)
-    monkeypatch.setattr(dataset, "MEMORY_LIMIT_BYTES", 100)
-    on_demand = load_dataset(path, resolution=resolution)
-    assert same(kept, on_demand)
-    assert kept.mean == on_demand.mean
-    decoded = count_decoded(monkeypatch)
-    on_demand.train.batch(torch.tensor([1, 2, 1]))
-    assert len(decoded) == 3
-
-
 # Corrupt images
-
-
-def truncate(file: Path) -> None:
-    """Leave the header whole and cut the pixels."""
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
-def text(file: Path) -> None:
-    file.write_text("<html>404</html>")
 
 
 @pytest.mark.parametrize("spoil", [truncate, text])
@@ -403,66 +312,7 @@ def test_native_side_passes_over_corrupt_headers(tmp_path: Path) -> None:
         native_side(root, val=root)
 
 
-# Halves and batches
-
-LABELS = st.lists(st.integers(0, 5), max_size=60).map(
-    lambda drawn: torch.tensor([*drawn, *drawn, 0, 0, 3, 3], dtype=torch.int64)
-)
-
-
-@given(labels=LABELS, seed=st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
-def test_halves_are_disjoint_complete_stratified_and_repeatable(
-    labels: torch.Tensor, seed: int
-) -> None:
-    first, second = split_halves(labels, seed)
-    assert sorted(first.tolist() + second.tolist()) == list(range(len(labels)))
-    for label in labels.unique():
-        counts = [int((labels[half] == label).sum()) for half in (first, second)]
-        assert abs(counts[0] - counts[1]) <= 1
-        assert min(counts) >= 1
-    again = split_halves(labels, seed)
-    assert torch.equal(first, again[0])
-    assert torch.equal(second, again[1])
-
-
-def test_halves_of_odd_classes_stay_balanced() -> None:
-    first, second = split_halves(torch.arange(10).repeat(3), seed=0)
-    assert len(first) == len(second) == 15
-
-
-def test_halves_depend_on_the_seed() -> None:
-    labels = torch.arange(3).repeat(20)
-    assert not torch.equal(split_halves(labels, 0)[0], split_halves(labels, 1)[0])
-
-
-@given(
-    indices=st.lists(st.integers(0, 1000), unique=True, max_size=70),
-    batch_size=st.integers(1, 20),
-    seed=st.integers(0, 2**31),
-)
-@settings(max_examples=60, deadline=None)
-def test_batches_cover_each_index_once_and_are_full(
-    indices: list[int], batch_size: int, seed: int
-) -> None:
-    chosen = torch.tensor(indices, dtype=torch.int64)
-    batches = epoch_batches(chosen, batch_size, seed=seed)
-    seen = [index for batch in batches for index in batch.tolist()]
-    assert len(seen) == len(set(seen))
-    assert set(seen) <= set(indices)
-    if len(indices) >= batch_size:
-        assert {len(batch) for batch in batches} == {batch_size}
-        assert len(batches) == len(indices) // batch_size
-    else:
-        assert sorted(seen) == sorted(indices)
-        assert len(batches) == min(1, len(indices))
-    again = epoch_batches(chosen, batch_size, seed=seed)
-    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
-
-
-def test_batches_depend_on_the_seed() -> None:
-    first, second = (epoch_batches(torch.arange(50), 50, seed=seed) for seed in (0, 1))
-    assert not torch.equal(first[0], second[0])
+# CIFAR-10
 
 
 @pytest.mark.skipif(

@@ -4,33 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quadranas.errors import QuadranasError
 from quadranas.inspection.inspector import Inspector
-from quadranas.inspection.records import NUM_BINS, QUANTILES
-from quadranas.inspection.terms import describe, view_terms
-from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
-from quadranas.layers.replacement import set_memory_efficient
-
-
-def network(memory_efficient: bool = True) -> Any:
-    model = nn.Sequential(
-        QuadraticConv2d(3, 4, 3, norm=True),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 4, 3, groups=2),
-        QuadraticConv2d(4, 4, 1),
-        nn.Flatten(),
-        QuadraticLinear(64, 8, form="bilinear"),
-        QuadraticLinear(8, 8, form="product"),
-        nn.Linear(8, 5),
-    )
-    set_memory_efficient(model, memory_efficient)
-    return model
-
-
-def images() -> Tensor:
-    return torch.randn(6, 3, 8, 8)
+from quadranas.inspection.terms import view_terms
+from tests.inspection.quadratic_network import images, network
 
 
 @pytest.mark.parametrize("memory_efficient", [False, True])
@@ -149,58 +128,6 @@ def test_numbers_that_are_not_finite_raise_an_alarm() -> None:
     assert "of 64 gradients of a are not finite" in "\n".join(
         alarm.text for alarm in inspector.records[0].alarms
     )
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_a_distribution_is_that_of_float64(scale: float) -> None:
-    values = torch.randn(40, 50) * scale
-    found, plain = describe(values), values.double().flatten()
-    assert found.mean == pytest.approx(float(plain.mean()), rel=1e-4)
-    assert found.std == pytest.approx(float(plain.std(correction=0)), rel=1e-5)
-    assert found.norm == pytest.approx(float(plain.norm()), rel=1e-5)
-    assert (found.low, found.high) == (float(plain.min()), float(plain.max()))
-    expected = plain.quantile(torch.tensor(QUANTILES, dtype=torch.float64))
-    assert found.quantiles == pytest.approx(expected.tolist(), rel=1e-4)
-    assert len(found.counts) == NUM_BINS
-    assert sum(found.counts) == len(plain)
-    edges = torch.linspace(found.low, found.high, NUM_BINS + 1, dtype=torch.float64)
-    for index, count in enumerate(found.counts):
-        inside = (plain >= edges[index]) & (plain < edges[index + 1])
-        assert abs(int(inside.sum()) - count) <= 1  # a value on an edge may fall on either side
-
-
-def test_a_distribution_without_spread_or_without_numbers() -> None:
-    same = describe(torch.full((5,), 3.0))
-    assert (same.mean, same.std, sum(same.counts)) == (3.0, 0.0, 5)
-    none = describe(torch.full((4,), float("nan")))
-    assert (none.num_values, none.num_nonfinite, none.max_abs, none.norm) == (4, 4, 0.0, 0.0)
-    assert describe(torch.zeros(3)).norm == 0.0
-    large = describe(torch.arange(1_000_000.0))
-    assert large.quantiles[3] == pytest.approx(5e5, rel=1e-3)
-    assert describe(torch.tensor([1.0, 2.0], dtype=torch.bfloat16)).mean == 1.5
-
-
-def test_views_of_terms_are_means_over_channels() -> None:
-    model = network().train()
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    x = images()[:1]
-    views = view_terms(model, x)
-    assert model.training
-    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    hidden = model.eval()[:3](x).double()
-    layer = copy.deepcopy(model[3]).double()
-    first, second = views["3"]
-    assert first is not None
-    assert second is not None
-    assert first.image is not None
-    assert second.image is not None
-    expected = (layer.a(hidden) * layer.b(hidden))[0].abs().mean(0)
-    torch.testing.assert_close(second.image.double(), expected.detach(), atol=1e-6, rtol=1e-4)
-    expected = layer.c(hidden)[0].abs().mean(0)
-    torch.testing.assert_close(first.image.double(), expected.detach(), atol=1e-6, rtol=1e-4)
-    assert views["6"][0] is None
-    assert views["6"][1] is not None
-    assert views["6"][1].image is None
 
 
 def test_faults_are_explained() -> None:

@@ -1,7 +1,7 @@
 """Quadratic layers against their equations, written out neuron by neuron in float64."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,6 @@ WINDOWS = [
     {"kernel_size": 3, "padding": "same", "groups": 4},  # depthwise
     {"kernel_size": 1, "bias": False},
 ]
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def scrambled(layer: QuadraticLayer) -> QuadraticLayer:

@@ -1,5 +1,6 @@
 """Modes: what a context changes in a network is as before at its end."""
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from quadranas.network.counting import count_network
 from quadranas.network.modes import batch_norms, evaluating, frozen, frozen_statistics
+from tests.networks import state_of
 
 
 def network() -> nn.Sequential:
@@ -68,3 +70,25 @@ def test_running_statistics_stay_for_norms_of_any_dimension(
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     model(torch.randn(shape))
     assert found.num_batches_tracked == 1
+
+
+def test_frozen_statistics_end_with_their_context() -> None:
+    norm = nn.BatchNorm2d(3, momentum=0.2).train()
+    x = torch.randn(4, 3, 5, 5)
+    with torch.no_grad():
+        expected = copy.deepcopy(norm)(x)
+        before = state_of(norm)
+        with frozen_statistics([norm]):
+            assert torch.equal(norm(x), expected)
+        assert all(torch.equal(tensor, before[n]) for n, tensor in state_of(norm).items())
+        norm(x)
+    assert not torch.equal(norm.running_mean, before["running_mean"])  # type: ignore[arg-type]
+    assert int(norm.num_batches_tracked or 0) == 1
+    assert norm.momentum == 0.2
+
+
+def test_frozen_ends_with_its_context() -> None:
+    layer = nn.Linear(2, 2)
+    with frozen(list(layer.parameters())):
+        assert not any(parameter.requires_grad for parameter in layer.parameters())
+    assert all(parameter.requires_grad for parameter in layer.parameters())

@@ -1,11 +1,9 @@
 """Decoding against brute force: the best score within the budget, always, on every small space."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadranas.errors import BudgetError, QuadranasError
-from quadranas.latency.budget import parse_budget
-from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
+from quadranas.errors import BudgetError
+from quadranas.latency.table import LatencyTable, TableEntry
 from quadranas.latency.table_files import find_table
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
 from quadranas.space.space_file import SpaceFile, build_space, load_space
 from quadranas.strategies.derivation import check_limits
 from quadranas.strategies.exact import SLOWEST_GAP, Decoded, decode
-from quadranas.strategies.limits import Limits, check_budget, reachable_ms
-from quadranas.strategies.scores import BlockScores, GateScores, load_scores
+from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.strategies.scores import BlockScores, GateScores
+from tests.strategies.made_up import equal_scores, header
 
 TOLERANCE = 1e-6
 
@@ -36,28 +34,6 @@ class Candidate:
     latency_ms: float
     params: int
     macs: int
-
-
-def header(space: SearchSpace) -> TableHeader:
-    return TableHeader(
-        device="test",
-        title="a device that was made up",
-        space=space.name,
-        space_digest=space.digest,
-        resolution=space.resolution,
-        method="analytic",
-        backend="analytic",
-        runtime="none",
-        precision="fp32",
-        statistic="model",
-        expected_error="none",
-        scale=1.25,
-        null_ms=0.001,
-        quadranas="0",
-        command="",
-        date="2026-01-01",
-        commit="",
-    )
 
 
 def all_choices(space: SearchSpace) -> list[dict[str, tuple[int, ...] | None]]:
@@ -259,21 +235,6 @@ def test_the_best_of_the_toy_space_is_found(data: st.DataObject, share: float) -
     check_against_brute_force(space, scores, table, limits)
 
 
-def equal_scores(space: SearchSpace) -> GateScores:
-    blocks = {
-        block.name: BlockScores(
-            keep=math.log(0.5) if block.optional else 0.0,
-            skip=math.log(0.5) if block.optional else None,
-            slots=tuple(
-                (-math.log(len(slot.candidates)),) * len(slot.candidates) for slot in block.slots
-            ),
-        )
-        for block in space.blocks
-        if not block.is_fixed
-    }
-    return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
-
-
 @pytest.mark.parametrize("device", ["cpu", "vpu", "gpu"])
 @pytest.mark.parametrize("name", ["quadranet-mobile", "quadranet-tiny", "mbconv-mobile"])
 def test_shipped_spaces_keep_the_budget_and_use_it(name: str, device: str) -> None:
@@ -403,78 +364,6 @@ def test_a_space_without_choices_is_its_only_network() -> None:
         assert decode(space, scores, table, Limits(budget_ms=budget_ms)).latency_ms == low
     with pytest.raises(BudgetError, match="at most 1 parameters"):
         decode(space, scores, table, Limits(budget_ms=low, max_params=1))
-
-
-@pytest.mark.parametrize("digits", [1, 2, 3])
-@pytest.mark.parametrize("error_ms", [-math.ulp(0.01), 0.0, math.ulp(0.01)])
-def test_the_suggested_budget_is_feasible_to_the_last_digit(digits: int, error_ms: float) -> None:
-    space = load_space("toy")
-    plain = find_table(space, "gpu")
-    free = header(space).model_copy(update={"scale": 1.0, "null_ms": 0.0})
-    for factor in range(1, 60):
-        latency_ms = round(0.0107 * factor, digits + 1) + error_ms
-        entries = tuple(e.model_copy(update={"latency_ms": latency_ms}) for e in plain.entries)
-        table = LatencyTable(header=free, entries=entries)
-        low, _ = reachable_ms(space, table)
-        with pytest.raises(BudgetError) as caught:
-            check_budget(space, table, 0.5 * low)
-        nearest = parse_budget(caught.value.hint.split("budget is ")[1].split(";")[0])
-        assert low <= nearest <= 1.011 * low
-        check_budget(space, table, nearest)
-
-
-@pytest.mark.parametrize("name", ["toy", "quadranet-mobile"])
-def test_an_infeasible_budget_names_the_range_and_a_feasible_budget(name: str) -> None:
-    space = load_space(name)
-    table = find_table(space, "gpu")
-    low, _ = reachable_ms(space, table)
-    with pytest.raises(BudgetError, match=r"its reachable range is .* to ") as caught:
-        decode(space, equal_scores(space), table, Limits(budget_ms=0.99 * low))
-    nearest = caught.value.hint.split("budget is ")[1].split(";")[0]
-    assert low <= parse_budget(nearest) <= 1.02 * low
-    check_budget(space, table, parse_budget(nearest))
-
-
-def test_ceilings_nothing_is_under_are_named() -> None:
-    space = load_space("toy")
-    table = find_table(space, "vpu")
-    with pytest.raises(BudgetError, match="at most 10 parameters") as caught:
-        decode(space, equal_scores(space), table, Limits(budget_ms=1.0, max_params=10))
-    assert "--max-params" in caught.value.hint
-
-
-def test_scores_survive_a_file(tmp_path: Path) -> None:
-    space = load_space("toy")
-    scores = equal_scores(space)
-    scores.save(tmp_path / "gates.json")
-    assert load_scores(tmp_path / "gates.json", space) == scores
-    with pytest.raises(QuadranasError, match="is for space 'toy', not for 'quadranet-mobile'"):
-        load_scores(tmp_path / "gates.json", load_space("quadranet-mobile"))
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"stage1_block1": None},
-        {"stage9_block1": {"slots": [[0.0]]}},
-        {"stage1_block1": {"slots": [[0.0, 0.0]]}},
-        {"stage1_block1": {"slots": [[0.0, 0.0], [0.0]]}},
-        {"stage1_block1": {"slots": [[math.nan, 0.0], [0.0, 0.0]]}},
-        {"stage1_block1": {"keep": -math.inf, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
-        {"stage1_block2": {"slots": [[0.0, 0.0], [0.0, 0.0]]}},
-    ],
-)
-def test_scores_that_do_not_fit_their_space_are_refused(
-    tmp_path: Path, fault: dict[str, Any]
-) -> None:
-    space = load_space("toy")
-    content = equal_scores(space).model_dump(mode="json")
-    blocks = content["blocks"] | fault
-    content["blocks"] = {name: block for name, block in blocks.items() if block is not None}
-    path = tmp_path / "gates.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}: "):
-        load_scores(path, space)
 
 
 def test_the_solver_leaves_stdout_to_results(capfd: pytest.CaptureFixture[str]) -> None:

@@ -350,10 +350,3 @@ def test_building_is_replayable_and_leaves_the_global_generator_alone() -> None:
     assert not torch.equal(first["gates.alpha"], other["gates.alpha"])
     weight = "network.blocks.head.slots.0.candidates.0.linear.weight"
     assert not torch.equal(first[weight], other[weight])
-
-
-def test_frozen_ends_with_its_context() -> None:
-    layer = nn.Linear(2, 2)
-    with frozen(list(layer.parameters())):
-        assert not any(parameter.requires_grad for parameter in layer.parameters())
-    assert all(parameter.requires_grad for parameter in layer.parameters())

@@ -1,35 +1,23 @@
-"""The layers against their equations, in float64."""
+"""The parts of QuadraNets against their equations, in float64."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quadranas.layers import build_op
-from quadranas.layers.mbconv import MBConv
 from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise, ResidualBranch
 from quadranas.layers.quadratic import QuadraticLinear
-from quadranas.space.operation import OpSpec
+from tests import operations
+from tests.operations import close
 
 Scrambler = Callable[..., nn.Module]
 
+pytestmark = pytest.mark.usefixtures("float64")
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def spec(kind: str, channels: int = 6, **changes: Any) -> OpSpec:
-    shape = {"in_channels": channels, "out_channels": channels, "resolution": 8}
-    return OpSpec(kind=kind, **(shape | changes))
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+spec = partial(operations.spec, channels=6, resolution=8)
 
 
 # ---------------------------------------------------------------- blocks
@@ -86,35 +74,6 @@ def test_the_memory_format_does_not_change_the_result(scramble: Scrambler) -> No
     for kind in ("quadratic_depthwise", "feed_forward", "mbconv"):
         op = scramble(build_op(spec(kind))).eval()
         close(op(x), op(x.contiguous(memory_format=torch.channels_last)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "residual"),
-    [
-        ({}, True),
-        ({"stride": 2}, False),
-        ({"out_channels": 7}, False),
-        ({"expand_ratio": 4}, True),
-    ],
-)
-def test_an_inverted_bottleneck_adds_its_input_where_it_can(
-    changes: dict[str, int], residual: bool
-) -> None:
-    op = build_op(spec("mbconv", kernel_size=3, **changes)).eval()
-    assert isinstance(op, MBConv)
-    x = torch.randn(2, 6, 8, 8)
-    inside = op.layers(x)
-    close(op(x), x + inside if residual else inside)
-    assert len([m for m in op.modules() if isinstance(m, nn.Conv2d)]) == (
-        3 if "expand_ratio" in changes else 2
-    )
-
-
-def test_activations_of_a_convolution_lie_within_zero_and_six() -> None:
-    out = build_op(spec("conv_bn", kernel_size=3))(100 * torch.randn(4, 6, 8, 8))
-    assert out.min() == 0
-    flooded = build_op(spec("conv_bn", kernel_size=3)).eval()(1000 * torch.randn(4, 6, 8, 8))
-    assert flooded.max() == 6
 
 
 # ---------------------------------------------------------------- stochastic depth
