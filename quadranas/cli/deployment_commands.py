@@ -176,7 +176,7 @@ def export_command(
         )
     print_result(result, as_json, _export_text(result))
     if result.missed:
-        warn(f"promise missed: {result.missed}")
+        warn(f"budget missed: {result.missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
 
 

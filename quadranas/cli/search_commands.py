@@ -229,7 +229,7 @@ def report(run: Run, as_json: Json = False) -> None:
 def _check_promise(result: "DeriveResult") -> None:
     """Exit with the code for a missed budget if the measured latency misses it."""
     if result.missed:
-        warn(f"promise missed: {result.missed}")
+        warn(f"budget missed: {result.missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
 
 

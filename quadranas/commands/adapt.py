@@ -29,7 +29,7 @@ class AdaptResult(CommandResult):
         adapted_from: the name of the pre-trained network.
         layers: paths of the adapted layers.
         quadratic_params: the number of parameters in the quadratic terms.
-        weights: which of the tensors in `weights` were used; None without that argument.
+        weights: which tensors of the given weights were used; None if none were given.
     """
 
     folder: Path
@@ -111,7 +111,7 @@ def _pretrained(
 def _adapted(
     network: Network, changes: Sequence[LayerChange], train: Trained, seed: int
 ) -> Network:
-    """The network with quadratic terms drawn from a seed."""
+    """The network with random quadratic terms, drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted = changed(network, changes)

@@ -37,13 +37,13 @@ ANALYTIC = "analytic"
 
 
 class BuildLutResult(CommandResult):
-    """The result of `build_lut`.
+    """The result of `quadranas build-lut`.
 
     Args:
         path: the table's file.
         entries: number of operations in the table.
         method: `analytic` or `measured`.
-        summary: where the table's numbers come from, in one line.
+        summary: the source of the table's numbers, in one line.
     """
 
     path: Path
@@ -74,8 +74,8 @@ def build_lut(
 ) -> BuildLutResult:
     """Make a latency table, or complete one, and save it.
 
-    An interrupted measurement resumes when it is called again: its timings lie beside the table
-    until the table is complete.
+    An interrupted measurement resumes when it is called again: its timings are stored beside the
+    table until the table is complete.
 
     Args:
         backend: `analytic`, `fastest`, or the runtime to measure with. Default: `analytic` if the
@@ -88,8 +88,8 @@ def build_lut(
         settings: values to use instead of those in the device's file.
 
     Raises:
-        QuadranasError: unknown backend, a device without a model or that cannot be measured,
-            an existing table of another kind, or a file that cannot be written.
+        QuadranasError: an unknown backend, a device that has no model or cannot be measured, an
+            existing table made under other conditions, or a file that cannot be written.
     """
     request = _request(
         load_space(space),
@@ -140,7 +140,7 @@ class _Request:
         return self.target.with_name(f"{self.target.name}{TIMINGS}")
 
     def begun_with(self) -> str | None:
-        """The runtime of an interrupted measurement, or of the table to be replaced."""
+        """The runtime of an interrupted measurement, or of the existing table."""
         if self.timings.is_file():
             return str(read_identity(self.timings).get("backend") or "") or None
         if self.target.is_file():
@@ -149,12 +149,12 @@ class _Request:
         return None
 
     def check(self, conditions: Conditions) -> None:
-        """Refuse to add entries of another kind to a table, or to replace a measured table.
+        """Refuse to replace a measured table, or to add entries made under other conditions.
 
         Args:
-            conditions: those of the entries to be made.
+            conditions: the conditions of the new entries.
         """
-        other, hint = self.existing, "Leave out --only-missing, or"
+        other, hint = self.existing, "Omit --only-missing, or"
         if other is None and self.target.is_file():
             other, hint = load_table(self.target), "Delete it, or"
             if other.header.method != "measured":
@@ -165,7 +165,7 @@ class _Request:
         if difference is not None:
             key, there, wanted = difference
             raise QuadranasError(
-                f"{self.target} was made with {key} {there!r}; wanted is {wanted!r}",
+                f"{self.target} was made with {key} {there!r}; expected {wanted!r}",
                 f"{hint} choose another --output.",
             )
 
@@ -204,7 +204,7 @@ class _Request:
         )
 
     def save(self, header: TableHeader, entries: Sequence[TableEntry]) -> BuildLutResult:
-        """Save the table, with the entries that it has already first."""
+        """Save the table; its existing entries come first."""
         kept = self.existing.entries if self.existing else ()
         table = LatencyTable(header=header, entries=(*kept, *entries))
         table.save(self.target)
@@ -278,7 +278,7 @@ def _measured(request: _Request, backend: str, reporter: Reporter, plan: Plan) -
         with Journal(request.timings, bench.identity("build-lut", space)) as journal:
             if journal.num_timings:
                 reporter.message(
-                    f"continuing: {journal.num_timings} timings lie in {journal.path}"
+                    f"continuing with {journal.num_timings} timings from {journal.path}"
                 )
             measured = measure_entries(
                 request.missing,
@@ -301,7 +301,7 @@ def _device_to_measure(request: _Request, backend: str, reporter: Reporter) -> D
     device = request.device
     own = request.existing.header if request.existing and device.runtime == FASTEST else None
     if own is not None and (own.method, own.backend) == ("measured", backend):
-        reporter.message(f"completing the table as it was measured: {own.summary()}")
+        reporter.message(f"completing the table with its own settings: {own.summary()}")
         return as_measured(device, own)
     if backend != FASTEST:
         return device.configured(runtime=backend)

@@ -106,8 +106,8 @@ def convert(
 ) -> ConvertResult | ReduceResult:
     """Make layers of a network quadratic, or remove the least important ones of a trained one.
 
-    Without `remove` and `revert`, layers become quadratic and untrained. With one of these, the
-    quadratic layers of a trained network are ranked on test images; the first ones that can be
+    Without `remove` and `revert`, layers become quadratic, with random weights. With one of these,
+    the quadratic layers of a trained network are ranked on test images; the first removable ones
     are removed, the next ones become first-order again. `train` continues from the output.
 
     Args:
@@ -130,20 +130,20 @@ def convert(
     if remove is None and revert is None:
         _refuse_given(
             images | ({} if weights is None else {"weights": weights}),
-            "is for ranking layers, with --remove or --revert",
-            "Leave it out: a conversion needs no images and no weights.",
+            "needs --remove or --revert, which rank layers",
+            "Omit it: a conversion needs no images and no weights.",
         )
         return _convert(open_network(model), output, form or DEFAULT_FORM, layers, norm)
     _refuse_given(
         {"form": form} if form else {"norm": norm} if norm else {},
-        "does not go with --remove and --revert",
+        "cannot be combined with --remove or --revert",
         "Convert first, train the result, then remove or revert layers of the trained run.",
     )
     return _reduce(open_network(model, weights), output, remove, revert, layers, images)
 
 
 def _refuse_given(options: dict[str, Any], reason: str, hint: str) -> None:
-    """Refuse the first of some options that do not suit the others."""
+    """Refuse options that conflict with others; the error names the first one."""
     for name in options:
         raise QuadranasError(f"--{name.replace('_', '-')} {reason}", hint)
 
@@ -218,7 +218,7 @@ def _reduce(
 
 
 def _refuse_unsuitable(stored: StoredNetwork, output: Path) -> None:
-    """Refuse what cannot be ranked or written, before any work is done."""
+    """Refuse a network or an output that does not suit a reduction, before any work."""
     stored.require_weights()
     if output.suffix == ".json":
         raise QuadranasError(
@@ -297,13 +297,13 @@ def _reduced(
 def _converted_ones(
     ranking: Sequence[RankedLayer], removed: Sequence[str], architecture: Architecture
 ) -> list[RankedLayer]:
-    """The layers that can be reverted: those that a conversion made quadratic, without removed."""
+    """The layers that can be reverted: converted layers that are not removed."""
     changed = {change.name for change in architecture.changes if change.kind == "quadratic"}
     return [layer for layer in ranking if layer.name in changed and layer.name not in removed]
 
 
 def _copy_run(stored: StoredNetwork, folder: RunFolder) -> None:
-    """Copy what a training on the output inherits: the configuration and the preprocessing."""
+    """Copy the configuration and the preprocessing, which a training on the output inherits."""
     if stored.preprocessing is not None:
         stored.preprocessing.save(folder / layout.PREPROCESSING)
     config = stored.folder / layout.CONFIG if stored.folder else None

@@ -58,9 +58,9 @@ def derive(
         output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
         table: latency table to use instead of the default one.
         max_params, max_macs: upper limits on the network.
-        confidence: probability with which the measured latency is within the budget.
+        confidence: probability that the measured latency is within the budget.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
-        reporter: receives messages and progress; default: none is shown.
+        reporter: receives messages and progress. Default: nothing is shown.
 
     Raises:
         QuadranasError: no trained supernet, an infeasible budget, or an output that exists.
@@ -82,7 +82,7 @@ def derive(
 
 @dataclass(frozen=True)
 class _Searched:
-    """What a derivation needs of a search."""
+    """The parts of a search that a derivation needs."""
 
     folder: RunFolder
     config: SearchConfig
@@ -92,7 +92,7 @@ class _Searched:
 
     @property
     def space_argument(self) -> str:
-        """How the space is named on the command line."""
+        """The space as named on the command line."""
         if self.config.space in space_files():
             return self.config.space
         return str(self.folder / layout.SPACE)
@@ -106,10 +106,10 @@ class _Searched:
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What is asked of a trained supernet.
+    """A request to decode a trained supernet.
 
     Args:
-        device_argument: how the device is named on the command line.
+        device_argument: the device as named on the command line.
     """
 
     device: Device
@@ -154,7 +154,7 @@ class _Request:
         return result
 
     def _keys(self) -> dict[str, Any]:
-        """The keys of the search's configuration that the request replaces."""
+        """Values of the request that replace those in the search's configuration."""
         return {
             "device": self.device_argument,
             "budget": f"{self.contract.budget_ms!r}ms",

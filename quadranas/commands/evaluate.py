@@ -34,13 +34,13 @@ def evaluate(
 
     Args:
         model: a run folder, an architecture file, a name, or an opened network.
-        data: folder or zip of images; default: the data of the run that the network lies in.
+        data: folder or zip of images. Default: the data of the run that holds the network.
         val: folder or zip with the test images.
         weights: a safetensors file to use instead of the weights in the run folder.
         skip_corrupt: skip images that cannot be decoded.
 
     Raises:
-        QuadranasError: no weights, or data of other classes than those trained for.
+        QuadranasError: no weights, or data with other classes than those of the training.
     """
     stored = open_network(model, weights)
     stored.require_weights()

@@ -18,23 +18,24 @@ from quadranas.validation import CommandResult
 
 
 class ExportResult(CommandResult):
-    """The result of `export`.
+    """The result of `quadranas export`.
 
     Args:
         bundle: the bundle's folder.
         path: the model file in it.
         num_images, max_abs_error, relative_error, top1_agreement: comparison with PyTorch.
-        accuracy, accuracy_pytorch: of the file and in PyTorch, `None` without labelled images.
-        accuracy_as_trained, trained_resolution: in PyTorch, at the image size of training.
+        accuracy, accuracy_pytorch: accuracy of the file, and in PyTorch; `None` without labelled
+            images.
+        accuracy_as_trained, trained_resolution: accuracy in PyTorch at the image size of training.
         device: name of the target device.
-        predicted_ms: latency by the device's table; `not_predicted` says why there is none.
-        measured_ms: latency on `measured_on`; `not_measured` says why there is none.
+        predicted_ms: latency by the device's table; if `None`, `not_predicted` gives the reason.
+        measured_ms: latency on `measured_on`; if `None`, `not_measured` gives the reason.
         spread: spread of the measured calls.
         fp32_ms: latency of the same network in fp32, measured with an int8 file.
         deviation: relative difference of measured from predicted latency.
         operators: number of operators of each type in the file.
         kept: layers of an int8 file in higher precision.
-        missed: how the budget was missed, in words; empty if it was kept.
+        missed: a description of how the budget was missed; empty if it was kept.
     """
 
     bundle: Path
@@ -95,8 +96,8 @@ def export(
         options: other fields of `ExportOptions`, such as `budget` and `batch`.
 
     Raises:
-        QuadranasError: an option does not fit, an extra or a device is missing, or a folder is in
-            the way; nothing is written.
+        QuadranasError: an option does not fit, an extra or a device is missing, or the output
+            exists; nothing is written.
         PromiseMissedError: the file does not agree with PyTorch, or int8 reduces the accuracy by
             more than allowed; nothing is kept.
     """
@@ -125,7 +126,7 @@ def _open(
     """The network to export.
 
     Raises:
-        QuadranasError: it has no weights, or has weights although `untrained` is given.
+        QuadranasError: the network has no weights, or it has weights and `untrained` is given.
     """
     stored, name = model, getattr(model, "architecture", model)
     if not isinstance(stored, StoredNetwork):
@@ -146,7 +147,7 @@ def _place(
     """The bundle's folder.
 
     Raises:
-        QuadranasError: something is in the way there.
+        QuadranasError: the folder exists and cannot be replaced.
     """
     name = f"{options.format}-{options.precision}"
     if output is not None:

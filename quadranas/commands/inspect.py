@@ -48,7 +48,7 @@ def inspect(
         image: any image that Pillow reads; it is preprocessed as in the run.
         output: the page to write; an existing file is replaced. Default: `inspection.html` in
             the run folder.
-        weights: file of weights to use instead of the run's own.
+        weights: a safetensors file to use instead of the run's own weights.
 
     Raises:
         QuadranasError: no trained weights or preprocessing, no quadratic layer, or an image that
@@ -74,8 +74,8 @@ def inspect(
 def _preprocessing(stored: StoredNetwork) -> Preprocessing:
     if stored.preprocessing is None:
         raise QuadranasError(
-            f"{stored.architecture.name} comes without preprocessing.json, so it is unknown how "
-            "its images are prepared",
+            f"{stored.architecture.name} has no preprocessing.json, so the preprocessing of its "
+            "images is unknown",
             "Name the run folder that it was trained in.",
         )
     return stored.preprocessing

@@ -14,7 +14,7 @@ from quadranas.validation import CommandResult
 
 
 class MergeLutResult(CommandResult):
-    """The result of `merge_lut`.
+    """The result of `quadranas merge-lut`.
 
     Args:
         path: file of the merged table.
@@ -35,8 +35,8 @@ def merge_lut(
     """Merge latency tables of one device and space.
 
     The latency that an entry adds to a network stays that of its own table. An operation that
-    several tables have is taken from the first of them, and so are the calibration and the rest of
-    the header. A validation is dropped: it was made with other entries.
+    several tables have is taken from the first of them. The calibration and the rest of the header
+    are those of the first table. A validation is dropped, since it was made with other entries.
 
     Args:
         tables: files of two or more tables.
@@ -48,7 +48,7 @@ def merge_lut(
     """
     paths = [Path(path) for path in tables]
     if len(paths) < 2:
-        raise QuadranasError(f"{len(paths)} table to merge", "Name two or more.")
+        raise QuadranasError(f"cannot merge {len(paths)} table", "Name two or more.")
     first, *others = loaded = [load_table(path) for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
         difference = first.header.conditions.difference(other.header.conditions)

@@ -18,7 +18,7 @@ class PredictedOperator(Frozen):
     Args:
         name: name of its first operator.
         ops: types of the operators that are fused in it.
-        kind: the kind of computation that it is priced as.
+        kind: kind of primitive in the analytic model.
         macs: number of multiply-accumulates.
         params: number of weights.
     """
@@ -45,16 +45,16 @@ class UnpricedOperators(Frozen):
 
 
 class PredictResult(CommandResult):
-    """The result of `predict`.
+    """The result of `quadranas predict`.
 
     Args:
         model: the ONNX file.
         inputs: shapes of its inputs.
         latency_ms: sum over the operators, at batch 1 unless the file has another.
         is_lower_bound: whether operators without a price are missing from the sum.
-        device, title, precision, threads: the device.
+        device, title, precision, threads: description of the device.
         method: always `analytic`.
-        runtime, fitted_to, expected_error: the device's model, see `AnalyticModel`.
+        runtime, fitted_to, expected_error: description of its model, see `AnalyticModel`.
         operators: the kernel launches in order.
         unpriced: the operators without a price, by type.
     """
@@ -96,7 +96,7 @@ def predict(
     analytic = opened.analytic
     if analytic is None:
         raise QuadranasError(
-            f"device {opened.name!r} has no analytic model, which predictions are made from",
+            f"device {opened.name!r} has no analytic model to predict with",
             "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
         )
     graph = read_graph(path, resolution=resolution)

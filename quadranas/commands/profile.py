@@ -47,7 +47,7 @@ class ProfiledLayer(Frozen):
 
     Args:
         macs: MACs for one image.
-        saved_bytes: kept for the backward pass.
+        saved_bytes: bytes kept for the backward pass.
         saved_bytes_direct: the same without memory-efficient back-propagation.
     """
 
@@ -60,15 +60,15 @@ class ProfiledLayer(Frozen):
 
 
 class MemoryResult(CommandResult):
-    """Memory of a model in training and inference, predicted; see `quadranas.memory`.
+    """Predicted memory of a model in training and inference; see `quadranas.memory`.
 
     The training step is that of AdamW on the cross entropy.
 
     Args:
         batch: number of images.
         macs: MACs for one image.
-        saved_bytes: kept for the backward pass.
-        training_peak_bytes, inference_peak_bytes: most memory in use at once.
+        saved_bytes: bytes kept for the backward pass.
+        training_peak_bytes, inference_peak_bytes: peak memory.
         training_peak_phase: `forward`, `backward` or `optimizer`.
         training_parts_bytes, inference_parts_bytes: the parts of the peaks.
         direct: memory without memory-efficient back-propagation; None without quadratic layers.
@@ -116,7 +116,7 @@ def profile(
     if memory:
         return _memory(architecture, batch or 1)
     if batch is not None:
-        raise QuadranasError("--batch is the number of images of --memory", "Add --memory.")
+        raise QuadranasError("--batch needs --memory", "Add --memory, or omit --batch.")
     return ProfileResult(
         model=architecture.name,
         resolution=architecture.resolution,

@@ -37,8 +37,8 @@ class LabelledImage(Frozen):
     """The labels of an image.
 
     Args:
-        labels: the likeliest first.
-        ms: latency of a call; `None` on an emulated device.
+        labels: the most probable first.
+        ms: latency of a call, in milliseconds; `None` on an emulated device.
     """
 
     image: Path
@@ -47,13 +47,13 @@ class LabelledImage(Frozen):
 
 
 class RunResult(CommandResult):
-    """The result of `run`.
+    """The result of `quadranas run`.
 
     Args:
-        runtime: name and version.
+        runtime: name and version of the runtime.
         batch_size: images per call; an image is repeated to fill it.
         measured_ms, measured_on: latency of a call at export, and where it was measured.
-        notes: what limits the meaning of labels and latencies.
+        notes: limitations of the labels and latencies.
     """
 
     bundle: Path
@@ -85,7 +85,7 @@ def run(
         bundle: the bundle's folder; its files are compared with their checksums first.
         images: image files that Pillow reads; they are prepared as in training.
         top: number of labels per image; by default 5, or all classes if there are fewer.
-        rpc, rpc_tracker, rpc_key, worker_python: another way to the device than at export.
+        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device, if not as at export.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
@@ -167,7 +167,7 @@ def _prepared(pixels: Pixels, wanted: InputDescription) -> Tensor:
 
 
 def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
-    """The device of the bundle, reached in another way if one is given.
+    """The device of the bundle, with `reach` in place of how it was reached at export.
 
     It uses at most as many threads as this machine has cores.
     """
@@ -186,7 +186,7 @@ def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
 
 
 def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
-    """Refuse a way to a device that the bundle's runtime does not use."""
+    """Refuse options that the bundle's runtime does not use to reach a device."""
     runtime = RUNTIMES.get(manifest.device.runtime or "")
     allowed = runtime.reach if runtime is not None else ()
     for key in reach:
@@ -194,7 +194,7 @@ def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
             raise QuadranasError(
                 f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
                 f"{manifest.runtime}",
-                "Omit it, or export for the device that it leads to.",
+                "Omit it, or export for the device that it reaches.",
             )
 
 
@@ -235,10 +235,10 @@ def _labels(
 
 
 def _notes(manifest: Manifest, device: Device, *, emulated: bool) -> list[str]:
-    """What limits the meaning of labels and latencies."""
+    """Limitations of the labels and latencies."""
     notes = []
     if not manifest.trained:
-        notes.append("the network was exported untrained, so its labels mean nothing")
+        notes.append("the network was exported untrained, so its labels are random")
     if manifest.accuracy is not None and manifest.accuracy.lost_to_resolution:
         notes.append(manifest.accuracy.lost_to_resolution)
     if manifest.input.mean is None:

@@ -43,15 +43,15 @@ def search(
     """Find, train and test the best network within a latency budget, and write a report.
 
     Args:
-        config: what is given of the configuration.
+        config: the given part of the configuration.
         output: the run folder; default: a new one under `runs/`.
         resume: continue the run in `output`, or the newest unfinished one under `runs/` that
-            agrees with what is given.
-        reporter: receives messages and progress; default: none is shown.
-        keys: fields of `SearchConfig`; they win over those of `config`.
+            matches the given options.
+        reporter: receives messages and progress. Default: nothing is shown.
+        keys: fields of `SearchConfig`; they take precedence over `config`.
 
     Raises:
-        QuadranasError: anything the user can fix, before the training where possible.
+        QuadranasError: an error that the user can fix; raised before the training if possible.
     """
     given = combined(SearchConfig, config, keys)
     reporter = reporter or Reporter(quiet=True)
@@ -87,7 +87,7 @@ def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
 
 @dataclass(frozen=True)
 class _SearchRun:
-    """The phases of a search, each of which continues from what the folder holds."""
+    """The phases of a search, each of which continues from the files in the run folder."""
 
     setup: SearchSetup
     supernet: Supernet

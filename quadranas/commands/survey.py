@@ -15,11 +15,11 @@ from quadranas.validation import CommandResult, Frozen
 
 
 class KnownDevice(Frozen):
-    """A device, and the spaces that it has a table for.
+    """A device and its latency tables.
 
     Args:
         analytic: whether it has an analytic model.
-        expected_error: expected error of that model, in words.
+        expected_error: description of the expected error of that model.
         tables: path of the table by space.
     """
 
@@ -45,7 +45,7 @@ class ReachableLatency(Frozen):
 
     Args:
         method: `analytic` or `measured`.
-        summary: where the table's numbers come from, in one line.
+        summary: the source of the table's numbers, in one line.
     """
 
     min_ms: float

@@ -1,4 +1,4 @@
-"""train: train one network, from scratch or from the weights it has, and test it."""
+"""train: train one network, from scratch or from its weights, and test it."""
 
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,20 @@ def train(
 ) -> TrainResult:
     """Train a network on all training images, then test it once.
 
-    It starts from the weights it has. Without any it starts from scratch, and its head then
-    takes the number of classes of the data.
+    It starts from the weights of the network, if there are any. Otherwise it starts from scratch,
+    with a head for the classes of the data.
 
     Args:
         model: a name, an architecture file, a run folder, or an opened network.
-        config: what is given of the configuration; the rest comes from the run that the network
-            lies in, then from defaults that depend on the data.
+        config: the given part of the configuration; the rest comes from the run folder of the
+            network, then from defaults that depend on the data.
         output: a new folder; default: one under `runs/`.
         resume: continue the training in `output`, or the newest unfinished one of this network
-            under `runs/` that agrees with what is given.
+            under `runs/` that matches the given options.
         weights: a safetensors file to use instead of the weights in the run folder.
-        reporter: receives messages and progress; default: none is shown.
-        keys: fields of `TrainConfig`; they win over those of `config`. Its field `weights` can
-            only be set in `config`.
+        reporter: receives messages and progress. Default: nothing is shown.
+        keys: fields of `TrainConfig`; they take precedence over `config`. The field `weights`
+            can only be set in `config`.
 
     Raises:
         QuadranasError: unsuitable data or folder, or other classes than those of the weights.
@@ -168,8 +168,8 @@ def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:
     kept = load_architecture(path)
     if kept != stored.architecture:
         raise QuadranasError(
-            f"cannot resume {folder.path}: it trains {kept.name!r}, another network than "
-            f"{stored.architecture.name!r} as it is now",
+            f"cannot resume {folder.path}: it trains {kept.name!r}, not the current "
+            f"{stored.architecture.name!r}",
             f"Continue it with: {layout.resume_command('train', folder.path)}",
         )
     return StoredNetwork(kept, weights=weights if weights.is_file() else None)

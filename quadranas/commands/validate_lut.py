@@ -31,7 +31,7 @@ VALIDATION = ".validation"
 
 
 class ValidateLutResult(CommandResult):
-    """The result of `validate_lut`.
+    """The result of `quadranas validate-lut`.
 
     Args:
         networks: number of networks that were measured.
@@ -78,10 +78,10 @@ def validate_lut(
         seed: seed of the random networks.
         rounds, repeats: number of rounds, and of calls of every network in each.
         command: the command line, recorded in the table.
-        settings: how to reach the device, if not as in its file.
+        settings: values to use instead of those in the device's file.
 
     Raises:
-        QuadranasError: no measured table, or the device is not the one it was measured on.
+        QuadranasError: no measured table, or it was measured on another device.
     """
     space, opened = load_space(space), load_device(device, **settings)
     priced = _measured_table(space, opened, table)
@@ -111,7 +111,7 @@ def _measured_table(space: SearchSpace, device: Device, path: str | Path | None)
     header = priced.table.header
     if header.measurement is None:
         raise QuadranasError(
-            f"{priced.path} is {header.method}: nothing was measured that could be validated",
+            f"{priced.path} is {header.method}; only a measured table can be validated",
             f"Measure one with: {build_command(header.space, device.name)} --backend RUNTIME",
         )
     return priced

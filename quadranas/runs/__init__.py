@@ -1,1 +1,1 @@
-"""Runs: what lies on disk, and how it is continued."""
+"""Runs: their configuration and files, and how they are resumed."""

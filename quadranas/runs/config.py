@@ -1,8 +1,8 @@
 """The configuration of a search or a training run: typed, and resolved once.
 
-Every field has a default, so a configuration may be partial: what was given is what was set
-(`given_keys`). `resolve_config` puts it over what the data decide; the result is complete, and
-`config.yaml` records it.
+Every field has a default, so a configuration may be partial: `given_keys` returns the keys that
+were set. `resolve_config` completes it with values that depend on the data, then with the
+defaults; `config.yaml` records the result.
 """
 
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ class WeightConfig(Frozen):
     """How weights are trained.
 
     Args:
-        learning_rate: the peak rate; it rises linearly over `warmup_fraction` of the steps, then
+        learning_rate: peak value; it rises linearly over `warmup_fraction` of the steps, then
             falls to zero along a cosine.
         label_smoothing: applied in weight steps only, never in architecture steps.
-        clip_norm: upper bound of the norm of the gradient of the weights in use.
+        clip_norm: upper bound on the gradient norm of the weights in use.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -148,7 +148,7 @@ def combined(
     """A partial configuration from an object and keys; where both set a value, the key wins.
 
     Raises:
-        QuadranasError: an unknown key or an impossible value; `source` says where it was given.
+        QuadranasError: an unknown key or an impossible value; the message begins with `source`.
     """
     given = validate(model, dict(keys), source)
     if config is None:
@@ -177,7 +177,7 @@ def list_data(config: DataConfig) -> ImageListing | None:
     """List the image files that a configuration names; None for the embedded digits.
 
     Raises:
-        QuadranasError: there are no such images.
+        QuadranasError: the images do not exist, or their folders are ambiguous.
     """
     return None if config.data is None else list_images(config.data, config.val)
 
@@ -191,12 +191,12 @@ def open_data(config: DataConfig, largest: int, listing: ImageListing | None = N
     """Load the images that a configuration names.
 
     Args:
-        largest: upper bound of the default training resolution, which otherwise is the largest
+        largest: upper bound on the default training resolution, which otherwise is the largest
             multiple of 32 that does not exceed the median shorter side of the images.
         listing: the files of `list_data`, if they are listed already.
 
     Raises:
-        QuadranasError: a fault in the images.
+        QuadranasError: images are missing, corrupt, too small or too few.
     """
     listing = listing or list_data(config)
     resolution = config.train_resolution
@@ -213,7 +213,7 @@ def open_data(config: DataConfig, largest: int, listing: ImageListing | None = N
 
 
 def resolve_config(given: Config, dataset: Dataset) -> Config:
-    """A complete configuration: what was given, over what the data decide, over the defaults.
+    """Complete a configuration with values that depend on the data, then with the defaults.
 
     Raises:
         QuadranasError: an impossible value.
@@ -229,7 +229,7 @@ def resolve_config(given: Config, dataset: Dataset) -> Config:
 
 
 def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
-    """The keys whose defaults depend on the data: schedule, rates and augmentation.
+    """Defaults of the keys that depend on the data: schedule, learning rates and augmentation.
 
     Up to 5,000 training images: the defaults of the classes, a short run. Up to 200,000: the
     recipe measured on CIFAR-10 with small QuadraNets. Beyond: ProxylessNAS's schedule

@@ -38,7 +38,7 @@ def read_config_file(path: Path) -> ConfigFile:
     """Read a configuration file.
 
     Raises:
-        QuadranasError: unreadable, no mapping, or from a newer version.
+        QuadranasError: the file is unreadable, not a mapping, or from a newer version.
     """
     content = read_yaml(path, "configuration")
     refuse_newer(content, FORMAT_VERSION, path)

@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 GATES = "gates.json"
 INHERITED = "inherited.safetensors"
-"""The weights that a training starts from."""
+"""The initial weights of a training."""
 
 METRICS = "metrics.jsonl"
 PREPROCESSING = "preprocessing.json"
@@ -25,7 +25,7 @@ SUPERNET = "supernet.safetensors"
 TABLE = "table.json"
 TENSORBOARD = "tensorboard"
 WEIGHTS = "subnet.safetensors"
-"""The weights of the network that a run is about, trained."""
+"""The trained weights of the run's network."""
 
 RESUMABLE = ("search", "train")
 

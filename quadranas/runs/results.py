@@ -1,4 +1,4 @@
-"""The results of search, derive and train: what the commands return and `result.json` holds."""
+"""The results of search, derive and train: values that commands return and store on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TableNote(Frozen):
-    """The latency table that a network was chosen by.
+    """The latency table that a network was chosen with.
 
     Args:
         path: the copy in the run folder.
@@ -95,8 +95,8 @@ class DeriveResult(StoredResult):
 
     Args:
         device: name of the deployment device.
-        confidence: probability with which the measured latency is within the budget, if one was
-            asked for.
+        confidence: probability that the measured latency is within the budget; None if not
+            requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         measured_ms: None where the device is not connected, or its table was not measured.
         accuracy: top-1 accuracy on the test images, from 0 to 1; None if it was not tested.
@@ -147,7 +147,7 @@ class DeriveResult(StoredResult):
 
     @property
     def missed(self) -> str:
-        """How the latency misses the budget, in words; empty if the budget is kept."""
+        """A description of how the latency misses the budget; empty if the budget is kept."""
         return missed_budget(
             *(self.budget_ms, self.tolerance),
             predicted_ms=self.predicted_ms,
@@ -164,8 +164,8 @@ class SearchResult(DeriveResult):
     """The result of `quadranas search`: a network within a latency budget, trained and tested.
 
     Args:
-        versions: of the packages that decide the result.
-        report_path: the report of the run, once it is written.
+        versions: versions of the packages that affect the result.
+        report_path: the report of the run; None until it is written.
     """
 
     seed: int | None = None
@@ -223,7 +223,7 @@ def open_run(path: str | Path) -> Result:
     """Open a finished run of search, derive or train.
 
     Raises:
-        QuadranasError: no run there, or one that is not finished.
+        QuadranasError: the folder holds no run, or an unfinished one.
     """
     folder = Path(path)
     if (folder / layout.RESULT).is_file():

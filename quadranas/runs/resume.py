@@ -1,4 +1,4 @@
-"""Beginning a run or resuming one: which folder, and whether what is given agrees with it."""
+"""Beginning or resuming a run: its folder, and whether the given options match it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.validation import validate
 
 COPIES_ON_DISK = 8
-"""Copies of a network's weights that a run writes at most: two checkpoints with the weights and
-two moments each, the weights at the start and at the end."""
+"""Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
+and two moments each, the initial and the final weights."""
 
 CONFIG_OF = {"search": "search", "derive": "search", "train": "train"}
-"""The command whose configuration a folder holds, by the command that wrote the folder."""
+"""The command whose configuration class a folder uses, by the command that wrote the folder."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunStart(Generic[Config]):
     """A run that begins or is resumed.
 
     Args:
-        config: what was given; when resuming, the whole configuration of the run.
+        config: the given configuration, possibly partial; when resuming, that of the run.
     """
 
     command: str
@@ -40,14 +40,14 @@ class RunStart(Generic[Config]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the run to resume is finished already."""
         return self.resuming and self.folder.is_finished
 
     def create(self, config: Config, network: nn.Module, preprocessing: Preprocessing) -> None:
-        """Make the folder of a new run; check the data of one that is resumed.
+        """Make the folder of a new run, or check that the data of a resumed run are unchanged.
 
         Args:
-            config: complete.
+            config: the complete configuration.
             network: the network whose weights the checkpoints will hold.
 
         Raises:
@@ -78,12 +78,12 @@ def begin_or_resume(
     """Decide whether a run begins or is resumed; nothing is written for a new one yet.
 
     Args:
-        resume: resume the run in the folder; where there is none, begin one.
-        is_enough: whether what is given is enough to begin a run.
+        resume: resume the run in the folder, or begin one if it holds none.
+        is_enough: whether the given options suffice to begin a run.
 
     Raises:
-        QuadranasError: the folder holds something else, or a run that disagrees with what is
-            given.
+        QuadranasError: the folder holds something else, or a run that does not match the given
+            options.
     """
     if resume and folder.is_run:
         config = matching_config(command, folder.path, given)
@@ -96,7 +96,7 @@ def begin_or_resume(
     if resume and not is_enough:
         raise QuadranasError(
             f"{folder.path} holds no run to continue",
-            "Name another with --output, or begin one with --device and --budget.",
+            "Name another folder with --output, or begin one with --device and --budget.",
         )
     if resume:
         reporter.message(f"{folder.path} holds no run to continue; beginning one")
@@ -105,7 +105,7 @@ def begin_or_resume(
 
 @contextmanager
 def resumable(command: str, folder: RunFolder) -> Iterator[None]:
-    """Have an interrupt say how the run in a folder is continued.
+    """Turn an interrupt into an error that names the command to resume the run.
 
     Raises:
         RunInterruptedError: in place of a `KeyboardInterrupt`.
@@ -124,7 +124,7 @@ def resumable(command: str, folder: RunFolder) -> Iterator[None]:
 
 
 def run_name(given: SearchConfig) -> str:
-    """The default name of a search: space, device and budget, as far as they are given."""
+    """The default name of a search: space, device and budget, if they are given."""
     keys = given_keys(given)
     parts = []
     for key in ("space", "device", "budget"):
@@ -134,10 +134,10 @@ def run_name(given: SearchConfig) -> str:
 
 
 def matching_config(command: str, folder: Path, given: Config) -> Config:
-    """The configuration of a run to resume, if nothing that is given contradicts it.
+    """The configuration of a run to resume, if the given options match it.
 
     Raises:
-        QuadranasError: a contradiction, or a folder that another command wrote.
+        QuadranasError: an option that differs, or a folder that another command wrote.
     """
     model = type(given)
     file = read_config_file(folder / layout.CONFIG)
@@ -148,8 +148,8 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
     if difference is not None:
         key, old, new = difference
         raise QuadranasError(
-            f"cannot resume {folder}: {key} is {old!r} there, not {new!r}",
-            "Leave the option out, or start a new run with another --output.",
+            f"cannot resume {folder}: the run has {key} {old!r}, got {new!r}",
+            "Omit the option, or start a new run with another --output.",
         )
     return there
 
@@ -170,7 +170,7 @@ def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
 
 
 def can_resume(command: str, folder: Path, given: Config) -> bool:
-    """Whether a folder holds a run that agrees with what is given."""
+    """Whether a folder holds a run that matches the given options."""
     try:
         matching_config(command, folder, given)
     except QuadranasError:
@@ -197,10 +197,10 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
 
     Args:
         name: name of a new folder; a number is appended.
-        accept: when resuming: whether a run may be chosen.
+        accept: when resuming, a function that returns whether a run may be chosen.
 
     Raises:
-        QuadranasError: there is nothing to resume.
+        QuadranasError: no run can be resumed.
     """
     runs = Path("runs")
     if accept is None:
@@ -214,8 +214,8 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
     if chosen is None:
         others = ", ".join(str(path) for path in unfinished)
         raise QuadranasError(
-            f"no unfinished run under {runs}/ agrees with what is given; "
+            f"no unfinished run under {runs}/ matches the given options; "
             f"unfinished: {others or 'none'}",
-            "Name the run with --output, or leave out --resume to start one.",
+            "Name the run with --output, or omit --resume to start a new one.",
         )
     return chosen

@@ -1,7 +1,7 @@
-"""The run folder: the results of a search or a training, and the state to resume it from.
+"""The run folder: results of a search or a training, and checkpoints to resume it.
 
-Checkpoints are torch files with a digest in their name, loaded without executing anything; the
-newest two are kept, so that a torn one falls back to the one before.
+Checkpoints are torch files with a digest in their name, loaded without executing code. The newest
+two are kept: if the last one is damaged, the one before it is used.
 """
 
 import hashlib
@@ -44,19 +44,19 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether it holds a run, finished or not."""
+        """Whether the folder holds a run, finished or not."""
         return (self / layout.CONFIG).is_file()
 
     @property
     def is_finished(self) -> bool:
-        """Whether its run is finished."""
+        """Whether the run is finished."""
         return (self / layout.RESULT).is_file()
 
     def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
         """Make the folder with its `config.yaml`, which marks it as a run that can be resumed.
 
         Args:
-            needed_bytes: approximately what the run will write.
+            needed_bytes: approximate number of bytes that the run will write.
             config: the content of `config.yaml` (`with_header`).
 
         Raises:
@@ -91,7 +91,7 @@ class RunFolder:
             raise
 
     def refuse_content(self) -> None:
-        """Refuse a folder with content, other than what an interrupted `create` leaves.
+        """Refuse a folder with content; remnants of an interrupted `create` are allowed.
 
         Raises:
             QuadranasError: the folder has content, or cannot be read.
@@ -128,10 +128,10 @@ class RunFolder:
         write_atomically(self / layout.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
     def keep_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Write how the images are prepared; where that is written already, compare.
+        """Write the preprocessing of the images, or compare it with the file that exists.
 
         Raises:
-            QuadranasError: it was written for other images.
+            QuadranasError: the file was written for other images.
         """
         path = self / layout.PREPROCESSING
         if not path.is_file():
@@ -184,7 +184,7 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
-        """The newest complete checkpoint, or None; warns when it removes a torn one."""
+        """The newest complete checkpoint, or None; removes damaged ones with a warning."""
         remaining = self._checkpoint_files()
         while remaining:
             path = remaining.pop(0)
@@ -193,11 +193,11 @@ class RunFolder:
                 return state
             path.unlink()
             instead = f"falling back to {remaining[0].name}" if remaining else "beginning again"
-            reporter.warning(f"checkpoint {path} is torn; {instead}")
+            reporter.warning(f"checkpoint {path} is damaged; {instead}")
         return None
 
     def _checkpoint_files(self) -> list[Path]:
-        """Newest first."""
+        """The checkpoints, newest first."""
         found = self.checkpoints.glob("*.pt") if self.checkpoints.is_dir() else []
         return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), reverse=True)
 

@@ -1,4 +1,4 @@
-"""Opening what a user names: a network with its weights, and the images to test it on."""
+"""Opening a model argument: a network with its weights, and the images to test it on."""
 
 import shlex
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ class StoredNetwork:
     """A network on disk: its architecture and its weights.
 
     Args:
-        folder: the run folder, if the network lies in one.
+        folder: the run folder that holds the network; None for other networks.
         weights: the file with its trained weights, if any.
-        preprocessing: how its images are prepared, if that is recorded.
+        preprocessing: preprocessing of its images; None if unknown.
     """
 
     architecture: Architecture
@@ -43,7 +43,7 @@ class StoredNetwork:
     preprocessing: Preprocessing | None = None
 
     def network(self, *, seed: int = 0) -> Network:
-        """The network with its trained weights; without any, drawn from a seed."""
+        """The network with its trained weights; if it has none, with random ones."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = build_subnet(self.architecture)
@@ -77,7 +77,7 @@ class StoredNetwork:
 
 
 Model: TypeAlias = str | Path | Architecture | StoredNetwork
-"""A network as commands take it: the name of a model, a file, a run folder, or one opened."""
+"""A model argument: the name of a model, a file, a run folder, or an opened network."""
 
 
 def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwork:
@@ -109,9 +109,9 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
 
 
 def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
-    """What the run that a network lies in hands on to a training or a test of it.
+    """Configuration inherited from the run folder of a network, for a training or a test of it.
 
-    With other data than the run's, the keys that the data decided are left out.
+    If other data than the run's are given, keys that depend on the data are left out.
     """
     path = stored.folder / layout.CONFIG if stored.folder is not None else None
     if path is None or not path.is_file():
@@ -137,7 +137,7 @@ def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
         raise QuadranasError(
             f"{architecture.name} was trained for {architecture.num_classes} classes; "
             f"the data have {dataset.num_classes}",
-            "Name other data with --data; or train the architecture.json file, from scratch.",
+            "Name other data with --data, or train the file architecture.json from scratch.",
         )
     return architecture
 
@@ -158,10 +158,10 @@ def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
     """The images to test a trained network on.
 
     Args:
-        given: which data; by default those of the run that the network lies in.
+        given: the data; by default those of the run that holds the network.
 
     Raises:
-        QuadranasError: unsuitable data, or data of other classes than those trained for.
+        QuadranasError: unsuitable data, or other classes than those of the training.
     """
     content = merged(given_keys(inherited_config(stored, given)), given_keys(given))
     content = {key: value for key, value in content.items() if key in DataConfig.model_fields}

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Writing a folder atomically: it appears complete or not at all."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from quadranas.runs.run_folder import RunFolder
 
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
-    """A new folder that appears whole when the context is left, or not at all.
+    """Write a new folder, which appears complete when the context is left, or not at all.
 
     Args:
-        replace: put it in the place of one with content.
+        replace: replace an existing folder with content.
 
     Raises:
-        QuadranasError: it exists with content and is not to be replaced, or cannot be written.
+        QuadranasError: the folder exists with content and `replace` is off, or cannot be written.
     """
     restore_replaced(path)
     if not (replace and path.is_dir()):
@@ -49,15 +49,15 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
 
 
 def _replaced(path: Path) -> Path:
-    """Where a folder lies while another takes its place."""
+    """The temporary path of a folder that is being replaced."""
     return path.with_name(f".{path.name}.old{TEMPORARY}")
 
 
 def restore_replaced(path: Path) -> None:
-    """Undo or finish a replacement in the middle of which a process was killed."""
+    """Undo or finish a replacement during which the process was killed."""
     path = path.resolve()
     old = _replaced(path)
-    with suppress(OSError):  # what can neither be read nor moved is for others to complain about
+    with suppress(OSError):  # the following write reports unreadable folders
         if old.exists() and not path.exists():
             old.replace(path)
         shutil.rmtree(old, ignore_errors=True)

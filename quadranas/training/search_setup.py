@@ -66,7 +66,7 @@ def prepare_search(
     """
     if given.budget is None or given.device is None:
         missing = "device" if given.device is None else "budget"
-        raise QuadranasError(f"no {missing} is given", f"Name one with --{missing}.")
+        raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     budget_ms = parse_budget(given.budget)
     device = load_device(given.device)
     space_file = load_space_file(str(_copy(copies, layout.SPACE) or given.space))

@@ -107,8 +107,8 @@ FAULTS: dict[str, str] = {
     "export run --format onx": "unknown format 'onx'; accepted: executorch, onnx, openvino, "
     "torch, tvm; did you mean 'onnx'?",
     # budgets
-    "search --device cpu --space toy": "no budget is given",
-    "search --budget 1ms --space toy": "no device is given",
+    "search --device cpu --space toy": "missing budget",
+    "search --budget 1ms --space toy": "missing device",
     "search --device cpu --space toy --budget 1": "the budget '1' has no unit; accepted: ",
     "search --device cpu --space toy --budget -1ms": "must be positive and finite, got '-1ms'",
     "search --device cpu --space toy --budget 0ms": "must be positive and finite, got '0ms'",
@@ -187,7 +187,7 @@ FAULTS: dict[str, str] = {
     "derive run --device cpu --budget 1ms --output good": "the output good exists already",
     "derive good --device cpu --budget 1ms": "good holds no trained supernet",
     "derive nowhere --device cpu --budget 1ms": "nowhere holds no trained supernet",
-    "search --resume": "no unfinished run under runs/ agrees with what is given; unfinished: none",
+    "search --resume": "no unfinished run under runs/ matches the given options; unfinished: none",
     "search --resume --output nowhere": "nowhere holds no run to continue",
     "train run --resume --output run": "run is a run of `quadranas search`, not of",
     "report nowhere": "run folder nowhere does not exist",
@@ -208,8 +208,8 @@ HINTS: dict[str, str] = {
     "SEARCH --output run": "Choose another --output.",
     "train run --resume --output run": "Continue it with: quadranas search --resume --output run",
     "search --bugdet 3ms": "See: quadranas search --help",
-    "search --resume --output nowhere": "Name another with --output, or begin one with --device "
-    "and --budget.",
+    "search --resume --output nowhere": "Name another folder with --output, or begin one "
+    "with --device and --budget.",
 }
 
 

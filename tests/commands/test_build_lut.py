@@ -125,7 +125,7 @@ def test_more_classes_are_priced_on_request() -> None:
 def test_a_table_of_another_kind_is_not_completed() -> None:
     space = load_space("toy")
     path = build_lut(space, device=load_device("vpu")).path
-    with pytest.raises(QuadranasError, match="made with device 'vpu'; wanted is 'cpu'"):
+    with pytest.raises(QuadranasError, match="made with device 'vpu'; expected 'cpu'"):
         build_lut(space, device=load_device("cpu"), output=path, only_missing=True)
     assert load_table(path).header.device == "vpu"
 
@@ -135,10 +135,10 @@ def test_a_table_of_another_kind_is_not_completed() -> None:
     [
         (
             *("analytic", BOARD["analytic"] | {"runtime": "another"}),
-            "with runtime 'a runtime'; wanted is 'another'",
+            "with runtime 'a runtime'; expected 'another'",
         ),
-        ("precision", "fp16", "with precision 'fp32'; wanted is 'fp16'"),
-        ("threads", 1, "with threads 4; wanted is 1"),
+        ("precision", "fp16", "with precision 'fp32'; expected 'fp16'"),
+        ("threads", 1, "with threads 4; expected 1"),
     ],
 )
 def test_a_table_of_another_runtime_is_not_completed(
@@ -151,7 +151,7 @@ def test_a_table_of_another_runtime_is_not_completed(
     (tmp_path / "board.yaml").write_text(yaml.safe_dump(BOARD | {key: value}))
     with pytest.raises(QuadranasError, match=message) as caught:
         build_lut(space, device=load_device("board.yaml"), only_missing=True)
-    assert "Leave out --only-missing" in caught.value.hint
+    assert "Omit --only-missing" in caught.value.hint
     assert path.read_bytes() == before
 
 

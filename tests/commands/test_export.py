@@ -380,7 +380,7 @@ def test_a_budget_that_is_not_kept_ends_with_3_and_a_bundle(run: Path) -> None:
     assert kept.json()["missed"] == ""
     missed = call("export", "run", "--budget", "0.1ms", "--force")
     assert missed.code == 3
-    assert "promise missed: predicted 0." in missed.err
+    assert "budget missed: predicted 0." in missed.err
     assert "ms, over the budget of 0.1 ms; cpu: analytic (" in missed.err
     assert open_bundle(run / "exports/onnx-fp32").manifest.name
     measured = call(

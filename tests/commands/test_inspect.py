@@ -237,4 +237,4 @@ def test_faults_are_explained(inspected: Path, photo: Path, tmp_path: Path) -> N
     bare = tmp_path / "bare"
     shutil.copytree(inspected, bare)
     (bare / "preprocessing.json").unlink()
-    assert "comes without preprocessing.json" in message(bare, "--image", photo)
+    assert "has no preprocessing.json" in message(bare, "--image", photo)

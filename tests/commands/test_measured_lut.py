@@ -186,7 +186,7 @@ def test_a_measurement_killed_at_any_moment_takes_no_timing_twice(journal: Path)
         outcome = killed(moment, *KILLED)
         after = Path(TIMINGS).read_bytes() if Path(TIMINGS).exists() else b""
         assert after.startswith(whole_lines(before)), moment
-        told = f"continuing: {len(timings_in(before))} timings lie in {TIMINGS}"
+        told = f"continuing with {len(timings_in(before))} timings from {TIMINGS}"
         assert (told in outcome.err) == bool(timings_in(before)), moment
         before = after
         counts.append(len(timings_in(before)))
@@ -280,7 +280,7 @@ def test_only_missing_measures_what_is_missing_and_leaves_the_rest(table: Path) 
     given = ("--device", "host", "--space", "toy", "--output", table)
     outcome = call("build-lut", *given, "--only-missing")
     assert outcome.code == 0, outcome.err
-    assert "completing the table as it was measured: measured (this machine" in outcome.err
+    assert "completing the table with its own settings: measured (this machine" in outcome.err
     filled = load_table(table)
     assert filled.header == whole.header
     kept = [entry for at, entry in enumerate(whole.entries) if at not in (1, 4)]
@@ -301,13 +301,13 @@ DEVICE = "name: host\ntitle: this machine\nruntime: {runtime}\nprecision: {preci
 @pytest.mark.parametrize(
     ("header", "device", "message"),
     [
-        ({"runtime": "ONNX Runtime 0.9"}, {}, "with runtime 'ONNX Runtime 0.9'; wanted is 'ONNX"),
-        ({"precision": "fp16"}, {}, "with precision 'fp16'; wanted is 'fp32'"),
-        ({"threads": 3}, {}, "with threads 3; wanted is 1"),
-        ({"batch_size": 8}, {}, "with batch_size 8; wanted is 1"),
-        ({"measurement": {"hardware": "Cray-1"}}, {}, "with hardware 'Cray-1'; wanted is '"),
+        ({"runtime": "ONNX Runtime 0.9"}, {}, "with runtime 'ONNX Runtime 0.9'; expected 'ONNX"),
+        ({"precision": "fp16"}, {}, "with precision 'fp16'; expected 'fp32'"),
+        ({"threads": 3}, {}, "with threads 3; expected 1"),
+        ({"batch_size": 8}, {}, "with batch_size 8; expected 1"),
+        ({"measurement": {"hardware": "Cray-1"}}, {}, "with hardware 'Cray-1'; expected '"),
         ({"measurement": {"settings": {"clock": "9 GHz"}}}, {}, "with settings {'clock': '9 GHz'"),
-        ({}, {"runtime": "openvino"}, "with backend 'onnxruntime'; wanted is 'openvino'"),
+        ({}, {"runtime": "openvino"}, "with backend 'onnxruntime'; expected 'openvino'"),
     ],
 )
 def test_only_missing_refuses_what_was_measured_otherwise(
@@ -323,7 +323,7 @@ def test_only_missing_refuses_what_was_measured_otherwise(
     outcome = call(*command, "--only-missing", "--backend", backend, "--json")
     assert outcome.code == 2
     assert message in outcome.json()["error"]
-    assert outcome.json()["hint"] == "Leave out --only-missing, or choose another --output."
+    assert outcome.json()["hint"] == "Omit --only-missing, or choose another --output."
     assert table.read_bytes() == before
     assert not table.with_name(TIMINGS).exists()
 
@@ -333,15 +333,15 @@ def test_only_missing_with_another_backend_named_is_refused(table: Path) -> None
     command = ("build-lut", "--device", "host", "--space", "toy", "--output", table)
     outcome = call(*command, "--only-missing", "--backend", "openvino", "--json")
     assert outcome.code == 2
-    assert "with backend 'onnxruntime'; wanted is 'openvino'" in outcome.json()["error"]
+    assert "with backend 'onnxruntime'; expected 'openvino'" in outcome.json()["error"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--device host --backend openvino", "with backend 'onnxruntime'; wanted is 'openvino'"),
-        ("--device cpu", "was made with device 'host'; wanted is 'cpu'"),
-        ("--device host --backend onnxruntime --batch-size 2", "with batch_size 1; wanted is 2"),
+        ("--device host --backend openvino", "with backend 'onnxruntime'; expected 'openvino'"),
+        ("--device cpu", "was made with device 'host'; expected 'cpu'"),
+        ("--device host --backend onnxruntime --batch-size 2", "with batch_size 1; expected 2"),
     ],
 )
 def test_a_measured_table_of_another_kind_is_not_replaced(
@@ -485,7 +485,7 @@ def test_unlike_tables_are_not_merged(table: Path, header: dict[str, Any], key: 
 def test_one_table_is_nothing_to_merge(table: Path) -> None:
     outcome = call("merge-lut", table, "--output", "merged.json")
     assert outcome.code == 2
-    assert "1 table to merge" in outcome.err
+    assert "cannot merge 1 table" in outcome.err
     assert not Path("merged.json").exists()
 
 
@@ -594,7 +594,7 @@ def test_an_analytic_table_has_nothing_to_validate(
     monkeypatch.chdir(tmp_path)
     outcome = call("validate-lut", "--device", "vpu", "--space", "toy", "--json")
     assert outcome.code == 2
-    assert "is analytic: nothing was measured that could be validated" in outcome.json()["error"]
+    assert "is analytic; only a measured table can be validated" in outcome.json()["error"]
     assert outcome.json()["hint"] == (
         "Measure one with: quadranas build-lut --device vpu --space toy --backend RUNTIME"
     )
@@ -627,7 +627,7 @@ def test_a_promise_that_is_missed_has_an_exit_code_of_its_own(table: Path, run: 
     assert result["measured_ms"] > budget_ms * 1.05
     assert result["predicted_ms"] <= budget_ms == result["budget_ms"]
     assert outcome.err.splitlines()[-1] == (
-        f"promise missed: measured {result['measured_ms']:.4g} ms, over the budget of "
+        f"budget missed: measured {result['measured_ms']:.4g} ms, over the budget of "
         f"{budget_ms:.4g} ms by more than the tolerance of 5%"
     )
     assert json.loads(Path("derived/result.json").read_text()) == result
@@ -645,7 +645,7 @@ def test_a_promise_that_is_kept_is_told_with_what_was_measured(table: Path, run:
         f"measured {result['measured_ms']:.4g} ms, predicted {result['predicted_ms']:.4g} ms of "
     )
     assert result["table"]["method"] == "measured"
-    assert "promise missed" not in outcome.err
+    assert "budget missed" not in outcome.err
 
 
 def test_the_tolerance_is_the_user_s(table: Path, run: Path) -> None:
@@ -701,7 +701,7 @@ def test_a_search_on_this_machine_ends_with_a_measured_network(
     assert result["measured_ms"] > 0
     missed = result["measured_ms"] > budget_ms * 1.05
     assert outcome.code == (3 if missed else 0)
-    assert ("promise missed" in outcome.err) == missed
+    assert ("budget missed" in outcome.err) == missed
     kept = json.loads(Path("run/result.json").read_text())
     assert kept["measured_ms"] == result["measured_ms"]
     assert result["table"]["method"] == "measured"

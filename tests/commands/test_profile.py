@@ -44,5 +44,5 @@ def test_memory_is_predicted(finished_run: Path) -> None:
 
 
 def test_a_batch_without_memory_is_refused() -> None:
-    with pytest.raises(QuadranasError, match="--batch is the number of images of --memory"):
+    with pytest.raises(QuadranasError, match="--batch needs --memory"):
         quadranas.profile("quadranet25_t", batch=2)

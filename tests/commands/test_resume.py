@@ -310,7 +310,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(
     tear(newer)
     outcome = resume(*RESUME, "--quiet")  # a warning all the same
     torn = newer.relative_to(tmp_path)
-    assert f"warning: checkpoint {torn} is torn; falling back to {older.name}" in outcome.err
+    assert f"warning: checkpoint {torn} is damaged; falling back to {older.name}" in outcome.err
     assert newer not in checkpoints.iterdir()
     assert_same(tmp_path / "run", whole)
 
@@ -323,8 +323,8 @@ def test_with_all_checkpoints_torn_a_run_begins_again(
     for path in checkpoints.iterdir():
         cut(path)
     outcome = resume()
-    assert outcome.err.count("is torn") == 2
-    assert "is torn; beginning again" in outcome.err
+    assert outcome.err.count("is damaged") == 2
+    assert "is damaged; beginning again" in outcome.err
     assert_same(tmp_path / "run", whole)
 
 
@@ -352,11 +352,11 @@ def test_the_run_keeps_its_own_table_and_space(tmp_path: Path, config: Path, who
 
 
 CONTRADICTIONS = {
-    ("--seed", "1"): "cannot resume run: seed is 0 there, not 1",
-    ("--budget", "1ms"): "cannot resume run: budget is '0.8ms' there, not '1ms'",
-    ("--space", "mbconv-mobile"): "space is 'toy' there, not 'mbconv-mobile'",
-    ("--max-macs", "7"): "max_macs is None there, not 7",
-    ("--config", "other.yaml"): "schedule.search_epochs is 1 there, not 5",
+    ("--seed", "1"): "cannot resume run: the run has seed 0, got 1",
+    ("--budget", "1ms"): "cannot resume run: the run has budget '0.8ms', got '1ms'",
+    ("--space", "mbconv-mobile"): "the run has space 'toy', got 'mbconv-mobile'",
+    ("--max-macs", "7"): "the run has max_macs None, got 7",
+    ("--config", "other.yaml"): "the run has schedule.search_epochs 1, got 5",
 }
 
 
@@ -399,7 +399,7 @@ def test_resume_without_a_folder_takes_the_run_that_agrees(
     assert contents(tmp_path / "runs/mine-1", same) == contents(whole, same)
     outcome = call("search", "--resume", "--budget", "0.8ms")
     assert outcome.code == 2
-    assert "no unfinished run under runs/ agrees with what is given" in outcome.err
+    assert "no unfinished run under runs/ matches the given options" in outcome.err
     assert "unfinished: runs/other-1" in outcome.err
 
 

@@ -98,7 +98,7 @@ def test_a_fixed_batch_is_filled_and_what_is_unknown_is_said(
         assert label.label == str(label.index)
     assert result.batch_size == 3
     assert list(result.notes) == [
-        "the network was exported untrained, so its labels mean nothing",
+        "the network was exported untrained, so its labels are random",
         "the manifest has no normalisation; pixels were used as 0 to 1",
     ]
     outcome = call("run", folder, images[0])

@@ -164,7 +164,7 @@ def test_resume_without_a_folder_takes_the_training_of_that_network(
     assert listing(tmp_path / "runs")[0] == "train-toy.v2-1"
     done = contents(tmp_path / "runs" / "train-toy.v2-1", DECIDED)
     refused = call("train", "toy.v2", "--resume")
-    assert "no unfinished run under runs/ agrees with what is given" in refused.err
+    assert "no unfinished run under runs/ matches the given options" in refused.err
     (tmp_path / "runs" / "train-toy.v2-1" / "result.json").unlink()
     other = call("train", "quadranet36_t", "--resume")
     assert "unfinished: runs/train-toy.v2-1" in other.err

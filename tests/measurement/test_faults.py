@@ -204,7 +204,7 @@ def test_a_device_that_is_lost_costs_no_timing(
     measured_by(second, monkeypatch)
     done = call(*BUILD)
     assert done.code == 0, done.err
-    assert f"continuing: {answers} timings lie in {TIMINGS}" in done.err
+    assert f"continuing with {answers} timings from {TIMINGS}" in done.err
     assert first.timed + second.timed == whole.timed
     found = load_table(Path("t.json"))
     assert found.entries == expected.entries

@@ -293,7 +293,7 @@ def test_a_changed_network_is_counted(architecture: Architecture, tmp_path: Path
     ("arguments", "message"),
     [
         (("quadranet25_t", "--memory", "--batch", "0"), "Invalid value for '--batch'"),
-        (("quadranet25_t", "--batch", "2"), "--batch is the number of images"),
+        (("quadranet25_t", "--batch", "2"), "--batch needs --memory"),
         (("quadranet25_t", "--memory", "--resolution", "63"), "resolution 63 does not fit"),
         (("quadranet25_x", "--memory"), "unknown model 'quadranet25_x'"),
         (("proxyless-mobile", "--memory", "--resolution", "32"), "does not train on an input"),

@@ -213,9 +213,9 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 4}, "seed is 3 there, not 4"),
-        ({"schedule": {"search_epochs": 8}}, "schedule.search_epochs is 7 there, not 8"),
-        ({"data": "x"}, "data is None there, not 'x'"),
+        ({"seed": 4}, "the run has seed 3, got 4"),
+        ({"schedule": {"search_epochs": 8}}, "the run has schedule.search_epochs 7, got 8"),
+        ({"data": "x"}, "the run has data None, got 'x'"),
     ],
 )
 def test_contradictions_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:

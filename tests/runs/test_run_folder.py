@@ -162,7 +162,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(folder: RunFolder) -> Non
     latest = folder.latest_checkpoint(reporter)
     assert latest is not None
     assert latest["step"] == 1
-    assert reporter.texts == [f"checkpoint {newer} is torn; falling back to {older.name}"]
+    assert reporter.texts == [f"checkpoint {newer} is damaged; falling back to {older.name}"]
     folder.save_checkpoint(state(3))  # the torn one counts no longer
     assert files(folder)[0] == older
     tear(files(folder)[1])
@@ -179,8 +179,8 @@ def test_with_all_torn_there_is_none(folder: RunFolder) -> None:
     reporter = Warnings()
     assert folder.latest_checkpoint(reporter) is None
     first, second = reporter.texts
-    assert "is torn; falling back to 000000001-" in first
-    assert second.endswith("is torn; beginning again")
+    assert "is damaged; falling back to 000000001-" in first
+    assert second.endswith("is damaged; beginning again")
     assert files(folder) == []
 
 
