@@ -32,8 +32,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the built-in data
 	$(RUN)quadranas search --device vpu --budget 30ms
 
+# One thread each, as there are as many processes as cores
 test: $(STAMP)  ## run the fast tests
-	$(PYTEST) -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)  ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)

@@ -1,5 +1,6 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quadranas.measurement.timing
 from tests.command_line import SMALL, Server, call
-from tests.measuring import remember_exports, remember_translations
+from tests.measuring import remember_exports, quicken_exporters
 from tests.sharing import Share, share_in
 
 # Generated examples are the same in every run, and no example is judged by the clock.
@@ -25,6 +26,10 @@ settings.load_profile("replay")
 
 # A shell without job control has what it starts in the background ignore interrupts, for good.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Half a million objects of imported packages need not be looked through again and again.
+gc.freeze()
+gc.set_threshold(20_000)
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 Scrambler = Callable[..., nn.Module]
@@ -37,11 +42,11 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_delays() -> Iterator[None]:
-    """Between the rounds of a measurement no test waits, and no export prepares the exporter."""
+    """Between the rounds of a measurement no test waits, and exporters are prepared once."""
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quadranas.measurement.timing, "time", clock)
-        remember_translations(patch)
+        quicken_exporters(patch)
         yield
 
 

@@ -43,14 +43,36 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
         patch.setattr(module, "to_onnx", remembered)
 
 
-def remember_translations(patch: pytest.MonkeyPatch) -> None:
+REMEMBER = """
+from pathlib import Path
+import pytest
+from tests.measuring import remember_exports
+remember_exports(pytest.MonkeyPatch(), Path({folder!r}))
+"""
+"""The same in another process: the beginning of its prelude."""
+
+
+def quicken_exporters(patch: pytest.MonkeyPatch) -> None:
     """Keep what torch 2.13 makes anew for every export, and takes most of its time for.
 
-    It is the table of ONNX functions by PyTorch operation, which an export only reads.
+    These are the ONNX functions by PyTorch operation, which an export only reads, and names for
+    all operations of C++, which are the same unless others were registered.
     """
+    import torch._export.utils as exporting
+
+    name_operations = exporting._materialize_cpp_cia_ops
+    named: list[str] = []
+
+    def name_new_operations() -> None:
+        found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if found != named:
+            name_operations()
+            named[:] = found
+
+    patch.setattr(exporting, "_materialize_cpp_cia_ops", name_new_operations)
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:  # without onnxscript nothing is exported
+    except ImportError:  # without onnxscript no ONNX is written
         return
     made = functools.cache(ONNXRegistry.from_torchlib)
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(made))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from quadranas.latency.table_files import find_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.runs.results import DeriveResult
+from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
 from quadranas.strategies.limits import MIN_USE
 from quadranas.supernet.supernet import build_supernet
-from tests.command_line import Server, call, listing
+from tests.command_line import call, listing
+from tests.killing import Moment, killed
 
 DEVICES = ("cpu", "gpu", "vpu")
 
@@ -161,19 +162,16 @@ def test_an_interrupted_derive_leaves_nothing(
 
 
 def test_a_killed_derive_is_simply_repeated(
-    tmp_path: Path, finished_run: Path, server: Server
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prelude = """
-import os
-from quadranas.runs.run_folder import RunFolder
-RunFolder.write_result = lambda *args: os.kill(os.getpid(), 9)
-"""
+    monkeypatch.chdir(tmp_path)
     command = ("derive", finished_run, "--device", "cpu", "--budget", "0.8ms", "--output", "new")
-    assert server.run(tmp_path, *command, prelude=prelude).code == -signal.SIGKILL
-    assert not (tmp_path / "new").exists()
-    assert server.run(tmp_path, *command).code == 0
-    assert (tmp_path / "new" / "result.json").is_file()
-    assert not (tmp_path / ".new.tmp").exists()
+    killed(Moment(RunFolder, "write_result"), *command)
+    assert listing(Path())[0] == ".new.tmp"
+    assert not Path("new").exists()
+    assert call(*command).code == 0
+    assert Path("new/result.json").is_file()
+    assert not Path(".new.tmp").exists()
 
 
 def test_an_empty_folder_may_be_the_output(

@@ -133,13 +133,6 @@ def test_only_the_table_is_left(host_table: Path) -> None:
 
 # Killed and continued
 
-REMEMBER = """
-from pathlib import Path
-import pytest
-from tests.measuring import remember_exports
-remember_exports(pytest.MonkeyPatch(), Path({folder!r}))
-"""
-
 MOMENTS = (
     Moment(OnnxRuntimeBackend, "compile", nth=5),
     Moment(Journal, "add", nth=1),

@@ -7,11 +7,13 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import quadranas.measurement.timing
 from quadranas.backends.interface import Program
 from quadranas.errors import DeviceLostError
 from quadranas.latency.journal import Journal
@@ -67,6 +69,18 @@ def test_every_round_has_everything_once_in_another_order() -> None:
         assert sorted(names) == sorted(NAMES + references)
     orders = {tuple(name for name in names if name in NAMES) for names in rounds}
     assert len(orders) == 6
+
+
+def test_a_round_lasts_as_long_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking no time itself, every round waits; not one that lies in the journal."""
+    waited: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 7.0, sleep=waited.append)
+    monkeypatch.setattr(quadranas.measurement.timing, "time", clock)
+    journal = Recorder()
+    timed(constant(), Plan(num_rounds=3, round_s=0.25), journal)
+    assert waited == [0.25] * 3
+    timed(constant(), Plan(num_rounds=5, round_s=0.25), journal)
+    assert waited == [0.25] * 5
 
 
 def test_the_references_are_spread_over_the_round() -> None:
