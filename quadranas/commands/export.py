@@ -12,7 +12,7 @@ from quadranas.deployment.work import find_inputs, open_work
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
-from quadranas.runs.stored_network import StoredNetwork, open_network
+from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import restore_replaced, whole_folder
 from quadranas.validation import CommandResult
 
@@ -72,7 +72,7 @@ class ExportResult(CommandResult):
 
 
 def export(
-    model: str | Path | StoredNetwork,
+    model: Model,
     *,
     format: str = "onnx",
     precision: str = "fp32",
@@ -87,7 +87,7 @@ def export(
     """Write a network as a bundle: a verified, timed model file, its manifest, card and script.
 
     Args:
-        model: run folder, architecture file or name of a model; or a network already opened.
+        model: an architecture file, a run folder, the name of a model, or an opened network.
         format, precision, device: see `ExportOptions`.
         output: folder of the bundle; by default `exports/FORMAT-PRECISION` in the run folder.
         weights: weights to use instead of the run's own, a .safetensors file.
@@ -120,20 +120,16 @@ def export(
     return _result(bundle, manifest)
 
 
-def _open(
-    model: str | Path | StoredNetwork, weights: str | Path | None, *, untrained: bool
-) -> StoredNetwork:
+def _open(model: Model, weights: str | Path | None, *, untrained: bool) -> StoredNetwork:
     """The network to export.
 
     Raises:
         QuadranasError: the network has no weights, or it has weights and `untrained` is given.
     """
-    stored, name = model, getattr(model, "architecture", model)
-    if not isinstance(stored, StoredNetwork):
-        stored = open_network(str(stored), None if weights is None else Path(weights))
+    stored = open_network(model, weights)
     if untrained and stored.weights is not None:
         raise QuadranasError(
-            f"--untrained is for networks without weights; {name} has them",
+            f"--untrained is for networks without weights; {stored.architecture.name} has them",
             "Omit it, or name the run's architecture.json.",
         )
     if not untrained:

@@ -1,11 +1,10 @@
 """profile: parameters, MACs and memory of a model, per operation or layer."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quadranas.errors import QuadranasError
+from quadranas.runs.stored_network import Model, open_network
 from quadranas.space.architecture import Architecture
-from quadranas.space.catalog import find_architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen
 
@@ -91,7 +90,7 @@ class MemoryResult(CommandResult):
 
 
 def profile(
-    model: str | Path | Architecture,
+    model: Model,
     *,
     resolution: int | None = None,
     num_classes: int | None = None,
@@ -101,7 +100,7 @@ def profile(
     """Count parameters and MACs of a model, or predict its memory.
 
     Args:
-        model: an architecture file, a run folder, the name of a model, or an architecture.
+        model: an architecture file, a run folder, the name of a model, or an opened network.
         resolution: input height and width. Default: the model's own.
         num_classes: number of classes. Default: the model's own.
         memory: also predict the memory of training and inference, layer by layer.
@@ -111,8 +110,8 @@ def profile(
         QuadranasError: an unknown model, a resolution or a number of classes that do not fit,
             changed layers without `memory`, or `batch` without `memory`.
     """
-    found = model if isinstance(model, Architecture) else find_architecture(str(model))
-    architecture = found.adapted(resolution=resolution, num_classes=num_classes)
+    stored = open_network(model)
+    architecture = stored.architecture.adapted(resolution=resolution, num_classes=num_classes)
     if memory:
         return _memory(architecture, batch or 1)
     if batch is not None:

@@ -36,9 +36,6 @@ DEFAULT_PLAN = Plan(round_s=0.25)
 RECORDS = Path("latency_tables") / ".records"
 """Where the tuning records of runtimes are kept, by device."""
 
-HOST_RUNTIMES = tuple(name for name, runtime in RUNTIMES.items() if runtime.for_host)
-"""The runtimes that `fastest` chooses from, without those that have to be tuned first."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -234,6 +231,11 @@ def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> 
         )
 
 
+def host_runtimes() -> tuple[str, ...]:
+    """The runtimes that `fastest` chooses from, without those that have to be tuned first."""
+    return tuple(name for name, runtime in RUNTIMES.items() if runtime.for_host)
+
+
 def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> Device:
     """This machine with the runtime that is fastest on a large network of the space.
 
@@ -243,7 +245,7 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
     architecture = random_architectures(space, 3, "runtime")[-1]
     job = network_job(architecture)
     latencies: dict[str, float] = {}
-    for runtime in HOST_RUNTIMES:
+    for runtime in host_runtimes():
         candidate = device.configured(runtime=runtime)
         try:
             with open_bench(candidate) as bench:
@@ -255,9 +257,9 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
     if not latencies:
         raise MissingExtraError(
             f"no runtime is installed to measure this machine with; looked for "
-            f"{' and '.join(HOST_RUNTIMES)}",
+            f"{' and '.join(host_runtimes())}",
             "Install one with: pip install "
-            + " or ".join(f"'quadranas[{RUNTIMES[name].extra}]'" for name in HOST_RUNTIMES),
+            + " or ".join(f"'quadranas[{RUNTIMES[name].extra}]'" for name in host_runtimes()),
         )
     fastest = min(latencies, key=lambda runtime: latencies[runtime])
     reporter.message(

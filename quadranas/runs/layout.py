@@ -31,7 +31,11 @@ RESUMABLE = ("search", "train")
 
 
 def resume_command(command: str, folder: Path) -> str:
-    """The command line that continues a run."""
+    """The command line that continues a run.
+
+    A training that was interrupted before it copied its network needs the network named again.
+    """
     quoted = shlex.quote(str(folder))
-    argument = f" {quoted}" if command == "train" else ""
+    model = quoted if (folder / ARCHITECTURE).is_file() else "MODEL"
+    argument = f" {model}" if command == "train" else ""
     return f"quadranas {command}{argument} --resume --output {quoted}"

@@ -1,5 +1,6 @@
 """Beginning or resuming a run: its folder, and whether the given options match it."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,6 @@ from quadranas.validation import validate
 COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
-
-CONFIG_OF = {"search": "search", "derive": "search", "train": "train"}
-"""The command whose configuration class a folder uses, by the command that wrote the folder."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
 
 
 def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
-    if CONFIG_OF.get(file.command or "") == command:
+    if file.command == command:
         return
     if file.command in layout.RESUMABLE:
         raise QuadranasError(
@@ -165,7 +163,9 @@ def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
     writer = f"`quadranas {file.command}`" if file.command else "another command"
     raise QuadranasError(
         f"{folder} was written by {writer} and holds no run of `quadranas {command}`",
-        "Start a new run with another --output.",
+        f"Train its network with: quadranas train {shlex.quote(str(folder))}"
+        if file.command
+        else "Start a new run with another --output.",
     )
 
 

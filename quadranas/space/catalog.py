@@ -1,6 +1,5 @@
 """Networks by name: reference models, published architectures, files and run folders."""
 
-import shlex
 from pathlib import Path
 
 from quadranas.errors import QuadranasError, unknown
@@ -12,6 +11,22 @@ from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
 def published_architectures() -> dict[str, Path]:
     """The shipped architecture files by name."""
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*/*.json"))}
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder at a path; `None` if there is none, or if the path is the name of a model.
+
+    Raises:
+        QuadranasError: the path is not one that the file system accepts.
+    """
+    if name in REFERENCE_MODELS or name in published_architectures():
+        return None
+    path = Path(name)
+    try:
+        return path if path.is_dir() else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise QuadranasError(f"cannot read model {name!r}: {reason}") from error
 
 
 def find_architecture(name: str) -> Architecture:
@@ -28,16 +43,9 @@ def find_architecture(name: str) -> Architecture:
     published = published_architectures()
     if name in published:
         return load_architecture(published[name])
-    path = Path(name)
-    if path.is_dir():
-        inside = path / ARCHITECTURE_FILE
-        if not inside.is_file():
-            folder = shlex.quote(name)
-            raise QuadranasError(
-                f"{path} contains no {ARCHITECTURE_FILE}",
-                f"If it is an unfinished run: quadranas search --resume --output {folder}",
-            )
-        return load_architecture(inside)
+    folder, path = find_folder(name), Path(name)
+    if folder is not None:
+        return load_architecture(folder / ARCHITECTURE_FILE)
     if path.suffix == ".json" or path.is_file():
         return load_architecture(path)
     raise unknown(

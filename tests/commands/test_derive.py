@@ -127,9 +127,13 @@ def test_other_verbs_take_the_folder(
     trained = call("train", folder, "--epochs", "1", "--json", "--output", "trained")
     assert trained.code == 0, trained.err
     assert trained.json()["params"] == made.json()["params"]
-    assert call("search", "--resume", "--output", folder).err.startswith(
-        f"{folder} is finished already"
-    )
+    refused = call("search", "--resume", "--output", folder, "--json")
+    assert refused.code == 2
+    assert refused.json() == {
+        "error": f"{folder} was written by `quadranas derive` and holds no run of "
+        "`quadranas search`",
+        "hint": f"Train its network with: quadranas train {folder}",
+    }
 
 
 def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run: Path) -> None:

@@ -28,7 +28,7 @@ from quadranas.latency.runtimes import file_formats
 from quadranas.measurement.timing import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
-from quadranas.runs.stored_network import StoredNetwork, open_network
+from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
@@ -79,7 +79,7 @@ def stored(name: str, folder: Path, scramble: Scrambler) -> StoredNetwork:
     return StoredNetwork(described, weights=folder / "weights.safetensors")
 
 
-def exported(given: StoredNetwork, output: Path, **options: Any) -> ExportResult:
+def exported(given: Model, output: Path, **options: Any) -> ExportResult:
     return export(given, output=output, **{"images": 16} | options)
 
 
@@ -167,7 +167,7 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     before = (run / "exports/onnx-fp32/manifest.json").read_bytes()
     trained = call("export", "run", "--untrained", "--output", "new")
     assert trained.code == 2
-    assert "--untrained is for networks without weights; run has them" in trained.err
+    assert "--untrained is for networks without weights; toy-cpu-800us has them" in trained.err
     refused = call("export", "run")
     assert refused.code == 2
     assert "run/exports/onnx-fp32 exists already\nAdd --force to replace it" in refused.err
@@ -402,6 +402,22 @@ def test_a_missing_extra_is_named(
     assert outcome.code == 2
     assert outcome.json()["error"] == f"'onnxruntime' needs the package {package!r}"
     assert listing(tmp_path) == []
+
+
+def test_weights_count_for_an_opened_network_too(tmp_path: Path, finished_run: Path) -> None:
+    opened = open_network(finished_run)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"torn")
+    with pytest.raises(QuadranasError, match=r"cannot read weights .*torn\.safetensors"):
+        exported(opened, tmp_path / "bundle", weights=torn)
+    with pytest.raises(QuadranasError) as caught:
+        exported(opened, tmp_path / "bundle", untrained=True)
+    name = opened.architecture.name
+    assert caught.value.message == f"--untrained is for networks without weights; {name} has them"
+    with pytest.raises(QuadranasError, match=f"architecture '{name}' has no trained weights"):
+        exported(opened.architecture, tmp_path / "bundle")
+    result = exported(opened.architecture, tmp_path / "bundle", weights=opened.weights)
+    assert open_bundle(result.bundle).manifest.trained
 
 
 def test_what_is_in_the_way_stays(tmp_path: Path, finished_run: Path) -> None:

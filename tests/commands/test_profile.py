@@ -7,6 +7,7 @@ import pytest
 import quadranas
 from quadranas import MemoryResult, ProfileResult
 from quadranas.errors import QuadranasError
+from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
 from tests.command_line import call
@@ -46,3 +47,15 @@ def test_memory_is_predicted(finished_run: Path) -> None:
 def test_a_batch_without_memory_is_refused() -> None:
     with pytest.raises(QuadranasError, match="--batch needs --memory"):
         quadranas.profile("quadranet25_t", batch=2)
+
+
+def test_an_opened_network_is_a_model(finished_run: Path) -> None:
+    expected = quadranas.profile(finished_run)
+    stored = open_network(finished_run)
+    assert quadranas.profile(stored) == quadranas.profile(stored.architecture) == expected
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "null\0character"])
+def test_an_impossible_path_is_refused(name: str) -> None:
+    with pytest.raises(QuadranasError, match=r"cannot read model|unknown model"):
+        quadranas.profile(name)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from configparser import RawConfigParser
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from quadranas.deployment.bundle import open_bundle
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.runtimes import REACH_SETTINGS, RUNTIMES, file_formats, files_of
+from quadranas.measurement.bench import host_runtimes
 from quadranas.measurement.timing import Plan
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import StoredNetwork
@@ -88,7 +90,9 @@ def test_its_limits_are_those_of_its_facts(tmp_path: Path, fake: str) -> None:
         assert message in caught.value.message
 
 
-def test_messages_and_listings_name_it(fake: str, tmp_path: Path) -> None:
+def test_messages_and_listings_name_it(
+    fake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert fake in survey_devices(["cpu"]).runtimes
     assert fake in call("devices", "cpu").out
     formats = call("export", "quadranet36_t", "--untrained", "--format", "fak")
@@ -96,6 +100,9 @@ def test_messages_and_listings_name_it(fake: str, tmp_path: Path) -> None:
     assert "did you mean 'fake'?" in formats.err
     backends = call("build-lut", "--device", "cpu", "--space", "toy", "--backend", "fakr")
     assert "did you mean 'fakert'?" in backends.err
+    assert fake not in host_runtimes()
+    monkeypatch.setitem(RUNTIMES, fake, replace(RUNTIMES[fake], for_host=True))
+    assert fake in host_runtimes()
     (tmp_path / "x.yaml").write_text("{name: x, title: x, precision: fp32, runtime: fakrt}")
     with pytest.raises(QuadranasError, match=r"unknown runtime.*did you mean 'fakert'"):
         load_device(str(tmp_path / "x.yaml"))
