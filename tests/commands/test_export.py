@@ -33,6 +33,7 @@ from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
 from tests.command_line import Server, call, listing
+from tests.measuring import REMEMBER
 
 Scrambler = Callable[..., nn.Module]
 
@@ -460,12 +461,14 @@ bench.DEFAULT_PLAN = bench.Plan(num_rounds=2, repeats=2)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_export_leaves_no_half_bundle(
-    tmp_path: Path, run: Path, server: Server, number: signal.Signals
+    tmp_path: Path, run: Path, server: Server, exports: Path, number: signal.Signals
 ) -> None:
     first = call("export", "run", "--output", "bundle", "--json").json()
     before = (tmp_path / "bundle" / "manifest.json").read_bytes()
     command = ("export", "run", "--output", "bundle", "--force")
-    process = server.start(tmp_path, *command, prelude=SLOWLY)
+    process = server.start(
+        tmp_path, *command, prelude=REMEMBER.format(folder=str(exports)) + SLOWLY
+    )
     said = tmp_path / "stdout"
     while not said.exists() or "almost" not in said.read_text(encoding="utf-8"):
         time.sleep(0.1)

@@ -29,6 +29,7 @@ from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing
 from tests.commands.test_resume import until
 from tests.killing import Moment, killed
+from tests.measuring import REMEMBER
 from tests.typed_results import parsed
 
 BUILD = ("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime")
