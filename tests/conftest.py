@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quadranas.measurement.timing
 from tests.command_line import SMALL, Server, call
-from tests.measuring import remember_exports, quicken_exporters
+from tests.measuring import quicken_exporters, remember_exports
 from tests.sharing import Share, share_in
 
 # Generated examples are the same in every run, and no example is judged by the clock.
