@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
-from tests.command_line import Server, call, listing
+from tests.command_line import Server, call, listing, until
 from tests.measuring import REMEMBER
 
 Scrambler = Callable[..., nn.Module]
@@ -470,9 +469,10 @@ def test_an_interrupted_export_leaves_no_half_bundle(
         tmp_path, *command, prelude=REMEMBER.format(folder=str(exports)) + SLOWLY
     )
     said = tmp_path / "stdout"
-    while not said.exists() or "almost" not in said.read_text(encoding="utf-8"):
-        time.sleep(0.1)
-    process.kill(number)
+    try:
+        until(lambda: said.exists() and "almost" in said.read_text(encoding="utf-8"))
+    finally:
+        process.kill(number)
     expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
     assert process.wait().code == expected[number]
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before

@@ -26,8 +26,7 @@ from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.timing import REFERENCES_PER_ROUND, STATISTIC, Plan
 from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
-from tests.command_line import Outcome, Server, call, listing
-from tests.commands.test_resume import until
+from tests.command_line import Outcome, Server, call, listing, until
 from tests.killing import Moment, killed
 from tests.measuring import REMEMBER
 from tests.typed_results import parsed

@@ -27,6 +27,7 @@ from tests.command_line import (
     call,
     contents,
     listing,
+    until,
 )
 from tests.killing import Moment, When, killed, snapshots
 
@@ -203,13 +204,6 @@ def test_a_search_killed_again_and_again(
         assert process.wait().code in (0, -signal.SIGKILL)
     resume(*command)
     assert_same(tmp_path / "run", whole)
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
 
 
 def test_a_process_of_its_own_killed_from_outside(
