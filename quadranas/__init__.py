@@ -38,17 +38,23 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.train import train as train
     from quadranas.commands.validate_lut import ValidateLutResult as ValidateLutResult
     from quadranas.commands.validate_lut import validate_lut as validate_lut
+    from quadranas.errors import PromiseMissedError as PromiseMissedError
     from quadranas.errors import QuadranasError as QuadranasError
+    from quadranas.latency.device import Device as Device
     from quadranas.latency.device import load_device as load_device
+    from quadranas.latency.table import LatencyTable as LatencyTable
     from quadranas.latency.table_files import load_table as load_table
     from quadranas.network.published import create_model as create_model
+    from quadranas.reporter import Reporter as Reporter
     from quadranas.runs.config import SearchConfig as SearchConfig
     from quadranas.runs.config import TrainConfig as TrainConfig
     from quadranas.runs.results import DeriveResult as DeriveResult
     from quadranas.runs.results import SearchResult as SearchResult
     from quadranas.runs.results import TrainResult as TrainResult
     from quadranas.runs.results import open_run as open_run
+    from quadranas.space.architecture import Architecture as Architecture
     from quadranas.space.architecture import load_architecture as load_architecture
+    from quadranas.space.search_space import SearchSpace as SearchSpace
     from quadranas.space.space_file import load_space as load_space
 
 __version__ = "0.1.0"
@@ -75,6 +81,11 @@ _HOMES = {
     "load_architecture": "quadranas.space.architecture",
     "load_table": "quadranas.latency.table_files",
     "create_model": "quadranas.network.published",
+    "Reporter": "quadranas.reporter",
+    "Device": "quadranas.latency.device",
+    "Architecture": "quadranas.space.architecture",
+    "SearchSpace": "quadranas.space.search_space",
+    "LatencyTable": "quadranas.latency.table",
     "SearchConfig": "quadranas.runs.config",
     "TrainConfig": "quadranas.runs.config",
     "SearchResult": "quadranas.runs.results",
@@ -90,11 +101,12 @@ _HOMES = {
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",
     "RunResult": "quadranas.commands.run",
-    "QuadranasError": "quadranas.errors",
     "BuildLutResult": "quadranas.commands.build_lut",
     "ValidateLutResult": "quadranas.commands.validate_lut",
     "MergeLutResult": "quadranas.commands.merge_lut",
     "PredictResult": "quadranas.commands.predict",
+    "QuadranasError": "quadranas.errors",
+    "PromiseMissedError": "quadranas.errors",
 }
 """Every public name and the module that defines it."""
 

@@ -5,11 +5,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from quadranas import __version__
 from quadranas.errors import QuadranasError
 
 PACKAGE = Path(__file__).parent
@@ -99,6 +102,25 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")
     return content
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What made a file, and when."""
+
+    quadranas: str
+    commit: str
+    time: datetime
+
+    @property
+    def date(self) -> str:
+        """The date in UTC, as in 2026-05-31."""
+        return self.time.strftime("%Y-%m-%d")
+
+
+def stamp() -> Stamp:
+    """This version of the package and the present time."""
+    return Stamp(__version__, source_commit(), datetime.now(UTC))
 
 
 def source_commit() -> str:

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.space.space_file import load_space
 
 

@@ -18,7 +18,7 @@ from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.cost import count_macs
 from quadranas.space.search_space import SearchSpace

@@ -16,8 +16,9 @@ from quadranas.latency.device import load_device
 from quadranas.latency.host import cpu_name
 from quadranas.latency.journal import Journal
 from quadranas.measurement.bench import open_device
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
-from quadranas.measurement.timing import REFERENCE, Plan, time_programs
+from quadranas.measurement.timing import REFERENCE, time_programs
 from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import load_architecture

@@ -14,7 +14,7 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.commands.validate_lut import validate_lut
 from quadranas.files import source_commit
 from quadranas.latency.table_files import load_table
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 
 HERE = Path(__file__).parent

@@ -24,6 +24,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     call_times_ms,
+    check_host_device,
     reason_of,
     refuse_shape,
 )
@@ -51,17 +52,7 @@ class ExecuTorchBackend(Backend):
     def __init__(self, device: Device, records: Path) -> None:
         with _quiet():
             FACTS.require()
-        if device.precision != "fp32":
-            raise QuadranasError(
-                f"device {device.name!r}: ExecuTorch runs fp32 here, not {device.precision}",
-                "Set precision: fp32, or name another runtime.",
-            )
-        if device.target is not None:
-            raise QuadranasError(
-                f"device {device.name!r}: ExecuTorch runs on this machine's CPU and takes no "
-                f"target, got {device.target!r}",
-                "Remove the key 'target'.",
-            )
+        check_host_device(device, FACTS.title)
         self.threads = device.threads
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "ExecuTorchProgram":

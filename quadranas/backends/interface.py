@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.conditions import Conditions
+from quadranas.latency.device import Device
 from quadranas.latency.runtimes import Runtime
 
 BATCH = "batch"
@@ -104,9 +105,9 @@ class Conversion:
         Raises:
             QuadranasError: they cannot; names the key.
         """
-        for name in ("dynamic_batch", "opset", "half_weights"):
+        for name, is_offered in runtime.own_files.options.items():
             value = getattr(self, name)
-            if value and name not in runtime.own_files.options:
+            if value and not is_offered:
                 raise QuadranasError(
                     f"{runtime.title} files take no {name}, got {value}",
                     "Omit it for this runtime.",
@@ -154,6 +155,29 @@ def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int
         f"{name} takes inputs of {accepted}, got {tuple(given)}",
         "Convert the network for this shape.",
     )
+
+
+def check_host_device(device: Device, title: str, instead: str = "") -> None:
+    """Check that a device is one that a runtime for this machine's CPU in fp32 can be opened for.
+
+    Args:
+        title: name of the runtime, for the messages.
+        instead: what to add to the hint for a device with a target.
+
+    Raises:
+        QuadranasError: another precision, or a target.
+    """
+    if device.precision != "fp32":
+        raise QuadranasError(
+            f"device {device.name!r}: {title} on a CPU runs fp32, not {device.precision}",
+            "Set precision: fp32, or name another runtime.",
+        )
+    if device.target is not None:
+        raise QuadranasError(
+            f"device {device.name!r}: {title} runs on this machine's CPU and takes no target, got "
+            f"{device.target!r}",
+            f"Remove the key 'target'{instead}.",
+        )
 
 
 def reason_of(error: Exception) -> str:

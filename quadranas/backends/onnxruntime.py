@@ -17,6 +17,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     call_times_ms,
+    check_host_device,
     reason_of,
     refuse_shape,
 )
@@ -40,17 +41,7 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, device: Device, records: Path) -> None:
         FACTS.require()
-        if device.precision != "fp32":
-            raise QuadranasError(
-                f"device {device.name!r}: ONNX Runtime on a CPU runs fp32, not {device.precision}",
-                "Set precision: fp32, or name another runtime.",
-            )
-        if device.target is not None:
-            raise QuadranasError(
-                f"device {device.name!r}: ONNX Runtime runs on this machine's CPU and takes no "
-                f"target, got {device.target!r}",
-                "Remove the key 'target'.",
-            )
+        check_host_device(device, FACTS.title)
         self.threads = device.threads or 0
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":

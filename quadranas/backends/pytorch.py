@@ -18,6 +18,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     call_times_ms,
+    check_host_device,
     reason_of,
     refuse_shape,
 )
@@ -44,17 +45,7 @@ class PyTorchBackend(Backend):
     lowering = ("fold_batch_norm", "fold_layer_scale", "join_branches")
 
     def __init__(self, device: Device, records: Path) -> None:
-        if device.precision != "fp32":
-            raise QuadranasError(
-                f"device {device.name!r}: PyTorch on a CPU runs fp32, not {device.precision}",
-                "Set precision: fp32, or name another runtime.",
-            )
-        if device.target is not None:
-            raise QuadranasError(
-                f"device {device.name!r}: the runtime torch runs on this machine's CPU and takes "
-                f"no target, got {device.target!r}",
-                "Remove the key 'target'; an NVIDIA GPU has the runtime cuda.",
-            )
+        check_host_device(device, FACTS.title, "; an NVIDIA GPU has the runtime cuda")
         self.threads = device.threads
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "PyTorchProgram":

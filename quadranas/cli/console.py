@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+import typer
 from rich.console import Console
 
-from quadranas.errors import RunInterruptedError
+from quadranas.errors import PromiseMissedError, RunInterruptedError
 
 if TYPE_CHECKING:
     from quadranas.reporter import Reporter
@@ -69,12 +70,23 @@ def warn(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
 
 
+def check_promise(missed: str) -> None:
+    """Exit with the code for a missed budget.
+
+    Args:
+        missed: how the budget was missed; empty if it was kept.
+    """
+    if missed:
+        warn(f"budget missed: {missed}")
+        raise typer.Exit(PromiseMissedError.exit_code)
+
+
 def say(text: str, style: str | None = None) -> None:
     """Print text on stdout, lines unbroken."""
     Console(soft_wrap=True, highlight=False).print(text, markup=False, style=style)
 
 
-def print_json(content: "CommandResult | dict[str, Any]") -> None:
+def print_json(content: "CommandResult | dict[str, str]") -> None:
     """Print the one JSON object of a command on stdout."""
     if not isinstance(content, dict):
         content = content.model_dump(mode="json")

@@ -148,11 +148,13 @@ def _print_ranking(result: "ReduceResult") -> None:
 
 
 def _reduction_text(result: "ReduceResult") -> str:
+    from quadranas.runs import layout
+
     return (
         f"{len(result.removed)} layers removed, {len(result.reverted)} reverted: "
         f"{result.params:,} parameters, {result.macs:,} MACs, accuracy before further training "
         f"{result.accuracy:.2%} on {result.num_images} images of {result.data}\n"
-        f"written to {result.run}, with importance.json and importance.png\n"
+        f"written to {result.run}, with {layout.RANKING} and {layout.RANKING_PLOT}\n"
         f"next: quadranas train {shlex.quote(str(result.run))}"
     )
 

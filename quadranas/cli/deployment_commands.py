@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quadranas.cli.console import print_result, reporting, warn
+from quadranas.cli.console import check_promise, print_result, reporting
 from quadranas.cli.options import (
     DATA,
     DEVICE,
@@ -30,7 +30,6 @@ from quadranas.cli.options import (
     WorkerPython,
     given,
 )
-from quadranas.errors import PromiseMissedError
 from quadranas.latency.runtimes import file_formats, opsets_in_words, precisions_in_words
 
 if TYPE_CHECKING:
@@ -175,9 +174,7 @@ def export_command(
             **options,
         )
     print_result(result, as_json, _export_text(result))
-    if result.missed:
-        warn(f"budget missed: {result.missed}")
-        raise typer.Exit(PromiseMissedError.exit_code)
+    check_promise(result.missed)
 
 
 def _export_text(result: "ExportResult") -> str:

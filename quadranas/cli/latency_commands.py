@@ -25,6 +25,7 @@ from quadranas.cli.options import (
     WorkerPython,
 )
 from quadranas.latency.runtimes import RUNTIMES
+from quadranas.measurement.plan import Plan
 
 if TYPE_CHECKING:
     from quadranas.commands.predict import PredictResult
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 MEASUREMENT = "Measurement"
 """The panel of the options that say what is timed, and how often."""
 
-DEFAULT_ROUNDS = 40
 Rounds = Annotated[
     int,
     typer.Option(
@@ -156,7 +156,7 @@ def build_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
-    rounds: Rounds = DEFAULT_ROUNDS,
+    rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
     num_classes: NumClasses = None,
     output: OutputTable = None,
@@ -208,7 +208,7 @@ def validate_lut_command(
         int,
         typer.Option(help="Seed of the random networks.", rich_help_panel=MEASUREMENT),
     ] = 0,
-    rounds: Rounds = DEFAULT_ROUNDS,
+    rounds: Rounds = Plan.num_rounds,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -3,15 +3,15 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from quadranas.cli.console import (
+    check_promise,
     network_line,
     print_result,
     reporting,
-    warn,
 )
 from quadranas.cli.options import (
     DEVICE,
@@ -40,10 +40,6 @@ from quadranas.cli.options import (
     Weights,
     given,
 )
-from quadranas.errors import PromiseMissedError
-
-if TYPE_CHECKING:
-    from quadranas.runs.results import DeriveResult
 
 
 def search(
@@ -114,7 +110,7 @@ def search(
         f"{network_line(result)}\nrun {result.run}, report {result.report_path}\n"
         f"next: quadranas export {shlex.quote(str(result.run))} --format onnx",
     )
-    _check_promise(result)
+    check_promise(result.missed)
 
 
 def derive(
@@ -156,7 +152,7 @@ def derive(
         f"{network_line(result)}\nfolder {result.run}\n"
         f"next: quadranas train {shlex.quote(str(result.run))}",
     )
-    _check_promise(result)
+    check_promise(result.missed)
 
 
 def train(
@@ -224,13 +220,6 @@ def report(run: Run, as_json: Json = False) -> None:
 
     result = run_report(run)
     print_result(result, as_json, str(result.report))
-
-
-def _check_promise(result: "DeriveResult") -> None:
-    """Exit with the code for a missed budget if the measured latency misses it."""
-    if result.missed:
-        warn(f"budget missed: {result.missed}")
-        raise typer.Exit(PromiseMissedError.exit_code)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

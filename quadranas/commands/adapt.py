@@ -13,9 +13,7 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
 from quadranas.runs import layout
-from quadranas.runs.config import DataConfig, given_keys
-from quadranas.runs.config_file import with_header
-from quadranas.runs.stored_network import Model, StoredNetwork, inherited_config, open_network
+from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
 from quadranas.validation import CommandResult
@@ -137,10 +135,7 @@ def _write(
     network: Network,
     train: Trained,
 ) -> None:
-    config = given_keys(inherited_config(stored, DataConfig())) | {"trainable": train}
     with whole_folder(output) as folder:
         architecture.save(folder / layout.ARCHITECTURE)
         save_tensors(network.state_dict(), folder / layout.WEIGHTS)
-        folder.write_config(with_header("adapt", config))
-        if stored.preprocessing is not None:
-            folder.keep_preprocessing(stored.preprocessing)
+        stored.hand_on(folder, "adapt", trainable=train)

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
-from quadranas import __version__
 from quadranas.errors import QuadranasError, unknown
-from quadranas.files import source_commit
+from quadranas.files import stamp
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device, DeviceSettings, load_device
@@ -23,7 +21,8 @@ from quadranas.measurement.lut_entries import (
     calibration_networks,
     measure_entries,
 )
-from quadranas.measurement.timing import STATISTIC, TIMINGS, Plan
+from quadranas.measurement.plan import Plan
+from quadranas.measurement.timing import STATISTIC, TIMINGS
 from quadranas.reporter import Reporter
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
@@ -171,15 +170,15 @@ class _Request:
 
     def header(self, conditions: Conditions, **changes: Any) -> TableHeader:
         """The header of a new table."""
-        known = conditions.known()
+        known, now = conditions.known(), stamp()
         made = {
             "title": self.device.title,
             "space_digest": self.space.digest,
             "resolution": self.space.resolution,
-            "quadranas": __version__,
+            "quadranas": now.quadranas,
             "command": self.command,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "commit": source_commit(),
+            "date": now.date,
+            "commit": now.commit,
         }
         shared = {key: known[key] for key in known if key in TableHeader.model_fields}
         return TableHeader.model_validate({**shared, **made, **changes})

@@ -6,7 +6,6 @@ Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder.
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,8 +21,7 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.runs import layout
-from quadranas.runs.config import DataConfig, load_config
-from quadranas.runs.config_file import read_config_file, with_header
+from quadranas.runs.config import DataConfig, given_keys, load_config
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import (
     HeldOutImages,
@@ -125,24 +123,26 @@ def convert(
         QuadranasError: no suitable layers or weights, conflicting options, or an existing output.
     """
     given = {"data": data, "val": val, "skip_corrupt": skip_corrupt}
-    images = {key: value for key, value in given.items() if value is not None}
+    images_of = load_config(
+        DataConfig, None, **{key: value for key, value in given.items() if value is not None}
+    )
     output = Path(output)
     if remove is None and revert is None:
         _refuse_given(
-            images | ({} if weights is None else {"weights": weights}),
+            (*given_keys(images_of), *(["weights"] if weights is not None else ())),
             "needs --remove or --revert, which rank layers",
             "Omit it: a conversion needs no images and no weights.",
         )
         return _convert(open_network(model), output, form or DEFAULT_FORM, layers, norm)
     _refuse_given(
-        {"form": form} if form else {"norm": norm} if norm else {},
+        ["form"] if form else ["norm"] if norm else [],
         "cannot be combined with --remove or --revert",
         "Convert first, train the result, then remove or revert layers of the trained run.",
     )
-    return _reduce(open_network(model, weights), output, remove, revert, layers, images)
+    return _reduce(open_network(model, weights), output, remove, revert, layers, images_of)
 
 
-def _refuse_given(options: dict[str, Any], reason: str, hint: str) -> None:
+def _refuse_given(options: Iterable[str], reason: str, hint: str) -> None:
     """Refuse options that conflict with others; the error names the first one."""
     for name in options:
         raise QuadranasError(f"--{name.replace('_', '-')} {reason}", hint)
@@ -163,7 +163,7 @@ def _convert(
         converted.save(output)
     else:
         with whole_folder(output) as folder:
-            _copy_run(stored, folder)
+            stored.hand_on(folder, "convert")
             converted.save(folder / layout.ARCHITECTURE)
     return ConvertResult(
         path=output,
@@ -186,12 +186,12 @@ def _reduce(
     num_removed: int | None,
     num_reverted: int | None,
     layers: Sequence[str],
-    images_of: dict[str, Any],
+    images_of: DataConfig,
 ) -> ReduceResult:
     _refuse_unsuitable(stored, output)
     network = stored.network()
     names = _quadratic_names(stored, network, layers)
-    images = open_test_images(stored, load_config(DataConfig, None, **images_of))
+    images = open_test_images(stored, images_of)
     ranking = _ranked(network, images, names)
     removed = [] if num_removed is None else pick(ranking, num_removed, "remove")
     rest = _converted_ones(ranking, removed, stored.architecture)
@@ -250,11 +250,11 @@ def _write_reduced(
 ) -> None:
     ranking = result.model_dump(mode="json", include=IN_RANKING_FILE)
     with whole_folder(result.run) as folder:
-        _copy_run(stored, folder)
+        stored.hand_on(folder, "convert")
         save_tensors(network.state_dict(), folder / layout.WEIGHTS)
         architecture.save(folder / layout.ARCHITECTURE)
-        write_json(folder / "importance.json", ranking)
-        write_atomically(folder / "importance.png", _picture(result.ranking))
+        write_json(folder / layout.RANKING, ranking)
+        write_atomically(folder / layout.RANKING_PLOT, _picture(result.ranking))
         folder.write_result(result.model_dump(mode="json", include=IN_RESULT_FILE))
 
 
@@ -300,15 +300,6 @@ def _converted_ones(
     """The layers that can be reverted: converted layers that are not removed."""
     changed = {change.name for change in architecture.changes if change.kind == "quadratic"}
     return [layer for layer in ranking if layer.name in changed and layer.name not in removed]
-
-
-def _copy_run(stored: StoredNetwork, folder: RunFolder) -> None:
-    """Copy the configuration and the preprocessing, which a training on the output inherits."""
-    if stored.preprocessing is not None:
-        stored.preprocessing.save(folder / layout.PREPROCESSING)
-    config = stored.folder / layout.CONFIG if stored.folder else None
-    if config is not None and config.is_file():
-        folder.write_config(with_header("convert", read_config_file(config).keys))
 
 
 def _picture(ranking: Sequence[RankedLayer]) -> bytes:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
-from quadranas.latency.device import Device, load_device
+from quadranas.latency.device import Device, load_device, shipped_devices
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
@@ -17,9 +16,10 @@ from quadranas.network.weights import load_tensors, load_weights, save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import SearchConfig
-from quadranas.runs.config_file import read_config_file, with_header
+from quadranas.runs.config_file import read_config_file
 from quadranas.runs.results import DeriveResult
 from quadranas.runs.run_folder import RunFolder
+from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
@@ -53,7 +53,8 @@ def derive(
 
     Args:
         run: the folder of a search whose supernet is trained.
-        device: a device's name, its YAML file, or one already loaded.
+        device: a device's name, its YAML file, or one already loaded; one that is not shipped is
+            written to the output.
         budget: latency budget, such as "30ms".
         output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
         table: latency table to use instead of the default one.
@@ -66,16 +67,17 @@ def derive(
         QuadranasError: no trained supernet, an infeasible budget, or an output that exists.
     """
     contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
+    opened = load_device(device)
+    default = Path(run) / layout.DERIVED / f"{opened.name}-{''.join(budget.split())}"
+    folder = Path(output) if output else default
     request = _Request(
-        device=load_device(device),
-        device_argument=device.name if isinstance(device, Device) else str(device),
+        device=opened,
+        device_argument=_device_argument(device, folder),
         contract=contract,
         table=None if table is None else Path(table),
         max_params=max_params,
         max_macs=max_macs,
     )
-    default = Path(run) / "derived" / f"{request.device.name}-{''.join(budget.split())}"
-    folder = Path(output) if output else default
     RunFolder(folder).refuse_content()
     return request.answer(_open_searched(Path(run)), folder, reporter or Reporter(quiet=True))
 
@@ -143,27 +145,36 @@ class _Request:
         result = DeriveResult.of(
             output, architecture, priced, contract, accuracy=None, measured_ms=measured_ms
         )
-        config = searched.config.model_copy(update=self._keys())
+        derived = StoredNetwork(
+            architecture, searched.folder.path, preprocessing=searched.preprocessing
+        )
         with whole_folder(output) as target:
             save_tensors(inherited, target / layout.WEIGHTS)
-            searched.preprocessing.save(target / layout.PREPROCESSING)
+            if self.device_argument == str(output / layout.DEVICE):
+                self.device.save(target / layout.DEVICE)
             priced.table.save(target / layout.TABLE)
-            target.write_config(with_header("derive", config.model_dump(mode="json")))
+            derived.hand_on(
+                target,
+                "derive",
+                device=self.device_argument,
+                budget=f"{contract.budget_ms!r}ms",
+                table=None,
+                confidence=contract.confidence,
+                tolerance=contract.tolerance,
+                max_params=self.max_params,
+                max_macs=self.max_macs,
+            )
             architecture.save(target / layout.ARCHITECTURE)
             target.write_result(result.content())
         return result
 
-    def _keys(self) -> dict[str, Any]:
-        """Values of the request that replace those in the search's configuration."""
-        return {
-            "device": self.device_argument,
-            "budget": f"{self.contract.budget_ms!r}ms",
-            "table": None,
-            "confidence": self.contract.confidence,
-            "tolerance": self.contract.tolerance,
-            "max_params": self.max_params,
-            "max_macs": self.max_macs,
-        }
+
+def _device_argument(device: str | Path | Device, folder: Path) -> str:
+    """How a device is named on the command line: one not shipped, by its file in the folder."""
+    if not isinstance(device, Device):
+        return str(device)
+    is_shipped = device.name in shipped_devices() and load_device(device.name) == device
+    return device.name if is_shipped else str(folder / layout.DEVICE)
 
 
 def _open_searched(run: Path) -> _Searched:

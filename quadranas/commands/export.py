@@ -12,6 +12,7 @@ from quadranas.deployment.work import find_inputs, open_work
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import restore_replaced, whole_folder
 from quadranas.validation import CommandResult
@@ -149,7 +150,7 @@ def _place(
     if output is not None:
         bundle = Path(output)
     elif stored.folder is not None:
-        bundle = stored.folder / "exports" / name
+        bundle = stored.folder / layout.EXPORTS / name
     else:
         bundle = Path(f"{stored.architecture.name}-{name}")
     restore_replaced(bundle)

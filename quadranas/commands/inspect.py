@@ -13,10 +13,9 @@ from quadranas.inspection.records import LayerTerms, energy_share, read_records
 from quadranas.inspection.terms import TermView, view_terms
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.reports.inspection_page import inspection_page
+from quadranas.runs import layout
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.validation import CommandResult
-
-PAGE = "inspection.html"
 
 
 class InspectResult(CommandResult):
@@ -74,8 +73,8 @@ def inspect(
 def _preprocessing(stored: StoredNetwork) -> Preprocessing:
     if stored.preprocessing is None:
         raise QuadranasError(
-            f"{stored.architecture.name} has no preprocessing.json, so the preprocessing of its "
-            "images is unknown",
+            f"{stored.architecture.name} has no {layout.PREPROCESSING}, so the preprocessing of "
+            "its images is unknown",
             "Name the run folder that it was trained in.",
         )
     return stored.preprocessing
@@ -84,7 +83,7 @@ def _preprocessing(stored: StoredNetwork) -> Preprocessing:
 def _default_page(stored: StoredNetwork) -> Path:
     if stored.folder is None:
         raise QuadranasError("a network outside a run folder needs a page", "Add --output PAGE.")
-    return stored.folder / PAGE
+    return stored.folder / layout.INSPECTION_PAGE
 
 
 def _layer(name: str, form: str, first: TermView | None, second: TermView | None) -> LayerTerms:

@@ -1,12 +1,10 @@
 """merge-lut: merge latency tables of one device and space."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from quadranas import __version__
 from quadranas.errors import QuadranasError
-from quadranas.files import source_commit
+from quadranas.files import stamp
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table
 from quadranas.space.operation import OpSpec
@@ -62,12 +60,13 @@ def merge_lut(
     for table in loaded:
         for entry in table.entries:
             entries.setdefault(entry.op, _rescaled(entry, table.header, first.header))
+    now = stamp()
     made = {
         "validation": None,
-        "quadranas": __version__,
+        "quadranas": now.quadranas,
         "command": command,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": source_commit(),
+        "date": now.date,
+        "commit": now.commit,
     }
     merged = LatencyTable(
         header=first.header.model_copy(update=made), entries=tuple(entries.values())

@@ -172,13 +172,7 @@ def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
     It uses at most as many threads as this machine has cores.
     """
     _check_reach(manifest, reach)
-    changes: dict[str, str | None] = dict(reach)
-    if "rpc" in reach:
-        changes.setdefault("rpc_tracker", None)
-        changes.setdefault("rpc_key", None)
-    elif "rpc_tracker" in reach:
-        changes["rpc"] = None
-    device = manifest.device.configured(**changes)
+    device = manifest.device.configured(**reach)
     cores = len(usable_cores())
     if device.is_remote or device.threads is None or device.threads <= cores:
         return device

@@ -113,9 +113,7 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig], reporter: Reporter
     set_trained(untrained, config.trainable)  # raises if there is nothing to train
     start.create(config, untrained, Preprocessing.of(dataset))
     kept = _keep_start(folder, StoredNetwork(architecture, weights=stored.weights))
-    augmenter = Augmenter(
-        config.augment, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
-    )
+    augmenter = Augmenter.of(dataset, config.augment)
     network = kept.network(seed=config.seed)
     set_trained(network, config.trainable)
     training = NetworkTraining(

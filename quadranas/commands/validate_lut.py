@@ -3,14 +3,13 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Unpack
 
 from matplotlib.figure import Figure
 
 from quadranas.errors import QuadranasError
-from quadranas.files import source_commit, write_atomically
+from quadranas.files import stamp, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.journal import Journal
@@ -18,7 +17,8 @@ from quadranas.latency.table import LatencyTable, build_command
 from quadranas.latency.table_files import PricedTable, find_priced
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
 from quadranas.measurement.lut_entries import calibration_networks
-from quadranas.measurement.timing import TIMINGS, Plan, Timings
+from quadranas.measurement.plan import Plan
+from quadranas.measurement.timing import TIMINGS, Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
@@ -153,8 +153,8 @@ def _agreement(
         )
         for network in networks
     ]
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return agreement(latencies, command=command, date=date, commit=source_commit())
+    now = stamp()
+    return agreement(latencies, command=command, date=now.date, commit=now.commit)
 
 
 def fresh_networks(space: SearchSpace, number: int, seed: int) -> list[Architecture]:

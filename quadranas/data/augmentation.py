@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from quadranas.data.preprocessing import normalised, scaled
+from quadranas.data.dataset import Dataset
+from quadranas.data.preprocessing import Preprocessing, normalised, scaled
 from quadranas.validation import Frozen
 
 RAND_AUGMENT_GROUP = 16
@@ -78,6 +79,28 @@ class Augmenter:
             self._mixes.append(_mixup(config.mixup, num_classes))
         if config.cutmix:
             self._mixes.append(_cutmix(config.cutmix, num_classes))
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        config: AugmentConfig | None = None,
+        *,
+        preprocessing: Preprocessing | None = None,
+    ) -> "Augmenter":
+        """The augmentation of a data set's images.
+
+        Args:
+            config: by default none.
+            preprocessing: what a trained network expects, instead of what the data set needs.
+        """
+        colours = preprocessing or dataset
+        return cls(
+            config or AugmentConfig(),
+            num_classes=dataset.num_classes,
+            mean=colours.mean,
+            std=colours.std,
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:

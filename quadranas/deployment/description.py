@@ -1,10 +1,7 @@
 """The manifest of a file that was exported, from what the steps of the export found."""
 
-from datetime import UTC, datetime
-
 from torch import Tensor
 
-from quadranas import __version__
 from quadranas.backends.interface import ConvertedFile
 from quadranas.deployment.bundle import checksums
 from quadranas.deployment.checks import find_accuracy, tolerance_of
@@ -17,7 +14,7 @@ from quadranas.deployment.manifest import (
 )
 from quadranas.deployment.proof import compare
 from quadranas.deployment.work import ExportWork
-from quadranas.files import source_commit
+from quadranas.files import stamp
 from quadranas.network.counting import count_network
 
 
@@ -35,12 +32,12 @@ def describe(
     """
     provenance = work.backend.provenance()
     params, macs = count_network(work.network, work.architecture.resolution)
-    table = work.table
+    table, now = work.table, stamp()
     return Manifest(
         name=work.architecture.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        quadranas=__version__,
-        commit=source_commit(),
+        created=now.time.isoformat(timespec="seconds"),
+        quadranas=now.quadranas,
+        commit=now.commit,
         format=work.options.format,
         precision=work.options.precision,
         opset=converted.opset,
@@ -63,7 +60,7 @@ def describe(
         accuracy=find_accuracy(work, outputs),
         quantization=quantization,
         latency=latency,
-        table=table.header.model_dump(mode="json") if table else None,
+        table=table.header if table else None,
         architecture=work.architecture,
     )
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from quadranas.data.augmentation import AugmentConfig, Augmenter
-from quadranas.data.dataset import Dataset, Triple
+from quadranas.data.augmentation import Augmenter
+from quadranas.data.dataset import Dataset
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import DataConfig, open_data
@@ -99,7 +99,7 @@ def open_export_images(
         known = stored.preprocessing or Preprocessing.of(dataset)
     else:
         dataset, known = open_data(data, resolution), None
-        augmenter = _augmenter(dataset, dataset.mean, dataset.std)
+        augmenter = Augmenter.of(dataset)
     return ExportImages(
         dataset=dataset,
         transform=augmenter.plain,
@@ -108,11 +108,6 @@ def open_export_images(
         num_images=min(num_images, len(dataset.test)),
         preprocessing=known,
     )
-
-
-def _augmenter(dataset: Dataset, mean: Triple, std: Triple) -> Augmenter:
-    config = AugmentConfig(flip=False, crop_padding=0)
-    return Augmenter(config, num_classes=dataset.num_classes, mean=mean, std=std)
 
 
 def _filled(part: Tensor, size: int) -> Tensor:

@@ -11,7 +11,8 @@ from quadranas.latency.device import Device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table, locate_table
 from quadranas.measurement.bench import Bench
-from quadranas.measurement.timing import STATISTIC, Plan
+from quadranas.measurement.plan import Plan
+from quadranas.measurement.timing import STATISTIC
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.space.architecture import Architecture

@@ -1,11 +1,12 @@
 """The manifest of a bundle: everything known about an exported network, as plain data."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from quadranas.latency.device import Device
 from quadranas.latency.runtimes import Precision, check_name, file_formats
+from quadranas.latency.table import TableHeader
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import MAX_RESOLUTION
 from quadranas.validation import Frozen
@@ -230,7 +231,7 @@ class Manifest(Described):
     accuracy: Accuracy | None = None
     quantization: Quantization | None = None
     latency: Latency = Latency()
-    table: dict[str, Any] | None = None
+    table: TableHeader | None = None
     architecture: Architecture
 
     @model_validator(mode="after")

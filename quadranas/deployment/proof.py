@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.backends.interface import Conversion, FileBackend, Program
+from quadranas.network.modes import evaluating
 from quadranas.network.skeleton import Network
 
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
@@ -43,11 +44,10 @@ def compare(got: Tensor, expected: Tensor) -> Comparison:
     )
 
 
-@torch.no_grad()
 def pytorch_outputs(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """Outputs of a network in PyTorch, in evaluation mode."""
-    network.eval()
-    return torch.cat([network(images) for images in batches])
+    with torch.no_grad(), evaluating(network):
+        return torch.cat([network(images) for images in batches])
 
 
 def program_outputs(program: Program, batches: Iterable[Tensor]) -> Tensor:

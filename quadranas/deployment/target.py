@@ -7,6 +7,7 @@ from typing import Any
 
 from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.budget import parse_budget
+from quadranas.latency.contract import DEFAULT_TOLERANCE
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.runtimes import (
     LOCAL_SETTINGS,
@@ -57,7 +58,7 @@ class ExportOptions:
     opset: int | None = None
     max_drop: float | None = None
     budget: str | None = None
-    tolerance: float = 0.05
+    tolerance: float = DEFAULT_TOLERANCE
     images: int | None = None
     table: str | Path | None = None
     data: str | None = None

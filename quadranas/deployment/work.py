@@ -181,7 +181,7 @@ def open_work(
         reporter = reporter or Reporter(quiet=True)
         if isinstance(backend, ReportsProgress):
             backend.report = reporter.message
-        network, images = stored.network(), inputs.images
+        network, images = stored.network().eval(), inputs.images
         outputs = pytorch_outputs(network, images.batches(options.checked_batch))
         yield ExportWork(
             stored=stored,

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
+import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from quadranas.errors import unknown
-from quadranas.files import read_yaml
+from quadranas.files import read_yaml, write_atomically
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
@@ -141,13 +142,24 @@ class Device(Frozen):
             batch_size=self.batch_size,
         )
 
+    def save(self, path: Path) -> None:
+        """Write the description to a YAML file that `load_device` reads."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        write_atomically(path, yaml.safe_dump(content, sort_keys=False))
+
     def configured(self, **changes: Any) -> "Device":
         """A copy with other values for some keys, those of `reach` included: `rpc`, `rpc_key` ...
+
+        An address of a server (`rpc`) replaces one of a tracker (`rpc_tracker`), and conversely.
 
         Raises:
             QuadranasError: a value is not accepted; names the key.
         """
         reach = {key: changes.pop(key) for key in list(changes) if key in Reach.model_fields}
+        if reach.get("rpc") is not None:
+            reach = {"rpc_tracker": None, "rpc_key": None} | reach
+        elif reach.get("rpc_tracker") is not None:
+            reach = {"rpc": None} | reach
         content = self.model_dump() | changes
         content["reach"] = content["reach"] | reach
         return validate(Device, content, f"device {self.name!r}")

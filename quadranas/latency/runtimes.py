@@ -81,14 +81,13 @@ class RuntimeFiles:
         return Path(self.artefact).suffix
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The fields of `Conversion` that a file can have."""
-        offered = {
+    def options(self) -> dict[str, bool]:
+        """The optional fields of `Conversion`, and whether a file can have each."""
+        return {
             "dynamic_batch": self.free_batch,
             "opset": bool(self.opsets),
             "half_weights": "fp16" in self.precisions,
         }
-        return tuple(name for name, is_offered in offered.items() if is_offered)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from quadranas.latency.host import pinned
 from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
-from quadranas.measurement.timing import REFERENCE, Plan, Timings, time_programs
+from quadranas.measurement.timing import REFERENCE, Timings, time_programs
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec

@@ -20,8 +20,9 @@ from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
 from quadranas.measurement.bench import Bench, Job, chain_job, network_job
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import null_probe, preserves_shape
-from quadranas.measurement.timing import Plan, Timings
+from quadranas.measurement.timing import Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs

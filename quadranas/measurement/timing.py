@@ -21,6 +21,7 @@ import numpy as np
 
 from quadranas.backends.interface import Program
 from quadranas.latency.journal import Journal
+from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 
 REFERENCE = "reference"
@@ -40,23 +41,6 @@ TIMINGS = ".timings"
 
 MAX_EXTRA = 10
 """Limit on the rounds beyond the planned ones, for disturbed rounds and unsteady programs."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How often programs are timed.
-
-    Args:
-        num_rounds: number of rounds.
-        repeats: number of calls of a program in each round, after one that is discarded.
-        round_s: minimum duration of a round. The speed of a shared machine changes by several per
-            cent within ten seconds, so a short measurement has to wait between its rounds.
-    """
-
-    num_rounds: int = 40
-    repeats: int = 5
-    seed: int = 0
-    round_s: float = 0.0
 
 
 @dataclass(frozen=True)

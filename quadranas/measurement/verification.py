@@ -6,7 +6,7 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.table_files import PricedTable
 from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 

@@ -222,8 +222,8 @@ def _about_bar(run: Run, total_ms: float) -> str:
     recorded_ms = run.derived.predicted_ms if run.derived else None
     if recorded_ms is not None and not math.isclose(recorded_ms, total_ms, rel_tol=1e-3):
         text += (
-            f"result.json records a prediction of {format_ms(recorded_ms)}: it does not match "
-            "table.json. "
+            f"{layout.RESULT} records a prediction of {format_ms(recorded_ms)}: it does not match "
+            f"{layout.TABLE}. "
         )
     return text
 

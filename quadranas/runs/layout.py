@@ -9,12 +9,20 @@ from quadranas.space.architecture import ARCHITECTURE_FILE
 ARCHITECTURE = ARCHITECTURE_FILE
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+DERIVED = "derived"
+DEVICE = "device.yaml"
+"""The description of a device that is not a shipped one."""
+
+EXPORTS = "exports"
 GATES = "gates.json"
 INHERITED = "inherited.safetensors"
 """The initial weights of a training."""
 
+INSPECTION_PAGE = "inspection.html"
 METRICS = "metrics.jsonl"
 PREPROCESSING = "preprocessing.json"
+RANKING = "importance.json"
+RANKING_PLOT = "importance.png"
 RECORDS = RECORDS_FILE
 REPORT = "report.html"
 RESULT = "result.json"

@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.data.task import evaluate
@@ -18,7 +18,8 @@ from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
-from quadranas.runs.config_file import read_config_file, recorded_command
+from quadranas.runs.config_file import read_config_file, recorded_command, with_header
+from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
 from quadranas.space.catalog import find_architecture, find_folder
 from quadranas.validation import validate
@@ -50,6 +51,25 @@ class StoredNetwork:
         if self.weights is not None:
             load_weights(network, self.weights)
         return network
+
+    @property
+    def config_keys(self) -> dict[str, Any]:
+        """The configuration in the run folder, not yet checked; empty if there is none."""
+        path = self.folder / layout.CONFIG if self.folder is not None else None
+        return {} if path is None or not path.is_file() else read_config_file(path).keys
+
+    def hand_on(self, folder: RunFolder, command: str, **keys: Any) -> None:
+        """Copy what a training inherits into a new folder: configuration and preprocessing.
+
+        Args:
+            command: the command that writes the folder.
+            keys: fields of the configuration to add or to replace.
+        """
+        config = self.config_keys | keys
+        if config:
+            folder.write_config(with_header(command, config))
+        if self.preprocessing is not None:
+            folder.keep_preprocessing(self.preprocessing)
 
     def require_weights(self, otherwise: str = "") -> None:
         """Refuse an untrained network.
@@ -124,15 +144,14 @@ def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
 
     If other data than the run's are given, keys that depend on the data are left out.
     """
-    path = stored.folder / layout.CONFIG if stored.folder is not None else None
-    if path is None or not path.is_file():
+    content = stored.config_keys
+    if stored.folder is None or not content:
         return TrainConfig()
-    content = read_config_file(path).keys
     keys = set(TrainConfig.model_fields)
     if given_keys(given).get("data", content.get("data")) != content.get("data"):
         keys -= set(DECIDED_BY_DATA)
     inherited = {key: value for key, value in content.items() if key in keys}
-    return validate(TrainConfig, inherited, path)
+    return validate(TrainConfig, inherited, stored.folder / layout.CONFIG)
 
 
 def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
@@ -189,13 +208,7 @@ def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
         )
     for_classes(stored, dataset)
     expected = trained_on or Preprocessing.of(dataset)
-    augmenter = Augmenter(
-        AugmentConfig(),
-        num_classes=dataset.num_classes,
-        mean=expected.mean,
-        std=expected.std,
-    )
-    return HeldOutImages(dataset, augmenter)
+    return HeldOutImages(dataset, Augmenter.of(dataset, preprocessing=expected))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from quadranas.inspection.records import StepRecord
+from quadranas.runs import layout
 from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
 
@@ -11,7 +12,7 @@ def open_curves(folder: RunFolder, num_metrics: int) -> Any:
     """A TensorBoard writer; points that were written after the checkpoint are purged."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=num_metrics + 1)
+    return SummaryWriter(str(folder / layout.TENSORBOARD), purge_step=num_metrics + 1)
 
 
 def write_curves(writer: Any, metrics: Metrics, number: int) -> None:

@@ -46,10 +46,7 @@ class SearchSetup:
 
     def augmenter(self) -> Augmenter:
         """The configured augmentation for the data's classes and colours."""
-        data = self.dataset
-        return Augmenter(
-            self.config.augment, num_classes=data.num_classes, mean=data.mean, std=data.std
-        )
+        return Augmenter.of(self.dataset, self.config.augment)
 
 
 def prepare_search(

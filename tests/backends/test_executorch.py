@@ -86,7 +86,7 @@ def test_what_cannot_be_converted_is_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "fp16"}, "'board': ExecuTorch runs fp32 here, not fp16"),
+        ({"precision": "fp16"}, "'board': ExecuTorch on a CPU runs fp32, not fp16"),
         ({"target": "CPU"}, "takes no target, got 'CPU'"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import nn
 
 from quadranas import __version__
 from quadranas.cli.app import app
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from tests.bundles import manifest_of, toy_network, write_bundle

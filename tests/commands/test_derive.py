@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from quadranas.commands.derive import derive
 from quadranas.errors import QuadranasError
+from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
+from quadranas.runs.config_file import read_config_file
 from quadranas.runs.results import DeriveResult
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
@@ -151,6 +153,19 @@ def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run:
     )
     assert outcome.code == 2
     assert "was made for device 'cpu', not for 'vpu'" in outcome.err
+
+
+def test_a_device_that_is_not_shipped_is_written_beside_the_network(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    own = load_device("vpu").configured(threads=3)
+    for device, name in ((own, "own"), (load_device("vpu"), "shipped")):
+        derive(finished_run, device=device, budget="1ms", output=tmp_path / name)
+    content = read_config_file(tmp_path / "own" / "config.yaml").keys
+    assert content["device"] == str(tmp_path / "own" / "device.yaml")
+    assert load_device(content["device"]) == own
+    assert read_config_file(tmp_path / "shipped" / "config.yaml").keys["device"] == "vpu"
+    assert not (tmp_path / "shipped" / "device.yaml").exists()
 
 
 def test_an_interrupted_derive_leaves_nothing(

@@ -24,7 +24,7 @@ from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
 from quadranas.latency.runtimes import file_formats
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network

@@ -399,7 +399,7 @@ def test_what_a_format_lacks_is_refused(
     backend: Backend, name: str, tmp_path: Path, option: str
 ) -> None:
     files = files_of(name)
-    if option in files.options and (option != "opset" or ASKED["opset"]["opset"] in files.opsets):
+    if files.options[option] and (option != "opset" or ASKED["opset"]["opset"] in files.opsets):
         pytest.skip(f"{name} takes {option}")
     with pytest.raises(QuadranasError, match=option):
         stored(backend).convert(

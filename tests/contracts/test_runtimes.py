@@ -20,7 +20,7 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.runtimes import REACH_SETTINGS, RUNTIMES, file_formats, files_of
 from quadranas.measurement.bench import host_runtimes
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import StoredNetwork
 from tests.bundles import toy_architecture, toy_network, write_pictures

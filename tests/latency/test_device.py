@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import Device, load_device, shipped_devices
+from quadranas.latency.device import Device, Reach, load_device, shipped_devices
 
 BOARD: dict[str, Any] = {
     "name": "board",
@@ -126,3 +126,12 @@ def test_a_worker_named_later_counts_too() -> None:
 def test_a_device_is_found_by_its_path(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "board.yaml", BOARD))
     assert load_device(path) == load_device(str(path))
+
+
+def test_an_address_of_one_kind_replaces_one_of_the_other() -> None:
+    tracked = load_device("cpu").configured(rpc_tracker="a:1", rpc_key="k")
+    served = tracked.configured(rpc="b:2")
+    assert served.reach == Reach(rpc="b:2")
+    assert served.configured(rpc_tracker="a:1", rpc_key="k") == tracked
+    with pytest.raises(QuadranasError, match="not both"):
+        served.configured(rpc="b:2", rpc_tracker="a:1", rpc_key="k")

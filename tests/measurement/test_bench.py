@@ -4,7 +4,7 @@ import pytest
 
 from quadranas.errors import QuadranasError
 from quadranas.measurement.bench import Bench
-from quadranas.measurement.timing import Plan
+from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 from tests.measuring import ScriptedBackend, ScriptedProgram, board
 

@@ -14,8 +14,8 @@ from quadranas.measurement.lut_entries import (
     calibration_networks,
     measure_entries,
 )
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import preserves_shape
-from quadranas.measurement.timing import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec

@@ -17,13 +17,13 @@ import quadranas.measurement.timing
 from quadranas.backends.interface import Program
 from quadranas.errors import DeviceLostError
 from quadranas.latency.journal import Journal
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.timing import (
     DISAGREEMENT,
     DISTURBED,
     MAX_EXTRA,
     REFERENCE,
     REFERENCES_PER_ROUND,
-    Plan,
     Timings,
     time_programs,
 )
