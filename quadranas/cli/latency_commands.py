@@ -46,7 +46,7 @@ BackendName = Annotated[
     str | None,
     typer.Option(
         "--backend",
-        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest: the fastest installed one; "
+        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest: the fastest of these; "
         "analytic: the model of the device. Default: analytic for a device with a model and no "
         "address, otherwise its own runtime.",
         rich_help_panel=DEVICE,
