@@ -1,1 +1,1 @@
-"""The command line: it parses, calls a command and prints."""
+"""The command line: parses arguments, calls a command and prints its result."""

@@ -1,4 +1,4 @@
-"""The command line: it parses, calls a function of `quadranas.commands` and prints the result.
+"""The command line: parses arguments, calls a function of `quadranas.commands`, prints the result.
 
 Exit codes: 0 success, 1 internal error, 2 user error (the message says how to fix it), 3 a
 budget, numerical check or accuracy limit was missed, 130 interrupted, 143 terminated.
@@ -58,7 +58,7 @@ def main() -> None:
     """Entry point of the console script."""
     # Threads that sleep while they wait: spinning ones made steps up to 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # PyTorch's profiler, which counts allocations, else announces its start and stop.
+    # Otherwise PyTorch's profiler, which counts allocations, logs its start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     signal.signal(signal.SIGTERM, _terminated)
     arguments = sys.argv[1:]
@@ -75,11 +75,11 @@ def main() -> None:
         fail(error.format_message(), f"See: {command} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # typer 0.29 makes it of a KeyboardInterrupt, without a word
+    if code == INTERRUPTED:  # typer 0.29 exits with it on a KeyboardInterrupt, without a message
         fail("interrupted", "", INTERRUPTED)
     sys.exit(code)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """Exit as after Ctrl-C: files that are half written are removed on the way out."""
+    """Exit as after Ctrl-C, so that partly written files are removed."""
     sys.exit(128 + number)

@@ -22,17 +22,17 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
-"""The arguments of the command that is running; `main` sets them. A command line that cannot be
-parsed also has to be answered in JSON, so the mode is not left to the parsed options."""
+"""The arguments of the running command; `main` sets them. They decide whether errors are printed
+as JSON, also for a command line that cannot be parsed."""
 
 
 def command_line() -> str:
-    """The command that is running, for the header of a table."""
+    """The running command, for the header of a table."""
     return shlex.join(["quadranas", *ARGUMENTS.get()])
 
 
 def fail(message: str, hint: str, code: int) -> NoReturn:
-    """Print one error with its next step and exit."""
+    """Print an error with its hint, and exit."""
     if "--json" in ARGUMENTS.get():
         print_json({"error": message, "hint": hint})
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -55,7 +55,7 @@ def reporting(quiet: bool) -> "Iterator[Reporter]":
 
 
 def network_line(result: "DeriveResult") -> str:
-    """A derived network in words, with the source of its latency."""
+    """A description of a derived network, with the source of its latency."""
     tested = f", test accuracy {result.accuracy:.2%}" if result.accuracy is not None else ""
     measured = f"measured {result.measured_ms:.4g} ms, " if result.measured_ms is not None else ""
     return (
@@ -66,7 +66,7 @@ def network_line(result: "DeriveResult") -> str:
 
 
 def warn(text: str) -> None:
-    """Print an error on stderr that is not the end of the command."""
+    """Print an error on stderr without exiting."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
 
 
@@ -82,7 +82,7 @@ def check_promise(missed: str) -> None:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print text on stdout, lines unbroken."""
+    """Print text on stdout without wrapping lines."""
     Console(soft_wrap=True, highlight=False).print(text, markup=False, style=style)
 
 
@@ -94,7 +94,7 @@ def print_json(content: "CommandResult | dict[str, str]") -> None:
 
 
 def print_result(result: "CommandResult", as_json: bool, text: str) -> None:
-    """Print a result in the form that was asked for."""
+    """Print a result as JSON or as text."""
     if as_json:
         print_json(result)
     else:

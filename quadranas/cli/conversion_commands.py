@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from quadranas.commands.convert import ConvertResult, ReduceResult
 
 LAYERS = "Layers"
-"""The panel of the options that choose and describe layers."""
+"""The panel of options that select and describe layers."""
 
 Layers = Annotated[
     list[str] | None,
     typer.Option(
         "--layers",
-        help="Pattern of the paths of the layers, such as 'blocks.stage3*'. Can be repeated. "
+        help="Pattern of the paths of layers, such as 'blocks.stage3*'. Can be repeated. "
         "Default: all suitable layers.",
         rich_help_panel=LAYERS,
     ),
@@ -45,7 +45,7 @@ ConvertOutput = Annotated[
     Path,
     typer.Option(
         "--output",
-        help="New folder to write; for a conversion also a new .json file.",
+        help="New folder to write. A conversion can also write a new .json file.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -54,7 +54,10 @@ Form = Annotated[
     typer.Option(help="Kind of quadratic neuron (default hadamard).", rich_help_panel=LAYERS),
 ]
 Norm = Annotated[
-    bool, typer.Option("--norm", help="Put a BatchNorm on every branch.", rich_help_panel=LAYERS)
+    bool,
+    typer.Option(
+        "--norm", help="Put a BatchNorm on every branch of the new layers.", rich_help_panel=LAYERS
+    ),
 ]
 Remove = Annotated[
     int | None,
@@ -76,7 +79,7 @@ Revert = Annotated[
 
 def convert(
     model: Model,
-    output: ConvertOutput,
+    *,
     form: Form = None,
     layers: Layers = None,
     norm: Norm = False,
@@ -86,6 +89,7 @@ def convert(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     weights: Weights = None,
+    output: ConvertOutput,
     as_json: Json = False,
 ) -> None:
     """Make layers quadratic, or remove the least important ones of a trained network."""
@@ -144,7 +148,7 @@ def _print_ranking(result: "ReduceResult") -> None:
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
     if any(row["ri"] is None for row in rows):
-        say("infinite: masking the layer costs no accuracy; these are ordered by P_M * P_W")
+        say("infinite: masking the layer costs no accuracy; such layers are ordered by P_M * P_W")
 
 
 def _reduction_text(result: "ReduceResult") -> str:
@@ -161,17 +165,7 @@ def _reduction_text(result: "ReduceResult") -> str:
 
 def adapt(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", help="New folder to write.", rich_help_panel=OUTPUT)
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Pre-trained weights to use instead of the run's own: a .safetensors or torch "
-            "file, or timm:NAME.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    *,
     rank: Annotated[
         int, typer.Option(help="Rank of the quadratic terms.", rich_help_panel=LAYERS)
     ] = 1,
@@ -182,6 +176,14 @@ def adapt(
         ),
     ] = 2,
     layers: Layers = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Pre-trained weights to use instead of the run's own: a .safetensors or torch "
+            "file, or timm:NAME.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     train: Annotated[
         str,
         typer.Option(
@@ -191,6 +193,9 @@ def adapt(
         ),
     ] = "all",
     seed: Seed = None,
+    output: Annotated[
+        Path, typer.Option("--output", help="New folder to write.", rich_help_panel=OUTPUT)
+    ],
     as_json: Json = False,
 ) -> None:
     """Add quadratic terms that start at zero to a pre-trained network."""

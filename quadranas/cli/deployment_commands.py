@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from quadranas.commands.run import RunResult
 
 FILE = "File"
-"""The panel of the options that say what kind of file is exported."""
+"""The panel of options that describe the exported file."""
 
 
 def export_command(
@@ -53,7 +53,7 @@ def export_command(
     precision: Annotated[
         str,
         typer.Option(
-            help=f"Precision of the file: fp32; {precisions_in_words()}.",
+            help=f"Precision of the file: fp32; also {precisions_in_words()}.",
             rich_help_panel=FILE,
         ),
     ] = "fp32",
@@ -66,7 +66,9 @@ def export_command(
     ] = None,
     batch: Annotated[
         str,
-        typer.Option(help="Images per call, or dynamic for any number.", rich_help_panel=FILE),
+        typer.Option(
+            help="Number of images per call, or dynamic for any number.", rich_help_panel=FILE
+        ),
     ] = "1",
     opset: Annotated[
         int | None,
@@ -104,7 +106,7 @@ def export_command(
         bool,
         typer.Option(
             "--untrained",
-            help="Export random weights, for a file that is only timed.",
+            help="Export random weights, to time a file without training.",
             rich_help_panel=DATA,
         ),
     ] = False,
@@ -217,8 +219,12 @@ def _latency_text(result: "ExportResult") -> str:
 
 
 def run_command(
-    bundle: Annotated[Path, typer.Argument(help="The folder that export wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as written by export.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    rpc: Rpc = None,
+    rpc_tracker: RpcTracker = None,
+    rpc_key: RpcKey = None,
+    worker_python: WorkerPython = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -226,13 +232,9 @@ def run_command(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
     as_json: Json = False,
 ) -> None:
-    """Label images with an exported bundle, and time it."""
+    """Label images with an exported bundle, and time the inference."""
     from quadranas.commands.run import run
 
     result = run(
@@ -248,7 +250,7 @@ def run_command(
 
 
 def _run_text(result: "RunResult") -> str:
-    """A block per image, then runtime and hardware."""
+    """The labels of every image, then runtime and hardware."""
     from quadranas.latency.budget import format_ms
 
     at_export = result.measured_ms
@@ -259,7 +261,7 @@ def _run_text(result: "RunResult") -> str:
         lines.append(f"{answer.image}: {taken}{beside}")
         lines += [f"  {label.probability:7.2%}  {label.label}" for label in answer.labels]
     size = result.batch_size
-    call = "image" if size == 1 else f"call, the image {size} times"
+    call = "image" if size == 1 else f"call with {size} copies of the image"
     lines.append(f"{result.runtime} on {result.hardware}, {result.precision}, per {call}")
     if at_export is not None:
         lines.append(f"at export: {result.measured_on}")

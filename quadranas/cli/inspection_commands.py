@@ -22,14 +22,14 @@ def inspect(
         Path,
         typer.Option("--image", help="Image to compute the terms for.", rich_help_panel=DATA),
     ],
+    weights: Weights = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="HTML page to write (default: inspection.html in the run folder).",
+            help="HTML page to write. Default: inspection.html in the run folder.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Show what the quadratic layers of a trained network compute, as an HTML page."""
@@ -51,21 +51,38 @@ def _inspection_text(result: "InspectResult") -> str:
 def profile(
     model: Model,
     resolution: Annotated[
-        int | None, typer.Option(help="Input height and width (default: the model's own).")
+        int | None,
+        typer.Option(
+            help="Height and width of the input in pixels (default: the model's own).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     num_classes: Annotated[
         int | None,
-        typer.Option("--num-classes", min=1, help="Number of classes (default: the model's own)."),
+        typer.Option(
+            "--num-classes",
+            min=1,
+            help="Number of classes (default: the model's own).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also predict the memory of training and inference.")
+        bool,
+        typer.Option(
+            "--memory",
+            help="Predict the memory of training and inference, per layer.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Number of images for --memory (default 1).")
+        int | None,
+        typer.Option(
+            min=1, help="Number of images for --memory (default 1).", rich_help_panel=DATA
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters and MACs of a model, per operation; with --memory, per layer."""
+    """Count parameters and MACs per operation, or predict the memory per layer."""
     from quadranas.commands.profile import ProfileResult
     from quadranas.commands.profile import profile as run_profile
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from quadranas.cli.console import command_line, print_json, print_result, reporting, say
 from quadranas.cli.options import (
+    DATA,
     DEVICE,
     OUTPUT,
     DeviceName,
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     from quadranas.commands.predict import PredictResult
 
 MEASUREMENT = "Measurement"
-"""The panel of the options that say what is timed, and how often."""
+"""The panel of options that decide what is timed, and how often."""
 
 Rounds = Annotated[
     int,
     typer.Option(
         min=2,
-        help="Number of rounds; every program is timed once in each, in random order.",
+        help="Number of rounds; each times every program once, in random order.",
         rich_help_panel=MEASUREMENT,
     ),
 ]
@@ -45,8 +46,8 @@ BackendName = Annotated[
     str | None,
     typer.Option(
         "--backend",
-        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest of those installed here; "
-        "or analytic for the device's model. Default: analytic for a device with a model and no "
+        help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest: the fastest of these; "
+        "analytic: the model of the device. Default: analytic for a device with a model and no "
         "address, otherwise its own runtime.",
         rich_help_panel=DEVICE,
     ),
@@ -71,7 +72,7 @@ OnlyMissing = Annotated[
     bool,
     typer.Option(
         "--only-missing",
-        help="Add the missing entries to the existing table, and keep the others.",
+        help="Add missing entries to the existing table and keep the others.",
         rich_help_panel=MEASUREMENT,
     ),
 ]
@@ -80,8 +81,8 @@ NumClasses = Annotated[
     typer.Option(
         "--num-classes",
         min=1,
-        help="Also add entries for a head with this number of classes (needed for data with more "
-        "than 1000 classes). Can be repeated.",
+        help="Number of classes to add head entries for, besides 10, 100 and 1000. Needed for "
+        "data with more than 1000 classes. Can be repeated.",
         rich_help_panel=MEASUREMENT,
     ),
 ]
@@ -121,13 +122,13 @@ def spaces_command(
         list[str] | None,
         typer.Option(
             "--device",
-            help="Device whose latencies are listed; can be repeated. Default: all shipped ones.",
+            help="Device to list latencies for. Can be repeated. Default: all shipped devices.",
             rich_help_panel=DEVICE,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List search spaces: size, MACs, and the latencies that they reach on each device."""
+    """List search spaces with their sizes, MACs and reachable latencies on each device."""
     from quadranas.commands.survey import survey_spaces
     from quadranas.latency.budget import format_ms
 
@@ -163,7 +164,7 @@ def build_lut_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make the latency table of a device for a space; an interrupted measurement resumes."""
+    """Build the latency table of a device for a space; an interrupted measurement resumes."""
     from quadranas.commands.build_lut import build_lut
 
     with reporting(quiet) as reporter:
@@ -212,7 +213,7 @@ def validate_lut_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure random networks, and record in a table how good its predictions of them are."""
+    """Compare a latency table with measurements of random networks, and record the result."""
     from quadranas.commands.validate_lut import validate_lut
 
     with reporting(quiet) as reporter:
@@ -258,6 +259,7 @@ def predict_command(
             min=1,
             help="Height and width of the input in pixels. Default: as in the file; required if "
             "the file leaves them open.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     as_json: Json = False,
@@ -272,7 +274,7 @@ def predict_command(
 
 
 def _print_prediction(result: "PredictResult") -> None:
-    """Print the latency of each kernel launch, and emphasise what the sum does not include."""
+    """Print the latency of each kernel launch, and highlight operators without a price."""
     table = Table("operator", "fused", "kind", "MACs", "ms", "share")
     for operator in result.operators:
         share = operator.latency_ms / max(result.latency_ms, 1e-12)
@@ -299,7 +301,7 @@ def _print_prediction(result: "PredictResult") -> None:
 
 
 def _counted(ops: Sequence[str]) -> str:
-    """Operator types in order, repeated ones once with their number."""
+    """Operator types in order; repeated ones are listed once, with their number."""
     counts = {op: ops.count(op) for op in ops}
     return " ".join(f"{n} {op}" if n > 1 else op for op, n in counts.items())
 

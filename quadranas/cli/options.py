@@ -1,4 +1,4 @@
-"""The options that several commands share, each described once, and the panels they stand in."""
+"""The options that several commands share, each described once, and their panels in `--help`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ DATA = "Data"
 TRAINING = "Training"
 LIMITS = "Limits"
 OUTPUT = "Output"
-"""The panels that options of all commands are grouped into in `--help`."""
+"""The panels of `--help`, in their order; every command lists its options in this order."""
 
 Json = Annotated[
     bool,
@@ -26,7 +26,7 @@ Resume = Annotated[
 ]
 _device = typer.Option(
     "--device",
-    help="Target device: cpu, vpu, gpu, host, or a YAML file that describes one.",
+    help="Target device: cpu, vpu, gpu, host, or a YAML file that describes a device.",
     rich_help_panel=DEVICE,
 )
 DeviceName = Annotated[str, _device]
@@ -91,20 +91,24 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder or zip with one folder of images per class. Default: the embedded digits, "
-        "or the data of the run.",
+        help="Folder or zip with one folder of images per class. Default: the data of the run, "
+        "otherwise the embedded digits.",
         rich_help_panel=DATA,
     ),
 ]
 Val = Annotated[
     str | None,
-    typer.Option("--val", help="Folder or zip with the test images.", rich_help_panel=DATA),
+    typer.Option(
+        "--val",
+        help="Folder or zip with the test images. Default: those in --data.",
+        rich_help_panel=DATA,
+    ),
 ]
 SkipCorrupt = Annotated[
     bool | None,
     typer.Option(
         "--skip-corrupt",
-        help="Skip images that cannot be decoded, and report how many were skipped.",
+        help="Skip images that cannot be decoded, and report their number.",
         rich_help_panel=DATA,
     ),
 ]
@@ -112,7 +116,7 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="Weights to use instead of the run's own, a .safetensors file.",
+        help="File of weights (.safetensors) to use instead of the run's own.",
         rich_help_panel=DATA,
     ),
 ]
@@ -124,7 +128,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="YAML file with any of the keys of a run's config.yaml.",
+        help="YAML file with any of the keys of a run's config.yaml; other options override it.",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -146,7 +150,7 @@ MaxParams = Annotated[
     typer.Option(
         "--max-params",
         min=1,
-        help="Upper limit on the number of parameters.",
+        help="Upper limit on the number of parameters. Default: no limit.",
         rich_help_panel=LIMITS,
     ),
 ]
@@ -155,7 +159,7 @@ MaxMacs = Annotated[
     typer.Option(
         "--max-macs",
         min=1,
-        help="Upper limit on the number of multiply-accumulates.",
+        help="Upper limit on the number of multiply-accumulates. Default: no limit.",
         rich_help_panel=LIMITS,
     ),
 ]
@@ -163,7 +167,7 @@ Confidence = Annotated[
     float | None,
     typer.Option(
         help="Probability that the measured latency is within the budget, such as 0.95. "
-        "Default: the predicted latency alone is kept within it.",
+        "Default: only the predicted latency has to be within it.",
         rich_help_panel=LIMITS,
     ),
 ]
@@ -177,10 +181,8 @@ Tolerance = Annotated[
         rich_help_panel=LIMITS,
     ),
 ]
-Model = Annotated[
-    str, typer.Argument(help="An architecture file, a run folder, or the name of a model.")
-]
-Run = Annotated[Path, typer.Argument(help="The run folder of a search.")]
+Model = Annotated[str, typer.Argument(help="Architecture file, run folder, or name of a model.")]
+Run = Annotated[Path, typer.Argument(help="Run folder of a search or a training.")]
 
 
 def given(**options: Any) -> dict[str, Any]:

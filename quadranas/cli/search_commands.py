@@ -44,7 +44,6 @@ from quadranas.cli.options import (
 
 def search(
     device: OptionalDevice = None,
-    budget: OptionalBudget = None,
     space: Annotated[
         str | None,
         typer.Option(
@@ -52,8 +51,26 @@ def search(
             rich_help_panel=DEVICE,
         ),
     ] = None,
+    table: TableFile = None,
     data: Data = None,
     val: Val = None,
+    skip_corrupt: SkipCorrupt = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    train_resolution: Annotated[
+        int | None,
+        typer.Option(
+            help="Image size during training, in pixels. Default: the median size of the images, "
+            "but at most the deployment resolution of the space.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    inspect: Inspect = None,
+    budget: OptionalBudget = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    confidence: Confidence = None,
+    tolerance: Tolerance = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -61,27 +78,10 @@ def search(
         ),
     ] = None,
     resume: Resume = False,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    table: TableFile = None,
-    train_resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Image size during training, in pixels. Default: the median size of the images, "
-            "at most the deployment resolution of the space.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
-    skip_corrupt: SkipCorrupt = None,
-    inspect: Inspect = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Find, train and test the best network under a latency budget."""
+    """Find, train and test the best network within a latency budget."""
     from quadranas.commands.search import search as run_search
     from quadranas.runs.config import SearchConfig, load_config
 
@@ -114,20 +114,21 @@ def search(
 
 
 def derive(
-    run: Run,
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
+    *,
     device: DeviceName,
+    table: TableFile = None,
     budget: Budget,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    confidence: Confidence = None,
+    tolerance: Tolerance = None,
     output: Annotated[
         Path | None,
         typer.Option(
             help="New folder. Default: RUN/derived/DEVICE-BUDGET.", rich_help_panel=OUTPUT
         ),
     ] = None,
-    table: TableFile = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -159,16 +160,10 @@ def train(
     model: Model,
     data: Data = None,
     val: Val = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
-    resume: Resume = False,
+    skip_corrupt: SkipCorrupt = None,
+    weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
-    weights: Weights = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -178,8 +173,14 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    skip_corrupt: SkipCorrupt = None,
     inspect: Inspect = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -202,8 +203,8 @@ def evaluate(
     model: Model,
     data: Data = None,
     val: Val = None,
-    weights: Weights = None,
     skip_corrupt: SkipCorrupt = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a trained network on the test images."""
@@ -215,7 +216,7 @@ def evaluate(
 
 
 def report(run: Run, as_json: Json = False) -> None:
-    """Write the report of a run: one self-contained HTML page."""
+    """Write the report of a run as one self-contained HTML page."""
     from quadranas.commands.report import report as run_report
 
     result = run_report(run)
