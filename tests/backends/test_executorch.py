@@ -59,7 +59,7 @@ def test_the_number_of_threads_changes_only_while_no_program_is_in_use(file: Pat
         QuadranasError, match=r"with 2 threads.* loaded in .* run with 1\n"
     ) as caught:
         opened(2).load(file, SHAPE)
-    assert "process of its own" in caught.value.hint
+    assert "use another process" in caught.value.hint
     assert torch.equal(one.run(images), output)
     del one
     gc.collect()
