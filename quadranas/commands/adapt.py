@@ -13,6 +13,7 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
 from quadranas.runs import layout
+from quadranas.runs.config import TrainConfig
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
@@ -138,4 +139,4 @@ def _write(
     with whole_folder(output) as folder:
         architecture.save(folder / layout.ARCHITECTURE)
         save_tensors(network.state_dict(), folder / layout.WEIGHTS)
-        stored.hand_on(folder, "adapt", trainable=train)
+        stored.hand_on(folder, "adapt", TrainConfig.model_fields, trainable=train)

@@ -1,7 +1,7 @@
 """Opening a model argument: a network with its weights, and the images to test it on."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,14 +58,17 @@ class StoredNetwork:
         path = self.folder / layout.CONFIG if self.folder is not None else None
         return {} if path is None or not path.is_file() else read_config_file(path).keys
 
-    def hand_on(self, folder: RunFolder, command: str, **keys: Any) -> None:
+    def hand_on(
+        self, folder: RunFolder, command: str, only: Container[str] | None = None, **keys: Any
+    ) -> None:
         """Copy what a training inherits into a new folder: configuration and preprocessing.
 
         Args:
             command: the command that writes the folder.
+            only: names of the fields of the configuration to copy; None for all.
             keys: fields of the configuration to add or to replace.
         """
-        config = self.config_keys | keys
+        config = {k: v for k, v in self.config_keys.items() if only is None or k in only} | keys
         if config:
             folder.write_config(with_header(command, config))
         if self.preprocessing is not None:
