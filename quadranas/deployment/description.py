@@ -60,7 +60,7 @@ def describe(
         accuracy=find_accuracy(work, outputs),
         quantization=quantization,
         latency=latency,
-        table=table.header if table else None,
+        table=table.header.model_dump(mode="json") if table else None,
         architecture=work.architecture,
     )
 

@@ -1,12 +1,11 @@
 """The manifest of a bundle: everything known about an exported network, as plain data."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from quadranas.latency.device import Device
 from quadranas.latency.runtimes import Precision, check_name, file_formats
-from quadranas.latency.table import TableHeader
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import MAX_RESOLUTION
 from quadranas.validation import Frozen
@@ -231,7 +230,7 @@ class Manifest(Described):
     accuracy: Accuracy | None = None
     quantization: Quantization | None = None
     latency: Latency = Latency()
-    table: TableHeader | None = None
+    table: dict[str, Any] | None = None
     architecture: Architecture
 
     @model_validator(mode="after")

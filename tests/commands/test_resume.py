@@ -448,7 +448,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     Path("run/result.json").unlink()
     other = call("train", "quadranet36_t", "--resume", "--output", "run")
     assert other.code == 2
-    assert "it trains 'toy-cpu-800us', another network than 'quadranet36_t'" in other.err
+    assert "it trains 'toy-cpu-800us', not the current 'quadranet36_t'" in other.err
     resume("train", "run", "--resume", "--output", "run")
     assert contents(Path("run"), files) == expected
 

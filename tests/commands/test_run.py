@@ -102,7 +102,7 @@ def test_a_fixed_batch_is_filled_and_what_is_unknown_is_said(
         "the manifest has no normalisation; pixels were used as 0 to 1",
     ]
     outcome = call("run", folder, images[0])
-    assert "per call, the image 3 times" in outcome.out
+    assert "per call with 3 copies of the image" in outcome.out
     assert "note: the manifest has no normalisation" in outcome.out
     assert_script_agrees(folder, images[:1], network, mean=0, std=1)
 
