@@ -229,7 +229,7 @@ def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
             openvino.save_model(model, str(written), compress_to_fp16=half_weights)
             description = compact_description(written.read_text(encoding="utf-8"))
             written.write_text(description, encoding="utf-8")
-            # The graph last: a reader that finds it finds the weights too.
+            # The graph last, so that its presence shows that the weights are complete.
             written.with_suffix(".bin").replace(path.with_suffix(".bin"))
             written.replace(path)
     except (OSError, RuntimeError) as error:

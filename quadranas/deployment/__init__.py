@@ -1,1 +1,1 @@
-"""Deployment: what an exported file is, how it is checked, and what lies beside it."""
+"""Deployment: exported files, how they are checked, and the bundles that contain them."""

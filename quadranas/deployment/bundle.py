@@ -1,4 +1,4 @@
-"""The bundle: a folder with a file for a runtime, and everything its user must know."""
+"""The bundle: a folder with a model file and everything needed to use it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SCRIPT = "infer.py"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have the checksums of the export."""
+    """A bundle whose files match the checksums in its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -161,7 +161,7 @@ def _check_file(path: Path, expected: str) -> None:
     found = _sha256(path)
     if found != expected:
         raise QuadranasError(
-            f"{path} is not the file that was exported: its SHA-256 begins with {found[:12]}, "
+            f"{path} differs from the exported file: its SHA-256 begins with {found[:12]}, "
             f"that in {MANIFEST} with {expected[:12]}",
             "It is damaged or was edited. Copy the folder again, or export again.",
         )

@@ -23,7 +23,7 @@ from quadranas.latency.contract import missed_budget
 NUM_CALIBRATION_IMAGES = 128
 
 DEFAULT_MAX_DROP = 1.0
-"""Percentage points of accuracy."""
+"""Loss of accuracy, in percentage points, above which a warning is printed."""
 
 
 def convert(work: ExportWork) -> ConvertedFile:
@@ -44,7 +44,7 @@ def verify(work: ExportWork, path: Path) -> Tensor:
     Returns: the file's outputs.
 
     Raises:
-        PromiseMissedError: it does not agree; names the first layer that differs.
+        PromiseMissedError: the outputs differ by too much; names the first diverging layer.
     """
     outputs, tolerance = work.outputs(path), tolerance_of(work)
     comparison = compare(outputs, work.expected)
@@ -75,12 +75,12 @@ def quantize(
     """Write the bundle's file in 8 bits, if it is to be quantised.
 
     Args:
-        outputs: outputs of `source`.
+        outputs: outputs of the file `source`.
 
     Returns: outputs of the bundle's file, and how it was quantised.
 
     Raises:
-        QuadranasError: the device's runtime cannot quantise.
+        QuadranasError: the device's runtime cannot quantise files.
         PromiseMissedError: the accuracy drops by more than allowed.
     """
     if not work.is_int8:
@@ -105,7 +105,7 @@ def quantize(
 
 
 def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
-    """Accuracy before and after; warns if the resolution reduces it a lot."""
+    """Accuracy in PyTorch and of the file; warns if the file's resolution reduces it."""
     images = work.images
     if not images.labelled:
         return None
@@ -154,7 +154,7 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
 
 
 def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> str:
-    """How a file misses its budget, in words; empty if it is kept or none was given.
+    """A description of how a file misses its budget; empty if it is kept, or without a budget.
 
     A measurement on another machine than the device says nothing about the device's budget.
     """

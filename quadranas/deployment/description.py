@@ -1,4 +1,4 @@
-"""The manifest of a file that was exported, from what the steps of the export found."""
+"""The manifest of an exported file, from the results of the steps of the export."""
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ def describe(
     quantization: Quantization | None,
     latency: Latency,
 ) -> Manifest:
-    """The manifest of a bundle that holds nothing but its model file.
+    """The manifest of a bundle that contains only its model file so far.
 
     Args:
         outputs: outputs of the file for the validation images.

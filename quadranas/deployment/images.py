@@ -82,15 +82,15 @@ def open_export_images(
 ) -> ExportImages:
     """Open the images to check an exported network with.
 
-    By default those of the run, or the data given; if both are unknown, the embedded digits
+    They are the given data, by default those of the run; if both are unknown, the embedded digits
     without their labels.
 
     Args:
-        data: which images; by default those of the run that the network lies in.
+        data: the images; by default those of the run that holds the network.
         num_images: number of evenly spaced images of the test split.
 
     Raises:
-        QuadranasError: the data have other classes than the network, or cannot be used.
+        QuadranasError: the data have other classes than the network, or are unsuitable.
     """
     labelled = stored.weights is not None and bool(stored.preprocessing or data.data)
     if labelled:

@@ -1,7 +1,7 @@
-"""The script in a bundle that labels images with the runtime alone, in 20 lines.
+"""The script in a bundle: 20 lines that label images with the runtime alone.
 
-It does what `quadranas run` does, without this package, and prints the five likeliest labels. The
-runtimes' facts fill three gaps of one template.
+It does what `quadranas run` does, without this package, and prints the five most probable labels.
+The facts about a runtime fill three gaps of one template.
 """
 
 from string import Template

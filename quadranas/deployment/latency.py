@@ -28,7 +28,7 @@ def find_prediction_table(
         path: latency table to use instead of the run's or the default one.
 
     Raises:
-        QuadranasError: the table is of another device.
+        QuadranasError: the table was made for another device.
     """
     own = folder / layout.TABLE if folder is not None else None
     place = path or locate_table(architecture.space, device.name, own=own)
@@ -46,7 +46,7 @@ def find_prediction_table(
 def predicted(
     architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
 ) -> LatencyNote | str:
-    """The predicted latency of a network, or why there is none.
+    """The predicted latency of a network, or the reason why it cannot be predicted.
 
     Args:
         architecture: the architecture at its deployment resolution.
@@ -78,7 +78,7 @@ def measured(
         plan: `DEFAULT_PLAN` of the bench if not given.
 
     Raises:
-        QuadranasError: the device is emulated, so its times are no latencies.
+        QuadranasError: the device is emulated; emulated times are not latencies.
     """
     bench = Bench(device, backend)
     timings, provenance = bench.time(programs, reporter, plan), bench.provenance
@@ -104,7 +104,7 @@ def describe_latency(
     *,
     comparable: bool,
 ) -> Latency:
-    """Describe prediction and measurement, or why there are none.
+    """Describe prediction and measurement, or the reasons why they are missing.
 
     Args:
         measurement: latencies of `file`, and of `fp32` if the file has another precision.

@@ -19,7 +19,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_le
 """A name without folders, so that it cannot refer to a file outside the bundle."""
 
 WORTH_A_WARNING = 0.02
-"""Loss of accuracy at another resolution than in training that is worth a warning."""
+"""Loss of accuracy at another resolution, above which a warning is printed."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=MAX_RESOLUTION)]
@@ -57,7 +57,7 @@ class InputDescription(Described):
         if channels != 3 or height != width:
             raise ValueError(f"the shape must be (B, 3, R, R), got {self.shape}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must both be given, or neither")
         return self
 
     @property
@@ -78,7 +78,7 @@ class Agreement(Described):
         images: description of the images, such as `digits, test`.
         relative_error: the largest error relative to the largest logit.
         tolerance: upper limit of `relative_error`; `None` for int8, which is judged by accuracy.
-        top1_agreement: share of images for which both name the same class first.
+        top1_agreement: share of images for which both predict the same class.
     """
 
     images: str
@@ -90,7 +90,7 @@ class Agreement(Described):
 
 
 class Accuracy(Described):
-    """Top-1 accuracy on labelled validation images, before and after.
+    """Top-1 accuracy on labelled validation images, in PyTorch and of the file.
 
     Args:
         pytorch: accuracy of the network in PyTorch, at the file's resolution.
@@ -108,7 +108,7 @@ class Accuracy(Described):
 
     @property
     def lost_to_resolution(self) -> str:
-        """The accuracy lost to the file's resolution, in words; empty if it is small."""
+        """A description of the accuracy lost to the resolution; empty if it is small."""
         if self.at_trained_resolution - self.pytorch <= WORTH_A_WARNING:
             return ""
         size = self.trained_resolution
@@ -122,7 +122,7 @@ class LatencyNote(Described):
     """A latency and where it comes from.
 
     Args:
-        source: a table's summary; or runtime, hardware, threads and statistic of a measurement.
+        source: summary of a table; or runtime, hardware, threads and statistic of a measurement.
         spread: interquartile range of all measured calls, relative to their median.
     """
 
@@ -138,9 +138,9 @@ class Latency(Described):
     Args:
         fp32: latency of the same network in fp32, measured in the same rounds.
         deviation: relative difference of measured from predicted, for the same device and runtime.
-        not_predicted, not_measured: why there is no such latency.
+        not_predicted, not_measured: the reason why the latency is missing.
         budget_ms: the latency budget.
-        missed: how the budget was missed, in words; empty if it was kept.
+        missed: a description of how the budget was missed; empty if it was kept.
     """
 
     predicted: LatencyNote | None = None
@@ -192,14 +192,14 @@ class Manifest(Described):
     """Everything known about an exported network; stored as `manifest.json`.
 
     Args:
-        artefact: name of the file that a runtime loads; others may belong to it.
+        artefact: name of the file that the runtime loads; it may refer to other files.
         files: SHA-256 of every file of the bundle except the manifest.
-        size_bytes: size of the artefact and the files that belong to it.
+        size_bytes: size of the artefact and the files that it refers to.
         made_for: target device of the file.
         device: device that the file was checked on: the target device, or this machine.
         runtime: name and version, as in `ONNX Runtime 1.31.1`.
         lowering: names of the lowering passes that were applied.
-        table: header of the latency table that the prediction is from.
+        table: header of the latency table used for the prediction.
         class_names: `None` if unknown.
     """
 

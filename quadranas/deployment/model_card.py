@@ -191,7 +191,7 @@ def _making(manifest: Manifest) -> str:
     )
     operators = ", ".join(f"{count} {name}" for name, count in manifest.operators.items())
     facts = {
-        "Origin, with the latency predicted when it was derived": origin,
+        "Origin and latency predicted when it was derived": origin,
         "Lowering passes": ", ".join(manifest.lowering) or "none",
         "Operators": operators,
         "Versions": versions,

@@ -25,7 +25,7 @@ class Comparison:
     Args:
         largest: largest error of any output.
         relative: the largest error relative to the largest output.
-        top1_agreement: share of inputs for which both name the same class first.
+        top1_agreement: share of inputs for which both predict the same class.
     """
 
     largest: float
@@ -80,7 +80,7 @@ def first_diverging_layer(
 
     Args:
         images: images of the conversion's input shape.
-        suffix: how the names of the runtime's files end.
+        suffix: file name suffix of the runtime's format.
 
     Returns: path of the layer and the error after it; empty if no part of the network differs.
     """

@@ -50,8 +50,8 @@ def quantized(
         max_drop: largest allowed drop of accuracy, in percentage points.
 
     Raises:
-        PromiseMissedError: the drop is larger as long as any layer is in 8 bits.
-        QuadranasError: no calibration images, or no layer to quantise.
+        PromiseMissedError: the drop is larger even with a single layer in 8 bits.
+        QuadranasError: no calibration images, or no layer that can be quantised.
     """
     layers = backend.layers(source)
     if not layers or not images:
@@ -65,7 +65,7 @@ def quantized(
         )  # fmt: skip
         kept = () if search.keeps_promise(()) else search.fewest(_ranked(network, images, layers))
         drop = search.settle(kept)
-        # The named one last: a reader that finds it finds all.
+        # The artefact last, so that its presence shows that all files are complete.
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
             file.replace(target.parent / file.name)
     return Quantization(
@@ -118,10 +118,10 @@ class _Search:
         return drop <= self.max_drop + ROUNDING
 
     def fewest(self, order: Sequence[str]) -> tuple[str, ...]:
-        """The fewest layers, from the first on, that must stay in higher precision.
+        """The smallest number of first layers that must stay in higher precision.
 
         Raises:
-            PromiseMissedError: all but one are not enough.
+            PromiseMissedError: the drop is too large even with all layers but one.
         """
         too_few, enough = 0, 1
         while enough < len(order) and not self.keeps_promise(tuple(order[:enough])):

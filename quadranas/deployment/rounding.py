@@ -1,4 +1,4 @@
-"""What rounding to 8 bits does to a network, in PyTorch and so for any runtime.
+"""Effect of rounding to 8 bits on a network, simulated in PyTorch for all runtimes.
 
 A tensor is rounded to 256 equal steps over its range, which includes zero; a weight to 255 steps
 around zero for each output channel. Both are what ONNX Runtime and OpenVINO do.
@@ -27,7 +27,7 @@ Images = Sequence[NDArray[np.float32]]
 STEPS = 255
 TYPICAL = 0.99
 BEST_DB = 150.0
-"""Stands for a tensor that rounding does not change."""
+"""The signal-to-noise ratio of a tensor that rounding does not change."""
 
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuadraticLayer)
 """The layers that runtimes compute in 8 bits."""
@@ -71,14 +71,14 @@ class _Values:
         difference = exact - rounded(exact, self.minimum, self.maximum)
         self.signal += exact.square().sum(1)
         self.noise += difference.square().sum(1)
-        # The smallest magnitude that so many do not exceed is the least of those at the top
+        # The percentile is the smallest of the largest magnitudes, so only these are kept.
         num_top = self.count - math.ceil(TYPICAL * self.count) + 1
         top = torch.cat([self.largest, values.abs().flatten()])
         self.largest = top.topk(min(num_top, len(top))).values
 
     @property
     def signal_to_noise_db(self) -> float:
-        """The median channel's: a single large one has all of the signal, and none of the harm."""
+        """That of the median channel; over all channels, one with large values would dominate."""
         assert isinstance(self.signal, Tensor)
         ratio = (self.signal / self.noise).nan_to_num(nan=math.inf)  # zero stays zero
         return min(BEST_DB, 10 * math.log10(max(float(ratio.median()), 1e-15)))
@@ -126,7 +126,7 @@ def branch_ranges(network: nn.Module, images: Images) -> tuple[BranchRange, ...]
 
 
 def _inside(layer: QuadraticLayer, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The branches' outputs, and the second-order term where it is not all of the output."""
+    """The branches' outputs and, if the form has a linear term too, the second-order term."""
     argument = x.square() if layer.form == "input_square" else x
     for name, branch in layer.branches.items():
         weights = algebra.Branch(branch.weight, branch.bias)  # type: ignore[arg-type]
@@ -139,13 +139,13 @@ def _inside(layer: QuadraticLayer, x: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def layer_errors(network: nn.Module, images: Images, layers: Sequence[str]) -> Mapping[str, float]:
-    """How much rounding one layer alone changes the logits.
+    """The change of the logits when a single layer is rounded.
 
     Rounded are the layer's weights, its input, and the branches of a quadratic layer.
 
     Args:
-        layers: paths in the network; of a part that a runtime's file has and the network has
-            not, such as the joint convolution of three branches, the layer around it counts.
+        layers: paths in the network; for a part that exists only in the
+            runtime's file, such as the joint convolution of three branches, the layer around it.
 
     Returns: root of the mean squared change, relative to the logits' own; by layer.
     """
@@ -163,7 +163,7 @@ def layer_errors(network: nn.Module, images: Images, layers: Sequence[str]) -> M
 
 
 def _owner(network: nn.Module, layer: str) -> str:
-    """The path of the layer that a part of a file belongs to; empty where there is none.
+    """The path of the layer that a part of a file belongs to; empty if there is no such layer.
 
     Files of old ONNX opsets leave the outermost container out of the paths.
     """
@@ -195,7 +195,7 @@ def _rounded_to_own_range(x: Tensor) -> Tensor:
 
 @contextmanager
 def _rounding(layer: nn.Module) -> Iterator[None]:
-    """A layer with rounded weights, input and branches, for a while."""
+    """A context in which a layer has rounded weights, input and branches."""
     weights = [parameter for parameter in layer.parameters() if parameter.dim() > 1]
     before = [weight.data for weight in weights]
     operator = getattr(layer, "operator", None)

@@ -1,4 +1,4 @@
-"""The target of an export: a format, the device that the file is for, where it is checked."""
+"""The target of an export: format, target device, and the device that checks the file."""
 
 import math
 from dataclasses import dataclass, fields
@@ -30,7 +30,7 @@ MAX_BATCH = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is exported, for which device, and how it is checked.
+    """Options of an export: the file, its target device, and how it is checked.
 
     Args:
         format: file format, a key of `file_formats()`.
@@ -115,7 +115,7 @@ class ExportOptions:
         """Check everything that does not depend on the network.
 
         Raises:
-            QuadranasError: names the option and what is accepted.
+            QuadranasError: an impossible option; names the accepted values.
         """
         if self.format not in file_formats():
             raise unknown("format", self.format, file_formats())
@@ -145,7 +145,7 @@ class ExportOptions:
             parse_budget(self.budget)
 
     def _check_fit(self, files: RuntimeFiles) -> None:
-        """Refuse options that mean nothing for the format and precision."""
+        """Refuse options that do not apply to the format and precision."""
         tuned = [
             name
             for name, runtime in file_formats().items()
@@ -161,7 +161,7 @@ class ExportOptions:
         ):
             if value is not None and not fits:
                 raise QuadranasError(
-                    f"{option} is for {what}, not for {self.format} in {self.precision}",
+                    f"{option} needs {what}; got {self.format} in {self.precision}",
                     "Omit it.",
                 )
 
@@ -173,7 +173,7 @@ class ExportTarget:
     Args:
         device: the device that the file is for.
         checked_on: the same if it can be opened and its runtime reads the file, else this machine.
-        files: facts about the files of the runtime of `checked_on`.
+        files: facts about the files of that runtime.
         opset: ONNX opset; `None` for the runtime's default.
     """
 
@@ -213,7 +213,7 @@ def find_target(options: ExportOptions, architecture: Architecture) -> ExportTar
 
 
 def _check_refused(options: ExportOptions, device: Device, runtime: Runtime | None) -> None:
-    """Refuse files that only seem to suit a device."""
+    """Refuse formats that a device's runtime reads only in other versions."""
     refused = runtime.files.refused if runtime is not None and runtime.files is not None else ()
     for name, reason, hint in refused:
         if name == options.format:
@@ -221,23 +221,23 @@ def _check_refused(options: ExportOptions, device: Device, runtime: Runtime | No
 
 
 def _check_reach(options: ExportOptions, device: Device, reads: Runtime | None) -> None:
-    """Refuse a way to a device that does not run the file, or not through it."""
+    """Refuse options for reaching a device that is not reached with them or cannot run a file."""
     ways = reads.reach if reads is not None else ()
     for key in sorted(options.settings):
         if key in REACH_SETTINGS and key not in ways:
             raise QuadranasError(
-                f"--{key.replace('_', '-')} needs a device that is reached in this way and reads "
-                f"{options.format} files; {device.name!r} does not",
+                f"--{key.replace('_', '-')} needs a device that is reached with it and runs "
+                f"{options.format} files; {device.name!r} is not",
                 "Omit it, or name the device's own format with --format, or another device with "
                 "--device.",
             )
 
 
 def _opset(options: ExportOptions, device: Device, reads: Runtime | None) -> int | None:
-    """The opset of a file: the one asked for, or else the one that the device needs.
+    """The opset of a file: the requested one, otherwise the default of the device's runtime.
 
     Raises:
-        QuadranasError: a device that was named cannot read the file.
+        QuadranasError: the named device cannot read the file.
     """
     if reads is None or reads.files == files_of(options.format):
         return options.opset
@@ -260,7 +260,7 @@ def _device(options: ExportOptions, architecture: Architecture) -> Device:
     derived_for = architecture.provenance.get("device")
     try:
         device = load_device(str(derived_for or HOST))
-    except QuadranasError:  # a device file of the user, of which only the name was kept
+    except QuadranasError:  # the user's own device file, of which only the name is recorded
         device = load_device(HOST)
     if not _can_run(device, options.format):
         device = load_device(HOST)

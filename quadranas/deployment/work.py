@@ -1,4 +1,4 @@
-"""What the steps of an export share: the network, its images, and the opened device."""
+"""The data that the steps of an export share: network, images, and the opened device."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,17 +25,17 @@ from quadranas.space.architecture import Architecture
 
 NUM_IMAGES = 1000
 NUM_REMOTE_IMAGES = 16
-"""Every image is sent to a board and back, and the board may be emulated."""
+"""Default number of images on a board: each is sent to it, and the board may be slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportWork:
-    """What the steps of an export share.
+    """The data that the steps of an export share.
 
     Args:
         architecture: the architecture at the file's resolution.
         expected: PyTorch's outputs for the validation images.
-        prediction: latency by `table`, or why there is none.
+        prediction: latency by `table`, or the reason why it is missing.
         folder: the bundle.
         scratch: folder for a float file that is only quantised.
     """
@@ -92,7 +92,7 @@ class ExportWork:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportInputs:
-    """What is known before the device is opened; see `ExportWork`."""
+    """The data known before the device is opened; see `ExportWork`."""
 
     architecture: Architecture
     images: ExportImages
@@ -106,7 +106,7 @@ def find_inputs(
     """Open the images and the latency table of an export.
 
     Raises:
-        QuadranasError: they do not suit the network, or the budget cannot be checked.
+        QuadranasError: the images do not suit the network, or the budget cannot be checked.
     """
     architecture = stored.architecture.adapted(resolution=options.resolution)
     images = _open_images(stored, architecture, target, options)
@@ -134,8 +134,8 @@ def _open_images(
     images = open_export_images(stored, options.images_of, architecture.resolution, number)
     if options.precision == "int8" and not images.labelled:
         raise QuadranasError(
-            f"int8 is judged by the accuracy, and the images that {architecture.name} was trained "
-            "on are unknown",
+            f"int8 needs labelled images to check the accuracy, and the images that "
+            f"{architecture.name} was trained on are unknown",
             "Name a run folder, or the weights and the images: --weights FILE --data DATA.",
         )
     return images

@@ -17,7 +17,7 @@ def parse_budget(text: str) -> float:
     """Parse a budget; returns milliseconds.
 
     Raises:
-        BudgetError: a missing number, a missing or unknown unit, or not positive and finite.
+        BudgetError: no number, no or an unknown unit, or a number that is not positive and finite.
     """
     hint = "Write a positive number and a unit, for example 30ms, 0.3s or 250us."
     match = PATTERN.fullmatch(text.lower())

@@ -27,14 +27,14 @@ class Calibration(Frozen):
     """The whole networks that a table's scale was fitted to.
 
     Args:
-        residual: standard deviation of the remaining error, relative to the prediction.
+        residual: standard deviation of the error after scaling, relative to the prediction.
     """
 
     networks: tuple[NetworkLatency, ...] = Field(min_length=2)
     residual: NonNegativeFloat = Field(allow_inf_nan=False)
 
     def safety_factor(self, confidence: float) -> float:
-        """The factor to divide a budget by, so that a network keeps it with this probability."""
+        """The divisor of a budget that a network should keep with this probability."""
         return _safety_factor(
             self.residual, len(self.networks), len(self.networks) - 1, confidence
         )
@@ -67,7 +67,7 @@ class Agreement(Frozen):
         return math.sqrt(squares / len(self.networks))
 
     def safety_factor(self, confidence: float) -> float:
-        """The factor to divide a budget by, so that a network keeps it with this probability."""
+        """The divisor of a budget that a network should keep with this probability."""
         return _safety_factor(self.residual, len(self.networks), len(self.networks), confidence)
 
     def summary(self) -> str:
@@ -100,7 +100,7 @@ def fit_scale(sums_ms: Sequence[float], measured_ms: Sequence[float], null_ms: f
 
 
 def calibrate(networks: Sequence[NetworkLatency]) -> Calibration:
-    """The calibration by networks that a scale was fitted to, which cost one degree of freedom."""
+    """The calibration by the networks of a fitted scale, which costs one degree of freedom."""
     squares = sum(network.error**2 for network in networks)
     return Calibration(networks=tuple(networks), residual=math.sqrt(squares / (len(networks) - 1)))
 

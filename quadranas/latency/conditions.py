@@ -9,7 +9,7 @@ from quadranas.validation import Frozen
 
 
 class Difference(NamedTuple):
-    """The first of the conditions in which two latencies differ, and both of its values."""
+    """The first condition in which two latencies differ, and its two values."""
 
     key: str
     first: Any
@@ -19,17 +19,16 @@ class Difference(NamedTuple):
 class Conditions(Frozen):
     """The conditions that latencies were or will be measured under.
 
-    Devices, runtimes and table headers each know some of them. A condition that was not set is
-    unknown, and is not compared; `None` is a value, such as that of a device without a thread
-    count.
+    Devices, runtimes and table headers each define some of them. Conditions that were not set are
+    unknown and not compared. `None` is a value, for example for a device without a thread count.
 
     Args:
         device, space, space_digest: names of the device and the space, identity of the space.
         method: `analytic`, `emulated` or `measured`.
         backend, runtime: name of the runtime, and its name with its version.
-        hardware, target: the hardware as it names itself, and in the runtime's terms.
-        settings: what else decides the speed: tuning, clocks, driver.
-        statistic: which statistic of the timings a latency is.
+        hardware, target: the hardware's own name, and its name in the runtime.
+        settings: other settings that affect the speed: tuning, clocks, driver.
+        statistic: the statistic of the timings that gives the latency.
     """
 
     device: str = ""
@@ -47,7 +46,7 @@ class Conditions(Frozen):
     statistic: str = ""
 
     def __or__(self, other: Self) -> Self:
-        """These conditions and others; the others' value where both have one."""
+        """The union of both conditions; where both have a value, the other's."""
         return type(self).model_validate(self.known() | other.known())
 
     def known(self) -> dict[str, Any]:
@@ -55,7 +54,7 @@ class Conditions(Frozen):
         return self.model_dump(include=self.model_fields_set)
 
     def difference(self, other: Self) -> Difference | None:
-        """The first condition that both know and that differs; `None` if there is none."""
+        """The first condition known in both that differs; `None` if all are equal."""
         first, second = self.known(), other.known()
         for key in type(self).model_fields:
             if key in first and key in second and first[key] != second[key]:
@@ -63,7 +62,7 @@ class Conditions(Frozen):
         return None
 
     def identity(self) -> dict[str, str | int | None]:
-        """The same on one level, as the first line of a journal of timings holds it."""
+        """The conditions as a flat mapping, for the first line of a journal of timings."""
         known = self.known()
         if "settings" in known:
             known["settings"] = json.dumps(known["settings"], sort_keys=True)

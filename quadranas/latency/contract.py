@@ -1,4 +1,4 @@
-"""The contract of a latency budget: how certainly it is kept, and when it counts as missed."""
+"""The contract of a latency budget: its confidence, and the tolerance before it is missed."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Contract:
     """A latency budget with its confidence and tolerance.
 
     Args:
-        confidence: probability with which the measured latency is within the budget; `None`: the
-            predicted latency is within it.
+        confidence: probability that the measured latency is within the budget; `None`: only the
+            predicted latency is kept within it.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
 
     Raises:
@@ -69,13 +69,13 @@ def missed_budget(
     predicted_ms: float | None,
     measured_ms: float | None,
 ) -> str:
-    """Say in words how a latency misses its budget; empty if the budget is kept.
+    """Describe how a latency misses its budget; empty if the budget is kept.
 
-    A measurement is judged if there is one, otherwise the prediction.
+    The measured latency is checked if there is one, otherwise the predicted latency.
 
     Args:
-        tolerance: allowed overshoot of the measurement, as a fraction of the budget. A prediction
-            has none: the network was chosen by it.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget. A
+            predicted latency has no tolerance.
     """
     if measured_ms is not None:
         if measured_ms <= budget_ms * (1 + tolerance):

@@ -1,4 +1,4 @@
-"""Devices: what runs a network, described in YAML."""
+"""Devices that run networks, described in YAML."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
@@ -15,7 +15,7 @@ from quadranas.validation import Frozen, validate
 DEVICES = Path(__file__).parent / "devices"
 
 Rate = Annotated[float, Field(ge=1e-9, le=1e12)]
-"""So wide that every device fits, so narrow that no latency becomes zero or infinite."""
+"""Range of accepted rates; within it no latency becomes zero or infinite."""
 
 
 class Throughputs(Frozen):
@@ -31,15 +31,15 @@ class AnalyticModel(Frozen):
     """A roofline with saturation and a cost per kernel launch; see `analytic.py`.
 
     Args:
-        runtime: whose speed it imitates.
-        fitted_to: where the numbers come from.
-        expected_error: how far predictions were from measurements, and of what.
-        saturation_channels: which channels limit the throughput, `in` or `out`.
+        runtime: the runtime whose speed is modelled.
+        fitted_to: source of the numbers.
+        expected_error: description of the expected error of predictions.
+        saturation_channels: the channels that limit the throughput, `in` or `out`.
         saturation: number of those channels at which half of the throughput is reached.
-        overhead_us: of every kernel launch.
-        sigmoid_overhead_us: what a sigmoid, hard sigmoid, swish or hard swish takes beyond that.
+        overhead_us: time of every kernel launch.
+        sigmoid_overhead_us: additional time of a sigmoid, hard sigmoid, swish or hard swish.
         joins_in_place: concatenated and split tensors share memory, so that nothing is copied.
-        linear_weights_gb_per_s: bandwidth of a fully connected layer's weights, if it differs.
+        linear_weights_gb_per_s: bandwidth for the weights of fully connected layers, if different.
     """
 
     runtime: str
@@ -80,9 +80,9 @@ class Reach(Frozen):
     @model_validator(mode="after")
     def _check_tracker(self) -> Self:
         if self.rpc is not None and self.rpc_tracker is not None:
-            raise ValueError("name either a server (rpc) or a tracker (rpc_tracker), not both")
+            raise ValueError("set either a server (rpc) or a tracker (rpc_tracker), not both")
         if (self.rpc_tracker is None) != (self.rpc_key is None):
-            raise ValueError("rpc_tracker and rpc_key go together")
+            raise ValueError("rpc_tracker and rpc_key must both be set, or neither")
         return self
 
 
@@ -90,10 +90,10 @@ class Device(Frozen):
     """A device, and how its latency is measured or modelled.
 
     Args:
-        name: identifies its tables: `latency_tables/<space>/<name>.json`.
+        name: name of the device and of its tables, `latency_tables/<space>/<name>.json`.
         title: description of the hardware.
-        runtime: runs and times networks there, a name in `RUNTIMES`; or `fastest` for this
-            machine; `None` where nothing can be measured.
+        runtime: a name in `RUNTIMES`, or `fastest` for this machine; `None` if it cannot be
+            measured.
         target: the hardware in the runtime's terms: an OpenVINO device name, a TVM target, the
             number of a CUDA device.
         precision: precision of weights and activations; decides the bytes per element.
@@ -128,12 +128,12 @@ class Device(Frozen):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is reached over the network."""
+        """Whether the device is reached over the network."""
         return self.reach.rpc is not None or self.reach.rpc_tracker is not None
 
     @property
     def conditions(self) -> Conditions:
-        """What the device says of latencies measured on it."""
+        """Conditions known from the device."""
         return Conditions(
             device=self.name,
             backend=self.runtime,

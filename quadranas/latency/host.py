@@ -42,7 +42,7 @@ def pinned(threads: int | None) -> Iterator[None]:
     wanted = threads or len(cores)
     if wanted > len(cores):
         raise QuadranasError(
-            f"{wanted} threads were asked for, but this process may use {len(cores)} cores",
+            f"got {wanted} threads, but this process may use only {len(cores)} cores",
             "Set fewer threads.",
         )
     if not hasattr(os, "sched_setaffinity"):

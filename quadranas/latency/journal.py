@@ -1,4 +1,4 @@
-"""The journal of a measurement: a file to which every timing is appended as it is taken.
+"""The journal of a measurement: a file to which every timing is appended immediately.
 
 Each line is one JSON object; the first identifies the measurement. A killed process loses at most
 the line it was writing.
@@ -39,10 +39,10 @@ class Journal:
     Args:
         path: the file; created if it does not exist, continued if it belongs to the same
             measurement. `None`: the timings are kept in memory only.
-        identity: what is measured, and under which conditions.
+        identity: identifies the measurement and its conditions.
 
     Raises:
-        QuadranasError: the file is of another measurement, damaged, in use, or cannot be written.
+        QuadranasError: the file is of another measurement, damaged, in use, or not writable.
     """
 
     def __init__(self, path: Path | None, identity: Identity) -> None:
@@ -98,7 +98,7 @@ class Journal:
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # a torn line of a killed process
+        if whole < len(content):  # an incomplete line of a killed process
             file.truncate(whole)
         lines = content[:whole].splitlines()
         if not lines:
@@ -111,7 +111,7 @@ class Journal:
                 self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
         except JSON_FAULTS as error:
             raise QuadranasError(
-                f"{self.path} is not a journal of a measurement, or is damaged: {error}",
+                f"{self.path} is not a journal of a measurement, or it is damaged: {error}",
                 "Delete it to start again.",
             ) from error
 
@@ -121,8 +121,8 @@ class Journal:
         for key in dict.fromkeys((*wanted, *found)):
             if found.get(key) != wanted.get(key):
                 raise QuadranasError(
-                    f"{self.path} holds an unfinished measurement with {key} {found.get(key)!r}, "
-                    f"not {wanted.get(key)!r}",
+                    f"{self.path} holds an unfinished measurement with {key} {found.get(key)!r}; "
+                    f"expected {wanted.get(key)!r}",
                     "Finish that one, delete the file to start again, or choose another --output.",
                 )
 

@@ -17,17 +17,17 @@ from quadranas.extras import require_extra
 Precision = Literal["fp32", "fp16", "int8"]
 
 FASTEST = "fastest"
-"""In place of a runtime: the fastest of those installed on this machine, found by timing."""
+"""Name for the fastest runtime installed on this machine, found by timing."""
 
 ONNX_OPSETS = range(13, 24)
 """The opsets that networks can be written in."""
 
 ONNX_OPSET = 18
-"""The oldest that PyTorch's newer exporter writes, so the one that most readers know."""
+"""The oldest opset that PyTorch's newer exporter writes, which most runtimes can read."""
 
 LOCAL_SETTINGS = ("threads", "tuning_trials")
 REACH_SETTINGS = ("rpc", "rpc_tracker", "rpc_key", "worker_python")
-"""What a command line may change of a device: how it runs networks, and how it is reached."""
+"""Settings of a device that a command line may replace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class RuntimeFiles:
         precisions: precisions of the weights and activations in a file.
         free_batch: whether a file can take any number of images per call.
         opsets: ONNX opsets that the runtime reads; empty for other formats.
-        opset: the default one of them.
+        opset: the default opset.
         interchange: whether runtimes of other formats can read the files too.
         refused: formats with similar names that the runtime does not read, each with the reason
             and the next step.
@@ -77,7 +77,7 @@ class RuntimeFiles:
 
     @property
     def suffix(self) -> str:
-        """How the names of the files end."""
+        """The file name suffix."""
         return Path(self.artefact).suffix
 
     @property
@@ -101,8 +101,8 @@ class Runtime:
         extra: the extra that installs them; empty where nothing needs to be installed.
         found_by: package whose presence shows that this machine can measure with the runtime;
             empty where no package can show that.
-        settings: names from `LOCAL_SETTINGS` and `REACH_SETTINGS` that mean something to it.
-        needs_reach: the setting without which no device can be opened; empty if there is none.
+        settings: names from `LOCAL_SETTINGS` and `REACH_SETTINGS` that apply to it.
+        needs_reach: the setting that is required to open a device; empty if none is.
         for_host: whether `fastest` considers it.
         other_hardware: whether it needs hardware that a machine may lack.
         runs: formats of other runtimes that its devices can run.
@@ -123,7 +123,7 @@ class Runtime:
 
     @property
     def is_installed(self) -> bool:
-        """Whether this machine can measure with it, as far as installed packages show that."""
+        """Whether this machine can measure with it, judged by the installed packages."""
         return bool(self.found_by) and find_spec(self.found_by) is not None
 
     @property
@@ -140,7 +140,7 @@ class Runtime:
 
     @property
     def reach(self) -> tuple[str, ...]:
-        """The settings that say how to reach a device."""
+        """The settings that describe how to reach a device."""
         return tuple(name for name in self.settings if name in REACH_SETTINGS)
 
     def require(self) -> None:
@@ -303,7 +303,7 @@ def files_of(file_format: str) -> RuntimeFiles:
 
 
 def precisions_in_words() -> str:
-    """Which formats have other precisions than fp32, for help texts and hints."""
+    """The formats with other precisions than fp32, for help texts and hints."""
     formats: dict[str, list[str]] = {}
     for name in file_formats():
         for precision in files_of(name).precisions:
@@ -316,7 +316,7 @@ def precisions_in_words() -> str:
 
 
 def opsets_in_words() -> str:
-    """Which opsets can be written, for help texts."""
+    """The opsets that can be written, for help texts."""
     defaults = [
         f"{runtime.files.opset} for {runtime.title}"
         for runtime in RUNTIMES.values()
@@ -338,10 +338,10 @@ def check_name(kind: str, name: str, accepted: Iterable[str]) -> str:
 
 
 def current_name(runtime: object, *, target: object = None, worker: object = None) -> object:
-    """A runtime's name today.
+    """The current name of a runtime.
 
-    Version 0.1.0 wrote `openvino` for a Myriad too. Its devices are told by their target or by
-    the interpreter that drives them.
+    Version 0.1.0 wrote `openvino` for a Myriad too. Its devices are recognised by their target or
+    by the interpreter that drives them.
 
     Args:
         target: the device in the runtime's terms.

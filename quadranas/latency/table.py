@@ -53,9 +53,9 @@ class TableHeader(Frozen):
         space, space_digest: the search space, and the identity of its blocks.
         method: `analytic`, `emulated` or `measured`.
         fitted_to: for an analytic table, the source of the device model.
-        expected_error: expected error of a predicted network latency, in words.
+        expected_error: description of the expected error of a predicted network latency.
         unit: unit of every latency.
-        statistic: `model`, or the statistic of the timings that an entry is.
+        statistic: `model`, or the statistic of the timings that gives an entry.
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
         command, date, commit: command line, date and source revision that made the table.
         measurement, calibration, validation: for a measured table: how it was measured, the whole
@@ -100,7 +100,7 @@ class TableHeader(Frozen):
     @model_validator(mode="after")
     def _check_measured(self) -> Self:
         if (self.method == "measured") != (self.measurement is not None):
-            raise ValueError("a measured table, and no other, has the section 'measurement'")
+            raise ValueError("measured tables, and only these, need the section 'measurement'")
         return self
 
     @property
@@ -127,7 +127,7 @@ class TableEntry(Frozen):
     """The latency of one operation.
 
     Args:
-        latency_ms: the table's statistic.
+        latency_ms: the latency, as the table's statistic.
         minimum_ms, median_ms: minimum and median of all calls of the program that the operation
             was timed in, in proportion to `latency_ms`; `None` if it was not measured.
         spread: interquartile range of those calls, relative to their median.
@@ -181,7 +181,7 @@ class LatencyTable(Frozen):
         """Predict the latency of a whole network, in milliseconds.
 
         Raises:
-            QuadranasError: the network has replaced layers, which tables have no entries for.
+            QuadranasError: the network has replaced layers, for which tables have no entries.
             MissingEntryError: some of its operations have no entry.
         """
         if architecture.changes:

@@ -1,4 +1,4 @@
-"""The files of latency tables: where they lie, and how they are read."""
+"""The files of latency tables: finding and loading them."""
 
 import shlex
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def load_table(path: str | Path) -> LatencyTable:
 
 
 def table_paths(space: str, device: str) -> tuple[Path, ...]:
-    """The default places of a table: `latency_tables/` in the working folder, then the shipped."""
+    """The default paths of a table: `latency_tables/` in the working folder, then shipped ones."""
     relative = Path(space) / f"{device}.json"
     return Path("latency_tables") / relative, shipped("latency_tables") / relative
 
@@ -40,7 +40,7 @@ def locate_table(
     """Locate the file of a device's table for a space; `None` if there is none.
 
     Args:
-        path: the file that was asked for, instead of every other place.
+        path: the requested file; no other place is searched.
         own: the copy in a run folder, which comes before the default places if it exists and is a
             table of the device.
     """
@@ -110,11 +110,11 @@ def find_table(
 
 
 def _mismatch(header: TableHeader, space: SearchSpace, device: str) -> str:
-    """What a table was made for instead of a space and a device, in words; empty if for these."""
+    """What a table was made for, if not for this space and device; otherwise empty."""
     if header.space != space.name:
-        return f"space {header.space!r}, not for space {space.name!r} as it is now"
+        return f"space {header.space!r}, not for the current space {space.name!r}"
     if header.space_digest != space.digest:
-        return f"another version of it, not for space {space.name!r} as it is now"
+        return f"another version of space {space.name!r} than the current one"
     if header.device != device:
         return f"device {header.device!r}, not for {device!r}"
     return ""

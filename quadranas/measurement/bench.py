@@ -28,8 +28,8 @@ from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 DRIFT = 0.03
-"""Relative change of the reference operation's latency since the table was measured, beyond which
-a warning is printed."""
+"""Relative change of the reference operation's latency since the table was measured, above which a
+warning is printed."""
 
 DEFAULT_PLAN = Plan(round_s=0.25)
 """Plan to verify a few networks with. It takes at least ten seconds, however small they are."""
@@ -66,23 +66,23 @@ class Bench:
         self.provenance: Provenance = backend.provenance()
         if self.provenance.emulated:
             raise QuadranasError(
-                f"device {device.name!r} is emulated ({self.provenance.hardware}): the time that "
-                "a program takes there is no latency",
+                f"device {device.name!r} is emulated ({self.provenance.hardware}); emulated times "
+                "are not latencies",
                 "Measure on a real device.",
             )
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions of every latency that is measured here."""
+        """The conditions of the latencies measured on this device."""
         return self.device.conditions | self.provenance.conditions
 
     def identity(self, kind: str, space: SearchSpace) -> Identity:
-        """What a journal of timings taken here is identified by."""
+        """The identity of a journal of timings taken on this device."""
         of_space = Conditions(space=space.name, space_digest=space.digest)
         return {"kind": kind, **(self.conditions | of_space).identity()}
 
     def check_same(self, header: TableHeader, path: Path) -> None:
-        """Check that a table was measured under the conditions here.
+        """Check that a table was measured under the conditions of this bench.
 
         Raises:
             QuadranasError: another runtime, version, hardware or setting; names both values.
@@ -91,7 +91,7 @@ class Bench:
         if difference is not None:
             key, then, now = difference
             raise QuadranasError(
-                f"{path} was measured with {key} {then!r}; here it is {now!r}",
+                f"{path} was measured with {key} {then!r}, but this device has {now!r}",
                 f"Measure here with: {build_command(header.space, header.device)}",
             )
 
@@ -105,10 +105,10 @@ class Bench:
         """Time networks together with the reference operation, in shuffled rounds.
 
         Args:
-            jobs: networks to compile, or programs that are compiled already.
-            plan: `DEFAULT_PLAN` if not given.
-            journal: keeps the timings, so that an interrupted measurement resumes; in memory if
-                not given.
+            jobs: networks to compile, or compiled programs.
+            plan: how often to time. Default: `DEFAULT_PLAN`.
+            journal: stores the timings, so that an interrupted measurement resumes. Default: in
+                memory.
         """
         plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
         everything = {REFERENCE: chain_job([REFERENCE_OP]), **jobs}
@@ -177,7 +177,7 @@ class _Programs(Mapping[str, Program]):
 
 
 def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:
-    """The programs that a planned round still needs."""
+    """The programs whose planned rounds are not complete."""
     rounds = range(plan.num_rounds)
     found = [n for n in jobs if any(r not in journal.samples.get(n, {}) for r in rounds)]
     return found if found != [REFERENCE] else []
@@ -185,10 +185,10 @@ def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:
 
 @contextmanager
 def open_device(device: Device, records: Path | None = None) -> Iterator[Backend]:
-    """Open a device; this process is bound to as many cores as the device has threads.
+    """Open a device, and pin this process to as many cores as the device has threads.
 
     Args:
-        records: folder for tuning records; default: `RECORDS / device.name`.
+        records: folder for tuning records. Default: `RECORDS / device.name`.
 
     Raises:
         QuadranasError: the device cannot be reached.
@@ -212,7 +212,7 @@ def open_bench(device: Device) -> Iterator[Bench]:
 
 
 def as_measured(device: Device, header: TableHeader) -> Device:
-    """The device with runtime, precision, threads and batch size of a table of it."""
+    """The device with the runtime, precision, threads and batch size of one of its tables."""
     return device.configured(
         runtime=header.backend,
         precision=header.precision,
@@ -228,17 +228,17 @@ def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> 
     if abs(drift) > DRIFT:
         reporter.warning(
             f"{header.device} is {abs(drift):.0%} {'slower' if drift > 0 else 'faster'} now than "
-            "when its table was measured: other processes, or another clock?"
+            "when its table was measured; possible causes: other processes, or another clock speed"
         )
 
 
 def host_runtimes() -> tuple[str, ...]:
-    """The runtimes that `fastest` chooses from, without those that have to be tuned first."""
+    """The runtimes that `fastest` chooses from; those that need tuning are excluded."""
     return tuple(name for name, runtime in RUNTIMES.items() if runtime.for_host)
 
 
 def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> Device:
-    """This machine with the runtime that is fastest on a large network of the space.
+    """This machine with the fastest runtime for a large network of the space.
 
     Raises:
         MissingExtraError: no runtime is installed.
@@ -257,7 +257,7 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
         latencies[runtime] = timings.programs[architecture.name].latency_ms
     if not latencies:
         raise MissingExtraError(
-            f"no runtime is installed to measure this machine with; looked for "
+            f"no runtime to measure this machine is installed; looked for "
             f"{' and '.join(host_runtimes())}",
             "Install one with: pip install "
             + " or ".join(f"'quadranas[{RUNTIMES[name].extra}]'" for name in host_runtimes()),

@@ -31,10 +31,10 @@ from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 
 NULL = "null"
-"""A program that does next to nothing, so that its latency is the cost of a call."""
+"""Name of the program without work, whose latency is the cost of a call."""
 
 BASELINE = "carrier"
-"""The baseline network's name in journals of timings; that of version 0.1.0, to resume those."""
+"""The baseline network's name in journals of timings, the same as in version 0.1.0."""
 
 COPIES = 8
 """Number of copies of an operation that are added to the baseline network."""
@@ -53,7 +53,7 @@ PURPOSE = "calibration"
 
 @dataclass(frozen=True)
 class MeasuredEntries:
-    """Entries of a table, and what its header says of their measurement.
+    """Entries of a table, and the description of their measurement for its header.
 
     Args:
         scale, calibration: `None` if no whole network was measured.
@@ -66,9 +66,9 @@ class MeasuredEntries:
     calibration: Calibration | None
 
     def with_null_call(self, null_ms: float) -> tuple[TableEntry, ...]:
-        """The entries with another null call in them, that of the table they are added to."""
-        # Subtracted first: rounding then cannot put an operation that is as fast as a null call
-        # below the table's null call.
+        """The entries with the null call of another table, which they are added to."""
+        # The old null call is subtracted first. Rounding then cannot put an operation as fast as a
+        # null call below the new one.
         return tuple(
             entry.model_copy(update={"latency_ms": (entry.latency_ms - self.null_ms) + null_ms})
             for entry in self.entries
@@ -118,7 +118,7 @@ def measure_entries(
 
 
 def _inserted_jobs(specs: Iterable[OpSpec], baseline: Architecture) -> dict[str, Job]:
-    """The baseline several times, and with copies of each shape-preserving operation."""
+    """Several copies of the baseline, and the baseline with each shape-preserving operation."""
     ops = list(baseline.ops())
     jobs = {name: chain_job(ops) for name in _baselines()}
     for spec in filter(preserves_shape, specs):
@@ -132,7 +132,7 @@ def _fits_after(op: OpSpec, spec: OpSpec) -> bool:
 
 
 def _single_jobs(specs: Sequence[OpSpec]) -> dict[str, Job]:
-    """Operations that change the shape, and a convolution for each shape, once and twice."""
+    """Operations that change the shape, and for each shape a convolution, once and twice."""
     jobs = {}
     for spec in specs:
         if not preserves_shape(spec):
@@ -180,12 +180,12 @@ def _double(spec: OpSpec) -> str:
 def _entries(
     specs: Sequence[OpSpec], baseline: Architecture, timings: Timings
 ) -> dict[OpSpec, TableEntry]:
-    """The entries, each of one operation and one null call."""
+    """The entries; each includes one null call."""
     null_ms = timings.programs[NULL].latency_ms
     entries = {}
     for spec, added_ms in _added_ms(specs, baseline, timings).items():
-        # Minimum, median and spread are known of the timed program only, not of the difference;
-        # an entry gets them in proportion.
+        # Minimum, median and spread are known for the timed program, not for the difference; they
+        # are scaled to the entry.
         program = timings.programs[_inserted(spec) if preserves_shape(spec) else _single(spec)]
         latency_ms = added_ms + null_ms
         entries[spec] = TableEntry(
@@ -208,17 +208,17 @@ def _added_ms(
     added = {}
     for spec in specs:
         if preserves_shape(spec):
-            # Inside the smallest network, what surrounds the copies takes the least time: the
-            # smaller the baseline, the smaller the noise of the difference.
+            # The baseline is the smallest network because the noise of the difference grows with
+            # the latency of the baseline.
             added[spec] = max((ms[_inserted(spec)] - baseline_ms) / COPIES, least_ms)
         else:
-            # Alone, it enters one shape and leaves another: half of the boundary cost of each.
+            # A single operation enters one shape and leaves another: half of each boundary cost.
             alone_ms = ms[_single(spec)] - ms[NULL]
             ends_ms = sum(_boundary_ms(_preserving(shape), ms) for shape in _ends(spec)) / 2
             added[spec] = max(alone_ms - ends_ms, least_ms)
-    # What the baseline takes beyond its shape-preserving operations is taken by the others. They
-    # were timed alone, with warm caches, and only their sum inside a network is known: so there is
-    # one factor for all of them rather than one each.
+    # The rest of the baseline's latency belongs to the operations that change the shape. They
+    # were timed alone, with warm caches, and only their sum inside a network is known. So they
+    # share one factor.
     preserving_ms = sum(added[op] for op in baseline.ops() if preserves_shape(op))
     others_ms = sum(added[op] for op in baseline.ops() if not preserves_shape(op))
     factor = max(baseline_ms - ms[NULL] - preserving_ms, least_ms) / others_ms
@@ -226,7 +226,7 @@ def _added_ms(
 
 
 def _boundary_ms(conv: OpSpec, ms: Mapping[str, float]) -> float:
-    """The cost of entering and leaving a shape."""
+    """The cost of entering and leaving a feature map of this shape."""
     # once = null + boundary + conv and twice = null + boundary + 2 conv, solved for the boundary.
     return max(2 * ms[_single(conv)] - ms[_double(conv)] - ms[NULL], 0.0)
 
@@ -242,11 +242,11 @@ def _calibrate(
     measured_ms = [timings.programs[network.name].latency_ms for network in networks]
     if min(measured_ms) <= null_ms:
         raise QuadranasError(
-            "whole networks take no longer than a null call, so nothing can be calibrated",
+            "cannot calibrate the table: whole networks take no longer than a null call",
             "Measure on a quieter machine; delete the file of timings to start again.",
         )
-    # One scale for the whole table: eight networks could not tell the scales of single operations
-    # apart, and a common one keeps the order of the networks.
+    # One scale for the whole table: eight networks are too few to fit one per operation, and a
+    # common scale preserves the order of the networks.
     scale = fit_scale(sums_ms, measured_ms, null_ms)
     latencies = [
         NetworkLatency(name=network.name, predicted_ms=scale * total + null_ms, measured_ms=ms)

@@ -16,7 +16,7 @@ REFERENCE_OP = OpSpec(
 
 
 def preserves_shape(spec: OpSpec) -> bool:
-    """Whether output and input of the operation have the same shape, so that it can repeat."""
+    """Whether input and output have the same shape, so that the operation can be repeated."""
     return not spec.is_head and spec.stride == 1 and spec.in_channels == spec.out_channels
 
 

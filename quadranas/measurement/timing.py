@@ -37,7 +37,7 @@ timed again."""
 STATISTIC = "first quartile of the rounds' minima"
 
 TIMINGS = ".timings"
-"""Suffix of the journal that a file's timings lie in until the file is complete."""
+"""Suffix of the journal that stores the timings until the file is complete."""
 
 MAX_EXTRA = 10
 """Limit on the rounds beyond the planned ones, for disturbed rounds and unsteady programs."""
@@ -85,7 +85,7 @@ def time_programs(
     *,
     max_parallel: int = 1,
 ) -> Timings:
-    """Time programs in shuffled rounds; timings that the journal holds are not taken again.
+    """Time programs in shuffled rounds; timings already in the journal are not repeated.
 
     Args:
         programs: the programs by name; one of them is `REFERENCE`.
@@ -107,7 +107,7 @@ def time_programs(
             left_s = (time.monotonic() - started) / (done - done_before) * (total - done)
             _say_round(reporter, number + 1, plan.num_rounds, left_s)
     for number in range(plan.num_rounds, plan.num_rounds + MAX_EXTRA):
-        # A further round is of all programs as long as too few were quiet; then of the unsteady.
+        # Further rounds time all programs until enough rounds were quiet, then the unsteady ones.
         quiet = number - len(_disturbed(journal))
         again = names
         if quiet >= plan.num_rounds:
@@ -119,7 +119,7 @@ def time_programs(
 
 
 class _Rounds:
-    """Runs rounds: each program once, in an order that depends on seed and round number."""
+    """Runs rounds of all programs, in an order that depends on seed and round number."""
 
     def __init__(
         self, programs: Mapping[str, Program], journal: Journal, plan: Plan, max_parallel: int
@@ -164,7 +164,7 @@ class _Rounds:
 
 
 def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:
-    """Report the progress in about ten lines, where no live bar shows it."""
+    """Report the progress in about ten lines if there is no live progress bar."""
     if not reporter.is_live and number * 10 // total > (number - 1) * 10 // total:
         reporter.message(f"round {number} of {total}, {left_s / 60:.1f} min left")
 

@@ -1,4 +1,4 @@
-"""Verification: the network that was found, measured on the device that it was found for."""
+"""Verification: measuring a derived network on its target device."""
 
 from torch import nn
 
@@ -24,9 +24,9 @@ def measure_network(
     Runtime, settings and statistic are those of the table.
 
     Args:
-        plan: `DEFAULT_PLAN` of the bench if not given.
+        plan: how often to time. Default: `DEFAULT_PLAN` of the bench.
 
-    Returns: `None` if the table was not measured, or the device is not here.
+    Returns: the latency; `None` if the table was not measured, or the device is not connected.
     """
     header = priced.table.header
     if header.measurement is None:

@@ -9,7 +9,7 @@ from quadranas.runs.run_folder import RunFolder
 
 
 def open_curves(folder: RunFolder, num_metrics: int) -> Any:
-    """A TensorBoard writer; points that were written after the checkpoint are purged."""
+    """A TensorBoard writer; points written after the checkpoint are removed."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / layout.TENSORBOARD), purge_step=num_metrics + 1)

@@ -16,8 +16,8 @@ from quadranas.training.curves import open_curves, write_curves, write_histogram
 class Phase(Protocol):
     """A part of a training that `run_phase` drives, one step at a time.
 
-    A step must depend on the phase's state and the step's number alone, so that continuing from a
-    checkpoint repeats what an uninterrupted run does.
+    A step must depend only on the phase's state and the step's number, so that a resumed run is
+    bit-identical to an uninterrupted one.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Phase(Protocol):
         """The record of the layers in the epoch's last step; None without an inspection."""
 
     def alarms(self, metrics: Metrics) -> Iterable[str]:
-        """Warnings about an epoch; usually none."""
+        """Warnings about an epoch; usually empty."""
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint."""
@@ -52,7 +52,7 @@ def run_phase(
     checkpoint_seconds: float,
     num_metrics: int = 0,
 ) -> int:
-    """Run a phase from its start or from a checkpoint of it; it ends with a checkpoint.
+    """Run a phase from its start or from one of its checkpoints; write a checkpoint at the end.
 
     Args:
         num_metrics: number of lines in `metrics.jsonl` when the phase began.
@@ -64,7 +64,7 @@ def run_phase(
         phase.restore(checkpoint["state"])
         first, num_metrics = checkpoint["step"], checkpoint["num_metrics"]
         sums = _Means(dict(checkpoint["sums"]), dict(checkpoint["counts"]))
-    # Lines written after the checkpoint belong to steps that are repeated now.
+    # Lines written after the checkpoint belong to steps that are repeated.
     folder.keep_metrics(num_metrics)
     folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
@@ -116,7 +116,7 @@ class _Means:
         self.sums, self.counts = sums or {}, counts or {}
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint in the middle of an epoch holds."""
+        """The sums for a checkpoint in the middle of an epoch."""
         return {"sums": self.sums, "counts": self.counts}
 
     def add(self, values: Mapping[str, float]) -> None:

@@ -11,7 +11,7 @@ from quadranas.runs.config import WeightConfig
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with and without weight decay: norms, biases and layer scales have none."""
+    """Parameter groups with and without weight decay; norms, biases and layer scales have none."""
     parameters = list(parameters)
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -22,7 +22,7 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
 def build_optimizer(network: nn.Module, config: WeightConfig) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, on the groups of `decay_groups`.
 
-    Parameters without a gradient are left alone: no momentum, no decay. (SGD is not `fused`:
+    Parameters without a gradient are not changed: no momentum, no decay. (SGD is not `fused`:
     with momentum, torch 2.13 then fails on parameters without gradient.)
     """
     parameters = [p for name, p in network.named_parameters() if name != "gates.alpha"]

@@ -4,8 +4,8 @@ Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), which trains second
 apart from first-order ones. The bound of `clip_products` is our own.
 
 Two factors `a` and `b` are multiplied, so a step of both changes their product by more than a
-step of the linear branch `c` changes the linear term. So the factors get a learning rate, a
-warm-up and a bound of their own.
+step of the linear branch `c` changes the linear term. So the factors get their own learning
+rate, warm-up and bound.
 """
 
 from collections.abc import Iterator

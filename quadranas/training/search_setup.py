@@ -28,7 +28,7 @@ from quadranas.strategies.limits import Limits, feasibility
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """Space, budget, table, device and data of a search: everything known before training."""
+    """Space, budget, table, device and data of a search."""
 
     config: SearchConfig
     space_file: SpaceFile
@@ -59,7 +59,7 @@ def prepare_search(
             if the originals have changed since.
 
     Raises:
-        QuadranasError: a fault in the configuration, the budget, the table or the images.
+        QuadranasError: the configuration, budget, table or images are invalid or missing.
     """
     if given.budget is None or given.device is None:
         missing = "device" if given.device is None else "budget"
@@ -90,7 +90,7 @@ def prepare_search(
 
 
 def _data_line(dataset: Dataset) -> str:
-    """The data in words."""
+    """A description of the data."""
     skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
     return (
         f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "

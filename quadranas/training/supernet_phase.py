@@ -24,7 +24,8 @@ COLLAPSED = 0.05
 """Entropy of the gates, from 0 to 1, below which they count as collapsed."""
 
 TOLERATED = 0.05
-"""Relative deviation of the expected latency from the budget that is tolerated at the end."""
+"""Relative deviation of the final expected latency from the budget, above which a warning is
+printed."""
 
 
 class SupernetTraining:
@@ -44,7 +45,7 @@ class SupernetTraining:
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
         self.num_steps = epochs * self.steps_per_epoch
         self.expected = ExpectedLatency(setup.space, supernet.gates, setup.priced.table)
-        # If every network is within the budget, it has no effect: accuracy alone decides.
+        # If every network is within the budget, the controller has no effect.
         self.unbound = setup.budget_ms >= reachable_ms(setup.space, setup.priced.table)[1]
         self.controller = BudgetController(setup.budget_ms)
         if self.unbound:
@@ -133,8 +134,8 @@ class SupernetTraining:
         if done == self.num_steps and abs(off) > TOLERATED and not self.unbound:
             yield (
                 f"the expected latency ended at {expected_ms:.4g} ms, {abs(off):.0%} "
-                f"{'above' if off > 0 else 'below'} the budget; the derived network keeps the "
-                "budget all the same, but a longer search would suit it better"
+                f"{'above' if off > 0 else 'below'} the budget; the derived network still keeps "
+                "the budget, but a longer search may find a better one"
             )
 
     def state(self) -> dict[str, Any]:

@@ -232,7 +232,10 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(copy: Path, name: str) -
         ({"input": {"shape": (1, 3, 32, 64)}}, r"must be \(B, 3, R, R\)"),
         ({"input": {"shape": (1, 1, 32, 32)}}, r"must be \(B, 3, R, R\)"),
         ({"input": {"shape": (0, 3, 32, 32)}}, "greater than or equal to 1"),
-        ({"input": {"shape": (1, 3, 32, 32), "mean": (0, 0, 0)}}, "mean and std go together"),
+        (
+            {"input": {"shape": (1, 3, 32, 32), "mean": (0, 0, 0)}},
+            "mean and std must both be given",
+        ),
         ({"input": {"shape": (1, 3, 32, 32), "std": (1, 0, 1)}}, "greater than 0"),
         ({"latency": {"deviation": math.inf}}, "finite"),
         ({"latency": {"deviation": math.nan}}, "finite"),

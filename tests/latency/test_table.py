@@ -117,8 +117,11 @@ def saved(path: Path, table: LatencyTable, **header: object) -> Path:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"space": "quadranet-mobile"}, "made for space 'quadranet-mobile', not for space 'toy'"),
-        ({"space_digest": "0" * 16}, "made for another version of it"),
+        (
+            {"space": "quadranet-mobile"},
+            "made for space 'quadranet-mobile', not for the current space 'toy'",
+        ),
+        ({"space_digest": "0" * 16}, "made for another version of space"),
         ({"device": "cpu"}, "made for device 'cpu', not for 'vpu'"),
         ({"format_version": 99}, "format_version 99 is newer"),
         ({"method": "guessed"}, r"header\.method"),

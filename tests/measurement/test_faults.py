@@ -98,11 +98,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "another unit": (set_header(unit="s"), "t.json: header.unit: Input should be 'ms' (got 's')"),
     "no measurement": (
         set_header(measurement=None),
-        "t.json: header: a measured table, and no other, has the section 'measurement'",
+        "t.json: header: measured tables, and only these, need the section 'measurement'",
     ),
     "measured, it says not": (
         set_header(method="analytic"),
-        "t.json: header: a measured table, and no other, has the section 'measurement'",
+        "t.json: header: measured tables, and only these, need the section 'measurement'",
     ),
     "a negative latency": (set_entry("latency_ms", -1.0), "t.json: entries.2.latency_ms: "),
     "a negative minimum": (set_entry("minimum_ms", -0.5), "t.json: entries.2.minimum_ms: "),
@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no entries": (lambda content: content.update(entries=[]), "t.json: entries: "),
     "another space's entries": (of_another_space, "has no entry for "),
     "another space": (set_header(space="quadranet-tiny"), "made for space 'quadranet-tiny'"),
-    "an older space": (set_header(space_digest="0" * 16), "made for another version of it"),
+    "an older space": (set_header(space_digest="0" * 16), "made for another version of space"),
     "another device": (set_header(device="vpu"), "made for device 'vpu', not for 'host'"),
     "a negative noise": (
         lambda content: content["header"]["measurement"].update(noise=-1),
@@ -215,9 +215,12 @@ def test_a_device_that_is_lost_costs_no_timing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 2}, "holds an unfinished measurement with batch_size 1, not 2"),
-        ({"threads": None}, "holds an unfinished measurement with threads 1, not None"),
-        ({"name": "other"}, "holds an unfinished measurement with device 'board', not 'other'"),
+        ({"batch_size": 2}, "holds an unfinished measurement with batch_size 1; expected 2"),
+        ({"threads": None}, "holds an unfinished measurement with threads 1; expected None"),
+        (
+            {"name": "other"},
+            "holds an unfinished measurement with device 'board'; expected 'other'",
+        ),
     ],
 )
 def test_a_measurement_is_not_continued_as_another_one(
@@ -245,7 +248,7 @@ def test_damaged_timings_are_not_made_a_table_of(
     measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
     Path(TIMINGS).write_text('{"identity": "mine"}\n', encoding="utf-8")
     outcome = call(*BUILD)
-    assert_one_message(outcome, f"{TIMINGS} is not a journal of a measurement, or is damaged")
+    assert_one_message(outcome, f"{TIMINGS} is not a journal of a measurement, or it is damaged")
     assert outcome.json()["hint"] == "Delete it to start again."
     assert listing(Path()) == ["board.yaml", TIMINGS]
 
