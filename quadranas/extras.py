@@ -1,4 +1,4 @@
-"""Optional packages, which extras install."""
+"""Checking for optional packages, which extras install."""
 
 import importlib
 
@@ -9,7 +9,7 @@ def require_extra(extra: str, *packages: str) -> None:
     """Check that the packages of an extra are installed.
 
     Raises:
-        MissingExtraError: one is missing; names the extra.
+        MissingExtraError: a package is missing; names the extra.
     """
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""Reading and writing files: strict, atomic, and never executing what they hold."""
+"""Reading and writing files: strictly, atomically, and without executing their content."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from quadranas.errors import QuadranasError
 
 PACKAGE = Path(__file__).parent
 TEMPORARY = ".tmp"
-"""Suffix of the names of files that are being written; these names begin with a dot."""
+"""Suffix of temporary files during writing; their names begin with a dot."""
 
 YAML_FAULTS = (
     yaml.YAMLError,
@@ -37,7 +37,7 @@ def shipped(folder: str) -> Path:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content, never a part, even in a crash.
+    """Write a file so that readers see the old or the new content completely, even after a crash.
 
     Raises:
         QuadranasError: the folder cannot be written or the disk is full.
@@ -58,7 +58,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             f"cannot write {path}: {error.strerror or error}",
             "Free some space or choose another folder.",
         ) from error
-    finally:  # does not exist after success; removed after an interrupt as well
+    finally:  # missing after success; removed after errors and interrupts
         if temporary:
             Path(temporary).unlink(missing_ok=True)
 
@@ -97,7 +97,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     text = read_text(path, what)
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number without end
+    except (ValueError, RecursionError) as error:  # ValueError also covers overlong numbers
         raise QuadranasError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")

@@ -17,7 +17,7 @@ class Frozen(BaseModel):
 
 
 class CommandResult(Frozen):
-    """What a command returns: frozen, typed; `--json` prints its `model_dump(mode="json")`."""
+    """The frozen, typed result of a command; `--json` prints its `model_dump(mode="json")`."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,11 +27,11 @@ Location = tuple[int | str, ...]
 
 
 UNION_TAGS = ("str", "int", "float", "bool")
-"""What pydantic appends to the location of a fault in a union."""
+"""The suffixes that pydantic appends to the location of a fault in a union."""
 
 
 BOUNDED = reprlib.Repr()
-BOUNDED.maxlevel = 3  # YAML's aliases can hold a value that is endless when written out
+BOUNDED.maxlevel = 3  # YAML aliases can describe values that are endless when expanded
 BOUNDED.maxlist = BOUNDED.maxdict = BOUNDED.maxstring = 80
 
 
@@ -64,17 +64,17 @@ def refuse_newer(content: Mapping[str, Any], newest: int, source: str | Path) ->
 
 
 def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """The faults, one line per key: `key.path: message (got value)`."""
+    """Describe the faults, one line per key: `key.path: message (got value)`."""
     faults: dict[Location, list[Any]] = {}
     for fault in error.errors():
         location = fault["loc"]
         if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
-            location = location[:-1]  # one fault per member of the union: they share a line
+            location = location[:-1]  # the faults of all members of a union share a line
         faults.setdefault(location, []).append(fault)
     return [
         _describe(model, location, found)
         for location, found in faults.items()
-        # A faulty item also counts as a missing one in a list that needs items.
+        # In a list with a minimum length, a faulty item is also reported as missing.
         if found[0]["type"] != "too_short" or not _any_inside(location, faults)
     ]
 
@@ -97,7 +97,7 @@ def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any])
     if fault["type"] == "missing":
         return f"{prefix}required {'key' if isinstance(location[-1], str) else 'value'} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] != "value_error":  # pydantic's own words
+    if fault["type"] != "value_error":  # pydantic's own message
         message = message.replace("tuple", "list").replace("Tuple", "List")
     if fault["type"] == "model_type":
         message = "Input should be a mapping of keys"
@@ -108,7 +108,7 @@ def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any])
 
 
 def _short(value: Any) -> str:
-    """A value in brackets, or nothing where it is too long to help."""
+    """A value in brackets; empty if it is too long."""
     try:
         text = BOUNDED.repr(value)
     except ValueError:  # an integer of thousands of digits
@@ -117,7 +117,7 @@ def _short(value: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> set[str]:
-    """The field names accepted at a key path, followed through nested models."""
+    """The field names accepted at a key path of nested models."""
     current: Any = model
     for part in location:
         if isinstance(part, int) or current is None:

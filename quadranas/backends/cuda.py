@@ -28,9 +28,9 @@ ASKED = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
 
 class CudaBackend(Backend):
-    """A GPU, selected by its number. Latencies are without copies from and to the host.
+    """A GPU, selected by its number. Latencies exclude copies from and to the host.
 
-    In eager PyTorch, launches dominate at batch 1; such networks are deployed as graphs.
+    In eager PyTorch, kernel launches dominate at batch 1, so networks are deployed as graphs.
     """
 
     max_parallel = 1
@@ -39,14 +39,14 @@ class CudaBackend(Backend):
         if not torch.cuda.is_available():
             raise QuadranasError(
                 f"device {device.name!r}: PyTorch {torch.__version__} finds no CUDA device here",
-                "Run this where there is one, with a CUDA build of torch.",
+                "Use a machine with an NVIDIA GPU and a CUDA build of torch.",
             )
         index = device.target or 0
         if not isinstance(index, int) or index >= torch.cuda.device_count():
             raise QuadranasError(
                 f"device {device.name!r}: there is no CUDA device {device.target!r}; "
-                f"there are {torch.cuda.device_count()}",
-                "Set 'target' to the number of one, from 0 on.",
+                f"found {torch.cuda.device_count()}",
+                "Set 'target' to the number of a CUDA device, counted from 0.",
             )
         if device.precision not in DTYPES:
             raise QuadranasError(
@@ -125,7 +125,7 @@ class CudaProgram:
                 return [_replay_ms(self.graph) for _ in range(repeats)]
         except RuntimeError as error:
             raise DeviceLostError(
-                f"the GPU {device} no longer answers: {str(error).splitlines()[0]}",
+                f"GPU {device} no longer responds: {str(error).splitlines()[0]}",
                 "Check it with nvidia-smi, then repeat the command.",
             ) from error
 

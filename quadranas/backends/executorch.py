@@ -45,8 +45,8 @@ class ExecuTorchBackend(Backend):
     """Runs fp32; XNNPACK runs the operators that it has kernels for."""
 
     max_parallel = 1
-    # XNNPACK leaves LayerNorm to a portable kernel, and of its decomposed form the means; no pass
-    # made a network faster, and that one takes three times as long (experiments/lowering/).
+    # No pass made a network faster. XNNPACK has no kernel for LayerNorm, nor for the means of its
+    # decomposed form, which takes three times as long (experiments/lowering/).
     lowering = ("fold_batch_norm",)
 
     def __init__(self, device: Device, records: Path) -> None:
@@ -184,14 +184,14 @@ def _read(path: Path) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> QuadranasError:
     return QuadranasError(
-        f"{path} is not a program that ExecuTorch reads, or it is damaged: {error}",
+        f"{path} is not an ExecuTorch program, or it is damaged: {error}",
         "Convert the network again.",
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the warnings of its packages (executorch 1.4.1, torchao 0.18)."""
+    """Suppress the warnings of ExecuTorch's packages (executorch 1.4.1, torchao 0.18)."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

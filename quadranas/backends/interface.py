@@ -34,7 +34,7 @@ class Provenance:
         hardware: name of the hardware, such as a CPU's model.
         versions: versions of the packages that made the program.
         settings: other settings that affect the speed: tuning, clocks, driver.
-        emulated: whether the hardware is emulated, so that times are no latencies.
+        emulated: whether the hardware is emulated; emulated times are not latencies.
     """
 
     runtime: str
@@ -45,7 +45,7 @@ class Provenance:
 
     @property
     def conditions(self) -> Conditions:
-        """What the runtime says of latencies measured with it."""
+        """Conditions known from the runtime."""
         return Conditions(
             runtime=self.runtime, hardware=self.hardware, settings=dict(self.settings)
         )
@@ -77,9 +77,9 @@ class Program(Protocol):
         """Time `repeats` calls, in milliseconds, after one that is discarded.
 
         Raises:
-            DeviceLostError: the device no longer answers; the call can be repeated on a backend
-                that is opened again.
-            QuadranasError: the device is emulated, so its times are no latencies.
+            DeviceLostError: the device no longer responds; the call can be repeated after opening
+                the backend again.
+            QuadranasError: the device is emulated; emulated times are not latencies.
         """
 
 
@@ -100,16 +100,16 @@ class Conversion:
     half_weights: bool = False
 
     def check(self, runtime: Runtime) -> None:
-        """Check that a runtime's files can be of this kind.
+        """Check that a runtime can write such a file.
 
         Raises:
-            QuadranasError: they cannot; names the key.
+            QuadranasError: it cannot; names the key.
         """
         for name, is_offered in runtime.own_files.options.items():
             value = getattr(self, name)
             if value and not is_offered:
                 raise QuadranasError(
-                    f"{runtime.title} files take no {name}, got {value}",
+                    f"{runtime.title} files do not support {name}, got {value}",
                     "Omit it for this runtime.",
                 )
 
@@ -117,16 +117,16 @@ class Conversion:
         """An example input for `torch.export`, and its free sizes."""
         if not self.dynamic_batch:
             return torch.zeros(*self.input_shape), None
-        # An example of one image would be taken for a constant.
+        # With one image as the example, torch.export would treat the batch size as a constant.
         return torch.zeros(2, *self.input_shape[1:]), ({0: torch.export.Dim(BATCH)},)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedFile:
-    """What became of a network.
+    """A network converted to a file.
 
     Args:
-        path: the file; others of the same stem may belong to it.
+        path: the file; it may refer to other files with the same stem.
         passes: names of the lowering passes that were applied.
         opset: ONNX opset; `None` for other formats.
     """
@@ -210,8 +210,8 @@ class Backend(Protocol):
         """Compile a network in evaluation mode for inputs of one shape, (B, C, H, W).
 
         Raises:
-            QuadranasError: the runtime refuses the network, or the device's precision.
-            DeviceLostError: the device no longer answers.
+            QuadranasError: the runtime does not support the network or the device's precision.
+            DeviceLostError: the device no longer responds.
         """
 
     @property
@@ -243,11 +243,11 @@ class FileBackend(Backend, Protocol):
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """Write a network in evaluation mode as a file, and files beside it of the same stem.
 
-        Files are written whole or not at all. The same network gives the same bytes where the
+        Files are written completely or not at all. The same network gives the same bytes where the
         format allows it.
 
         Raises:
-            QuadranasError: the runtime cannot convert the network, or not in this way.
+            QuadranasError: the runtime cannot convert the network, or not with these options.
         """
 
     def load(self, path: Path, input_shape: Sequence[int]) -> Program:
@@ -255,7 +255,7 @@ class FileBackend(Backend, Protocol):
 
         Raises:
             QuadranasError: the runtime cannot read it, or it takes inputs of another shape.
-            DeviceLostError: the device no longer answers.
+            DeviceLostError: the device no longer responds.
         """
 
     def count_operators(self, path: Path) -> dict[str, int]:

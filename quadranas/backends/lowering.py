@@ -146,7 +146,7 @@ def fold_layer_scale(network: nn.Module) -> nn.Module:
 
 
 def decompose_layer_norm(network: nn.Module) -> nn.Module:
-    """Write LayerNorm as elementary operations, for runtimes without it and those that fuse it."""
+    """Write LayerNorm as elementary operations, for runtimes that lack it or fuse these."""
     return _replaced(network, lambda module: isinstance(module, nn.LayerNorm), DecomposedNorm)
 
 

@@ -16,7 +16,7 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.runtimes import ONNX_OPSET, ONNX_OPSETS
 
 TRACED_OPSETS = range(ONNX_OPSETS[0], ONNX_OPSET)
-"""The opsets that only PyTorch's older exporter writes, which traces."""
+"""The opsets that only PyTorch's older, tracing exporter writes."""
 
 LAYER_NORM_OPSET = 17
 """The first opset with LayerNormalization."""
@@ -41,7 +41,7 @@ def check_opset(opset: int, accepted: range) -> None:
     """Check an ONNX opset.
 
     Raises:
-        QuadranasError: it is not among those accepted.
+        QuadranasError: the opset is not accepted.
     """
     if opset not in accepted:
         raise QuadranasError(
@@ -90,7 +90,7 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(path)
     except OSError as error:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # protobuf has a kind of its own
+    except Exception as error:  # protobuf raises its own kind
         raise QuadranasError(
             f"{path} is not an ONNX model, or it is damaged: {error}",
             "Convert the network again.",
@@ -141,7 +141,7 @@ def _trace(network: nn.Module, conversion: Conversion, opset: int) -> Any:
     torch.onnx.export(
         network,
         (torch.zeros(*conversion.input_shape),),
-        file,  # type: ignore[arg-type] # a buffer serves, too
+        file,  # type: ignore[arg-type] # a buffer is accepted too
         dynamo=False,
         input_names=["images"],
         output_names=["logits"],

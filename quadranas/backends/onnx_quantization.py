@@ -3,7 +3,7 @@
 Weights are signed, symmetric, one scale per output channel. Activations are unsigned, one scale
 per tensor: on x86 only unsigned times signed products have fast kernels (a QuadraNet of 0.4 G MACs
 at 32 pixels, ONNX Runtime 1.31.1, AMD EPYC of family 26, 2026-11-21: 0.40 ms, signed ones 1.5 ms),
-and ARM's take both. An x86 processor without VNNI adds such products in 16 bits and may saturate.
+and ARM has both. An x86 processor without VNNI adds such products in 16 bits and may saturate.
 
 Only products with weights are quantised. Sums, norms and the element-wise products of quadratic
 layers stay in float: quantising them too made the same network slower (0.62 ms).
@@ -31,7 +31,7 @@ def quantize_onnx(
     """See `QuantizingBackend.quantize`; the same input gives the same bytes.
 
     Raises:
-        QuadranasError: the model has no such layer to keep, or the file cannot be written.
+        QuadranasError: a layer to keep does not exist, or the file cannot be written.
     """
     import onnx
 
@@ -78,7 +78,7 @@ def _weighted(model: Any) -> list[Any]:
         for node in model.graph.node
         if node.op_type in WEIGHTED
         and node.input[1] in sizes
-        # The matrix of every output of a bilinear neuron: ONNX Runtime has no 8 bits for that.
+        # ONNX Runtime has no 8-bit kernel for the matrices of bilinear neurons.
         and (node.op_type != "MatMul" or len(sizes[node.input[1]]) == 2)
     ]
 
@@ -90,7 +90,9 @@ def _quantized(model: Any, chosen: list[str], images: Sequence[NDArray[np.float3
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     producer = model.producer_name, model.producer_version
-    add_pre_process_metadata(model)  # otherwise it asks for a pass that would merge layers
+    add_pre_process_metadata(
+        model
+    )  # otherwise it warns and suggests a pass that would merge layers
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
         onnx.save(model, prepared)

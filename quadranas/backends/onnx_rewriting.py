@@ -10,8 +10,8 @@ import numpy as np
 def join_bias(model: Any, chosen: Callable[[Any], bool]) -> None:
     """Replace products with a matrix, and the biases added to them, by a Gemm on a list of pixels.
 
-    ONNX Runtime 1.31 has an 8-bit Gemm with a bias but no such MatMul, which would round the
-    sums, add the bias in float, and round again.
+    ONNX Runtime 1.31 has an 8-bit Gemm with a bias. A MatMul would round the sums, add the bias
+    in float, and round again.
 
     Args:
         chosen: selects MatMul nodes.
@@ -74,7 +74,7 @@ class _Joined:
         ]
 
     def _bias(self, product: str) -> tuple[list[str], str]:
-        """The bias of a product that is used only there, and the name of the sum."""
+        """The bias added to a product without other uses, and the name of the sum."""
         addition = self.additions.get(product)
         if addition is None or self.uses[product] > 1:
             return [], product
@@ -92,7 +92,7 @@ class _Joined:
 
 
 def merge_constants(model: Any) -> None:
-    """Merge equal constants: most zero points, and the scales of shared inputs."""
+    """Merge equal constants, such as zero points and the scales of shared inputs."""
     first: dict[bytes, str] = {}
     names: dict[str, str] = {}
     kept = []
@@ -111,7 +111,7 @@ def merge_constants(model: Any) -> None:
 
 
 def shorten_names(model: Any, kept: Collection[str]) -> None:
-    """Number the tensors: derived names are a tenth of a small file.
+    """Replace the tensors' names by numbers; long names take a tenth of a small file.
 
     Args:
         kept: names that are not changed.

@@ -97,7 +97,7 @@ class OnnxRuntimeBackend(Backend):
         """See `QuantizingBackend`.
 
         Raises:
-            QuadranasError: the file has no such layer to keep, or cannot be written.
+            QuadranasError: a layer to keep does not exist, or the file cannot be written.
         """
         quantize_onnx(source, target, images, kept)
 

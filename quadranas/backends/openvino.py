@@ -35,11 +35,11 @@ FACTS = RUNTIMES["openvino"]
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 RUN = {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 RUN |= {theirs: ours for ours, theirs in PRECISIONS.items()}
-"""Our names of the precisions that a compiled model reports."""
+"""The names of precisions in device files, by the names that a compiled model reports."""
 
 
 class OpenVinoBackend(Backend):
-    """Runs in the precision of the device, or refuses: OpenVINO would choose bf16 where it can."""
+    """Runs in the precision of the device, or raises; by default OpenVINO would choose bf16."""
 
     max_parallel = 1
     lowering = (
@@ -79,7 +79,7 @@ class OpenVinoBackend(Backend):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.device.precision],
             "NUM_STREAMS": 1,
-            # The affinity of this process decides on the cores.
+            # The affinity of this process determines the cores.
             "ENABLE_CPU_PINNING": False,
         }
         if self.device.threads is not None:
@@ -134,7 +134,7 @@ class OpenVinoBackend(Backend):
 
         Raises:
             MissingExtraError: NNCF is not installed.
-            QuadranasError: the file has no such layer to keep, or cannot be written.
+            QuadranasError: a layer to keep does not exist, or the file cannot be written.
         """
         model = quantized_model(self.read(source), images, kept)
         write_model(model, target)
@@ -169,7 +169,7 @@ class OpenVinoBackend(Backend):
 
     def _check_precision(self, compiled: Any) -> None:
         if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
-            raise self._refusal("it does not say which precision it runs")
+            raise self._refusal("it does not report the precision that it runs")
         kind = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         runs = RUN.get(kind, kind)
         if runs != self.device.precision:
@@ -215,7 +215,7 @@ class OpenVinoProgram:
 
 
 def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:
-    """Write OpenVINO's two files: both, whole, or none.
+    """Write OpenVINO's two files, both completely or neither.
 
     Raises:
         QuadranasError: they cannot be written.

@@ -3,7 +3,7 @@
 OpenVINO dropped the Myriad after 2022.3, and the wheels that still drive it are for Python 3.6 to
 3.9. So a worker in an old environment drives the stick; it reads ONNX and gets requests
 over pipes (`openvino2021_process.py`, `openvino2021_main.py`). The same wheel's CPU device works
-in the same way, and serves for tests without a stick.
+in the same way, and is used for tests without a stick.
 """
 
 import re
@@ -46,13 +46,13 @@ from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["openvino2021"]
 OPSET = FACTS.own_files.opsets[-1]
-"""The newest that it reads."""
+"""The newest opset that it reads."""
 
 LIBUSB_MISSING = "libusb-1.0.so.0"
 """The system library that the plugin for the stick loads; wheels do not contain it."""
 
 STICK_GONE = re.compile(r"NC_(ERROR|TIMEOUT|BUSY|DEVICE_NOT_FOUND|MYRIAD_ERROR)|X_LINK_")
-"""Errors of the plugin that mean that the stick does not answer."""
+"""Errors of the plugin that mean that the stick does not respond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +234,14 @@ class OpenVino2021Backend(ClosedOnExit):
         else:
             if hello["openvino"].startswith(f"{RELEASE}."):
                 return hello
-            fault = f"it has OpenVINO {hello['openvino']}, needed: {RELEASE}"
+            fault = f"it has OpenVINO {hello['openvino']}, expected {RELEASE}"
         raise QuadranasError(f"worker_python {self._python}: {fault}", HOW_TO_INSTALL)
 
     def _ask_hello(self, worker: WorkerProcess) -> dict[str, Any]:
         return worker.ask("hello", self._patience.load_s, device=self._name)
 
     def _insist(self, what: str, ask: Callable[[WorkerProcess], dict[str, Any]]) -> dict[str, Any]:
-        """Get an answer, from a new worker each time one is lost."""
+        """Get an answer; if the worker is lost, ask again with a new one."""
         for retries_left in reversed(range(self._patience.retries + 1)):
             try:
                 return ask(self._running())
@@ -261,7 +261,7 @@ class OpenVino2021Backend(ClosedOnExit):
         raise AssertionError("the last turn returns or raises")
 
     def _ask(self, worker: WorkerProcess, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send one request; a stick that stopped answering counts as a lost worker."""
+        """Send one request; a stick that no longer responds counts as a lost worker."""
         timeout_s = self._patience.load_s if do == "load" else self._patience.call_s
         try:
             return worker.ask(do, timeout_s, **arguments)
@@ -287,7 +287,7 @@ class OpenVino2021Backend(ClosedOnExit):
     def _explained(self, what: str, refusal: RefusedError) -> QuadranasError:
         if STICK_GONE.search(str(refusal)):
             return QuadranasError(
-                f"no Myriad stick answers as {self._name}: {refusal}",
+                f"no Myriad stick responds as {self._name}: {refusal}",
                 "Check that lsusb lists it (03e7:2485, Intel Movidius MyriadX), that a udev rule "
                 "gives access to devices of vendor 03e7, and that no other process uses it.",
             )

@@ -14,14 +14,14 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("openvino2021_main.py")
 LAST_LINES = 5
 GRACE_S = 2.0
-"""Time for a worker that is told to stop to release its stick."""
+"""Time for a stopping worker to release its stick."""
 
 LOOK_S = 0.5
 """Interval of checks whether the process is alive while waiting for an answer."""
 
 
 class WorkerLostError(Exception):
-    """The worker died, hangs or sent an invalid answer; it has been ended."""
+    """The worker died, hung or sent an invalid answer, and was stopped."""
 
 
 class RefusedError(Exception):
@@ -32,7 +32,7 @@ class WorkerProcess:
     """A running worker.
 
     It runs in another session, so that Ctrl-C in the terminal does not reach it. It ends when it
-    is stopped or garbage-collected, and with this process.
+    is stopped or garbage-collected, or when this process ends.
 
     Args:
         python: the interpreter, a path or a command. It runs isolated, without PYTHONPATH and the
@@ -76,7 +76,7 @@ class WorkerProcess:
         try:
             self._send(request)
             answer = self._receive(time.monotonic() + timeout_s, timeout_s)
-        except BaseException:  # Ctrl-C too: the answer would be taken for that of the next request
+        except BaseException:  # Ctrl-C too: otherwise the next request would receive this answer
             self.stop(grace_s=0)
             raise
         if "error" in answer:
@@ -169,7 +169,7 @@ def _end(process: "subprocess.Popen[bytes]", grace_s: float = GRACE_S) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(OSError):
-        process.stdin.close()  # which tells it to end
+        process.stdin.close()  # makes it end
     try:
         _exit_code(process, grace_s)
     finally:  # also after a second Ctrl-C

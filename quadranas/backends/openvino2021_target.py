@@ -1,4 +1,4 @@
-"""The settings of a device for OpenVINO 2021.4, and those that the release gets for it."""
+"""The settings of a device for OpenVINO 2021.4, and the configuration of the plugin."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ TARGETS = {
         precision="fp16", config={"MYRIAD_THROUGHPUT_STREAMS": "1"}, max_loaded=1, recovery_s=15
     ),
     # By default this release computes in bfloat16 if the CPU has it, and chooses the cores; the
-    # affinity of the process shall decide instead.
+    # affinity of the process is to determine them instead.
     "CPU": Target(
         precision="fp32", config={"CPU_BIND_THREAD": "NO", "ENFORCE_BF16": "NO"}, max_loaded=64
     ),
@@ -77,7 +77,7 @@ def find_python(device: Device) -> str:
     """
     if device.reach.worker_python is None:
         raise QuadranasError(
-            f"device {device.name!r} names no worker_python to run OpenVINO {RELEASE}",
+            f"device {device.name!r} has no worker_python to run OpenVINO {RELEASE}",
             HOW_TO_INSTALL,
         )
     return str(Path(device.reach.worker_python).expanduser())

@@ -1,7 +1,7 @@
 """OpenVINO models in 8 bits, by NNCF, Intel's compression framework.
 
 Source: `nncf.quantize` with its defaults: weights signed, one scale per output channel;
-activations one scale per tensor, unsigned where they have no sign; biases corrected (NNCF's "fast
+activations one scale per tensor, unsigned if they have no sign; biases corrected (NNCF's "fast
 bias correction"). Only products with weights are quantised. By default NNCF also rounds
 sums, norms and the element-wise products of quadratic layers: with random weights the largest
 error of a QuadraNet's logits was 31 % of the largest logit then, and 1 % without (32 pixels, NNCF
@@ -39,7 +39,7 @@ def quantized_model(
     """Quantise weights and activations to 8 bits in all layers but some.
 
     Raises:
-        QuadranasError: the model has no such layer to keep.
+        QuadranasError: a layer to keep does not exist.
         MissingExtraError: NNCF is not installed.
     """
     refuse_unknown(kept, layers_of(model))
@@ -118,7 +118,7 @@ def _silence() -> Iterator[None]:
 def compact_description(text: str) -> str:
     """A model's description without redundant and irreproducible parts.
 
-    Shapes between layers are inferred when it is read; they would be a quarter of the text.
+    Shapes between layers are inferred when it is read; they would make up a quarter of the text.
     Information on its making is removed. Constants and added layers are numbered in order.
     """
     root = ET.fromstring(text)

@@ -1,4 +1,4 @@
-"""PyTorch itself on this machine's CPU: networks as `torch.export` leaves them, run eagerly."""
+"""PyTorch on this machine's CPU: networks exported by `torch.export` and run eagerly."""
 
 import io
 import logging
@@ -32,7 +32,7 @@ from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["torch"]
 KEPT_NOTES = ("val", "nn_module_stack")
-"""The node metadata that is kept: its shape, and the layer that it belongs to."""
+"""The node metadata that is kept: shape and layer."""
 
 
 class PyTorchBackend(Backend):
@@ -118,7 +118,7 @@ class PyTorchProgram:
 
     def __init__(self, program: Any, input_shape: Sequence[int], threads: int | None) -> None:
         with _quiet():
-            # `run` checks what guards would check.
+            # Guards are not needed: `run` checks the input.
             self.module: nn.Module = program.module(check_guards=False)
         self.shape = tuple(input_shape)
         self.threads = threads or torch.get_num_threads()
@@ -142,7 +142,7 @@ class PyTorchProgram:
 
 @contextmanager
 def running_with(threads: int) -> Iterator[None]:
-    """Run inference with a number of threads, and restore the number of before."""
+    """Run inference with a number of threads, and restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -67,7 +67,7 @@ def read_archive(path: Path) -> bytes:
         ) from error
     if fault:
         raise QuadranasError(
-            f"{path} holds what quadranas does not write and does not read: {fault}",
+            f"{path} contains {fault}, which quadranas neither writes nor reads",
             "PyTorch would run code from such a file; convert the network again.",
         )
     return content
@@ -90,7 +90,7 @@ def _root(archive: zipfile.ZipFile) -> str:
 
 
 def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
-    """What an archive contains that is not allowed."""
+    """The parts of an archive that are not allowed."""
     names = archive.namelist()
     if len(set(names)) != len(names):
         yield "two records of one name"
@@ -111,7 +111,7 @@ def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def _graph_faults(content: Any, key: str = "") -> Iterator[str]:
-    """What a graph's description contains that is not allowed."""
+    """The parts of a graph's description that are not allowed."""
     if isinstance(content, dict):
         if "inputs" in content and "target" in content:
             yield from _mismatch(TARGET, content["target"], "the function")
@@ -129,7 +129,7 @@ def _field_faults(name: str, value: Any) -> Iterator[str]:
     if name.startswith("as_") and name not in ARGUMENTS:
         yield f"the argument {name!r}"
     elif name == "metadata" and not set(value) <= {"nn_module_stack"}:
-        yield "notes on where nodes come from"
+        yield "metadata about the origin of nodes"
     elif name in ("guards_code", "treespec_namedtuple_fields") and value:
         yield f"{name} {value!r}"
     elif name in ("in_spec", "out_spec"):

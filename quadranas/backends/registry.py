@@ -20,7 +20,7 @@ def open_backend(device: Device, records: Path) -> Backend:
     """Open a device for compiling and timing.
 
     Args:
-        records: folder for what the runtime learns and can reuse, such as tuning records.
+        records: folder for results that the runtime can reuse, such as tuning records.
 
     Raises:
         MissingExtraError: the runtime is not installed.

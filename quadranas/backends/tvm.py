@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 FACTS = RUNTIMES["tvm"]
 HANG_S = 60.0
-"""Time without an answer after which a board is lost, beyond the expected time of a call."""
+"""Time without an answer, beyond the expected time of a call, after which a board is lost."""
 UPLOAD_BYTES_PER_S = 1e6
-"""The slowest upload to expect."""
+"""The slowest expected upload."""
 
 
 def make_target(device: Device) -> Any:
@@ -124,7 +124,7 @@ class TvmBackend(ClosedOnExit):
             raise QuadranasError(
                 f"device {self.device.name}: its target is {machine_of(self.triple)}, "
                 f"this machine is {machine_of('')}",
-                "Say where its board is: --rpc HOST:PORT; or in a device file of your own, "
+                "Give the address of its board with --rpc HOST:PORT, or in your own device file: "
                 "reach: {rpc: 'HOST:PORT'}.",
             )
         self.facts = read_here() if place is None else None
@@ -145,7 +145,7 @@ class TvmBackend(ClosedOnExit):
         )
 
     def _greet(self, board: Worker) -> None:
-        """Identify a board, and check that it is like the others."""
+        """Identify a board, and check that it is of the same kind as the others."""
         if find_place(self.device.reach) is None:
             return
         with self.greeting:
@@ -156,7 +156,7 @@ class TvmBackend(ClosedOnExit):
                 contents = board.call("read", (str(reader), FILES), HANG_S)
             except QuadranasError as error:
                 raise QuadranasError(
-                    f"device {self.device.name}: its board cannot run what is compiled for "
+                    f"device {self.device.name}: its board cannot run programs compiled for "
                     f"{self.target}: {error.message}",
                     "Correct the target, above all its mtriple.",
                 ) from error
@@ -172,7 +172,7 @@ class TvmBackend(ClosedOnExit):
 
     @property
     def emulator(self) -> str:
-        """Why the device's times are no latencies; empty for a real device."""
+        """Why the device counts as emulated; empty for a real device."""
         return self.facts.emulator if self.facts is not None else ""
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> TvmProgram:

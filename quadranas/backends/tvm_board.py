@@ -22,7 +22,7 @@ from quadranas.backends.tvm_reach import Place
 from quadranas.backends.tvm_reader import PATH_SIZE
 
 KEPT_BYTES = 512 * 2**20
-"""Size of the programs that a board keeps loaded; entries measured in turns are loaded once."""
+"""Maximum size of the programs that a board keeps loaded, so that each is loaded once."""
 BIG_CORES = 1
 """TVM's `kBig`: threads go to the fast cores first."""
 
@@ -110,7 +110,7 @@ class Board:
             return True
         try:
             self.session.get_function("tvm.rpc.server.workpath")("x")
-        except Exception:  # whatever TVM raises for a broken connection
+        except Exception:  # TVM raises various kinds for a broken connection
             return False
         return True
 
@@ -159,14 +159,14 @@ def serve(handle: int) -> None:
 
     The first message sent says that the process is ready. The first message received is the place
     and the threads of the board; every other one is a method's name and its arguments. An answer
-    is `("done", value)`, `("failed", why)`, or `("lost", why)` if the board no longer answers.
+    is `("done", value)`, `("failed", why)`, or `("lost", why)` if the board no longer responds.
     """
     with Connection(handle) as connection:
         connection.send(("done", None))
         place, threads = connection.recv()
         try:
             board = Board(place, threads)
-        except Exception as error:  # passed on, whatever it is
+        except Exception as error:  # every error is passed on
             connection.send(("lost", _words(error)))
             return
         connection.send(("done", None))
@@ -179,7 +179,7 @@ def serve(handle: int) -> None:
 def _answer(board: Board, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
     try:
         return "done", getattr(board, method)(*arguments)
-    except Exception as error:  # passed on, whatever it is
+    except Exception as error:  # every error is passed on
         return "failed" if board.answers() else "lost", _words(error)
 
 

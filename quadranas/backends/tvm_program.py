@@ -15,7 +15,7 @@ class TvmProgram:
 
     Args:
         call: calls a method of a board for a library, see `TvmBackend.call`.
-        emulated: why the device's times are no latencies; empty for a real device.
+        emulated: why the device counts as emulated; empty for a real device.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class TvmProgram:
 
         Raises:
             DeviceLostError: no board is left.
-            QuadranasError: the device is emulated, so its times are no latencies.
+            QuadranasError: the device is emulated; emulated times are not latencies.
         """
         if self.emulated:
             raise QuadranasError(
-                f"{self.emulated}: times under emulation are no latencies",
+                f"{self.emulated}; emulated times are not latencies",
                 "Name a real board in the device's file, under reach.",
             )
         if self.call_s is None:  # to distinguish a board that hangs from a slow network

@@ -65,7 +65,7 @@ def count_boards(place: Place) -> int:
         known = ", ".join(f"{count} x {key!r}" for key, count in sorted(registered.items()))
         raise QuadranasError(
             f"the tracker at {place} has no board under the key {place.key!r}; "
-            f"it has {known or 'no board at all'}",
+            f"it has {known or 'no boards'}",
             "Register one with, on the board: python -m tvm.exec.rpc_server "
             f"--tracker {place} --key {place.key}",
         )
@@ -90,7 +90,7 @@ def _check_server(place: Place) -> None:
         socket.create_connection((place.host, place.port), CONNECT_S).close()
     except OSError as error:
         raise QuadranasError(
-            f"no TVM RPC server answers at {place}: {error.strerror or error}",
+            f"no TVM RPC server responds at {place}: {error.strerror or error}",
             "Start it on the board with: "
             f"python -m tvm.exec.rpc_server --host 0.0.0.0 --port {place.port}",
         ) from error
@@ -111,7 +111,7 @@ def _ask_tracker(place: Place) -> tuple[Counter[str], int]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise QuadranasError(
-            f"no TVM RPC tracker answers at {place}: {reason}",
+            f"no TVM RPC tracker responds at {place}: {reason}",
             "Start it with: python -m tvm.exec.rpc_tracker --host 0.0.0.0 "
             f"--port {place.port} --port-end {place.port + 1}",
         ) from error
@@ -130,6 +130,6 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     while len(received) < size:
         part = connection.recv(size - len(received))
         if not part:
-            raise ConnectionError("it hung up")
+            raise ConnectionError("it closed the connection")
         received += part
     return received

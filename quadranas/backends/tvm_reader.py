@@ -49,7 +49,7 @@ class Facts:
     Args:
         hardware: its CPU.
         settings: other settings that affect the speed.
-        emulator: why its times are no latencies; empty for a real board.
+        emulator: why it counts as emulated; empty for a real board.
     """
 
     hardware: str
@@ -125,7 +125,7 @@ def _cpu(cores: list[dict[str, str]]) -> str:
 
 
 def _emulator(machine: str, executable: bytes, cores: list[dict[str, str]], makers: bytes) -> str:
-    """Why a board is emulated; empty for a real one."""
+    """Why a board counts as emulated; empty for a real one."""
     if executable.startswith(b"\x7fELF") and len(executable) >= 20:
         found = ELF_MACHINES.get(struct.unpack("<H", executable[18:20])[0], "another machine")
         if found != machine:

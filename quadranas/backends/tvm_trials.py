@@ -39,12 +39,12 @@ class KernelBuilder(PyBuilder):  # type: ignore[misc]
         self.folder = tempfile.TemporaryDirectory(prefix="quadranas-kernels-")
         folder = self.folder.name
 
-        def build(module: Any, target: Any) -> str:  # inside, so that it is sent whole
+        def build(module: Any, target: Any) -> str:  # nested, so that the whole function is sent
             from tvm.driver import build as build_program
             from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
             plain = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
-            own = tempfile.mkdtemp(dir=folder)  # TVM removes the folder of what was built
+            own = tempfile.mkdtemp(dir=folder)  # TVM removes this folder
             path = os.path.join(own, os.path.basename(own) + ".so")  # noqa: PTH118, PTH119
             build_program(plain, target=target).export_library(path, fcompile=link)
             return path
@@ -62,7 +62,7 @@ class KernelBuilder(PyBuilder):  # type: ignore[misc]
         return [_built(result) for result in results]
 
     def close(self) -> None:
-        """End the process and remove what it built."""
+        """End the process and remove its files."""
         self.pool.shutdown()
         self.folder.cleanup()
 
@@ -135,7 +135,7 @@ class BoardRunner(PyRunner):  # type: ignore[misc]
         self.pool = ThreadPoolExecutor(boards.found)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Called by TVM with what was built."""
+        """Called by TVM with the built schedules."""
         return [
             Trial(self.pool.submit(self._try, str(one.artifact_path), _tensors(one)))
             for one in inputs

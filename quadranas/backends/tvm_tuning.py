@@ -78,7 +78,7 @@ class Tuner:
 
         Raises:
             QuadranasError: no schedule of a kernel worked.
-            DeviceLostError: no board is left; what was tuned is kept.
+            DeviceLostError: no board is left; tuned kernels are kept.
         """
         database = meta_schedule.database.JSONDatabase(work_dir=str(self.folder))
         done = self._done()
@@ -150,7 +150,7 @@ class Tuner:
             builder=self.builder,
             runner=runner,
             database=database,
-            cost_model="random",  # replay-trace uses none
+            cost_model="random",  # not used by replay-trace
             measure_callbacks=[
                 measure_callback.AddToDatabase(),
                 measure_callback.RemoveBuildArtifact(),
@@ -207,7 +207,7 @@ def _silent() -> logging.Logger:
 
 @contextmanager
 def _cpu_intrinsics() -> Iterator[None]:
-    """What MetaSchedule imports of `tvm.s_tir.tensor_intrin`, without the part for GPUs.
+    """A context in which MetaSchedule imports `tvm.s_tir.tensor_intrin` without the part for GPUs.
 
     Parsing all of it takes 16 s in each process (TVM 0.27).
     """

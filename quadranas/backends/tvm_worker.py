@@ -32,7 +32,7 @@ else:
 
 
 class BoardLostError(Exception):
-    """The board of a job no longer answers."""
+    """The board of a job no longer responds."""
 
 
 class Worker:
@@ -64,7 +64,7 @@ class Worker:
 
         Raises:
             BoardLostError: the connection broke, or no answer came in time.
-            QuadranasError: the board refused the job and still answers.
+            QuadranasError: the board refused the job and still responds.
         """
         return self.exchange((method, arguments), timeout_s)
 
@@ -80,14 +80,14 @@ class Worker:
     def _receive(self, timeout_s: float) -> Any:
         try:
             if not self.connection.poll(timeout_s):
-                raise BoardLostError(f"it was silent for {timeout_s:.0f} s")
+                raise BoardLostError(f"it did not respond for {timeout_s:.0f} s")
             outcome, value = self.connection.recv()
             if outcome == "lost":
                 raise BoardLostError(value)
         except (EOFError, OSError) as error:
             self.kill()
             raise BoardLostError("the process that held it ended") from error
-        except BaseException:  # interrupts too: the next call must not get this answer
+        except BaseException:  # interrupts too: otherwise the next call would receive this answer
             self.kill()
             raise
         if outcome == "failed":
@@ -102,7 +102,7 @@ class Worker:
 
     def close(self) -> None:
         """Release the board."""
-        self.connection.close()  # which ends the process
+        self.connection.close()  # ends the process
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_S)
         self.process.kill()
@@ -110,14 +110,14 @@ class Worker:
 
 
 class Boards:
-    """All boards of a device. A job goes to an idle board, and to another one if it is lost.
+    """All boards of a device. A job runs on an idle board; if that is lost, on another one.
 
     Args:
         place: `None` for this machine.
         threads: number of threads of a program on a board.
         hang_s: time without an answer, beyond the expected time of a job, after which a board is
             lost.
-        greet: checks every board that is opened, and may refuse it.
+        greet: called for every opened board; raises if the board is not suitable.
 
     Raises:
         QuadranasError: no board can be opened.
@@ -143,8 +143,8 @@ class Boards:
         except BoardLostError as error:
             self.close()
             raise QuadranasError(
-                f"the server at {place} gives no board: {error}",
-                "See that a TVM RPC server runs there and that no other program uses it.",
+                f"cannot open a board at {place}: {error}",
+                "Check that a TVM RPC server runs there and that no other program uses it.",
             ) from error
 
     def call(
@@ -153,7 +153,8 @@ class Boards:
         """Call a method of `Board` on some board.
 
         Args:
-            attempts: number of boards to try; by default all, and one more that came back.
+            attempts: number of boards to try. Default: one more than there are, since a lost board
+                may come back.
 
         Raises:
             DeviceLostError: no board is left.
@@ -191,8 +192,8 @@ class Boards:
         if self.place.key is not None:
             where = f"under the key {self.place.key!r} of the tracker {where}"
         return DeviceLostError(
-            f"no board {where} answers any more{f': {reason}' if reason else ''}",
-            "See that the board is on and its RPC server runs, then give the same command again.",
+            f"no board {where} responds any more{f': {reason}' if reason else ''}",
+            "Check that the board is on and its RPC server runs, then repeat the command.",
         )
 
     def _borrow(self, reason: str = "") -> Worker:

@@ -45,7 +45,7 @@ def adapt(
     Args:
         model: any network; its linear layers and zero-padded convolutions can be adapted.
         rank: rank of the terms; at most the `max_rank` of the narrowest adapted layer.
-        dilation: dilation of the terms of convolutions, relative to the convolution's own.
+        dilation: dilation of the terms of convolutions, relative to that of the convolution.
         where: types of layers, patterns of their names, or a function of name and layer.
             Default: all layers.
         train: see `set_trained`.

@@ -20,13 +20,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """What a conversion does with one layer.
+    """How a conversion treats one layer.
 
     Args:
         name: path of the layer; the first one if the network holds it in several places.
         kind: class of the layer.
-        change: how it is replaced; None if it is kept.
-        reason: why it is kept; empty if it is replaced.
+        change: the replacement; None if the layer is kept.
+        reason: why the layer is kept; empty if it is replaced.
     """
 
     name: str
@@ -70,7 +70,7 @@ def plan_conversion(
     norm: bool = False,
     keep_ends: bool = True,
 ) -> list[LayerReport]:
-    """What `convert` would do with every layer that has weights, in order.
+    """The planned treatment by `convert` of every layer with weights, in order.
 
     Normalisations and the branches of quadratic layers are not listed.
 

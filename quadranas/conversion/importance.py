@@ -175,7 +175,7 @@ def _layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modul
         found = found or {n: m for n, m in model.named_modules() if n and is_first_order(m)}
     if not found:
         raise QuadranasError(
-            "there is no layer to rank", "Make some quadratic with convert(), or name them."
+            "the network has no layer to rank", "Convert it with convert(), or pass names=[...]."
         )
     return found
 
@@ -192,7 +192,9 @@ def _accuracy_on(batches: Batches) -> Evaluate:
 
 def _first_input(data: Evaluate | Batches) -> Tensor:
     if callable(data):
-        raise QuadranasError("a function gives no input to count MACs with", "Add example=INPUT.")
+        raise QuadranasError(
+            "cannot count MACs without an example input", "Pass one with example=INPUT."
+        )
     for inputs, _ in data:
         return inputs[:1]
     raise QuadranasError("the batches to rank layers on are empty")
@@ -231,5 +233,5 @@ def _masked_accuracy(model: nn.Module, layer: nn.Module, evaluate: Evaluate) -> 
 
 def _checked(accuracy: float) -> float:
     if not 0 <= accuracy <= 1:
-        raise QuadranasError(f"an accuracy must lie between 0 and 1, got {accuracy}")
+        raise QuadranasError(f"an accuracy must be between 0 and 1, got {accuracy}")
     return accuracy

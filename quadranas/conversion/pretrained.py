@@ -1,4 +1,4 @@
-"""Pre-trained weights for a network: from a file or from timm, or of a ConvNeXt.
+"""Pre-trained weights for a network, from a file or from timm; also those of a ConvNeXt.
 
 Source: QuadraNet V2, Xu et al., 2024 (arXiv:2405.03192): first-order weights as the primary term;
 ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers of a QuadraBlock.
@@ -93,8 +93,8 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         wanted = {_convnext_name(name): name for name in own}
     except ValueError as error:
         raise QuadranasError(
-            f"{source} is a ConvNeXt; its tensors fit a QuadraNet, which this network is not",
-            "Name a QuadraNet, or weights of this network.",
+            f"{source} is a ConvNeXt; its tensors fit only QuadraNets; this network is not one",
+            "Use a QuadraNet, or weights trained for this network.",
         ) from error
     used, unused = {}, {}
     for name, tensor in tensors.items():
@@ -143,7 +143,7 @@ CONVNEXT_PARTS = {
     "feed_forward.project": "pwconv2",
     "feed_forward.project.c": "pwconv2",
 }
-"""ConvNeXt's names for the parts of a QuadraBlock that it has too."""
+"""ConvNeXt's names for its parts that a QuadraBlock has too."""
 
 TIMM_NAMES = {
     r"^stem\.": "downsample_layers.0.",

@@ -85,7 +85,7 @@ def obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
     """Why a layer cannot be replaced; empty if it can."""
     kind = type(layer).__name__
     if isinstance(layer, QuadraticLayer):
-        return "it is quadratic already"
+        return "already quadratic"
     owner = _owner(model, name)
     if owner is not None:
         return f"{type(owner).__name__} reads its weights directly"

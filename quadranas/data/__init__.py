@@ -1,1 +1,1 @@
-"""Images in, batches out."""
+"""Data: image data sets, their splits, preprocessing, augmentation and batches."""

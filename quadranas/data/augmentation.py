@@ -55,7 +55,7 @@ class Augmenter:
 
     Args:
         num_classes: width of the soft targets.
-        mean, std: of the images per channel, for pixels in [0, 1].
+        mean, std: statistics of the images per channel, for pixels in [0, 1].
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Augmenter:
         Args:
             images: uint8 (B, 3, R, R).
             labels: int64 (B,).
-            seed: for all random choices.
+            seed: seed of all random choices.
 
         Returns: normalised images, float32 (B, 3, R, R), channels_last; targets, float32
         (B, num_classes), each row summing to 1.

@@ -87,7 +87,7 @@ def load_dataset(
         val: a second folder or zip with the same classes, the test split.
         resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
         seed: seed of the 80/20 split.
-        skip_corrupt: leave corrupt images out and count them, instead of refusing the data.
+        skip_corrupt: skip and count corrupt images instead of raising an error.
 
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
@@ -113,7 +113,7 @@ def load_dataset(
 
 
 def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt: bool) -> Dataset:
-    """Read the images of a folder or a zip; arguments and errors are those of `load_dataset`."""
+    """Read listed images; arguments and errors are those of `load_dataset`."""
     train_files, test_files = _split_files(listing, seed)
     class_names = train_files.class_names
     train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
@@ -138,7 +138,7 @@ def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt
 def native_side(
     data: str | Path | ImageListing, *, val: str | Path | None = None, seed: int = 0
 ) -> int:
-    """The median shorter side of the training images, in pixels: what a resolution may ask for.
+    """The median shorter side of the training images, in pixels.
 
     Only headers are read, of up to 200 images evenly spaced in the order of class and name.
     Corrupt images are ignored here; `load_dataset` reports or skips them.
@@ -154,7 +154,7 @@ def native_side(
     """
     listing = _listed(data, val)
     files, _ = _split_files(listing, seed)
-    labels = torch.tensor(files.labels, dtype=torch.int64)  # also where there are none
+    labels = torch.tensor(files.labels, dtype=torch.int64)  # also if there are none
     what = f"training images in {listing.data}"
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, what)
     sides: list[int] = []

@@ -85,7 +85,7 @@ class ImageFiles:
 
         Args:
             resolution: R, the height and width of the decoded images.
-            skip_corrupt: decode every image and leave out the corrupt ones.
+            skip_corrupt: decode every image, and skip corrupt ones.
             out: array for the pixels, (N, R, R, 3). Without `out` and `skip_corrupt`, only headers
                 are read.
 
@@ -161,8 +161,8 @@ class ImageListing:
     """The image files of a data set, found in one walk over its folder or zip.
 
     Args:
-        data, val: where they lie, as given.
-        test: the files of the test split; None where it has to be held out of `train`.
+        data, val: their folders or zips, as given.
+        test: the files of the test split; None if it has to be held out of `train`.
     """
 
     data: Path
@@ -178,7 +178,7 @@ def list_images(data: str | Path, val: str | Path | None) -> ImageListing:
 
 
 def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFiles | None]:
-    """List the files of the training and the test split; of class folders only, all and None.
+    """List the files of the training and the test split; None if the data have no test split.
 
     Args:
         data, val: see `load_dataset`.
@@ -258,7 +258,7 @@ def _open(path: Path, option: str) -> Source:
     """List the images of a folder or a zip file.
 
     Raises:
-        QuadranasError: the path is missing, neither of the two, damaged, or without images.
+        QuadranasError: the path is missing, damaged, without images, or neither folder nor zip.
     """
     if not path.exists():
         raise QuadranasError(f"{option} {path} does not exist", LAYOUT)

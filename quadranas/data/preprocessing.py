@@ -1,4 +1,4 @@
-"""Preprocessing: how pixels become the input of a network, stored beside its weights."""
+"""Preprocessing of images for a network, stored beside its weights."""
 
 from pathlib import Path
 from typing import Self
@@ -13,10 +13,10 @@ from quadranas.validation import Frozen, validate
 
 
 class Preprocessing(Frozen):
-    """How a trained network expects its images.
+    """The preprocessing that a trained network expects.
 
     Args:
-        mean, std: subtracted and divided by, per channel, for pixels in [0, 1].
+        mean, std: normalisation per channel of pixels in [0, 1].
         resolution: height and width of the images in training.
     """
 
@@ -40,7 +40,7 @@ class Preprocessing(Frozen):
         return image_tensor(pixels, self.mean, self.std)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the preprocessing as JSON."""
         write_json(path, self.model_dump(mode="json"))
 
 
@@ -50,7 +50,7 @@ def scaled(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels in [0, 1], (B, 3, R, R), less the mean and over the deviation of each channel.
+    """Pixels in [0, 1], (B, 3, R, R), minus the mean and divided by the deviation of each channel.
 
     Args:
         mean, std: (1, 3, 1, 1), in the type to compute in.
@@ -72,9 +72,9 @@ def image_tensor(pixels: Pixels, mean: Triple, std: Triple) -> Tensor:
 
 
 def load_preprocessing(path: Path) -> Preprocessing:
-    """Read what `save` wrote.
+    """Read a file that `save` wrote.
 
     Raises:
-        QuadranasError: unreadable or incomplete.
+        QuadranasError: the file is unreadable or incomplete.
     """
     return validate(Preprocessing, read_json(path, "preprocessing"), path)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 TEST_SHARE = 5
-"""For data without a test split, one image in this number is held out."""
+"""One in this number of images is held out for the test, if the data have no test split."""
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def step_result(loss: Tensor, logits: Tensor, batch: Batch) -> StepResult:
 
 
 BATCH_SIZE = 128
-"""Images at a time in an evaluation."""
+"""Number of images per batch in an evaluation."""
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> int:
@@ -62,7 +62,7 @@ def accuracy_on(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
             correct += num_correct(network(inputs), labels)
             total += len(labels)
     if not total:
-        raise QuadranasError("there are no images to compute an accuracy on")
+        raise QuadranasError("cannot compute an accuracy without images")
     return correct / total
 
 

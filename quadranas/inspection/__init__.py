@@ -1,1 +1,1 @@
-"""Inspection: the layers of a network during training."""
+"""Inspection: statistics of the layers of a network during training."""

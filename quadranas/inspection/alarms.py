@@ -44,8 +44,8 @@ class GradientWatch:
     """Checks step after step; it stores the smallest and the largest values of each part.
 
     The gradient norm of a part is compared with that of the linear branch or, if the form has no
-    such branch, with that of the rest of the network. So a training that converges raises no
-    alarm.
+    such branch, with that of the rest of the network. So the shrinking gradients of a
+    converging training raise no alarm.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class GradientWatch:
         )
 
     def new(self, alarms: tuple[Alarm, ...]) -> list[Alarm]:
-        """The alarms that the previous step did not raise."""
+        """The alarms that were not raised in the previous step."""
         before, self._current = self._current, {_key(alarm) for alarm in alarms}
         return [alarm for alarm in alarms if _key(alarm) not in before]
 

@@ -39,7 +39,7 @@ class Inspector:
 
     Attributes:
         records: one per recorded step, with its alarms.
-        on_alarm: called with every alarm that the previous record did not have.
+        on_alarm: called with every alarm that was not in the previous record.
 
     Raises:
         QuadranasError: no layer to inspect.
@@ -74,7 +74,7 @@ class Inspector:
                     self._handles.append(weight.register_post_accumulate_grad_hook(hook))
 
     def detach(self) -> None:
-        """Stop observing, and discard what was not recorded."""
+        """Stop observing, and discard unrecorded observations."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._seen = [], {}
@@ -102,7 +102,7 @@ class Inspector:
             self.record(number)
 
     def record(self, step: int) -> StepRecord:
-        """Record what was observed since the last record, and raise alarms.
+        """Record the observations since the last record, and raise alarms.
 
         Raises:
             QuadranasError: no inspected layer was called.

@@ -27,7 +27,7 @@ class TermView:
 
     Args:
         energy: mean square.
-        image: mean absolute value over the channels, (H, W); None if the output has not two
+        image: mean absolute value over the channels, (H, W); None if the output does not have two
             spatial dimensions.
     """
 
@@ -99,11 +99,13 @@ def describe(tensor: Tensor) -> Distribution:
         return Distribution(**counts, **zeros, quantiles=(0.0,) * len(QUANTILES), counts=())
     low, high = (float(bound) for bound in finite.aminmax())
     max_abs = max(abs(low), abs(high))
-    scaled = finite / max_abs if max_abs else finite  # no overflow, no underflow in the squares
+    scaled = (
+        finite / max_abs if max_abs else finite
+    )  # avoids overflow and underflow in the squares
     std, mean = torch.std_mean(scaled, correction=0)
     spread = scaled[:: -(-len(scaled) // MAX_SORTED)]
     quantiles = spread.quantile(torch.tensor(QUANTILES).to(spread))
-    bins = torch.histc(scaled, NUM_BINS)  # from the lowest to the highest
+    bins = torch.histc(scaled, NUM_BINS)  # over the range of the values
     return Distribution(
         **counts,
         mean=float(mean) * max_abs,

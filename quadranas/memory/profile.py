@@ -153,7 +153,7 @@ def _follow_training(
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters)
-    for parameter in parameters:  # a step makes the optimiser's state
+    for parameter in parameters:  # a step creates the optimiser's state
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()

@@ -1,1 +1,1 @@
-"""Network: the skeleton that supernet and sub-networks share, its weights and modes."""
+"""Network: the skeleton shared by supernets and sub-networks, its weights and modes."""

@@ -1,4 +1,4 @@
-"""Counting: parameters and MACs of a network as it is."""
+"""Counting parameters and MACs of a network."""
 
 import torch
 from torch import nn
@@ -8,10 +8,10 @@ from quadranas.network.modes import evaluating
 
 
 def count_network(network: nn.Module, resolution: int) -> tuple[int, int]:
-    """The number of parameters of any network of images, and of its MACs at batch 1.
+    """The number of parameters of any image network, and of its MACs at batch 1.
 
-    For a network described by an architecture without changes, `quadranas.space.cost` counts the
-    same from the description alone.
+    For a network described by an architecture without changes, `quadranas.space.cost` computes
+    the same numbers from the description alone.
     """
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, resolution, resolution, device=parameter.device)

@@ -1,4 +1,4 @@
-"""Feature maps: where in a network the stages end, and what their outputs look like."""
+"""Feature maps: the outputs of a network's stages, with their channels and strides."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class FeatureMap:
     Args:
         block: the name of the stage's last block.
         channels: number of channels.
-        stride: height and width of the input image over those of the map.
+        stride: ratio of the input image's height and width to those of the map.
     """
 
     block: str

@@ -1,4 +1,4 @@
-"""Modes of a network: evaluation, frozen parameters, norms left alone."""
+"""Modes of a network: evaluation, frozen parameters, frozen statistics of norms."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A context in which parameters take no gradient."""
+    """A context in which parameters do not require gradients."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -39,7 +39,7 @@ def batch_norms(network: nn.Module) -> list[BatchNorm]:
 
 @contextmanager
 def frozen_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
-    """A context in which training leaves the running averages of BatchNorms as they are.
+    """A context in which training does not change the running averages of BatchNorms.
 
     The norms still normalise by the batch. In evaluation mode the context changes nothing.
     """

@@ -63,7 +63,7 @@ def load_published_weights(model: Network, path: str | Path) -> None:
 
 
 def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """The same as `load_published_weights`, with tensors that were read before.
+    """Like `load_published_weights`, with tensors that are already loaded.
 
     Raises:
         QuadranasError: as in `load_published_weights`.
@@ -72,7 +72,7 @@ def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], sour
         renamed = {published_name(name): name for name in model.state_dict()}
     except ValueError as error:
         raise QuadranasError(
-            f"{source} does not fit this model, which is not a QuadraNet",
+            f"{source} does not fit this model, since it is not a QuadraNet",
             "Published checkpoints exist for the models of create_model().",
         ) from error
     missing = sorted(set(renamed) - set(tensors))

@@ -1,4 +1,4 @@
-"""Network: the skeleton that a supernet fills with mixed operations, a subnet with chosen ones."""
+"""The skeleton of networks; supernets fill it with mixed operations, subnets with chosen ones."""
 
 from collections.abc import Mapping
 
@@ -19,15 +19,15 @@ class Network(nn.Module):
 
     Args:
         blocks: the modules by their names.
-        architecture: what the modules were built from. A supernet, whose blocks hold many
-            candidates, has none.
+        architecture: the architecture that the modules were built from; None for a supernet,
+            whose blocks hold many candidates.
 
     Attributes:
         architecture: as given; `reset_classifier` and the functions that replace layers
-            (`quadranas.conversion`) keep it up to date. None where no architecture describes the
+            (`quadranas.conversion`) keep it up to date. None if no architecture describes the
             network.
         feature_channels: number of channels of every feature map that `features` returns.
-        feature_strides: size of the images over the size of each of these maps.
+        feature_strides: ratio of the images' size to that of each map.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Network(nn.Module):
         super().__init__()
         try:
             self.blocks = nn.ModuleDict(blocks)
-        except KeyError as error:  # a name such as `keys`, which torch has taken
+        except KeyError as error:  # a name such as `keys`, which torch reserves
             raise QuadranasError(f"a block has an impossible name: {error}") from error
         self.architecture = architecture
         maps = () if architecture is None else feature_maps(architecture)
@@ -55,8 +55,8 @@ class Network(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """The feature maps of the stages, highest resolution first; the head is not computed.
 
-        A stage ends before each block that downsamples, and before the head. The maps are what
-        a detection or segmentation head takes.
+        A stage ends before each block that downsamples, and before the head. The maps can be used
+        as input of a detection or segmentation head.
 
         Shapes: (B, 3, H, W) to (B, C, H / S, W / S) for each C of `feature_channels` and S of
         `feature_strides`.
@@ -66,7 +66,7 @@ class Network(nn.Module):
         """
         if not self._feature_blocks:
             raise QuadranasError(
-                "this network has no stages to give feature maps of",
+                "this network has no stages, and so no feature maps",
                 "Build it from an architecture, with build_subnet or create_model.",
             )
         x = images.contiguous(memory_format=torch.channels_last)
@@ -82,8 +82,8 @@ class Network(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last linear layer by a new one, for another number of classes.
 
-        It is initialised as in `build_subnet`; layers that were made quadratic or adapted are
-        again. All other layers keep their weights.
+        It is initialised as in `build_subnet`; if the layer was made quadratic or adapted, so is
+        the new one. All other layers keep their weights.
 
         Raises:
             QuadranasError: the network was built without an architecture, or an impossible number

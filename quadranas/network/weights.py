@@ -14,7 +14,7 @@ from quadranas.files import write_atomically
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors, atomically; shared tensors are written repeatedly."""
+    """Write named tensors as safetensors, atomically; shared tensors are duplicated."""
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     write_atomically(path, save(copies))
 
@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise QuadranasError(
             f"cannot read weights {path}: {error}",
-            "Name a .safetensors file, or a torch file that holds a state dict.",
+            "Name a .safetensors file, or a torch file with a state dict.",
         ) from error
     except Exception as error:  # torch raises pickle.UnpicklingError, a direct Exception
         raise QuadranasError(
@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill a network from named tensors; all of them are used, or none.
+    """Fill a network from named tensors, which must fit completely.
 
     Raises:
         QuadranasError: names the first tensor that does not fit.

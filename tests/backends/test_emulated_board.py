@@ -81,7 +81,7 @@ def test_a_tuned_network_computes_the_same_and_has_no_latency(
             output = program.run(images)
             assert float((output - expected(network, images)).abs().max()) < 1e-5
             with pytest.raises(
-                QuadranasError, match=r"(?s)emulation are no latencies.*real board"
+                QuadranasError, match=r"(?s)emulated times are not latencies.*real board"
             ):
                 program.time_ms(3)
             board.kill()

@@ -475,14 +475,14 @@ def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
     answer = json.dumps({"id": 1, "result": {"openvino": "2022.3.0-9052"}})
     python.write_text(f"#!/bin/sh\nread line; echo '{answer}'; read line\n")
     python.chmod(0o755)
-    with pytest.raises(QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, needed: 2021\.4"):
+    with pytest.raises(QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, expected 2021\.4"):
         OpenVino2021Backend(device(str(python)), Path())
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"reach": Reach()}, "names no worker_python"),
+        ({"reach": Reach()}, "has no worker_python"),
         ({"target": "GPU"}, "has the target 'GPU'.*accepted are .*MYRIAD.*CPU"),
         ({"target": 0}, "has the target 0"),
         (

@@ -343,10 +343,10 @@ def test_what_a_board_says_is_judged(
 def test_an_unreachable_server_is_named_soon(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     started = time.monotonic()
-    message = f"(?s)no TVM RPC server answers at {address}.*tvm.exec.rpc_server --host 0.0.0.0"
+    message = f"(?s)no TVM RPC server responds at {address}.*tvm.exec.rpc_server --host 0.0.0.0"
     with pytest.raises(QuadranasError, match=message):
         TvmBackend(device(reach=Reach(rpc=address)), tmp_path)
-    message = f"(?s)no TVM RPC tracker answers at {address}.*tvm.exec.rpc_tracker"
+    message = f"(?s)no TVM RPC tracker responds at {address}.*tvm.exec.rpc_tracker"
     with pytest.raises(QuadranasError, match=message):
         TvmBackend(device(reach=Reach(rpc_tracker=address, rpc_key="a76")), tmp_path)
     assert time.monotonic() - started < 10
@@ -355,7 +355,7 @@ def test_an_unreachable_server_is_named_soon(tmp_path: Path) -> None:
 def test_a_tracker_without_boards_says_what_it_has(tmp_path: Path) -> None:
     with tracker() as lender:
         reach = Reach(rpc_tracker=lender.address, rpc_key="a76")
-        with pytest.raises(QuadranasError, match="'a76'; it has no board at all"):
+        with pytest.raises(QuadranasError, match="'a76'; it has no boards"):
             TvmBackend(device(reach=reach), tmp_path)
 
 
@@ -364,7 +364,7 @@ def test_a_server_runs_times_and_tunes(tmp_path: Path) -> None:
     with server() as board:
         reach = Reach(rpc=board.address)
         other = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
-        with pytest.raises(QuadranasError, match="its board cannot run what is compiled for"):
+        with pytest.raises(QuadranasError, match="its board cannot run programs compiled for"):
             TvmBackend(device(target=other, reach=reach), tmp_path)
         with TvmBackend(device(tuning_trials=2, reach=reach), tmp_path) as backend:
             assert backend.max_parallel == 1
@@ -375,7 +375,7 @@ def test_a_server_runs_times_and_tunes(tmp_path: Path) -> None:
             program = backend.compile(op, (1, 8, 6, 6))
             assert min(program.time_ms(3)) > 0
             board.kill()
-            with pytest.raises(DeviceLostError, match=f"no board at {board.address} answers"):
+            with pytest.raises(DeviceLostError, match=f"no board at {board.address} responds"):
                 program.time_ms(3)
 
 
@@ -392,7 +392,7 @@ def test_tuning_that_lost_its_board_goes_on_where_it_was(tmp_path: Path) -> None
         with TvmBackend(device(tuning_trials=8, reach=Reach(rpc=board.address)), tmp_path) as lost:
             killer = threading.Thread(target=kill_after_the_first_kernel)
             killer.start()
-            with pytest.raises(DeviceLostError, match=f"no board at {board.address} answers"):
+            with pytest.raises(DeviceLostError, match=f"no board at {board.address} responds"):
                 lost.compile(op, (1, 8, 6, 6))
             killer.join()
     with server() as board:

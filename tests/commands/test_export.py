@@ -246,7 +246,7 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
         ({"device": "vpu", "worker_python": "/no/python"}, "/no/python"),
         (
             {"device": "cpu", "format": "tvm", "rpc": "127.0.0.1:9"},
-            "no TVM RPC server answers at 127.0.0.1:9",
+            "no TVM RPC server responds at 127.0.0.1:9",
         ),
         ({"resolution": 33}, "resolution 33 does not fit"),
         ({"batch": 10_000}, "--batch must be at most 8192, got 10000"),

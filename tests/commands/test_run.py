@@ -278,7 +278,7 @@ class EmulatedBoard:
         return self.logits[None].repeat(len(images), 1)
 
     def time_ms(self, repeats: int) -> list[float]:
-        raise QuadranasError("times under emulation are no latencies")
+        raise QuadranasError("emulated times are not latencies")
 
     def provenance(self) -> Provenance:
         return Provenance(runtime="QEMU", hardware="none", emulated=True)

@@ -512,7 +512,7 @@ def test_a_myriad_needs_an_interpreter_of_its_own(tmp_path: Path) -> None:
     """Version 0.1.0 called its runtime `openvino` too."""
     for name in ("openvino", WORKER):
         stick = described(name, target="MYRIAD", precision="fp16", reach={})
-        with pytest.raises(QuadranasError, match="names no worker_python") as caught:
+        with pytest.raises(QuadranasError, match="has no worker_python") as caught:
             open_backend(stick, tmp_path)
         assert "--worker-python" in caught.value.hint
 

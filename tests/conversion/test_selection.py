@@ -44,7 +44,7 @@ def test_the_parts_of_an_adapted_layer_are_not_selected_again() -> None:
     [
         ("2.2", "select '2.2' has no layer that can be made quadratic; unsupported kinds"),
         ("1", r"\(1: Conv2d padded with 'reflect' has no quadratic version\)"),
-        ("3", "it is quadratic already"),
+        ("3", "already quadratic"),
         ("3.a", "select '3.a' has no layer"),
         (nn.Conv1d, "select Conv1d has no layer"),
         (["0", "nothing"], "select 'nothing' has no layer"),

@@ -33,5 +33,5 @@ def test_batches_of_different_sizes_count_by_their_images() -> None:
 
 
 def test_without_images_there_is_no_accuracy() -> None:
-    with pytest.raises(QuadranasError, match="no images to compute an accuracy on"):
+    with pytest.raises(QuadranasError, match="an accuracy without images"):
         accuracy_on(nn.Identity(), [])

@@ -255,7 +255,9 @@ def test_a_checkpoint_for_another_kind_of_model(tmp_path: Path) -> None:
     with torch.device("meta"):
         mobile = build_subnet(load_space("mbconv-mobile").architecture({}))
         quadratic = create_model("quadranet25_t_q1")
-    with pytest.raises(QuadranasError, match="does not fit this model, which is not a QuadraNet"):
+    with pytest.raises(
+        QuadranasError, match="does not fit this model, since it is not a QuadraNet"
+    ):
         load_published_weights(mobile, path)
     with pytest.raises(QuadranasError, match=r"does not fit this model: \d+ tensors missing"):
         load_published_weights(quadratic, path)
