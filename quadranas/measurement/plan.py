@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """How often programs are timed.
+    """The number of rounds and calls of a measurement.
 
     Args:
         num_rounds: number of rounds.
