@@ -106,7 +106,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What made a file, and when."""
+    """The version, commit and date that a file was made with."""
 
     quadranas: str
     commit: str

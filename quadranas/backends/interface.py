@@ -158,11 +158,11 @@ def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int
 
 
 def check_host_device(device: Device, title: str, instead: str = "") -> None:
-    """Check that a device is one that a runtime for this machine's CPU in fp32 can be opened for.
+    """Check that a device suits a runtime that runs fp32 on this machine's CPU.
 
     Args:
         title: name of the runtime, for the messages.
-        instead: what to add to the hint for a device with a target.
+        instead: text to append to the hint for a device with a target.
 
     Raises:
         QuadranasError: another precision, or a target.

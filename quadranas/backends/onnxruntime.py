@@ -127,7 +127,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 class OnnxRuntimeProgram:
-    """An ONNX model in a session of its own."""
+    """An ONNX model in its own session."""
 
     def __init__(self, content: bytes, input_shape: Sequence[int], threads: int) -> None:
         import onnxruntime

@@ -150,7 +150,7 @@ class OpenVinoBackend(Backend):
 
         conversion = Conversion(input_shape=shape, dynamic_batch=dynamic_batch)
         model = self.core.read_model(to_onnx(lower(network, self.lowering), conversion))
-        # What openvino.convert_model does after reading, without its reports over the network:
+        # As openvino.convert_model does after reading, but without its telemetry:
         # fuses LayerNorm and GELU and folds constants, so that the file holds what is run.
         apply_moc_transformations(model, True)
         return model

@@ -103,7 +103,7 @@ def describe(error: Exception) -> str:
 
 
 def answer(actions: dict[str, Callable[..., Answer]], line: str) -> Answer:
-    """The answer to a request; failures are answers too."""
+    """The answer to a request, which may describe a failure."""
     identity = None
     try:
         request = json.loads(line)

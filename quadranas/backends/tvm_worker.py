@@ -192,7 +192,7 @@ class Boards:
         if self.place.key is not None:
             where = f"under the key {self.place.key!r} of the tracker {where}"
         return DeviceLostError(
-            f"no board {where} responds any more{f': {reason}' if reason else ''}",
+            f"no board {where} responds{f': {reason}' if reason else ''}",
             "Check that the board is on and its RPC server runs, then repeat the command.",
         )
 

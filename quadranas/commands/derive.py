@@ -170,7 +170,7 @@ class _Request:
 
 
 def _device_argument(device: str | Path | Device, folder: Path) -> str:
-    """How a device is named on the command line: one not shipped, by its file in the folder."""
+    """The device as named on the command line; if it is not shipped, its file in the folder."""
     if not isinstance(device, Device):
         return str(device)
     is_shipped = device.name in shipped_devices() and load_device(device.name) == device

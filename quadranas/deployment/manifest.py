@@ -119,7 +119,7 @@ class Accuracy(Described):
 
 
 class LatencyNote(Described):
-    """A latency and where it comes from.
+    """A latency and its source.
 
     Args:
         source: summary of a table; or runtime, hardware, threads and statistic of a measurement.

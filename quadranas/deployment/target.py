@@ -168,7 +168,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """Where a file will run, and where it is checked and timed.
+    """The device that a file is for, and the device that checks and times it.
 
     Args:
         device: the device that the file is for.

@@ -92,7 +92,7 @@ class RuntimeFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What is known about a runtime.
+    """The facts about a runtime.
 
     Args:
         title: name in messages.
@@ -261,7 +261,7 @@ RUNTIMES: dict[str, Runtime] = {
         other_hardware=True,
         runs=("torch",),
     ),
-    # The last OpenVINO with a plugin for the Myriad, in a Python of its own.
+    # The last OpenVINO with a plugin for the Myriad; it runs in another Python.
     "openvino2021": Runtime(
         title="OpenVINO 2021.4",
         backend="quadranas.backends.openvino2021:OpenVino2021Backend",

@@ -1,4 +1,4 @@
-"""The plan of a measurement; apart from the timing, so that help texts need not import it."""
+"""The plan of a measurement, in its own module so that help texts need not import the timing."""
 
 from dataclasses import dataclass
 

@@ -48,7 +48,7 @@ def read_config_file(path: Path) -> ConfigFile:
 
 
 def recorded_command(folder: Path) -> str | None:
-    """The command that wrote a folder's `config.yaml`; None where there is no such file."""
+    """The command that wrote a folder's `config.yaml`; None if there is no such file."""
     path = folder / layout.CONFIG
     return read_config_file(path).command if path.is_file() else None
 

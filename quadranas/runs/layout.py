@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 DERIVED = "derived"
 DEVICE = "device.yaml"
-"""The description of a device that is not a shipped one."""
+"""The device, if it is not a shipped one."""
 
 EXPORTS = "exports"
 GATES = "gates.json"
