@@ -155,7 +155,7 @@ def test_a_wrong_checksum_is_refused(copy: Path, images: list[Path], name: str) 
         file.write(b"\n")
     outcome = call("run", copy, images[0], "--json")
     assert outcome.code == 2
-    assert f"{name} is not the file that was exported" in outcome.json()["error"]
+    assert f"{name} differs from the exported file" in outcome.json()["error"]
 
 
 def test_a_file_that_the_runtime_cannot_read(copy: Path, images: list[Path]) -> None:

@@ -134,7 +134,7 @@ def test_the_first_layers_are_picked() -> None:
         ((BATCHES, None, ["decisiv"]), "did you mean 'decisive'"),
         (([], None), "the batches to rank layers on are empty"),
         ((iter(BATCHES), None), "can be iterated only once"),
-        ((lambda network: 0.5, None), "gives no input"),
+        ((lambda network: 0.5, None), "without an example input"),
         ((lambda network: 50.0, torch.zeros(1, 4)), "between 0 and 1, got 50"),
         ((lambda network: math.nan, torch.zeros(1, 4)), "between 0 and 1, got nan"),
     ],

@@ -147,7 +147,7 @@ def test_a_convnext_of_other_widths_is_refused() -> None:
     tensors = convnext("official")
     with pytest.raises(QuadranasError, match=message):
         load_convnext(quadranet((6, 12)), tensors, "convnext")
-    with pytest.raises(QuadranasError, match="a QuadraNet, which this network is not"):
+    with pytest.raises(QuadranasError, match="only QuadraNets; this network is not one"):
         load_convnext(nn.Sequential(nn.Linear(2, 2)), tensors, "convnext")
 
 

@@ -178,7 +178,7 @@ def test_a_file_that_was_changed_is_refused(copy: Path, name: str) -> None:
     expected = json.loads((copy / MANIFEST).read_text("utf-8"))["files"][name]
     found = checksums(copy)[name]
     text = refusal(copy)
-    assert f"{name} is not the file that was exported" in text
+    assert f"{name} differs from the exported file" in text
     assert f"begins with {found[:12]}, that in manifest.json with {expected[:12]}" in text
     assert "export again" in text
 

@@ -115,10 +115,10 @@ def test_what_a_killed_process_was_writing_is_dropped(size: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": "other"}, "with device 'board', not 'other'"),
-        ({"threads": 2}, "with threads 1, not 2"),
-        ({"precision": "fp32"}, "with precision None, not 'fp32'"),
-        ({"clock": "2 GHz"}, "with clock None, not '2 GHz'"),
+        ({"device": "other"}, "with device 'board'; expected 'other'"),
+        ({"threads": 2}, "with threads 1; expected 2"),
+        ({"precision": "fp32"}, "with precision None; expected 'fp32'"),
+        ({"clock": "2 GHz"}, "with clock None; expected '2 GHz'"),
     ],
 )
 def test_another_measurement_is_not_continued(
@@ -137,7 +137,7 @@ def test_another_measurement_is_not_continued(
 def test_a_key_that_is_no_longer_there_is_named(tmp_path: Path) -> None:
     filled(tmp_path / "t.timings")
     shorter = {key: value for key, value in IDENTITY.items() if key != "threads"}
-    with pytest.raises(QuadranasError, match="with threads 1, not None"):
+    with pytest.raises(QuadranasError, match="with threads 1; expected None"):
         Journal(tmp_path / "t.timings", shorter)
 
 
@@ -239,7 +239,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         ]
         assert path.read_bytes() == before
     second = run_python(OPEN, path)
-    assert "with kind 'build-lut', not 'any'" in second.stderr
+    assert "with kind 'build-lut'; expected 'any'" in second.stderr
 
 
 FILL = """

@@ -145,7 +145,7 @@ def test_features_are_exported_and_compiled(name: str, scramble: Scrambler) -> N
 
 def test_a_network_without_an_architecture_says_so() -> None:
     network = Network({"only": nn.Conv2d(3, 4, 1)})
-    with pytest.raises(QuadranasError, match="no stages to give feature maps of"):
+    with pytest.raises(QuadranasError, match="no stages, and so no feature maps"):
         network.features(torch.randn(1, 3, 8, 8))
     with pytest.raises(QuadranasError, match="no architecture describes this network"):
         network.reset_classifier(3)
