@@ -310,7 +310,7 @@ def test_a_file_takes_any_batch_where_it_is_asked_to(
     path = tmp_path / f"dynamic{files_of(name).suffix}"
     conversion = Conversion(input_shape=(1, 3, 32, 32), dynamic_batch=True)
     if not files_of(name).free_batch:
-        with pytest.raises(QuadranasError, match="take no dynamic_batch"):
+        with pytest.raises(QuadranasError, match="do not support dynamic_batch"):
             stored(backend).convert(network, conversion, path)
         assert not list(tmp_path.iterdir())
         return

@@ -75,8 +75,8 @@ def test_its_limits_are_those_of_its_facts(tmp_path: Path, fake: str) -> None:
     for options, message in (
         ({"batch": "dynamic"}, "format fake takes batches of one size only"),
         ({"precision": "int8"}, "format fake has no precision 'int8'; accepted: fp32"),
-        ({"opset": 13}, "--opset is for the format onnx"),
-        ({"tuning_trials": 0}, "--tuning-trials is for the format tvm"),
+        ({"opset": 13}, "--opset needs the format onnx"),
+        ({"tuning_trials": 0}, "--tuning-trials needs the format tvm"),
         ({"rpc": "board:1"}, "--rpc needs a device that"),
     ):
         with pytest.raises(QuadranasError) as caught:
