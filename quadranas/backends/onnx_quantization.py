@@ -90,9 +90,8 @@ def _quantized(model: Any, chosen: list[str], images: Sequence[NDArray[np.float3
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     producer = model.producer_name, model.producer_version
-    add_pre_process_metadata(
-        model
-    )  # otherwise it warns and suggests a pass that would merge layers
+    # Otherwise ONNX Runtime warns and suggests a pass that would merge layers.
+    add_pre_process_metadata(model)
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder) / "prepared.onnx", Path(folder) / "result.onnx"
         onnx.save(model, prepared)

@@ -99,9 +99,8 @@ def describe(tensor: Tensor) -> Distribution:
         return Distribution(**counts, **zeros, quantiles=(0.0,) * len(QUANTILES), counts=())
     low, high = (float(bound) for bound in finite.aminmax())
     max_abs = max(abs(low), abs(high))
-    scaled = (
-        finite / max_abs if max_abs else finite
-    )  # avoids overflow and underflow in the squares
+    # Scaled, so that the squares neither overflow nor underflow.
+    scaled = finite / max_abs if max_abs else finite
     std, mean = torch.std_mean(scaled, correction=0)
     spread = scaled[:: -(-len(scaled) // MAX_SORTED)]
     quantiles = spread.quantile(torch.tensor(QUANTILES).to(spread))
