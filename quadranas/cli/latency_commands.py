@@ -262,12 +262,24 @@ def predict_command(
             rich_help_panel=DATA,
         ),
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=SIZE,SIZE,...",
+            help="Shape of an input, as in x=1,96,96,3. Needed for sizes that the file leaves "
+            "open and that are not the height and width of an image. Can be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the latency of any ONNX file with the analytic model of a device."""
     from quadranas.commands.predict import predict
+    from quadranas.prediction.inputs import parse_inputs
 
-    result = predict(model, device=device, resolution=resolution)
+    shapes = parse_inputs(inputs or ())
+    result = predict(model, device=device, resolution=resolution, inputs=shapes)
     if as_json:
         return print_json(result)
     _print_prediction(result)
@@ -290,6 +302,8 @@ def _print_prediction(result: "PredictResult") -> None:
         f"latency: {result.method} ({result.title}, {result.runtime}, {result.precision}{threads}"
         f"; expected error {result.expected_error})"
     )
+    for note in result.notes:
+        say(f"NOTE: {note}", style="bold")
     for missing in result.unpriced:
         names = ", ".join(missing.nodes[:3]) + (", ..." if missing.count > 3 else "")
         say(f"NOT PRICED: {missing.count} x {missing.op} ({names})", style="bold red")

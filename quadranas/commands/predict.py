@@ -1,15 +1,19 @@
 """predict: the latency of any ONNX classifier, from the analytic model of a device."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.analytic import primitive_ms
+from quadranas.latency.analytic import BYTES, primitive_ms
 from quadranas.latency.device import AnalyticModel, Device, load_device
 from quadranas.prediction.fusion import fuse
-from quadranas.prediction.graph import Node, read_graph
-from quadranas.prediction.operators import Launch
+from quadranas.prediction.graph import Graph, Node, read_graph
+from quadranas.prediction.operators import Launch, spatial_dimensions, weights_of
 from quadranas.validation import CommandResult, Frozen
+
+LEAST_SHARE = 0.1
+"""Share of the operators, and of the weights, that must have a price."""
 
 
 class PredictedOperator(Frozen):
@@ -52,11 +56,16 @@ class PredictResult(CommandResult):
         inputs: shapes of its inputs.
         latency_ms: sum over the operators, at batch 1 unless the file has another.
         is_lower_bound: whether operators without a price are missing from the sum.
+        params: number of weights; those that several operators share count once.
         device, title, precision, threads: description of the device.
         method: always `analytic`.
         runtime, fitted_to, expected_error: description of its model, see `AnalyticModel`.
         operators: the kernel launches in order.
         unpriced: the operators without a price, by type.
+        file_precision: precision of the file's weights, such as `fp32`, or the type that it is
+            quantised to, such as `int8`; `precision` is the one that it is priced in.
+        notes: how the prediction departs from the file, or from what the device's model was
+            fitted to.
     """
 
     model: Path
@@ -75,10 +84,16 @@ class PredictResult(CommandResult):
     expected_error: str
     operators: tuple[PredictedOperator, ...]
     unpriced: tuple[UnpricedOperators, ...]
+    file_precision: str
+    notes: tuple[str, ...]
 
 
 def predict(
-    model: str | Path, *, device: str | Path | Device, resolution: int | None = None
+    model: str | Path,
+    *,
+    device: str | Path | Device,
+    resolution: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
 ) -> PredictResult:
     """Predict the latency of an ONNX file, operator by operator.
 
@@ -88,9 +103,12 @@ def predict(
         model: an ONNX file.
         device: name, YAML file, or a device that is loaded already; it needs an analytic model.
         resolution: height and width of the input, if the file leaves them open.
+        inputs: whole shapes by the names of inputs, for other sizes that the file leaves open.
 
     Raises:
-        QuadranasError: the file cannot be read, or the device has no analytic model.
+        QuadranasError: the file cannot be read, describes a network that no runtime can execute,
+            or consists of operators without a price; a size remains open; or the device has no
+            analytic model.
     """
     opened, path = load_device(device), Path(model)
     analytic = opened.analytic
@@ -99,8 +117,11 @@ def predict(
             f"device {opened.name!r} has no analytic model to predict with",
             "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
         )
-    graph = read_graph(path, resolution=resolution)
+    graph = read_graph(path, resolution=resolution, inputs=inputs)
     launches, unpriced = fuse(graph)
+    _require_known_share(path, graph, launches, unpriced)
+    weights = [name for launch in launches for name in launch.weights]
+    weights += [name for node in unpriced for name in weights_of(graph, node)]
     operators = tuple(_operator(launch, analytic, opened.precision) for launch in launches)
     return PredictResult(
         model=path,
@@ -108,7 +129,7 @@ def predict(
         latency_ms=math.fsum(operator.latency_ms for operator in operators),
         is_lower_bound=bool(unpriced),
         macs=sum(operator.macs for operator in operators),
-        params=sum(operator.params for operator in operators),
+        params=graph.count_parameters(weights),
         device=opened.name,
         title=opened.title,
         method="analytic",
@@ -119,7 +140,57 @@ def predict(
         expected_error=analytic.expected_error,
         operators=operators,
         unpriced=_by_type(unpriced),
+        file_precision=graph.precision,
+        notes=tuple(_notes(graph, opened)),
     )
+
+
+def _require_known_share(
+    path: Path, graph: Graph, launches: Sequence[Launch], unpriced: Sequence[Node]
+) -> None:
+    """Refuse a prediction that leaves out most of the network.
+
+    Raises:
+        QuadranasError: less than a tenth of the operators, or of the weights, have a price.
+    """
+    if not unpriced:
+        return
+    num_priced = sum(len(launch.nodes) for launch in launches)
+    priced = graph.count_parameters(name for launch in launches for name in launch.weights)
+    others = graph.count_parameters(name for node in unpriced for name in weights_of(graph, node))
+    shares = (num_priced / (num_priced + len(unpriced)), priced / max(priced + others, 1))
+    if shares[0] >= LEAST_SHARE and (shares[1] >= LEAST_SHARE or not others):
+        return
+    known = "none" if not num_priced else f"only {num_priced}"
+    names = ", ".join(dict.fromkeys(node.op for node in unpriced))
+    raise QuadranasError(
+        f"cannot predict {path}: {known} of its {num_priced + len(unpriced)} operators can be "
+        f"priced, with {priced:,} of {priced + others:,} weights; without a price or a known "
+        f"shape: {names[:200]}",
+        "Measure it in its runtime, or export the network with standard ONNX operators and with "
+        "the shapes of their results.",
+    )
+
+
+def _notes(graph: Graph, device: Device) -> Iterator[str]:
+    """How the prediction departs from the file, or from what the model was fitted to."""
+    own, priced = graph.precision, device.precision
+    if graph.quantized and graph.quantized != priced:
+        yield (
+            f"The file is quantised to {own}; it is priced as {priced}, because {device.name} has "
+            f"no {own} model. In {own} it takes another time, usually less."
+        )
+    elif priced == "int8" and not graph.quantized:
+        yield f"The file is in {own}; it is priced as int8, as if it were quantised."
+    elif BYTES.get(own, 8) < BYTES[priced]:
+        yield f"The file is in {own}; it is priced as {priced}, the precision of {device.name}."
+    others = sorted(spatial_dimensions(graph) - {2})
+    if others:
+        dims = " and ".join(map(str, others))
+        yield (
+            f"The file has convolutions or pools over {dims} spatial dimension(s); the model of "
+            f"{device.name} was fitted to networks with 2, and its expected error does not apply."
+        )
 
 
 def _operator(launch: Launch, model: AnalyticModel, precision: str) -> PredictedOperator:

@@ -23,8 +23,8 @@ from quadranas.prediction.operators import (
     Launch,
     is_normalising,
     is_view,
-    num_parameters,
     open_launch,
+    weights_of,
 )
 
 
@@ -86,7 +86,7 @@ class _Fusion:
         """Add a node to a launch, open one for it, or list it as unpriced."""
         variables = self.variables(node)
         # A tensor of unknown shape has no size, and neither reads nor MACs can be counted.
-        names = [n for n in (*node.inputs, node.outputs[0]) if n and n not in self.graph.values]
+        names = (*variables, *weights_of(self.graph, node), node.outputs[0])
         if not variables or not all(map(self.graph.size, names)):
             self.unpriced.append(node)
         elif node.op in ELEMENTWISE or is_normalising(self.graph, node):
@@ -136,16 +136,14 @@ class _Fusion:
             region = Launch(nodes=[], reads=self.graph.size(source))
             self.regions[source] = region
             self.launches.append(region)
-        region.num_params += num_parameters(self.graph, node)
+        region.read_weights(self.graph, node)
         self._join(node, region)
         self.sources |= dict.fromkeys(node.outputs, source)
-        if node.op in SIGMOIDS or self._is_hard_swish(region):
+        region.clips |= node.op == "Clip"
+        region.multiplies |= node.op == "Mul" and len(variables) > 1
+        # `x * clip(x + 3)` is a hard swish.
+        if node.op in SIGMOIDS or (region.clips and region.multiplies):
             region.kind = "sigmoid"
-
-    def _is_hard_swish(self, region: Launch) -> bool:
-        """Whether `x * clip(x + 3)` is among the nodes of a launch."""
-        clips = any(node.op == "Clip" for node in region.nodes)
-        return clips and any(n.op == "Mul" and len(self.variables(n)) > 1 for n in region.nodes)
 
     def _pairwise(self, node: Node, variables: list[str]) -> Launch:
         """A sum or product of tensors; it absorbs what the launches before it can absorb.
@@ -189,7 +187,7 @@ class _Fusion:
 
     def _fold(self, node: Node, launch: Launch) -> None:
         if node.op in ("Add", "Sub") and launch.num_macs:  # a bias is read, unlike a folded scale
-            launch.num_params += num_parameters(self.graph, node)
+            launch.read_weights(self.graph, node)
         self._join(node, launch)
         if node.op in ACTIVATIONS:  # weights cannot absorb anything across a nonlinearity
             launch.scales = launch.shifts = launch.activates = False

@@ -5,29 +5,45 @@ The network is not executed, and weights are read only if a shape depends on the
 
 import importlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.prediction.shapes import (
-    SMALL,
+from quadranas.prediction.functions import write_out_functions
+from quadranas.prediction.inputs import fix_inputs
+from quadranas.prediction.order import sort_operators
+from quadranas.prediction.quantization import to_float
+from quadranas.prediction.shapes import Tensors, infer_shapes
+from quadranas.prediction.tensors import (
     Shape,
-    fix_inputs,
-    infer_shapes,
-    integers,
-    known_shapes,
+    drop_weights,
     names_of,
+    nested_graphs,
     printable,
     refusal,
 )
 
 EXTRA = "onnxruntime"
-DATA_FIELDS = (
-    *("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data"),
-    *("uint64_data", "external_data", "data_location"),
+PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
+"""Precisions of floating-point files, by ONNX's name of the element type."""
+
+FIRST_IS_DATA = (
+    *("Clip", "CumSum", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+    *("OneHot", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "TopK", "Trilu"),
+    *("Unsqueeze", "Upsample", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"),
+    *("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceLogSum"),
 )
+NO_DATA = ("ConstantOfShape", "NonMaxSuppression", "Range", "Shape", "Size")
+DATA_AT: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(FIRST_IS_DATA, (0,)),
+    **dict.fromkeys(NO_DATA, ()),
+    **{"RoiAlign": (0,), "ScatterND": (0, 2), "ScatterElements": (0, 2), "Where": (1, 2)},
+}
+"""Operators with inputs that are no data, and the positions of those that are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +72,10 @@ class Graph:
         constants: names of weights and of tensors computed from weights and shapes alone.
         values: the elements of small integer constants.
         inputs, outputs: names of the network's inputs and outputs.
+        floats: per stored floating-point constant, its precision. A quantised one counts too.
+        sources: per computed constant, the constants that it is computed from.
+        weights: names of the stored floating-point constants and of those computed from them.
+        quantized: the type that the network is quantised to, such as `int8`; empty for none.
     """
 
     nodes: tuple[Node, ...]
@@ -64,22 +84,57 @@ class Graph:
     values: Mapping[str, Shape]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    floats: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: frozenset[str] = frozenset()
+    quantized: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The precision of most weights; `fp32` for a network without weights."""
+        if self.quantized:
+            return self.quantized
+        sizes: Counter[str] = Counter({"fp32": 0})
+        for name, precision in self.floats.items():
+            sizes[precision] += self.size(name)
+        return sizes.most_common(1)[0][0]
+
+    def count_parameters(self, names: Iterable[str]) -> int:
+        """The number of weights in constants, and in what they are computed from, each once."""
+        waiting = list(dict.fromkeys(names))
+        seen = set(waiting)
+        count = 0
+        while waiting:
+            name = waiting.pop()
+            if name in self.floats and self.size(name) > 1:
+                count += self.size(name)
+            new = [source for source in self.sources.get(name, ()) if source not in seen]
+            seen.update(new)
+            waiting += new
+        return count
 
     def size(self, name: str) -> int:
         """The number of elements of a tensor; 0 if its shape is unknown."""
         return math.prod(self.shapes[name]) if name in self.shapes else 0
 
 
-def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
-    """Read an ONNX file; dynamic batch dimensions become 1.
+def read_graph(
+    path: Path,
+    *,
+    resolution: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> Graph:
+    """Read an ONNX file; a batch size that the file leaves open becomes 1.
 
     Args:
         resolution: height and width of the image, for files in which they are dynamic.
+        inputs: shapes by the names of inputs, for other dynamic sizes.
 
     Raises:
         MissingExtraError: the package `onnx` is not installed.
         QuadranasError: the file is not an ONNX file or damaged, has no operators, lacks its
-            external weights, or has an input size that remains dynamic.
+            external weights, describes a network that no runtime can execute, or has an input
+            size that remains dynamic.
     """
     onnx = _import_onnx()
     content = _read(path)
@@ -90,11 +145,12 @@ def read_graph(path: Path, *, resolution: int | None = None) -> Graph:
     if not model.graph.node:
         raise refusal(path, "not an ONNX file, or one without operators")
     try:
-        _drop_weights(onnx, model, path)
-        fix_inputs(model, path, resolution)
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        return _plain(onnx, infer_shapes(onnx, model))
+        drop_weights(onnx, model, path)
+        model = write_out_functions(onnx, model, path)
+        quantized = to_float(onnx, model)
+        sort_operators(model, path)
+        fix_inputs(model, path, resolution, inputs or {})
+        return _plain(onnx, model, infer_shapes(onnx, model, path), quantized)
     except QuadranasError:
         raise
     except Exception as error:  # the library has no common base class for malformed graphs
@@ -115,6 +171,9 @@ def _import_onnx() -> Any:
 
 def _read(path: Path) -> bytes:
     try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # could be endless
+            raise refusal(path, "not a regular file", "Name a file on a disk.")
         return path.read_bytes()
     except OSError as error:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
@@ -127,68 +186,63 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _drop_weights(onnx: Any, model: Any, path: Path) -> None:
-    """Remove large weights, to make the steps that follow fast; their shapes remain.
-
-    Raises:
-        QuadranasError: external weights are missing or truncated.
-    """
-    tensors = list(model.graph.initializer)
-    tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _require_external(onnx, tensor, path)
-        if math.prod(tensor.dims) > SMALL:
-            for field in DATA_FIELDS:
-                tensor.ClearField(field)
-
-
-def _require_external(onnx: Any, tensor: Any, path: Path) -> None:
-    """Check that a tensor's file exists and is long enough; load a small tensor from it."""
-    helper = onnx.external_data_helper
-    try:
-        if math.prod(tensor.dims) <= SMALL:
-            helper.load_external_data_for_tensor(tensor, str(path.parent))
-            return
-        info = helper.ExternalDataInfo(tensor)
-        size = (path.parent / info.location).stat().st_size
-        missing = size < (info.offset or 0) + (info.length or 0)
-    except Exception:  # no such file, a file outside the folder, a link, invalid offsets
-        missing = True
-    if missing:
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "?")
-        raise refusal(
-            path,
-            f"its weights file {printable(location)!r} is missing or truncated",
-            "Put that file into the same folder, or export to a single file.",
-        )
-
-
-def _plain(onnx: Any, model: Any) -> Graph:
+def _plain(onnx: Any, model: Any, tensors: Tensors, quantized: str) -> Graph:
     """The plain data of a model with inferred shapes; constant operators are removed."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
-    nodes = []
+    inputs = names_of(v.name for v in graph.input if v.name not in constants)
+    stored, nodes = set(constants), []
+    sources: dict[str, tuple[str, ...]] = {}
     for proto in graph.node:
         node = _node(proto)
         if _is_constant(proto, node, constants):
             constants |= set(node.outputs)
+            sources |= dict.fromkeys(node.outputs, tuple(data_inputs(node)))
+            stored |= set() if node.inputs else set(node.outputs)
         else:
             nodes.append(node)
+    floats = _precisions(onnx, tensors, stored)
+    weights = set(floats)
+    for name, found in sources.items():
+        if weights.intersection(found):
+            weights.add(name)
+    integers = {name: value for name, value in tensors.values.items() if value.dtype.kind in "ib"}
     return Graph(
         nodes=tuple(nodes),
-        shapes=known_shapes(model),
+        shapes=tensors.shapes,
         constants=frozenset(constants - {""}),
-        values={name: tuple(v.reshape(-1).tolist()) for name, v in integers(onnx, model).items()},
-        inputs=names_of(v.name for v in graph.input if v.name not in constants),
+        values={name: tuple(value.reshape(-1).tolist()) for name, value in integers.items()},
+        inputs=inputs,
         outputs=names_of(value.name for value in graph.output),
+        floats=floats,
+        sources=sources,
+        weights=frozenset(weights),
+        quantized=quantized,
     )
+
+
+def _precisions(onnx: Any, tensors: Tensors, names: Iterable[str]) -> dict[str, str]:
+    """The precisions of those tensors that are in floating point."""
+    kinds = {}
+    for name in names:
+        if name in tensors.types:
+            kind = onnx.TensorProto.DataType.Name(tensors.types[name].tensor_type.elem_type)
+            kinds[name] = kind.lower()
+    return {n: PRECISIONS.get(k, k) for n, k in kinds.items() if "float" in k or k == "double"}
+
+
+def data_inputs(node: Node) -> tuple[str, ...]:
+    """The inputs of an operator that can be data or weights, without sizes, axes and limits."""
+    kept = DATA_AT.get(node.op)
+    if kept is None:
+        return tuple(name for name in node.inputs if name)
+    return tuple(node.inputs[i] for i in kept if i < len(node.inputs) and node.inputs[i])
 
 
 def _is_constant(proto: Any, node: Node, constants: set[str]) -> bool:
     """Whether an operator is independent of the input's values, as shapes are."""
-    if any(a.HasField("g") or a.graphs for a in proto.attribute):  # subgraphs see outer tensors
+    if nested_graphs(proto):  # they see outer tensors
         return False
     reads_constants = all(name in constants for name in node.inputs if name)
     return node.op in ("Shape", "Size") or reads_constants

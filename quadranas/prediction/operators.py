@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from quadranas.prediction.graph import Graph, Node
-from quadranas.prediction.shapes import Shape
+from quadranas.prediction.checks import CONVOLUTIONS
+from quadranas.prediction.graph import Graph, Node, data_inputs
+from quadranas.prediction.tensors import Shape
 from quadranas.space.cost import Primitive
 
 VIEWS = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul"})
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "ThresholdedRelu"})
 SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
@@ -64,6 +64,8 @@ class Launch:
         kind, in_channels, out_channels, reads, writes, num_macs, num_params: see `Primitive`.
         scales, shifts, activates: whether it absorbs a following factor per channel, summand per
             channel, or activation such as ReLU at no cost.
+        clips, multiplies: whether it limits values, and multiplies tensors.
+        weights: names of the constants that are counted in `num_params`.
     """
 
     nodes: list[Node]
@@ -77,6 +79,15 @@ class Launch:
     scales: bool = False
     shifts: bool = False
     activates: bool = False
+    clips: bool = False
+    multiplies: bool = False
+    weights: list[str] = field(default_factory=list)
+
+    def read_weights(self, graph: Graph, node: Node) -> None:
+        """Count the weights of a node."""
+        names = weights_of(graph, node)
+        self.num_params += sum(map(graph.size, names))
+        self.weights += names
 
     @property
     def primitive(self) -> Primitive:
@@ -124,10 +135,17 @@ def is_normalising(graph: Graph, node: Node) -> bool:
     return len(axes) == 1
 
 
-def num_parameters(graph: Graph, node: Node) -> int:
-    """The number of elements in a node's constants, without scalars, axes, shapes and the like."""
-    weights = (n for n in node.inputs if n in graph.constants and n not in graph.values)
-    return sum(graph.size(name) for name in weights if graph.size(name) > 1)
+def weights_of(graph: Graph, node: Node) -> list[str]:
+    """The constants of a node that are weights: no scalars, axes, sizes, limits and the like."""
+    names = dict.fromkeys(data_inputs(node))
+    return [name for name in names if name in graph.weights and graph.size(name) > 1]
+
+
+def spatial_dimensions(graph: Graph) -> set[int]:
+    """The numbers of spatial dimensions of a graph's convolutions and pools."""
+    nodes = [node for node in graph.nodes if node.op in CONVOLUTIONS | POOLS]
+    ranks = {len(graph.shapes[n.inputs[0]]) for n in nodes if n.inputs[0] in graph.shapes}
+    return {rank - 2 for rank in ranks}
 
 
 def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | None:
@@ -136,11 +154,8 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
     Args:
         inputs: the tensors that it reads, without weights.
     """
-    launch = Launch(
-        nodes=[node],
-        reads=sum(map(graph.size, set(inputs))),
-        num_params=num_parameters(graph, node),
-    )
+    launch = Launch(nodes=[node], reads=sum(map(graph.size, set(inputs))))
+    launch.read_weights(graph, node)
     if node.op in CONVOLUTIONS | PRODUCTS:
         if not _has_operands(graph, node):
             return None
@@ -152,6 +167,7 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
     elif node.op in JOINS | MOVES:  # only the elements that are written are read
         outputs = sum(graph.size(name) for name in node.outputs if name)
         launch.reads = min(launch.reads, outputs)
+        launch.num_params = min(launch.num_params, outputs)
         launch.kind = "join" if node.op in JOINS else "elementwise"
     elif node.op not in ELEMENTWISE:
         return None
@@ -160,7 +176,7 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
 
 def _has_operands(graph: Graph, node: Node) -> bool:
     """Whether a node has two operands, and a convolution's weights enough dimensions."""
-    if len(node.inputs) < 2 or not all(node.inputs[:2]):
+    if len(node.inputs) < 2 or not all(name in graph.shapes for name in node.inputs[:2]):
         return False
     return node.op in PRODUCTS or len(graph.shapes[node.inputs[1]]) > 2
 

@@ -1,166 +1,246 @@
-"""Shape inference for ONNX models with fixed input shapes."""
+"""Shapes of the tensors of an ONNX model with fixed inputs, in one pass over its operators.
+
+onnx's inference is called for one operator at a time: the operator that makes a network
+impossible can be named, and the values that shapes are computed from are followed through every
+operator set, at a cost that grows with the number of operators only.
+"""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quadranas.errors import QuadranasError
+from quadranas.prediction.checks import fault_of_operands, fault_of_results
+from quadranas.prediction.order import describe, names_read
+from quadranas.prediction.tensors import LARGEST, SMALL, Shape, nested_graphs, refusal
 
-Shape = tuple[int, ...]
-SMALL = 1024
-"""Maximum number of elements of a constant that is kept, such as the target of a Reshape."""
-
-LARGEST = 10**15
-"""Maximum number of elements of a plausible tensor; larger shapes are ignored."""
+MOST_AXES = 64
+"""Maximum number of axes of a tensor; those with more are left unknown."""
 
 SHAPE_ARITHMETIC = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "ReduceProd", "Equal", "Where"),
-        *("Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Reshape", "Slice"),
-        *("Squeeze", "Unsqueeze"),
+        *("Cast", "Ceil", "Concat", "ConstantOfShape", "Floor", "Gather", "Identity", "Reshape"),
+        *("Slice", "Squeeze", "Unsqueeze"),
     }
 )
+KINDS = (np.int64, np.int32, np.bool_, np.float32)
+BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Equal", "Where"})
 
 
-def refusal(path: Path, fault: str, hint: str = "") -> QuadranasError:
-    """The error for a file that cannot be read."""
-    return QuadranasError(
-        f"cannot read {path}: {fault}", hint or "Export the network to ONNX again."
-    )
+@dataclass(kw_only=True)
+class Tensors:
+    """What is known of the tensors of a graph, by name.
+
+    Args:
+        types: element type and, as far as known, sizes, as onnx describes them.
+        shapes: the completely known shapes.
+        values: the elements of small constants, and of small tensors computed from shapes.
+        computed: names of the tensors whose values were computed from shapes.
+    """
+
+    types: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)
+
+    def learn(self, name: str, kind: Any) -> None:
+        """Take over a tensor's type, and its shape if that is complete and plausible."""
+        tensor = kind.tensor_type
+        sizes = [dim.dim_value for dim in tensor.shape.dim]
+        if len(sizes) > MOST_AXES:
+            return
+        self.types[name] = kind
+        known = tensor.HasField("shape") and all(size > 0 for size in sizes)
+        if known and math.prod(sizes) <= LARGEST:
+            self.shapes[name] = tuple(sizes)
 
 
-def printable(text: str) -> str:
-    """A name without characters that a terminal cannot print."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def names_of(names: Iterable[str | bytes]) -> tuple[str, ...]:
-    """Names as text. Protobuf returns names that are not UTF-8 as bytes.
+def infer_shapes(onnx: Any, model: Any, path: Path) -> Tensors:
+    """The shapes that follow from a model's inputs; where none follow, those in the file.
 
     Raises:
-        UnicodeDecodeError: a name is not UTF-8.
+        QuadranasError: an operator that no runtime can execute.
     """
-    return tuple(name if isinstance(name, str) else name.decode() for name in names)
+    tensors = _stored(onnx, model)
+    declared = {value.name: value.type for value in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        value = _compute(onnx, model, node, tensors)
+        if value is not None:
+            _keep_value(onnx, node, value, tensors)
+            continue
+        _infer(onnx, model, node, tensors, path)
+        for name in filter(None, node.output):
+            if name not in tensors.shapes and name in declared:
+                tensors.learn(name, declared[name])
+    return tensors
 
 
-def fix_inputs(model: Any, path: Path, resolution: int | None) -> None:
-    """Fix the shapes of the inputs in place, and clear the shapes inferred from them.
-
-    Raises:
-        QuadranasError: an input has no shape, a dimension remains dynamic, or its fixed size is
-            not `resolution`.
-    """
-    constants = {tensor.name for tensor in model.graph.initializer}
+def _stored(onnx: Any, model: Any) -> Tensors:
+    """The inputs and the stored constants."""
+    tensors = Tensors()
     for value in model.graph.input:
-        if value.name in constants:
-            continue
-        name = printable(*names_of([value.name]))
-        if not value.type.tensor_type.HasField("shape"):
-            raise refusal(path, f"its input {name!r} has no shape", "Export it with one.")
-        dims = value.type.tensor_type.shape.dim
-        sizes: list[int | None] = [1 if i == 0 else None for i in range(len(dims))]
-        if resolution is not None and len(dims) == 4:
-            sizes[2:] = [resolution, resolution]
-        for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
-            if dim.dim_value > 0 and axis > 1 and size not in (None, dim.dim_value):
-                raise refusal(
-                    path,
-                    f"its input {name!r} has the fixed size {dim.dim_value}, not {size}",
-                    "Omit --resolution, or export the network for that size.",
-                )
-            if dim.dim_value <= 0:
-                if size is None:
-                    raise refusal(
-                        path,
-                        f"dimension {axis} of its input {name!r} is dynamic",
-                        "Give the image size with --resolution, or export with a fixed size.",
-                    )
-                dim.dim_value = size
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        tensors.learn(value.name, value.type)
+    for tensor in model.graph.initializer:
+        kind = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        tensors.learn(tensor.name, kind)
+        value = _small(onnx, tensor)
+        if value is not None:
+            tensors.values[tensor.name] = value
+    for sparse in model.graph.sparse_initializer:
+        kind = onnx.helper.make_tensor_type_proto(sparse.values.data_type, sparse.dims)
+        tensors.learn(sparse.values.name, kind)
+    return tensors
 
 
-def infer_shapes(onnx: Any, model: Any) -> Any:
-    """A model with all shapes that can be inferred from its inputs.
+def _small(onnx: Any, tensor: Any) -> Any:
+    """The elements of a small numeric tensor, or None."""
+    kinds = onnx.TensorProto
+    accepted = (kinds.INT64, kinds.INT32, kinds.BOOL, kinds.FLOAT)
+    is_small = tensor.data_type in accepted and math.prod(tensor.dims) <= SMALL
+    if not is_small or tensor.data_location == kinds.EXTERNAL:
+        return None
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except ValueError:  # fewer elements than the shape says, as after `to_float`
+        if tensor.data_type == kinds.FLOAT:
+            return None
+        raise
 
-    onnx 1.23 propagates computed shapes through Reshape only from operator set 14 on, and through
-    few operators. The others are computed here, round by round, and replaced by constants.
+
+def _keep_value(onnx: Any, node: Any, value: Any, tensors: Tensors) -> None:
+    """Take over the elements of an operator's result."""
+    name = node.output[0]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensors.learn(name, onnx.helper.make_tensor_type_proto(kind, value.shape))
+    tensors.values[name] = value
+    if node.op_type != "Constant":
+        tensors.computed.add(name)
+
+
+def _infer(onnx: Any, model: Any, node: Any, tensors: Tensors, path: Path) -> None:
+    """Learn the types of an operator's outputs, as far as they follow from its inputs."""
+    is_onnx = node.domain in ("", "ai.onnx")
+    fault = fault_of_operands(node, tensors.shapes) if is_onnx else ""
+    results: dict[str, Any] = {}
+    if not fault:
+        try:
+            results = _infer_alone(onnx, model, node, tensors)
+        except onnx.shape_inference.InferenceError as error:
+            whole = all(name in tensors.shapes for name in node.input if name)
+            fault = _reason(error) if is_onnx and whole and not nested_graphs(node) else ""
+    if not fault and is_onnx:
+        fault = fault_of_results(node, tensors.shapes, _whole_sizes(results))
+    if fault:
+        fault = f"no runtime can execute its operator {describe(node)}: {fault}"
+        raise refusal(path, fault, "Correct the network, and export it again.")
+    for name, kind in results.items():
+        tensors.learn(name, kind)
+
+
+def _infer_alone(onnx: Any, model: Any, node: Any, tensors: Tensors) -> dict[str, Any]:
+    """The types of one operator's outputs.
+
+    Raises:
+        InferenceError: the operator is impossible, or too little is known of its inputs.
     """
-    while True:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        shapes = known_shapes(inferred)
-        if all(name in shapes for node in model.graph.node for name in node.output[:1]):
-            return inferred
-        if not _compute_shapes(onnx, model, shapes):
-            return inferred
-
-
-def known_shapes(model: Any) -> dict[str, Shape]:
-    """The completely known shapes, by the names of the tensors."""
-    graph = model.graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    tensors = ((value.name, value.type.tensor_type) for value in values)
-    shapes = {
-        name: tuple(dim.dim_value for dim in tensor.shape.dim)
-        for name, tensor in tensors
-        if tensor.HasField("shape")
-    }
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    graph = onnx.GraphProto(name="operator")
+    graph.node.add().CopyFrom(node)
+    unknown = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    for name in names_read(node):
+        if name in tensors.values:
+            array = onnx.numpy_helper.from_array(np.asarray(tensors.values[name]), name)
+            graph.initializer.add().CopyFrom(array)
+        else:
+            value = graph.input.add(name=name)
+            value.type.CopyFrom(tensors.types.get(name, unknown))
+    for name in filter(None, node.output):
+        graph.output.add(name=name)
+    alone = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    alone.opset_import.extend(model.opset_import)
+    inferred = onnx.shape_inference.infer_shapes(alone, strict_mode=True)
     return {
-        name: shape
-        for name, shape in shapes.items()
-        if all(size > 0 for size in shape) and math.prod(shape) <= LARGEST
+        value.name: value.type
+        for value in inferred.graph.output
+        if value.type.WhichOneof("value") is not None
     }
 
 
-def integers(onnx: Any, model: Any) -> dict[str, Any]:
-    """The small integer and Boolean constants as arrays, by name."""
-    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.output:
-            tensors += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
+def _whole_sizes(results: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The sizes of the results that are completely known, including impossible ones."""
     return {
-        name: onnx.numpy_helper.to_array(tensor)
-        for name, tensor in tensors
-        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
-        and math.prod(tensor.dims) <= SMALL
+        name: [dim.dim_value for dim in kind.tensor_type.shape.dim]
+        for name, kind in results.items()
+        if kind.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in kind.tensor_type.shape.dim)
     }
 
 
-def _compute_shapes(onnx: Any, model: Any, shapes: dict[str, Shape]) -> bool:
-    """Replace operators that compute with known shapes by constants; returns whether any was."""
-    values = integers(onnx, model)
-    replaced = False
-    for node in model.graph.node:
-        result = None
-        if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
-            continue
-        if node.op_type == "Shape" and node.input and node.input[0] in shapes:
-            bounds = {a.name: a.i for a in node.attribute}
-            whole = shapes[node.input[0]]
-            result = np.array(whole[bounds.get("start", 0) : bounds.get("end")], np.int64)
-        elif node.op_type in SHAPE_ARITHMETIC and all(name in values for name in node.input):
-            result = _evaluate(onnx, model, node, {name: values[name] for name in node.input})
-        if result is not None and result.dtype in (np.int64, np.bool_) and result.size <= SMALL:
-            values[node.output[0]] = result
-            tensor = onnx.numpy_helper.from_array(result)
-            constant = onnx.helper.make_node("Constant", [], [node.output[0]], value=tensor)
-            node.CopyFrom(constant)
-            replaced = True
-    return replaced
+def _reason(error: Exception) -> str:
+    """The explanation of onnx, without its names for the operator and for the kind of error."""
+    lines = [re.sub(r"^.*\]\s*", "", line) for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else "its operands do not fit"
+
+
+def _compute(onnx: Any, model: Any, node: Any, tensors: Tensors) -> Any:
+    """The elements of an operator's small result, if it follows from shapes; otherwise None."""
+    if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        return None
+    result = None
+    inputs: dict[str, Any] = {name: tensors.values.get(name) for name in node.input if name}
+    if node.op_type == "Constant":
+        result = _constant(onnx, node)
+    elif node.op_type == "Shape" and len(node.input) == 1 and node.input[0] in tensors.shapes:
+        bounds = {a.name: a.i for a in node.attribute}
+        whole = tensors.shapes[node.input[0]]
+        result = np.array(whole[bounds.get("start", 0) : bounds.get("end")], np.int64)
+    elif node.op_type in SHAPE_ARITHMETIC and all(v is not None for v in inputs.values()):
+        floats = any(value.dtype.kind == "f" for value in inputs.values())
+        # Products of weights are no shapes; a size times a factor is one.
+        if (not floats or tensors.computed & inputs.keys()) and _is_bounded(node, inputs):
+            result = _evaluate(onnx, model, node, inputs)
+    if result is None or result.dtype not in KINDS or result.size > SMALL:
+        return None
+    return result
+
+
+def _constant(onnx: Any, node: Any) -> Any:
+    """The elements of a small Constant, or None."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return _small(onnx, attribute.t)
+        if attribute.name in ("value_int", "value_ints"):
+            whole = attribute.i if attribute.name == "value_int" else attribute.ints
+            return np.array(whole, np.int64)
+        if attribute.name in ("value_float", "value_floats"):
+            number = attribute.f if attribute.name == "value_float" else attribute.floats
+            return np.array(number, np.float32)
+    return None
+
+
+def _is_bounded(node: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether the result cannot be much larger than the inputs."""
+    try:
+        if node.op_type == "ConstantOfShape":
+            return all(_volume(value) <= SMALL for value in inputs.values())
+        if node.op_type in BROADCASTING:
+            shapes = [value.shape for value in inputs.values()]
+            return bool(math.prod(np.broadcast_shapes(*shapes)) <= SMALL)
+    except ValueError:  # shapes that do not fit
+        return False
+    return sum(value.size for value in inputs.values()) <= 8 * SMALL
 
 
 def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:
-    """The result of one operator on small integers, or None if it cannot be computed."""
-    if node.op_type == "ConstantOfShape" and max(map(_volume, inputs.values())) > SMALL:
-        return None
-    kinds = {np.dtype(np.int64): onnx.TensorProto.INT64, np.dtype(bool): onnx.TensorProto.BOOL}
+    """The result of one operator on small arrays, or None if it cannot be computed."""
     declared = [
-        onnx.helper.make_tensor_value_info(name, kinds[value.dtype], value.shape)
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+        )
         for name, value in inputs.items()
     ]
     output = onnx.helper.make_empty_tensor_value_info(node.output[0])

@@ -187,13 +187,13 @@ def whole_file() -> bytes:
         "a = Conv<pads=[1,1,1,1], group=2>(x, w, b)\nb1 = BatchNormalization(a, b, b, b, b)\n"
         "c = Clip(b1, low)\nd = MaxPool<kernel_shape=[2,2]>(c)\ne = ReduceMean(d, axes)\n"
         "f = Reshape(e, flat)\ng = Gemm<transB=1>(f, v)\nh, h2 = Split<axis=1>(g)\n"
-        "i = Transpose<perm=[1,0]>(h)\nj = Shape(i)\nk = Slice(j, one, two)\n"
+        "i = Transpose<perm=[1,0]>(h)\nj = Shape(i)\nk = Slice(j, zero, one)\n"
         "l = Concat<axis=0>(k, one)\nm = Reshape(i, l)\ny = Softmax(m)"
     )
     weights: Any = {"w": (8, 4, 3, 3), "b": (8,), "low": 0.0, "v": (10, 8)}
     return bytes(
         model(
-            nodes, weights | {"axes": [2, 3], "flat": [0, -1], "one": [1], "two": [2]}, opset=13
+            nodes, weights | {"axes": [2, 3], "flat": [0, -1], "one": [1], "zero": [0]}, opset=13
         ).SerializeToString()
     )
 
