@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from quadranas.errors import QuadranasError
-from quadranas.runs.stored_network import Model, open_network
+from quadranas.runs.model_argument import architecture_of
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quadranas.memory import MemoryProfile
+    from quadranas.runs.stored_network import Model
 
 
 class OperationCounts(Frozen):
@@ -90,7 +91,7 @@ class MemoryResult(CommandResult):
 
 
 def profile(
-    model: Model,
+    model: "Model",
     *,
     resolution: int | None = None,
     num_classes: int | None = None,
@@ -110,8 +111,8 @@ def profile(
         QuadranasError: an unknown model, a resolution or a number of classes that do not fit,
             changed layers without `memory`, or `batch` without `memory`.
     """
-    stored = open_network(model)
-    architecture = stored.architecture.adapted(resolution=resolution, num_classes=num_classes)
+    architecture = architecture_of(model)
+    architecture = architecture.adapted(resolution=resolution, num_classes=num_classes)
     if memory:
         return _memory(architecture, batch or 1)
     if batch is not None:

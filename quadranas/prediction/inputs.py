@@ -260,7 +260,11 @@ def _take_resolution(inputs: list[_Input], resolution: int, path: Path) -> None:
                 "Omit --resolution, or export the network for that size.",
             )
     shapes = ", ".join(found.described() for found in inputs)
-    raise refusal(path, f"no input has a height and width: {shapes}", "Omit --resolution.")
+    raise refusal(
+        path,
+        f"no input is an image of {resolution}x{resolution} pixels: {shapes}",
+        "Omit --resolution.",
+    )
 
 
 def _open_sizes(inputs: list[_Input], path: Path, resolution: int | None) -> QuadranasError:

@@ -232,7 +232,7 @@ def _is_bounded(node: Any, inputs: Mapping[str, Any]) -> bool:
             return bool(math.prod(np.broadcast_shapes(*shapes)) <= SMALL)
     except ValueError:  # shapes that do not fit
         return False
-    return sum(value.size for value in inputs.values()) <= 8 * SMALL
+    return bool(sum(value.size for value in inputs.values()) <= 8 * SMALL)
 
 
 def _evaluate(onnx: Any, model: Any, node: Any, inputs: dict[str, Any]) -> Any:

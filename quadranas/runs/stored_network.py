@@ -19,9 +19,9 @@ from quadranas.network.weights import load_weights
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
 from quadranas.runs.config_file import read_config_file, recorded_command, with_header
+from quadranas.runs.model_argument import find_model
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
-from quadranas.space.catalog import find_architecture, find_folder
 from quadranas.validation import validate
 
 DECIDED_BY_DATA = ("data", "val", "skip_corrupt", "train_resolution", "augment")
@@ -117,28 +117,16 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
         return model if weights is None else replace(model, weights=weights)
     if isinstance(model, Architecture):
         return StoredNetwork(model, weights=weights)
-    folder = find_folder(str(model))
+    architecture, folder = find_model(str(model))
     if folder is None:
-        return StoredNetwork(find_architecture(str(model)), weights=weights)
-    if not (folder / layout.ARCHITECTURE).is_file():
-        raise _without_architecture(folder)
+        return StoredNetwork(architecture, weights=weights)
     own_weights = folder / layout.WEIGHTS
     stored = folder / layout.PREPROCESSING
     return StoredNetwork(
-        find_architecture(str(model)),
+        architecture,
         folder=folder,
         weights=weights or (own_weights if own_weights.is_file() else None),
         preprocessing=load_preprocessing(stored) if stored.is_file() else None,
-    )
-
-
-def _without_architecture(folder: Path) -> QuadranasError:
-    command = recorded_command(folder)
-    return QuadranasError(
-        f"{folder} contains no {layout.ARCHITECTURE}",
-        f"If the run is unfinished, continue it with: {layout.resume_command(command, folder)}"
-        if command in layout.RESUMABLE
-        else "Name a run folder, or an architecture file.",
     )
 
 

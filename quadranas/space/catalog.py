@@ -1,11 +1,31 @@
 """Networks by name: reference models, published architectures, files and run folders."""
 
+import shlex
 from pathlib import Path
 
 from quadranas.errors import QuadranasError, unknown
 from quadranas.files import shipped
 from quadranas.space.architecture import ARCHITECTURE_FILE, Architecture, load_architecture
 from quadranas.space.reference import REFERENCE_MODELS, reference_architecture
+
+_WEIGHTS = (
+    "a file of weights",
+    "Name the network that the weights are for, and add: --weights {file}",
+)
+OTHER_FILES = {
+    ".onnx": (
+        "an ONNX file",
+        "Predict its latency, MACs and parameters with: quadranas predict {file} --device cpu",
+    ),
+    ".py": (
+        "Python source",
+        "From Python, quadranas.memory.profile_memory(network, (1, 3, 224, 224)) counts the "
+        "parameters, MACs and memory of any torch.nn.Module; for its latency, export it to ONNX "
+        "and use: quadranas predict FILE.onnx --device cpu",
+    ),
+    **dict.fromkeys((".safetensors", ".pt", ".pth", ".ckpt"), _WEIGHTS),
+}
+"""Kinds of files that are easily taken for a model: what they are, and what to do with them."""
 
 
 def published_architectures() -> dict[str, Path]:
@@ -46,6 +66,12 @@ def find_architecture(name: str) -> Architecture:
     folder, path = find_folder(name), Path(name)
     if folder is not None:
         return load_architecture(folder / ARCHITECTURE_FILE)
+    if path.suffix in OTHER_FILES:
+        kind, hint = OTHER_FILES[path.suffix]
+        raise QuadranasError(
+            f"model {name!r} is {kind}, not an architecture file or a run",
+            hint.format(file=shlex.quote(name)),
+        )
     if path.suffix == ".json" or path.is_file():
         return load_architecture(path)
     raise unknown(
