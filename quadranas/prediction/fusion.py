@@ -7,6 +7,7 @@
   swish, softmax or LayerNorm, whichever operators a file uses for them.
 - Reshape, Flatten, Identity, Dropout and changes of layout are free, as is padding before a
   convolution; values that depend on weights and shapes alone are constants.
+- Operators that no output depends on are left out, as runtimes do.
 - Unknown operators are returned unpriced.
 """
 
@@ -64,6 +65,10 @@ class _Fusion:
         names = [name for name in node.inputs if name and name not in constants]
         return [self.aliases.get(name, name) for name in names]
 
+    def is_read(self, node: Node) -> bool:
+        """Whether an output of the network depends on a node."""
+        return node.outputs[0] not in self.graph.unread
+
     def take_out_views(self) -> list[Node]:
         """Register the nodes that move no data as aliases, and return the others."""
         readers: dict[str, list[Node]] = {}
@@ -78,7 +83,8 @@ class _Fusion:
                 self.aliases[output] = variables[0]
             else:
                 rest.append(node)
-                self.users.update(set(variables))
+                if self.is_read(node):
+                    self.users.update(set(variables))
         self.users.update(self.aliases.get(name, name) for name in self.graph.outputs)
         return rest
 
@@ -90,12 +96,13 @@ class _Fusion:
         if not variables or not all(map(self.graph.size, names)):
             self.unpriced.append(node)
         elif node.op in ELEMENTWISE or is_normalising(self.graph, node):
-            self._take_elementwise(node, variables)
+            if self.is_read(node):
+                self._take_elementwise(node, variables)
         else:
             launch = open_launch(self.graph, node, variables)
             if launch is None:
                 self.unpriced.append(node)
-            else:
+            elif self.is_read(node):
                 self._open(node, launch)
 
     def count_writes(self) -> None:

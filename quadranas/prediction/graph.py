@@ -15,7 +15,7 @@ from typing import Any
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.prediction.functions import write_out_functions
 from quadranas.prediction.inputs import fix_inputs
-from quadranas.prediction.order import sort_operators
+from quadranas.prediction.order import sort_operators, unread_operators
 from quadranas.prediction.quantization import to_float
 from quadranas.prediction.shapes import Tensors, infer_shapes
 from quadranas.prediction.tensors import (
@@ -75,6 +75,7 @@ class Graph:
         floats: per stored floating-point constant, its precision. A quantised one counts too.
         sources: per computed constant, the constants that it is computed from.
         weights: names of the stored floating-point constants and of those computed from them.
+        unread: the first results of operators that no output depends on.
         quantized: the type that the network is quantised to, such as `int8`; empty for none.
     """
 
@@ -87,6 +88,7 @@ class Graph:
     floats: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
     quantized: str = ""
 
     @property
@@ -218,6 +220,7 @@ def _plain(onnx: Any, model: Any, tensors: Tensors, quantized: str) -> Graph:
         floats=floats,
         sources=sources,
         weights=frozenset(weights),
+        unread=frozenset(names_of(unread_operators(model))),
         quantized=quantized,
     )
 

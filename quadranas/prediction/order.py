@@ -55,6 +55,18 @@ def _copy(node: Any) -> Any:
     return copy
 
 
+def unread_operators(model: Any) -> set[str]:
+    """The first results of the operators that no output depends on, in a sorted graph."""
+    needed = {value.name for value in model.graph.output}
+    unread = set()
+    for node in reversed(model.graph.node):
+        if needed.isdisjoint(node.output):
+            unread.add(node.output[0])
+        else:
+            needed.update(names_read(node))
+    return unread
+
+
 def describe(node: Any) -> str:
     """An operator in a message: its name, or else that of its result, and its type."""
     name = node.name or next(iter(node.output), "")

@@ -160,7 +160,8 @@ def _infer_alone(onnx: Any, model: Any, node: Any, tensors: Tensors) -> dict[str
             value.type.CopyFrom(tensors.types.get(name, unknown))
     for name in filter(None, node.output):
         graph.output.add(name=name)
-    alone = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    # Before IR version 4, weights had to be inputs too.
+    alone = onnx.ModelProto(ir_version=max(model.ir_version, 4), graph=graph)
     alone.opset_import.extend(model.opset_import)
     inferred = onnx.shape_inference.infer_shapes(alone, strict_mode=True)
     return {
