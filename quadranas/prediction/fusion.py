@@ -20,6 +20,7 @@ from quadranas.prediction.operators import (
     ACTIVATIONS,
     AFFINE,
     ELEMENTWISE,
+    PRICED,
     SIGMOIDS,
     Launch,
     is_normalising,
@@ -83,7 +84,7 @@ class _Fusion:
                 self.aliases[output] = variables[0]
             else:
                 rest.append(node)
-                if self.is_read(node):
+                if self.is_read(node) or node.op not in PRICED:
                     self.users.update(set(variables))
         self.users.update(self.aliases.get(name, name) for name in self.graph.outputs)
         return rest

@@ -50,6 +50,7 @@ MOVES = frozenset(
         *("Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
     }
 )
+PRICED = ELEMENTWISE | CONVOLUTIONS | PRODUCTS | PASSES | JOINS | MOVES
 LAYOUTS = frozenset({(0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1)})
 """Permutations to and from channels-last, for images and sequences: free, because a runtime keeps
 one layout throughout."""
@@ -156,6 +157,8 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
     """
     launch = Launch(nodes=[node], reads=sum(map(graph.size, set(inputs))))
     launch.read_weights(graph, node)
+    if node.op not in PRICED:
+        return None
     if node.op in CONVOLUTIONS | PRODUCTS:
         if not _has_operands(graph, node):
             return None
@@ -169,8 +172,6 @@ def open_launch(graph: Graph, node: Node, inputs: Collection[str]) -> Launch | N
         launch.reads = min(launch.reads, outputs)
         launch.num_params = min(launch.num_params, outputs)
         launch.kind = "join" if node.op in JOINS else "elementwise"
-    elif node.op not in ELEMENTWISE:
-        return None
     return launch
 
 

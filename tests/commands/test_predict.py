@@ -6,8 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from experiments.published_latencies.networks import NETWORKS
@@ -23,7 +27,7 @@ from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.conftest import Counter
-from tests.onnx_files import write
+from tests.onnx_files import Weights, model, write
 from tests.typed_results import parsed
 
 RESULTS = Path(__file__).parents[2] / "experiments/published_latencies/results.json"
@@ -306,3 +310,96 @@ def test_attention_is_priced_whole(tmp_path: Path, opset: int) -> None:
     assert result.unpriced == ()
     linear = 17 * 16 * (3 * 16 + 16 + 2 * 32)
     assert result.macs == 16 * 192 * 16 + linear + 2 * 17 * 17 * 16 + 160
+
+
+def test_weights_that_operators_share_count_once(tmp_path: Path) -> None:
+    """One matrix and one bias for three parts; each launch still reads them."""
+    nodes = (
+        "a, b, c = Split<axis=1, num_outputs=3>(x)\nd = Gemm<transB=1>(a, w, v)\n"
+        "e = Gemm<transB=1>(b, w, v)\nt = Transpose<perm=[1,0]>(w)\nf = MatMul(c, t)\n"
+        "y = Concat<axis=1>(d, e, f)"
+    )
+    path = write(tmp_path / "net.onnx", nodes, {"w": (100, 100), "v": (100,)}, image=(1, 300))
+    result = predict(path, device="cpu")
+    assert result.params == 100 * 100 + 100
+    layers = [operator.params for operator in result.operators if operator.macs]
+    assert layers == [10_100, 10_100, 10_000]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        'u = Resize<mode="nearest">(a, , scales)',
+        "u = Reshape(a, shape)",
+        "u = Pad(a, around)",
+        "u = Clip(a, zero, six)",
+        "u = Slice(a, none, ends)",
+    ],
+)
+def test_sizes_and_limits_are_no_parameters(tmp_path: Path, step: str) -> None:
+    weights: Weights = {
+        **{"w": (8, 8, 3, 3), "zero": 0.0, "six": 6.0, "shape": [1, 8, 7, 28]},
+        **{"around": [0, 0, 1, 1, 0, 0, 1, 1], "none": [0, 0], "ends": [1, 8]},
+    }
+    whole = model(f"a = Conv(x, w)\n{step}\ny = Conv(u, w)", weights)
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    whole.graph.initializer.append(scales)
+    (tmp_path / "net.onnx").write_bytes(whole.SerializeToString())
+    assert predict(tmp_path / "net.onnx", device="cpu").params == 8 * 8 * 9
+
+
+def test_of_an_embedding_only_the_rows_that_are_needed_are_read(tmp_path: Path) -> None:
+    whole = model("e = Gather(table, ids)\ny = Relu(e)", {"table": (30_000, 64)}, (1, 7))
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, (1, 7))
+    whole.graph.input[0].CopyFrom(ids)
+    (tmp_path / "net.onnx").write_bytes(whole.SerializeToString())
+    result = predict(tmp_path / "net.onnx", device="cpu")
+    assert result.params == 30_000 * 64
+    assert result.operators[0].params == 7 * 64
+
+
+@pytest.mark.parametrize(
+    ("nodes", "known"),
+    [
+        ("y = Det(x)", "none of its 1 operators"),
+        ("a = Relu(x)\n" + "\n".join(f"b{i} = Det(a)" for i in range(10)), "only 1 of its 11"),
+        ("a = Relu(x)\ny = Thing(a, w)", "0 of 576 weights"),
+    ],
+)
+def test_a_prediction_of_next_to_nothing_is_refused(
+    tmp_path: Path, nodes: str, known: str
+) -> None:
+    path = write(tmp_path / "net.onnx", nodes, {"w": (8, 8, 3, 3)})
+    outcome = call("predict", path, "--device", "cpu")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert known in outcome.err
+    assert "can be priced" in outcome.err
+    assert "Measure it in its runtime" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("weights", "image", "dims"),
+    [((8, 8, 3), (1, 8, 99), 1), ((8, 8, 3, 3, 3), (1, 8, 9, 9, 9), 3)],
+)
+def test_other_dimensions_than_the_model_was_fitted_to_are_said(
+    tmp_path: Path, weights: tuple[int, ...], image: tuple[int, ...], dims: int
+) -> None:
+    path = write(tmp_path / "net.onnx", "y = Conv(x, w)", {"w": weights}, image=image)
+    (note,) = predict(path, device="cpu").notes
+    assert f"over {dims} spatial" in note
+    assert f"NOTE: {note}" in call("predict", path, "--device", "cpu").out
+    flat = write(tmp_path / "flat.onnx", "y = Conv(x, w)", {"w": (8, 8, 3, 3)})
+    assert predict(flat, device="cpu").notes == ()
+
+
+def test_inputs_are_named_on_the_command_line(tmp_path: Path) -> None:
+    nodes = "t = Transpose<perm=[0,3,1,2]>(x)\ny = Conv(t, w)"
+    image = ("unk__1", "unk__2", "unk__3", 3)
+    path = write(tmp_path / "net.onnx", nodes, {"w": (8, 3, 3, 3)}, image=image)
+    refused = call("predict", path, "--device", "cpu")
+    assert refused.code == 2
+    assert "--input x=1,224,224,3" in refused.err
+    shown = call("predict", path, "--device", "cpu", "--input", "x=1,96,64,3", "--json")
+    expected = predict(path, device="cpu", inputs={"x": (1, 96, 64, 3)})
+    assert parsed(shown, PredictResult) == expected
+    assert (expected.inputs, expected.macs) == (((1, 96, 64, 3),), 94 * 62 * 8 * 27)

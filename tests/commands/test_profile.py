@@ -1,5 +1,7 @@
 """profile: counts and memory of a model, as a function and as a command."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ from quadranas import MemoryResult, ProfileResult
 from quadranas.errors import QuadranasError
 from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
+from quadranas.space.catalog import find_architecture
 from quadranas.space.cost import count_macs, count_params
 from tests.command_line import call
 from tests.typed_results import parsed
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_counts_are_those_of_the_cost_model(finished_run: Path) -> None:
@@ -59,3 +64,35 @@ def test_an_opened_network_is_a_model(finished_run: Path) -> None:
 def test_an_impossible_path_is_refused(name: str) -> None:
     with pytest.raises(QuadranasError, match=r"cannot read model|unknown model"):
         quadranas.profile(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("my net.onnx", "is an ONNX file", "quadranas predict 'my net.onnx' --device cpu"),
+        ("mynet.py", "is Python source", "quadranas.memory.profile_memory(network, (1, 3, 224"),
+        ("net.safetensors", "is a file of weights", "--weights net.safetensors"),
+    ],
+)
+def test_other_files_say_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for exists in (False, True):
+        if exists:
+            Path(name).touch()
+        outcome = call("profile", name)
+        assert outcome.code == 2
+        assert message in outcome.err
+        assert hint in outcome.err
+
+
+def test_counting_does_not_import_torch() -> None:
+    script = (
+        "import sys, quadranas\n"
+        "print(quadranas.profile('quadranet36_t').params, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == [str(count_params(find_architecture("quadranet36_t"))), "False"]
