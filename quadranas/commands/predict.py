@@ -111,12 +111,7 @@ def predict(
             analytic model.
     """
     opened, path = load_device(device), Path(model)
-    analytic = opened.analytic
-    if analytic is None:
-        raise QuadranasError(
-            f"device {opened.name!r} has no analytic model to predict with",
-            "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
-        )
+    analytic = _analytic_model(opened)
     graph = read_graph(path, resolution=resolution, inputs=inputs)
     launches, unpriced = fuse(graph)
     _require_known_share(path, graph, launches, unpriced)
@@ -143,6 +138,15 @@ def predict(
         file_precision=graph.precision,
         notes=tuple(_notes(graph, opened)),
     )
+
+
+def _analytic_model(device: Device) -> AnalyticModel:
+    if device.analytic is None:
+        raise QuadranasError(
+            f"device {device.name!r} has no analytic model to predict with",
+            "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
+        )
+    return device.analytic
 
 
 def _require_known_share(
