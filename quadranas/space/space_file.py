@@ -14,6 +14,9 @@ from quadranas.space.search_space import SearchSpace, Slot, SpaceBlock
 from quadranas.validation import Frozen, describe_faults, validate
 
 MAX_DEPTH = 999
+MAX_CANDIDATES = 20_000
+"""Maximum number of candidates of a space, summed over the slots of all blocks; the largest shipped
+space has 216. A supernet holds the weights of every candidate."""
 
 
 def _check_body_kind(kind: str) -> None:
@@ -82,6 +85,13 @@ class StageFile(Frozen):
             raise ValueError(f"two slots of a block share a kind: {kinds}")
         return self
 
+    @property
+    def num_candidates(self) -> int:
+        """Number of candidates in the slots of all blocks."""
+        return self.depth[1] * sum(
+            len(slot.kernel_size) * len(slot.expand_ratio) for slot in self.slots
+        )
+
 
 class SpaceFile(Frozen):
     """A search space as written in YAML."""
@@ -102,6 +112,12 @@ class SpaceFile(Frozen):
             known = ", ".join(HEADS)
             raise ValueError(
                 f"unknown head {self.head!r}; accepted: {known}{nearest(self.head, HEADS)}"
+            )
+        num_candidates = sum(stage.num_candidates for stage in self.stages)
+        if num_candidates > MAX_CANDIDATES:
+            raise ValueError(
+                f"the space has {num_candidates:,} candidates; at most {MAX_CANDIDATES:,} are "
+                "accepted (depth x kernel sizes x expansion ratios, summed over slots and stages)"
             )
         build_space(self)
         return self

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from quadranas.errors import QuadranasError
+from quadranas.latency.budget import format_ms
 from quadranas.latency.table import LatencyTable
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.operation import OpSpec
@@ -23,8 +25,9 @@ from quadranas.space.search_space import SKIPPED, SearchSpace
 from quadranas.strategies.limits import Limits, check_budget, reachable_ms, too_tight
 from quadranas.strategies.scores import GateScores
 
-MAX_REPAIRS = 200
-"""Maximum number of solutions to exclude because they violate a bound within HiGHS' tolerance."""
+MAX_REPAIRS = 100
+"""Maximum number of solutions to exclude one by one because they violate an upper bound within
+HiGHS' tolerance, in at most `MAX_NODES` nodes; then all networks within `MARGIN` of it are."""
 
 SLOWEST_GAP = 1e-3
 """Relative gap to which the latency of the slowest network is computed."""
@@ -34,8 +37,11 @@ MAX_NODES = 2000
 in the latency can need millions, to close a gap of 1e-4 that is reached within seconds."""
 
 OBJECTIVE_SIZE, ROW_SIZE = 100.0, 1000.0
-"""Largest objective coefficient and latency bound after scaling, far above HiGHS' tolerances of
-1e-6, which are absolute."""
+"""Largest objective coefficient and bound after scaling, far above HiGHS' absolute tolerances of
+1e-6."""
+
+MARGIN = 2e-6 / ROW_SIZE
+"""Relative distance from a bound that HiGHS' tolerances cannot bridge."""
 
 INFEASIBLE = 2
 """Status of `scipy.optimize.milp` for an infeasible programme."""
@@ -67,8 +73,12 @@ def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: 
     within the limits if no network reaches that. The score then ranks networks of nearly equal
     latency.
 
+    If very many networks violate a bound by less than `MARGIN`, networks within `MARGIN` of a
+    bound are considered only if there are no others.
+
     Raises:
         BudgetError: no network of the space is within the limits.
+        QuadranasError: the solver found neither a network nor a proof that there is none.
     """
     check_budget(space, table, limits.budget_ms)
     programme = _Programme(space, scores, table, limits)
@@ -76,11 +86,20 @@ def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: 
     if best is not None:
         return best
     slowest = programme.slowest_ms()
-    if slowest is None:
+    best = programme.solve(programme.scores, limits.min_use * slowest) if slowest else None
+    best = best or programme.fastest()
+    if best is None:
         raise too_tight(space, limits)
-    best = programme.solve(programme.scores, limits.min_use * slowest)
-    assert best is not None, "the slowest network is within the bounds"
     return best
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """A binary per column, the relative gap that remains, and the number of nodes."""
+
+    chosen: Vector
+    gap: float
+    num_nodes: int
 
 
 class _Programme:
@@ -113,7 +132,9 @@ class _Programme:
                     columns.append((block_scores.slots[number][index], *costs))
         matrix = np.array(columns).reshape(-1, 4)
         self.scores, self.latencies, self.params, self.macs = matrix.T
-        self.constraints = self._choose_one() + self._ceilings()
+        self.choose_one = self._choose_one()
+        # A budget far above the slowest network would scale the latencies below the tolerances.
+        self.highest_ms = min(limits.budget_ms, 2 * reachable_ms(space, table)[1])
 
     def _choose_one(self) -> list[LinearConstraint]:
         """Exactly one candidate per slot of a kept block, none for a skipped block.
@@ -136,15 +157,25 @@ class _Programme:
             return []
         return [LinearConstraint(np.array(rows), right_sides, right_sides)]
 
-    def _ceilings(self) -> list[LinearConstraint]:
-        """The upper bounds on parameters and MACs, scaled to about 1."""
-        ceilings = []
+    def _bounds(self, lower_ms: float, margin: float = 0.0) -> list[LinearConstraint]:
+        """The bounds on latency, parameters and MACs as rows of size `ROW_SIZE`.
+
+        Args:
+            margin: relative distance to keep from the upper bounds.
+        """
+        offset = self.fixed[1] + self.table.header.null_ms
+        scale, slack = ROW_SIZE / self.highest_ms, margin * ROW_SIZE
+        low, high = scale * (lower_ms - offset), scale * (self.highest_ms - offset)
+        rows = [
+            LinearConstraint(scale * self.latencies, low + slack * (lower_ms > 0), high - slack)
+        ]
         pairs = ((self.params, 2, self.limits.max_params), (self.macs, 3, self.limits.max_macs))
         for values, number, most in pairs:
             if most is not None:
-                room = (most - self.fixed[number]) / most
-                ceilings.append(LinearConstraint(values / most, -np.inf, room))
-        return ceilings
+                scale = ROW_SIZE / most
+                room = scale * (most - self.fixed[number])
+                rows.append(LinearConstraint(scale * values, -np.inf, room - slack))
+        return rows
 
     def slowest_ms(self) -> float | None:
         """Latency of the slowest network within the limits, or None if there is no such network.
@@ -154,43 +185,60 @@ class _Programme:
         to a gap of `SLOWEST_GAP`.
         """
         _, slowest = reachable_ms(self.space, self.table)
-        if slowest <= self.limits.budget_ms and not self._ceilings():
+        if slowest <= self.limits.budget_ms and self._is_bounded_by_latency_only:
             return slowest
         decoded = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
         return None if decoded is None else decoded.latency_ms
 
+    @property
+    def _is_bounded_by_latency_only(self) -> bool:
+        return self.limits.max_params is None and self.limits.max_macs is None
+
+    def fastest(self) -> Decoded | None:
+        """The fastest network, if only the latency is bounded: the last resort.
+
+        It is needed if every network within the budget is nearer to it than `MARGIN`.
+        """
+        if not self._is_bounded_by_latency_only:
+            return None
+        architecture = self.space.extreme(self.table.op_ms, largest=False)
+        return self._described(self.space.choices_of(architecture))
+
     def solve(self, objective: Vector, lower_ms: float, gap: float = 0.0) -> Decoded | None:
         """The maximiser of an objective with latency in [lower_ms, budget]; None if infeasible.
 
-        HiGHS satisfies a row of size `ROW_SIZE` to 1e-6 only. A solution that violates a bound is
-        excluded, and the programme is solved again.
+        HiGHS satisfies a row of size `ROW_SIZE` to 1e-6 only. A solution that violates an upper
+        bound is excluded, and the programme is solved again; after `MAX_REPAIRS` solutions, all
+        networks within `MARGIN` of an upper bound are.
         """
         if not self.columns:
-            decoded = self._decoded(np.zeros(0))
-            return decoded if self._within(decoded, np.zeros(0), lower_ms) else None
-        # A budget far above the slowest network would scale the latencies below the tolerances.
-        highest = min(self.limits.budget_ms, 2 * reachable_ms(self.space, self.table)[1])
-        scale = ROW_SIZE / highest
-        offset = self.fixed[1] + self.table.header.null_ms
-        window = LinearConstraint(
-            scale * self.latencies, scale * (lower_ms - offset), scale * (highest - offset)
-        )
-        cuts: list[LinearConstraint] = []
+            return self._within(np.zeros(0), lower_ms)
+        rows = self.choose_one + self._bounds(lower_ms)
+        num_nodes = 0
         for _ in range(MAX_REPAIRS):
-            chosen, left = self._optimum(objective, [*self.constraints, window, *cuts], gap)
-            if chosen is None:
+            found = self._optimum(objective, rows, gap)
+            if found is None:
                 return None
-            decoded = replace(self._decoded(chosen), gap=left)
-            if self._within(decoded, chosen, lower_ms):
+            decoded = self._within(found.chosen, lower_ms, found.gap)
+            if decoded is not None:
                 return decoded
-            # Excludes exactly this binary vector: it alone reaches chosen.sum() on the left.
-            cuts.append(LinearConstraint(2 * chosen - 1, -np.inf, chosen.sum() - 1))
-        raise AssertionError("the solver keeps leaving the bounds")
+            num_nodes += found.num_nodes
+            if num_nodes > MAX_NODES:
+                break
+            # Excludes exactly this binary vector: it alone reaches its sum on the left.
+            row = 2 * found.chosen - 1
+            rows.append(LinearConstraint(row, -np.inf, found.chosen.sum() - 1))
+        found = self._optimum(objective, self.choose_one + self._bounds(lower_ms, MARGIN), gap)
+        return None if found is None else self._within(found.chosen, lower_ms, found.gap)
 
     def _optimum(
         self, objective: Vector, constraints: list[LinearConstraint], gap: float
-    ) -> tuple[Vector | None, float]:
-        """The solution of HiGHS (None if infeasible), and the relative gap that remains."""
+    ) -> _Solution | None:
+        """The solution of HiGHS; None if infeasible.
+
+        Raises:
+            QuadranasError: HiGHS found neither a solution nor a proof that there is none.
+        """
         scale = OBJECTIVE_SIZE / max(float(np.abs(objective).max()), 1e-9)
         num_nodes = MAX_NODES
         # A first solution may take more nodes than the limit; only then is the limit raised.
@@ -204,21 +252,30 @@ class _Programme:
                     options={"mip_rel_gap": gap, "node_limit": num_nodes},
                 )
             if result.x is not None:
-                return np.round(result.x), float(result.mip_gap)
+                chosen, gap = np.round(result.x), float(result.mip_gap)
+                return _Solution(chosen, gap, int(result.mip_node_count))
             if result.status == INFEASIBLE:
-                return None, 0.0
+                return None
             num_nodes *= 4
-        raise AssertionError(f"HiGHS found no network and no proof of infeasibility: {result}")
+        raise QuadranasError(
+            f"the solver found no network of space {self.space.name!r} within "
+            f"{format_ms(self.limits.budget_ms)}, and no proof that there is none, in "
+            f"{num_nodes // 4:,} nodes",
+            "Choose a slightly different budget.",
+        )
 
-    def _within(self, decoded: Decoded, chosen: Vector, lower_ms: float) -> bool:
+    def _within(self, chosen: Vector, lower_ms: float, gap: float = 0.0) -> Decoded | None:
+        """A solution as a network; None if it violates a bound; a lower one, by `MARGIN`."""
+        decoded = replace(self._decoded(chosen), gap=gap)
         # The latency is the table's own prediction, summed in its order, and not the programme's.
+        lower_ms -= MARGIN * self.highest_ms
         within = lower_ms <= decoded.latency_ms <= self.limits.budget_ms
         for values, number, most in (
             (self.params, 2, self.limits.max_params),
             (self.macs, 3, self.limits.max_macs),
         ):
             within &= most is None or self.fixed[number] + values @ chosen <= most
-        return bool(within)
+        return decoded if within else None
 
     def _decoded(self, chosen: Vector) -> Decoded:
         picked = [c for c, on in zip(self.columns, chosen, strict=True) if on]
@@ -233,6 +290,9 @@ class _Programme:
                 choices[block.name] = tuple(
                     candidates[block.name, number] for number in range(len(block.slots))
                 )
+        return self._described(choices)
+
+    def _described(self, choices: dict[str, tuple[int, ...] | None]) -> Decoded:
         return Decoded(
             choices=choices,
             score=self.gate_scores.log_probability(choices),

@@ -45,6 +45,17 @@ class ExpectedLatency:
                     fixed += costs[0]
         self.fixed_ms = fixed
 
+    @property
+    def tied(self) -> Tensor:
+        """Candidates with the same latency as another one of their gate, shape (num_gates, width).
+
+        The latency term has no preference between them.
+        """
+        costs = self.costs_ms
+        equal = torch.isclose(costs[:, :, None], costs[:, None, :], rtol=1e-9, atol=0)
+        others = ~torch.eye(costs.shape[1], dtype=torch.bool)
+        return (equal & others).any(2) & (costs > 0)
+
     def __call__(self, probabilities: Tensor) -> Tensor:
         """The expected latency, a scalar in milliseconds.
 

@@ -138,10 +138,11 @@ def _check_latency_to_gates(supernet: Supernet, trainer: GateTrainer) -> None:
     """Check all candidates together and every pair.
 
     A candidate whose latency is exactly the mean of all has a zero gradient among all candidates,
-    but not within a pair.
+    but not within a pair. Candidates with the same latency may have a gradient of zero: the table
+    has no preference.
     """
     gates = supernet.gates
-    reached = torch.zeros_like(gates.mask)
+    reached = trainer.expected.tied
     for within in (None, *(sample.involved for sample in _rounds(supernet))):
         expected_ms = trainer.expected(gates.probabilities(within))
         if expected_ms.requires_grad:

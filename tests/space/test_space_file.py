@@ -87,6 +87,11 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
         ("stages.0.depth", 2, "stages.0.depth: Input should be a valid list (got 2)"),
         ("stages.0.depth", [2], "stages.0.depth.1: required value is missing"),
         ("stages.0.depth", ..., "stages.0.depth: required key is missing"),
+        (
+            "stages.0.slots",
+            [{"kind": "feed_forward", "expand_ratio": [1 + n / 1e5 for n in range(20_001)]}],
+            "candidates; at most 20,000 are accepted",
+        ),
         ("stages.1.name", "stage1", "two stages share the name 'stage1'"),
         ("stages.1.name", "stage1_entry", "two stages share the name 'stage1'"),
         ("stages.1.name", "head", "two stages share the name 'head'"),
