@@ -324,17 +324,15 @@ def test_latencies_measured_coarsely_keep_the_budget() -> None:
             assert 0.9 * budget_ms <= found.latency_ms <= budget_ms
 
 
-@pytest.mark.parametrize("budget_ms", [1.2, 1.4])
-def test_a_table_of_equal_latencies_keeps_the_budget(budget_ms: float) -> None:
+def test_a_table_of_equal_latencies_keeps_the_budget() -> None:
     """Twelve times 0.1 ms exceeds the budget by a rounding error, in thousands of networks."""
     space = build_space(TRIPLE)
     entries = tuple(TableEntry(op=op, latency_ms=0.1) for op in space.specs())
     exact = header(space).model_copy(update={"scale": 1.0, "null_ms": 0.0})
     table = LatencyTable(header=exact, entries=entries)
-    for scores in (equal_scores(space), hungry_scores(space, table)):
-        found = decode(space, scores, table, Limits(budget_ms=budget_ms))
-        assert budget_ms - 0.21 < found.latency_ms <= budget_ms
-        assert found.gap == 0.0
+    found = decode(space, hungry_scores(space, table), table, Limits(budget_ms=1.2))
+    assert 0.99 < found.latency_ms <= 1.2
+    assert found.gap == 0.0
 
 
 STAGE = {
