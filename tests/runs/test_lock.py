@@ -25,8 +25,12 @@ def lock(tmp_path: Path) -> FolderLock:
 def test_a_second_writer_is_refused_until_the_first_ends(lock: FolderLock, tmp_path: Path) -> None:
     second = FolderLock(lock.path, tmp_path)
     with lock:
-        owner = rf"{re.escape(str(tmp_path))} is in use by process {os.getpid()} of user .+ on host"
-        with pytest.raises(FolderInUseError, match=rf"{owner} .+ since \d{{4}}-.* UTC\nWait until"):
+        owner = (
+            rf"{re.escape(str(tmp_path))} is in use by process {os.getpid()} of user .+ on host"
+        )
+        with pytest.raises(
+            FolderInUseError, match=rf"{owner} .+ since \d{{4}}-.* UTC\nWait until"
+        ):
             second.acquire()
         assert f"process {os.getpid()} " in lock.path.read_text("utf-8")
         lock.acquire()  # it has it already
@@ -80,7 +84,10 @@ def test_a_file_system_without_locks(lock: FolderLock, monkeypatch: pytest.Monke
 def test_a_folder_in_the_making_has_one_writer(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "new") as folder:
         (folder / "file").touch()
-        with pytest.raises(FolderInUseError, match="new is in use"), whole_folder(tmp_path / "new"):
+        with (
+            pytest.raises(FolderInUseError, match="new is in use"),
+            whole_folder(tmp_path / "new"),
+        ):
             pass
     assert listing(tmp_path) == ["new", "new/file"]
 
