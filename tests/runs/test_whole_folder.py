@@ -1,7 +1,6 @@
 """Commands that write a folder whole, killed: it is not there, and the command is repeated."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,10 @@ Path.replace = replace
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     plan = Plan(num_rounds=2, repeats=2)
     monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", plan)
-    yield
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ def test_a_full_disk_is_one_message(tmp_path: Path, pause: str) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").touch()
-    with pytest.raises(QuadranasError, match="cannot write .*tensorboard: "):
+    with pytest.raises(QuadranasError, match=r"cannot write .*tensorboard: "):
         Curves(RunFolder(tmp_path), 0)
 
 
 def test_an_earlier_error_counts(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Curves(RunFolder(tmp_path), 0) as curves:
-        curves.writer.close = lambda: (tmp_path / "none" / "x").touch()
+    curves = Curves(RunFolder(tmp_path), 0)
+    curves.writer.close = lambda: (tmp_path / "none" / "x").touch()
+    with pytest.raises(ZeroDivisionError), curves:
         raise ZeroDivisionError
