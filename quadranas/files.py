@@ -1,5 +1,6 @@
 """Reading and writing files: strictly, atomically, and without executing their content."""
 
+import errno
 import json
 import os
 import shutil
@@ -36,6 +37,31 @@ def shipped(folder: str) -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / folder
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROTECTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Error numbers of disks that are full, and of files that must not be written."""
+
+
+def cannot_write(
+    what: str | Path, error: BaseException, then: str = "or choose another folder"
+) -> QuadranasError:
+    """The error for a file that cannot be written; the hint depends on the cause.
+
+    Args:
+        what: the file, or words that name it.
+        then: the end of the hint, such as "then continue with --resume".
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    remedy = "Free some space"
+    if number in PROTECTED:
+        remedy = "Make it writable"
+    elif number is not None and number not in FULL:
+        remedy = "Remove the cause"
+    comma = ", " if then.startswith("then") else " "
+    return QuadranasError(f"cannot write {what}: {reason}", f"{remedy}{comma}{then}.")
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that readers see the old or the new content completely, even after a crash.
 
@@ -54,10 +80,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        raise QuadranasError(
-            f"cannot write {path}: {error.strerror or error}",
-            "Free some space or choose another folder.",
-        ) from error
+        raise cannot_write(path, error) from error
     finally:  # missing after success; removed after errors and interrupts
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -66,6 +89,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as indented JSON, atomically."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_compact_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON on one line, atomically; for files that nobody reads."""
+    write_atomically(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def read_text(path: str | Path, what: str) -> str:

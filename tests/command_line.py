@@ -27,6 +27,7 @@ schedule: {{warmup_epochs: 1, search_epochs: 1, finetune_epochs: 1}}
 
 RESULTS = (
     "architecture.json",
+    "conditions.json",
     "config.yaml",
     "gates.json",
     "inherited.safetensors",

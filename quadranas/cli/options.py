@@ -182,6 +182,12 @@ Tolerance = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Argument(help="Architecture file, run folder, or name of a model.")]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        help="Architecture file, run folder, or name of a model. Not needed with --resume."
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="Run folder of a search or a training.")]
 
 

@@ -29,6 +29,7 @@ from quadranas.cli.options import (
     Model,
     OptionalBudget,
     OptionalDevice,
+    OptionalModel,
     Quiet,
     Resume,
     Run,
@@ -157,7 +158,7 @@ def derive(
 
 
 def train(
-    model: Model,
+    model: OptionalModel = None,
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,

@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from quadranas import __version__
-from quadranas.data.preprocessing import Preprocessing
 from quadranas.data.task import evaluate
 from quadranas.files import write_atomically
 from quadranas.measurement.verification import measure_network
@@ -18,6 +17,7 @@ from quadranas.network.weights import load_weights, save_tensors
 from quadranas.reporter import Reporter
 from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
+from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
 from quadranas.runs.results import SearchResult, read_as
 from quadranas.runs.resume import begin_or_resume, can_resume, choose_folder, resumable, run_name
@@ -56,22 +56,22 @@ def search(
     given = combined(SearchConfig, config, keys)
     reporter = reporter or Reporter(quiet=True)
     accept = (lambda path: can_resume("search", path, given)) if resume else None
-    folder = RunFolder(Path(output) if output else choose_folder(run_name(given), accept))
+    folder = RunFolder(Path(output)) if output else choose_folder(run_name(given), accept)
     with resumable("search", folder):
         start = begin_or_resume(
             *("search", given, folder, reporter),
             resume=resume,
-            is_enough=given.device is not None and given.budget is not None,
+            needed="" if given.device and given.budget else "--device and --budget",
         )
         if not start.is_finished:
             copies = folder.path if start.resuming else None
-            setup = prepare_search(start.config, reporter, copies)
+            setup = prepare_search(start.config, reporter, copies, start.earlier)
             seed = derived_seed(setup.config.seed, "supernet")
             supernet = build_supernet(setup.space, seed=seed)
-            start.create(setup.config, supernet, Preprocessing.of(setup.dataset))
+            start.create(setup.config, supernet, setup.dataset)
             _keep_inputs(folder, setup)
             run = _SearchRun(setup, supernet, folder, reporter)
-            run.train(start.checkpoint(reporter))
+            run.train(start.checkpoint())
         write_report(folder.path)
     return read_as(SearchResult, folder.path)
 
@@ -159,6 +159,7 @@ class _SearchRun:
             *(self.folder.path, architecture, setup.priced, setup.contract),
             accuracy=accuracy,
             measured_ms=measured_ms,
+            notes=notes_of(self.folder.path),
             seed=setup.config.seed,
             versions={"quadranas": __version__, "torch": torch.__version__},
         )

@@ -6,7 +6,7 @@ from typing import Any
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
-from quadranas.data.preprocessing import Preprocessing
+from quadranas.data.identity import EarlierData
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
 from quadranas.network.counting import count_network
@@ -14,6 +14,7 @@ from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
+from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import (
     TrainConfig,
     combined,
@@ -45,7 +46,7 @@ from quadranas.validation import validate
 
 
 def train(
-    model: Model,
+    model: Model | None = None,
     config: TrainConfig | None = None,
     *,
     output: str | Path | None = None,
@@ -60,7 +61,8 @@ def train(
     with a head for the classes of the data.
 
     Args:
-        model: a name, an architecture file, a run folder, or an opened network.
+        model: a name, an architecture file, a run folder, or an opened network; when resuming,
+            None for the network in the run folder.
         config: the given part of the configuration; the rest comes from the run folder of the
             network, then from defaults that depend on the data.
         output: a new folder; default: one under `runs/`.
@@ -76,21 +78,28 @@ def train(
     """
     given = combined(TrainConfig, config, keys)
     reporter = reporter or Reporter(quiet=True)
-    folder = RunFolder(Path(output) if output else _default_folder(model, given, resume))
+    if model is None and not resume:
+        raise QuadranasError(
+            "no network to train",
+            "Name an architecture file, a run folder or a model, or continue a run with --resume.",
+        )
+    folder = RunFolder(Path(output)) if output else _default_folder(model, given, resume)
     with resumable("train", folder):
-        stored = open_network(model, weights)
-        start = begin_or_resume("train", given, folder, reporter, resume=resume)
+        needed = "" if model is not None else "a network to train"
+        start = begin_or_resume("train", given, folder, reporter, resume=resume, needed=needed)
         if not start.is_finished:
-            _run(stored, start, reporter)
+            _run(open_network(folder.path if model is None else model, weights), start)
     return read_as(TrainResult, folder.path)
 
 
-def _default_folder(model: Model, given: TrainConfig, resume: bool) -> Path:
-    """The folder under `runs/` that is named after the network."""
+def _default_folder(model: Model | None, given: TrainConfig, resume: bool) -> RunFolder:
+    """The folder under `runs/` that is named after the network; without one, any to resume."""
     if isinstance(model, str | Path):
         model_name = Path(model).absolute().name.removesuffix(".json")
-    else:
+    elif model is not None:
         model_name = open_network(model).architecture.name
+    else:
+        return choose_folder("train", lambda path: can_resume("train", path, given))
     name = f"train-{model_name}"
 
     def accept(path: Path) -> bool:
@@ -99,19 +108,19 @@ def _default_folder(model: Model, given: TrainConfig, resume: bool) -> Path:
     return choose_folder(name, accept if resume else None)
 
 
-def _run(stored: StoredNetwork, start: RunStart[TrainConfig], reporter: Reporter) -> None:
+def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
     """Train from the start or from a checkpoint, and write the result."""
     folder, given = start.folder, start.config
     if not start.resuming:
         stored.network()  # raises if its weights do not fit
         inherited = given_keys(inherited_config(stored, given))
         given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
-    dataset = _open_data(stored, given)
+    dataset = _open_data(stored, given, start.earlier)
     config = resolve_config(given, dataset)
     architecture = for_classes(stored, dataset)
     untrained = build_subnet(architecture)
     set_trained(untrained, config.trainable)  # raises if there is nothing to train
-    start.create(config, untrained, Preprocessing.of(dataset))
+    start.create(config, untrained, dataset)
     kept = _keep_start(folder, StoredNetwork(architecture, weights=stored.weights))
     augmenter = Augmenter.of(dataset, config.augment)
     network = kept.network(seed=config.seed)
@@ -123,8 +132,10 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig], reporter: Reporter
         seed=config.seed,
         inspected=config.inspect,
     )
-    checkpoint = start.checkpoint(reporter)
-    run_phase(training, folder, reporter, checkpoint, checkpoint_seconds=config.checkpoint_seconds)
+    run_phase(
+        *(training, folder, start.reporter, start.checkpoint()),
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
     save_tensors(training.network.state_dict(), folder / layout.WEIGHTS)
     params, macs = count_network(training.network, kept.architecture.resolution)
     result = TrainResult(
@@ -133,11 +144,12 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig], reporter: Reporter
         params=params,
         macs=macs,
         accuracy=evaluate(training.network, dataset.test, augmenter),
+        notes=notes_of(folder.path),
     )
     folder.write_result(result.content())
 
 
-def _open_data(stored: StoredNetwork, given: TrainConfig) -> Dataset:
+def _open_data(stored: StoredNetwork, given: TrainConfig, earlier: EarlierData | None) -> Dataset:
     """Load the images, at a resolution that suits the network.
 
     Raises:
@@ -145,7 +157,7 @@ def _open_data(stored: StoredNetwork, given: TrainConfig) -> Dataset:
     """
     if "train_resolution" in given.model_fields_set:
         stored.architecture.adapted(resolution=given.train_resolution)
-    dataset = open_data(given, stored.architecture.resolution)
+    dataset = open_data(given, stored.architecture.resolution, earlier=earlier)
     stored.architecture.adapted(resolution=dataset.resolution)
     return dataset
 

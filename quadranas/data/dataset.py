@@ -19,6 +19,7 @@ from torch import Tensor
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.digits import load_digits
 from quadranas.data.folders import ImageFiles, ImageListing, list_images
+from quadranas.data.identity import EarlierData, SplitFiles, substituted
 from quadranas.data.image_set import ImageSet, picker
 from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
@@ -44,6 +45,7 @@ class Dataset:
         resolution: height and width of every image, in pixels.
         num_skipped: the number of corrupt images that were skipped, in both splits.
         mean, std: statistics of the training images per channel, for pixels in [0, 1].
+        files: the image files in use, and the skipped ones; None for digits.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Dataset:
     num_skipped: int = 0
     mean: Triple
     std: Triple
+    files: SplitFiles | None = None
 
     @property
     def num_classes(self) -> int:
@@ -68,6 +71,7 @@ def load_dataset(
     resolution: int,
     seed: int = 0,
     skip_corrupt: bool = False,
+    earlier: EarlierData | None = None,
 ) -> Dataset:
     """Read a data set.
 
@@ -88,12 +92,16 @@ def load_dataset(
         resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
         seed: seed of the 80/20 split.
         skip_corrupt: skip and count corrupt images instead of raising an error.
+        earlier: the data of the run to resume, which then decide about splits and statistics;
+            corrupt training images are replaced instead of skipped (`quadranas.data.identity`).
 
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
     """
     if data is not None:
-        return _load_listed(_listed(data, val), resolution, seed, skip_corrupt)
+        listing = _listed(data, val)
+        files = earlier.split(listing) if earlier else SplitFiles(*_split_files(listing, seed))
+        return _load_listed(listing, files, resolution, skip_corrupt, earlier)
     if val is not None:
         raise QuadranasError(
             f"--val {val} needs --data: the built-in digits have their own test split",
@@ -112,26 +120,38 @@ def load_dataset(
     )
 
 
-def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt: bool) -> Dataset:
+def _load_listed(
+    listing: ImageListing,
+    files: SplitFiles,
+    resolution: int,
+    skip_corrupt: bool,
+    earlier: EarlierData | None,
+) -> Dataset:
     """Read listed images; arguments and errors are those of `load_dataset`."""
-    train_files, test_files = _split_files(listing, seed)
-    class_names = train_files.class_names
-    train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
-    test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
+    class_names = files.train.class_names
+    replaces = earlier is not None
+    train, train_files, bad_train = _read_split(
+        files.train, resolution, skip_corrupt, now=True, replaces=replaces
+    )
+    test, test_files, bad_test = _read_split(files.test, resolution, skip_corrupt, now=False)
     what = f"training images in {listing.data}"
-    _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, num_bad_train)
+    _check_counts(train.labels, class_names, MIN_TRAINING_IMAGES, what, len(bad_train))
     what = f"test images in {listing.val or listing.data}"
-    _check_counts(test.labels, class_names, 1, what, num_bad_test)
-    mean, std = _statistics(train)
+    _check_counts(test.labels, class_names, 1, what, len(bad_test))
+    mean, std = (earlier and earlier.statistics) or _statistics(train)
+    # An image may have replaced several others, so its name may occur several times.
+    skipped = (*files.skipped, *dict.fromkeys(bad_train), *dict.fromkeys(bad_test))
+    num_before = len(earlier.identity.skipped) if earlier else 0
     return Dataset(
         name=listing.data.resolve().stem,
         class_names=class_names,
         resolution=resolution,
         train=train,
         test=test,
-        num_skipped=num_bad_train + num_bad_test,
+        num_skipped=num_before + len(skipped),
         mean=mean,
         std=std,
+        files=SplitFiles(train_files, test_files, skipped),
     )
 
 
@@ -190,29 +210,34 @@ def _split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFil
 
 
 def _read_split(
-    files: ImageFiles, resolution: int, skip_corrupt: bool, *, now: bool
-) -> tuple[ImageSet, int]:
+    files: ImageFiles, resolution: int, skip_corrupt: bool, *, now: bool, replaces: bool = False
+) -> tuple[ImageSet, ImageFiles, list[str]]:
     """Check all files of a split; with `now`, also decode the pixels if they fit in memory.
 
-    Returns: the split, and the number of skipped images.
+    Args:
+        replaces: replace skipped images by others of their class.
+
+    Returns: the split, its files, and the names of the skipped images.
     """
     shape = (len(files), resolution, resolution, 3)
     fits = prod(shape) <= MEMORY_LIMIT_BYTES
     pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
     usable = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
-    num_skipped = len(files) - len(usable)
-    kept = files.select(usable)
+    corrupt = sorted(set(range(len(files))).difference(usable))
+    skipped = [files.members[index] for index in corrupt]
+    used = substituted(usable, files.labels) if replaces else usable
+    kept = files.select(used)
     labels = torch.tensor(kept.labels, dtype=torch.int64)
     if pixels is not None:
-        decoded = torch.from_numpy(pixels[usable] if num_skipped else pixels)
-        return ImageSet(labels, picker(decoded)), num_skipped
+        decoded = torch.from_numpy(pixels[used] if skipped else pixels)
+        return ImageSet(labels, picker(decoded)), kept, skipped
 
     def decode(indices: Tensor) -> Tensor:
         pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
         kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, out=pixels)
         return torch.from_numpy(pixels)
 
-    return ImageSet(labels, decode, at_first_use=fits), num_skipped
+    return ImageSet(labels, decode, at_first_use=fits), kept, skipped
 
 
 def _statistics(images: ImageSet) -> tuple[Triple, Triple]:

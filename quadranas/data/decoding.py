@@ -20,7 +20,15 @@ NOT_PICTURES = ("EPS", "WMF", "HDF5", "MPEG", "GRIB", "BUFR")
 
 
 class CorruptImageError(QuadranasError):
-    """An image that cannot be decoded; callers that skip corrupt images catch it."""
+    """An image that cannot be decoded; callers that skip corrupt images catch it.
+
+    Args:
+        members: paths of the corrupt images inside their folder or zip.
+    """
+
+    def __init__(self, message: str, hint: str = "", members: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.members = members
 
 
 def fit(image: Image.Image, resolution: int) -> Pixels:

@@ -16,6 +16,7 @@ from weakref import finalize
 from PIL import Image, UnidentifiedImageError
 
 from quadranas.data.decoding import CorruptImageError, Pixels, fit, image_extensions, image_formats
+from quadranas.data.digests import digest_of
 from quadranas.errors import QuadranasError
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -49,11 +50,16 @@ class Source:
     Args:
         tree: the folders as nested dicts, with the paths of images as leaves.
         open: opens an image by its path; True to read the whole file, False for its header.
+        num_bytes: the size of an image file by its path.
+        digest: the digest of an image file by its path; True to digest the whole file, False for
+            samples of a large one.
     """
 
     path: Path
     tree: _Tree
     open: Callable[[str, bool], IO[bytes]]
+    num_bytes: Callable[[str], int]
+    digest: Callable[[str, bool], str]
 
 
 @final
@@ -120,6 +126,27 @@ class ImageFiles:
         """Width and height in pixels, read from the header; errors as in `sift`."""
         return self._use(index, False, lambda image: image.size)
 
+    def num_bytes(self, index: int) -> int:
+        """Size of the file in bytes; errors as in `digest`."""
+        return self._on_disk(index, self.source.num_bytes)
+
+    def digest(self, index: int, *, whole: bool) -> str:
+        """Digest of the file, of all of it or of samples.
+
+        Raises:
+            QuadranasError: the file cannot be read.
+        """
+        return self._on_disk(index, lambda member: self.source.digest(member, whole))
+
+    def _on_disk(self, index: int, use: Callable[[str], Result]) -> Result:
+        member = self.members[index]
+        try:
+            return use(member)
+        except OSError as error:
+            raise QuadranasError(
+                f"cannot read image {member} in {self.source.path}: {error.strerror or error}"
+            ) from error
+
     def _read(self, index: int, resolution: int) -> Pixels:
         return self._use(index, True, lambda image: fit(image, resolution), resolution)
 
@@ -145,6 +172,7 @@ class ImageFiles:
             raise CorruptImageError(
                 f"corrupt image {member} in {path}: {reason}",
                 "Replace or remove it, or skip corrupt images with --skip-corrupt.",
+                (member,),
             ) from error
         if min(width, height) * MAX_UPSCALING < resolution:
             raise QuadranasError(
@@ -292,7 +320,13 @@ def _open_folder(path: Path) -> Source:
                     tree[entry.name] = (folder / entry.name).relative_to(path).as_posix()
         return tree
 
-    return Source(path, list_folder(path, 0), lambda member, whole: (path / member).open("rb"))
+    return Source(
+        path,
+        list_folder(path, 0),
+        open=lambda member, whole: (path / member).open("rb"),
+        num_bytes=lambda member: (path / member).stat().st_size,
+        digest=lambda member, whole: digest_of(path / member, whole=whole),
+    )
 
 
 def _open_zip(path: Path) -> Source:
@@ -320,7 +354,14 @@ def _open_zip(path: Path) -> Source:
         # Reading the whole member also verifies its checksum; reading the header is much cheaper.
         return io.BytesIO(archive.read(member)) if whole else archive.open(member)
 
-    return Source(path, tree, open_member)
+    return Source(
+        path,
+        tree,
+        open_member,
+        num_bytes=lambda member: archive.getinfo(member).file_size,
+        # The checksum, which is verified whenever the image is read.
+        digest=lambda member, whole: f"{archive.getinfo(member).CRC:08x}",
+    )
 
 
 def _is_hidden(name: str) -> bool:

@@ -350,6 +350,7 @@ def _provenance(run: Run) -> str:
         "seed": "not recorded" if seed is None else seed,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         or "not recorded",
+        "notes": "; ".join(run.result.notes) if run.result else "",
     }
     if run.table is not None:
         header = run.table.header

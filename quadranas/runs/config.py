@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
 from quadranas.data.folders import ImageListing, list_images
+from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.latency.contract import DEFAULT_TOLERANCE
 from quadranas.runs.config_file import read_config_file
@@ -187,13 +188,19 @@ def count_classes(listing: ImageListing | None) -> int:
     return NUM_DIGITS if listing is None else len(listing.train.class_names)
 
 
-def open_data(config: DataConfig, largest: int, listing: ImageListing | None = None) -> Dataset:
+def open_data(
+    config: DataConfig,
+    largest: int,
+    listing: ImageListing | None = None,
+    earlier: EarlierData | None = None,
+) -> Dataset:
     """Load the images that a configuration names.
 
     Args:
         largest: upper bound on the default training resolution, which otherwise is the largest
             multiple of 32 that does not exceed the median shorter side of the images.
         listing: the files of `list_data`, if they are listed already.
+        earlier: the data of the run to resume, with which the images have to agree.
 
     Raises:
         QuadranasError: images are missing, corrupt, too small or too few.
@@ -209,6 +216,7 @@ def open_data(config: DataConfig, largest: int, listing: ImageListing | None = N
         resolution=resolution,
         seed=config.seed,
         skip_corrupt=config.skip_corrupt,
+        earlier=earlier,
     )
 
 

@@ -13,6 +13,10 @@ FORMAT_VERSION = 1
 HEADER = ("command", "format_version")
 """The keys at the top of the file; all others are fields of the command's configuration."""
 
+PATHS = ("data", "val", "table")
+NAMES_OR_PATHS = ("device", "space")
+"""Keys with a name, or with the path of a YAML file."""
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -30,8 +34,24 @@ class ConfigFile:
 
 
 def with_header(command: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `config.yaml` for the configuration of a command."""
-    return {"command": command, "format_version": FORMAT_VERSION, **keys}
+    """The content of `config.yaml` for the configuration of a command; paths become absolute."""
+    placed = {
+        key: str(Path(value).absolute()) if value and is_place(key, value) else value
+        for key, value in keys.items()
+    }
+    return {"command": command, "format_version": FORMAT_VERSION, **placed}
+
+
+def is_place(key: str, value: Any) -> bool:
+    """Whether the value of a key is the path of a file or folder."""
+    if not isinstance(value, str):
+        return False
+    return key in PATHS or (key in NAMES_OR_PATHS and value.endswith((".yaml", ".yml")))
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two paths, absolute or relative to the working folder, lead to the same place."""
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def read_config_file(path: Path) -> ConfigFile:

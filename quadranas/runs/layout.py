@@ -8,6 +8,9 @@ from quadranas.space.architecture import ARCHITECTURE_FILE
 
 ARCHITECTURE = ARCHITECTURE_FILE
 CHECKPOINTS = "checkpoints"
+CONDITIONS = "conditions.json"
+"""The images, the number of threads and other conditions under which a run was begun."""
+
 CONFIG = "config.yaml"
 DERIVED = "derived"
 DEVICE = "device.yaml"
@@ -19,6 +22,9 @@ INHERITED = "inherited.safetensors"
 """The initial weights of a training."""
 
 INSPECTION_PAGE = "inspection.html"
+LOCK = ".lock"
+"""Names the process that writes to the folder; present while it runs."""
+
 METRICS = "metrics.jsonl"
 PREPROCESSING = "preprocessing.json"
 RANKING = "importance.json"
@@ -44,6 +50,5 @@ def resume_command(command: str, folder: Path) -> str:
     A training that was interrupted before it copied its network needs the network named again.
     """
     quoted = shlex.quote(str(folder))
-    model = quoted if (folder / ARCHITECTURE).is_file() else "MODEL"
-    argument = f" {model}" if command == "train" else ""
-    return f"quadranas {command}{argument} --resume --output {quoted}"
+    is_named = command != "train" or (folder / ARCHITECTURE).is_file()
+    return f"quadranas {command}{'' if is_named else ' MODEL'} --resume --output {quoted}"

@@ -42,10 +42,12 @@ class StoredResult(CommandResult):
     Args:
         run: the folder.
         architecture: the architecture file in it.
+        notes: what has changed in the run since it was begun, such as images that were left out.
     """
 
     run: Path
     architecture: Path
+    notes: tuple[str, ...] = ()
 
     def network(self) -> "Network":
         """The network with its weights, in training mode like any new module."""

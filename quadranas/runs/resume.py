@@ -2,19 +2,36 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+import torch
 from torch import nn
 
-from quadranas.data.preprocessing import Preprocessing
+from quadranas.data.dataset import Dataset
+from quadranas.data.decoding import CorruptImageError
+from quadranas.data.identity import EarlierData
+from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError, RunInterruptedError
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
+from quadranas.runs.conditions import (
+    Conditions,
+    left_out_note,
+    load_conditions,
+    note_corrupt,
+)
 from quadranas.runs.config import Config, SearchConfig, given_keys, merged
-from quadranas.runs.config_file import ConfigFile, read_config_file, with_header
+from quadranas.runs.config_file import (
+    ConfigFile,
+    is_place,
+    read_config_file,
+    same_place,
+    with_header,
+)
+from quadranas.runs.lock import FolderInUseError
 from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
 from quadranas.validation import validate
 
@@ -29,20 +46,37 @@ class RunStart(Generic[Config]):
 
     Args:
         config: the given configuration, possibly partial; when resuming, that of the run.
+        conditions: when resuming, those under which the run was begun, if they are recorded.
     """
 
     command: str
     folder: RunFolder
     config: Config
+    reporter: Reporter
     resuming: bool
+    conditions: Conditions | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether the run to resume is finished already."""
         return self.resuming and self.folder.is_finished
 
-    def create(self, config: Config, network: nn.Module, preprocessing: Preprocessing) -> None:
-        """Make the folder of a new run, or check that the data of a resumed run are unchanged.
+    @property
+    def earlier(self) -> EarlierData | None:
+        """The images of a run to resume; None if it has none, or does not record them."""
+        if self.conditions is None or self.conditions.images is None:
+            return None
+        path = self.folder / layout.PREPROCESSING
+        found = load_preprocessing(path) if path.is_file() else None
+        return EarlierData(
+            run=self.folder.path,
+            identity=self.conditions.images,
+            corrupt=frozenset(self.conditions.corrupt),
+            statistics=(found.mean, found.std) if found else None,
+        )
+
+    def create(self, config: Config, network: nn.Module, dataset: Dataset) -> None:
+        """Make the folder of a new run, or record what has changed in a resumed one.
 
         Args:
             config: the complete configuration.
@@ -52,16 +86,35 @@ class RunStart(Generic[Config]):
             QuadranasError: the folder cannot be written, the disk is too full, or the data of the
                 run have changed.
         """
+        content = with_header(self.command, config.model_dump(mode="json"))
+        images = dataset.files.identity() if dataset.files and not self.earlier else None
         if not self.resuming:
             num_weights = sum(p.numel() for p in network.parameters())
             needed_bytes = num_weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
-            keys = config.model_dump(mode="json")
-            self.folder.create(needed_bytes, with_header(self.command, keys))
-        self.folder.keep_preprocessing(preprocessing)
+            self.folder.create(needed_bytes, content, Conditions.here(images))
+            _warn_without_locks(self.folder, self.reporter)
+        self.folder.keep_preprocessing(Preprocessing.of(dataset))
+        if self.resuming:
+            self._note_changes(dataset, self.conditions or Conditions.here(images))
+            if with_header(self.command, self._recorded_keys()) != content:
+                self.folder.write_config(content)
 
-    def checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
+    def _note_changes(self, dataset: Dataset, conditions: Conditions) -> None:
+        """Record and print in which respects this is no longer the run that was begun."""
+        left_out = dataset.files.skipped if dataset.files and self.earlier else ()
+        notes = [left_out_note(left_out)] if left_out else []
+        noted = conditions.with_notes(*conditions.changes(), *notes)
+        if noted != self.conditions:
+            noted.save(self.folder.path)
+        for note in noted.notes:
+            self.reporter.warning(note)
+
+    def _recorded_keys(self) -> Mapping[str, Any]:
+        return read_config_file(self.folder / layout.CONFIG).keys
+
+    def checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to continue from; None to start at the beginning."""
-        return self.folder.latest_checkpoint(reporter) if self.resuming else None
+        return self.folder.latest_checkpoint(self.reporter) if self.resuming else None
 
 
 def begin_or_resume(
@@ -71,43 +124,91 @@ def begin_or_resume(
     reporter: Reporter,
     *,
     resume: bool,
-    is_enough: bool = True,
+    needed: str = "",
 ) -> RunStart[Config]:
     """Decide whether a run begins or is resumed; nothing is written for a new one yet.
 
     Args:
         resume: resume the run in the folder, or begin one if it holds none.
-        is_enough: whether the given options suffice to begin a run.
+        needed: what the given options lack to begin a run.
 
     Raises:
-        QuadranasError: the folder holds something else, or a run that does not match the given
-            options.
+        QuadranasError: the folder holds something else, or a run that is in use or does not match
+            the given options.
     """
     if resume and folder.is_run:
-        config = matching_config(command, folder.path, given)
-        if folder.is_finished:
-            reporter.message(f"{folder.path} is finished already")
-        else:
-            folder.tidy()
-        return RunStart(command, folder, config, resuming=True)
+        return _resume(command, given, folder, reporter)
     folder.refuse_content()
-    if resume and not is_enough:
+    if resume and needed:
         raise QuadranasError(
             f"{folder.path} holds no run to continue",
-            "Name another folder with --output, or begin one with --device and --budget.",
+            f"Name another folder with --output, or begin one with {needed}.",
         )
     if resume:
         reporter.message(f"{folder.path} holds no run to continue; beginning one")
-    return RunStart(command, folder, given, resuming=False)
+    return RunStart(command, folder, given, reporter, resuming=False)
+
+
+def _resume(
+    command: str, given: Config, folder: RunFolder, reporter: Reporter
+) -> RunStart[Config]:
+    """Resume the run in a folder; errors as in `begin_or_resume`."""
+    if not folder.is_finished:
+        folder.lock()
+        _warn_without_locks(folder, reporter)
+    conditions = load_conditions(folder.path)
+    moves = conditions is not None and conditions.images is not None
+    config = matching_config(command, folder.path, given, moves=moves)
+    if folder.is_finished:  # perhaps by the process that had the lock before
+        reporter.message(f"{folder.path} is finished already")
+    else:
+        folder.tidy()
+        _require_data(command, folder.path, config)
+        _restore_threads(conditions, reporter)
+    return RunStart(command, folder, config, reporter, resuming=True, conditions=conditions)
+
+
+def _warn_without_locks(folder: RunFolder, reporter: Reporter) -> None:
+    if not folder.is_protected:
+        reporter.warning(
+            f"the file system of {folder.path} has no locks; do not resume this run while it runs"
+        )
+
+
+def _require_data(command: str, folder: Path, config: Config) -> None:
+    """Refuse to resume without the images, with a hint for images that were moved."""
+    for key in ("data", "val"):
+        place = getattr(config, key)
+        if place and not Path(place).exists():
+            raise QuadranasError(
+                f"cannot resume {folder}: its images are no longer at {place}",
+                "If they were moved, name the new place: "
+                f"{layout.resume_command(command, folder)} --{key} PLACE",
+            )
+
+
+def _restore_threads(conditions: Conditions | None, reporter: Reporter) -> None:
+    """Compute with as many threads as when the run was begun, so that the bits are the same."""
+    here = torch.get_num_threads()
+    if conditions is None:
+        reporter.message(f"this run does not record its number of threads; continuing with {here}")
+    elif conditions.threads != here:
+        torch.set_num_threads(conditions.threads)
+        reporter.message(
+            f"continuing with {conditions.threads} threads as before instead of {here}, for the "
+            "same bits"
+        )
 
 
 @contextmanager
 def resumable(command: str, folder: RunFolder) -> Iterator[None]:
-    """Turn an interrupt into an error that names the command to resume the run.
+    """Hold the lock of a run until its end, and turn interrupts and system errors into messages.
 
     Raises:
         RunInterruptedError: in place of a `KeyboardInterrupt`.
+        QuadranasError: in place of an `OSError`.
     """
+    threads = torch.get_num_threads()
     try:
         yield
     except KeyboardInterrupt as error:
@@ -119,6 +220,19 @@ def resumable(command: str, folder: RunFolder) -> Iterator[None]:
             f"interrupted; the run in {folder.path} can be continued",
             f"Continue with: {layout.resume_command(command, folder.path)}",
         ) from error
+    except CorruptImageError as error:
+        with suppress(QuadranasError):  # the image is the error to report
+            note_corrupt(folder.path, error.members)
+        raise
+    except OSError as error:
+        raise QuadranasError(
+            f"cannot read or write {error.filename or folder.path}: {error.strerror or error}",
+            "Remove the cause, then repeat the command with --resume.",
+        ) from error
+    finally:
+        folder.unlock()
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def run_name(given: SearchConfig) -> str:
@@ -131,8 +245,13 @@ def run_name(given: SearchConfig) -> str:
     return "-".join(filter(None, parts))
 
 
-def matching_config(command: str, folder: Path, given: Config) -> Config:
+def matching_config(command: str, folder: Path, given: Config, *, moves: bool = False) -> Config:
     """The configuration of a run to resume, if the given options match it.
+
+    Paths match if they lead to the same place. Corrupt images may be skipped from now on.
+
+    Args:
+        moves: also accept another place of the images, whose content is compared later.
 
     Raises:
         QuadranasError: an option that differs, or a folder that another command wrote.
@@ -142,14 +261,18 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
     wanted = validate(model, merged(there.model_dump(), given_keys(given)), file.path)
-    difference = _first_difference(there.model_dump(), wanted.model_dump())
-    if difference is not None:
-        key, old, new = difference
-        raise QuadranasError(
-            f"cannot resume {folder}: the run has {key} {old!r}, got {new!r}",
-            "Omit the option, or start a new run with another --output.",
-        )
-    return there
+    changes = {}
+    for key, old, new in _differences(there.model_dump(), wanted.model_dump()):
+        if is_place(key, old) and is_place(key, new) and same_place(old, new):
+            continue
+        is_moved = moves and key in ("data", "val") and old and new
+        if not is_moved and (key, new) != ("skip_corrupt", True):
+            raise QuadranasError(
+                f"cannot resume {folder}: the run has {key} {old!r}, got {new!r}",
+                "Omit the option, or start a new run with another --output.",
+            )
+        changes[key] = new
+    return there.model_copy(update=changes)
 
 
 def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
@@ -178,22 +301,21 @@ def can_resume(command: str, folder: Path, given: Config) -> bool:
     return True
 
 
-def _first_difference(
+def _differences(
     one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
-    """The first key path at which two nested mappings with the same keys differ, both values."""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The key paths at which two nested mappings with the same keys differ, both values."""
     for key, value in one.items():
         if isinstance(value, Mapping):
-            found = _first_difference(value, other[key], f"{prefix}{key}.")
-            if found is not None:
-                return found
+            yield from _differences(value, other[key], f"{prefix}{key}.")
         elif value != other[key]:
-            return f"{prefix}{key}", value, other[key]
-    return None
+            yield f"{prefix}{key}", value, other[key]
 
 
-def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Path:
+def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> RunFolder:
     """A folder under `runs/`: a new one, or the newest unfinished one that can be resumed.
+
+    A run to resume is returned locked; runs that another process works on are passed over.
 
     Args:
         name: name of a new folder; a number is appended.
@@ -207,15 +329,30 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
         number = 1
         while (runs / f"{name}-{number}").exists():
             number += 1
-        return runs / f"{name}-{number}"
+        return RunFolder(runs / f"{name}-{number}")
+    unfinished, in_use = _unfinished(runs), {}
+    for folder in filter(lambda folder: accept(folder.path), unfinished):
+        try:
+            folder.lock()
+        except FolderInUseError as error:
+            in_use[folder.path] = error.message.removeprefix(f"{folder.path} is ")
+            continue
+        if not folder.is_finished:
+            return folder
+        folder.unlock()
+    others = ", ".join(
+        f"{folder.path} ({in_use[folder.path]})" if folder.path in in_use else str(folder.path)
+        for folder in unfinished
+    )
+    raise QuadranasError(
+        f"no unfinished run under {runs}/ matches the given options; "
+        f"unfinished: {others or 'none'}",
+        "Name the run with --output, or omit --resume to start a new one.",
+    )
+
+
+def _unfinished(runs: Path) -> list[RunFolder]:
+    """The unfinished runs in a folder, newest first."""
     found = sorted(runs.glob(f"*/{layout.CONFIG}"), key=lambda path: path.stat().st_mtime)
-    unfinished = [p.parent for p in reversed(found) if not RunFolder(p.parent).is_finished]
-    chosen = next(filter(accept, unfinished), None)
-    if chosen is None:
-        others = ", ".join(str(path) for path in unfinished)
-        raise QuadranasError(
-            f"no unfinished run under {runs}/ matches the given options; "
-            f"unfinished: {others or 'none'}",
-            "Name the run with --output, or omit --resume to start a new one.",
-        )
-    return chosen
+    folders = [RunFolder(path.parent) for path in reversed(found)]
+    return [folder for folder in folders if not folder.is_finished]

@@ -20,14 +20,20 @@ import yaml
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
-from quadranas.files import TEMPORARY, read_text, write_atomically, write_json
+from quadranas.files import TEMPORARY, cannot_write, read_text, write_atomically, write_json
 from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
+from quadranas.runs.conditions import Conditions
+from quadranas.runs.lock import FolderInUseError, FolderLock
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
 KEPT_CHECKPOINTS = 2
 BYTES_PER_WEIGHT = 4
+THEN_RESUME = "then continue with --resume"
+"""The end of the hint of an error that interrupts a run."""
+
+CHECKPOINT_KEYS = {"phase", "step", "num_metrics", "sums", "counts", "state"}
 
 
 class RunFolder:
@@ -38,6 +44,7 @@ class RunFolder:
         self.metrics = path / layout.METRICS
         self.inspection = path / layout.RECORDS
         self.checkpoints = path / layout.CHECKPOINTS
+        self._lock = FolderLock(path / layout.LOCK, path)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -52,16 +59,31 @@ class RunFolder:
         """Whether the run is finished."""
         return (self / layout.RESULT).is_file()
 
-    def create(self, needed_bytes: int, config: Mapping[str, Any]) -> None:
-        """Make the folder with its `config.yaml`, which marks it as a run that can be resumed.
+    @property
+    def is_protected(self) -> bool:
+        """Whether a lock excludes other writers; False where the file system has no locks."""
+        return self._lock.is_supported
+
+    def lock(self) -> None:
+        """Become the only process that writes to the folder; see `FolderLock.acquire`."""
+        self._lock.acquire()
+
+    def unlock(self) -> None:
+        """Let other processes write to the folder."""
+        self._lock.release()
+
+    def create(
+        self, needed_bytes: int, config: Mapping[str, Any], conditions: Conditions | None = None
+    ) -> None:
+        """Make and lock the folder; its `config.yaml` marks it as a run that can be resumed.
 
         Args:
             needed_bytes: approximate number of bytes that the run will write.
             config: the content of `config.yaml` (`with_header`).
 
         Raises:
-            QuadranasError: the folder exists with content or cannot be written, or the disk is
-                too full; nothing is left behind.
+            QuadranasError: the folder exists with content, is in use or cannot be written, or the
+                disk is too full; nothing is left behind.
         """
         self.refuse_content()
         new = [p for p in (self.checkpoints, self.path, *self.path.parents) if not p.exists()]
@@ -82,10 +104,19 @@ class RunFolder:
                     f"about {needed_bytes / 2**20:.1f} MiB",
                     "Free some space or choose another --output.",
                 )
+            self.lock()
+            self.refuse_content()  # of a process that made the folder at the same time
+            if conditions is not None:
+                conditions.save(self.path)
             self.write_config(config)
             self.tidy()
+        except FolderInUseError:
+            raise
         except QuadranasError:
             with suppress(OSError):
+                if self._lock.is_held and not self.is_run:
+                    (self / layout.CONDITIONS).unlink(missing_ok=True)
+                self.unlock()
                 for made in new:
                     made.rmdir()
             raise
@@ -115,7 +146,10 @@ class RunFolder:
     def _is_remnant(self, path: Path) -> bool:
         if path == self.checkpoints:
             return path.is_dir() and not any(path.iterdir())
-        return path.match(f".{layout.CONFIG}.*{TEMPORARY}")
+        begun = (layout.CONFIG, layout.CONDITIONS)
+        return path.name in (layout.LOCK, layout.CONDITIONS) or any(
+            path.match(f".{name}.*{TEMPORARY}") for name in begun
+        )
 
     def tidy(self) -> None:
         """Remove the temporary files of a process that was killed."""
@@ -164,32 +198,32 @@ class RunFolder:
         Raises:
             QuadranasError: it cannot be written; earlier checkpoints are untouched.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoints / f"unfinished{TEMPORARY}"
         newest = next(iter(self._checkpoint_files()), None)
         number = 1 + (int(newest.name[:9]) if newest else 0)
         try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             torch.save(dict(state), temporary)
             digest = _digest(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(self.checkpoints / f"{number:09d}-{digest}.pt")
+            for old in self._checkpoint_files()[KEPT_CHECKPOINTS:]:
+                old.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise QuadranasError(
-                f"cannot write a checkpoint to {self.checkpoints}: {error}",
-                "Free some space, then continue with --resume.",
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise cannot_write(
+                f"a checkpoint to {self.checkpoints}", error, THEN_RESUME
             ) from error
-        for old in self._checkpoint_files()[KEPT_CHECKPOINTS:]:
-            old.unlink(missing_ok=True)
 
     def latest_checkpoint(self, reporter: Reporter) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None; removes damaged ones with a warning."""
         remaining = self._checkpoint_files()
         while remaining:
             path = remaining.pop(0)
-            if _digest(path) == path.stem.partition("-")[2]:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read_checkpoint(path)
+            if state is not None:
                 return state
             path.unlink()
             instead = f"falling back to {remaining[0].name}" if remaining else "beginning again"
@@ -206,6 +240,19 @@ class RunFolder:
         write_json(self / layout.RESULT, dict(result))
 
 
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None if it is damaged, or holds more than tensors."""
+    if _digest(path) != path.stem.partition("-")[2]:
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # torch's reader has no common error class
+        return None
+    return state if isinstance(state, dict) and state.keys() >= CHECKPOINT_KEYS else None
+
+
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -213,10 +260,7 @@ def _append_line(path: Path, line: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise QuadranasError(
-            f"cannot write {path}: {error.strerror}",
-            "Free some space, then continue with --resume.",
-        ) from error
+        raise cannot_write(path, error, THEN_RESUME) from error
 
 
 def _keep_lines(path: Path, num_lines: int) -> None:

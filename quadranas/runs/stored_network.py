@@ -18,7 +18,7 @@ from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
-from quadranas.runs.config_file import read_config_file, recorded_command, with_header
+from quadranas.runs.config_file import read_config_file, recorded_command, same_place, with_header
 from quadranas.runs.model_argument import find_model
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
@@ -139,7 +139,9 @@ def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
     if stored.folder is None or not content:
         return TrainConfig()
     keys = set(TrainConfig.model_fields)
-    if given_keys(given).get("data", content.get("data")) != content.get("data"):
+    there = content.get("data")
+    data = given_keys(given).get("data", there)
+    if data != there and not (data and there and same_place(data, str(there))):
         keys -= set(DECIDED_BY_DATA)
     inherited = {key: value for key, value in content.items() if key in keys}
     return validate(TrainConfig, inherited, stored.folder / layout.CONFIG)

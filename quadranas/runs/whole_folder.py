@@ -7,6 +7,8 @@ from pathlib import Path
 
 from quadranas.errors import QuadranasError
 from quadranas.files import TEMPORARY
+from quadranas.runs import layout
+from quadranas.runs.lock import FolderLock
 from quadranas.runs.run_folder import RunFolder
 
 
@@ -20,32 +22,47 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
     Raises:
         QuadranasError: the folder exists with content and `replace` is off, or cannot be written.
     """
-    restore_replaced(path)
     if not (replace and path.is_dir()):
         RunFolder(path).refuse_content()
     path = path.resolve()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
-        staging.mkdir(parents=True)
-        yield RunFolder(staging)
-        if replace and path.exists():
-            path.replace(old := _replaced(path))
-            staging.replace(path)
-            shutil.rmtree(old)
-        elif path.exists():
-            for item in staging.iterdir():
-                item.replace(path / item.name)
-        else:
-            staging.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            _restore(path)
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            try:
+                yield from _written(path, staging, replace=replace)
+            finally:
+                _restore(path)
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise QuadranasError(
             f"cannot write to the output {path}: {error.strerror or error}",
             "Choose another --output.",
         ) from error
-    finally:
-        restore_replaced(path)
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _written(path: Path, staging: Path, *, replace: bool) -> Iterator[RunFolder]:
+    """Let the folder be written under another name, then move it to its place."""
+    if not (replace and path.is_dir()):
+        RunFolder(path).refuse_content()  # of a process that wrote it until now
+    staging.mkdir()
+    yield RunFolder(staging)
+    if replace and path.exists():
+        path.replace(old := _replaced(path))
+        staging.replace(path)
+        shutil.rmtree(old)
+    elif path.exists():
+        for item in staging.iterdir():
+            item.replace(path / item.name)
+    else:
+        staging.replace(path)
+
+
+def _locked(path: Path) -> FolderLock:
+    """The lock of a folder that may not exist yet, beside it."""
+    return FolderLock(path.with_name(f".{path.name}{layout.LOCK}"), path)
 
 
 def _replaced(path: Path) -> Path:
@@ -54,10 +71,21 @@ def _replaced(path: Path) -> Path:
 
 
 def restore_replaced(path: Path) -> None:
-    """Undo or finish a replacement during which the process was killed."""
+    """Undo or finish a replacement during which the process was killed.
+
+    Raises:
+        QuadranasError: the process is still at work.
+    """
     path = path.resolve()
-    old = _replaced(path)
     with suppress(OSError):  # the following write reports unreadable folders
+        if _replaced(path).exists():
+            with _locked(path):
+                _restore(path)
+
+
+def _restore(path: Path) -> None:
+    old = _replaced(path)
+    with suppress(OSError):
         if old.exists() and not path.exists():
             old.replace(path)
         shutil.rmtree(old, ignore_errors=True)

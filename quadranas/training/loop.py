@@ -10,7 +10,7 @@ from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
 from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
-from quadranas.training.curves import open_curves, write_curves, write_histograms
+from quadranas.training.curves import Curves
 
 
 class Phase(Protocol):
@@ -61,21 +61,19 @@ def run_phase(
     """
     first, sums = 0, _Means()
     if checkpoint is not None:
-        phase.restore(checkpoint["state"])
-        first, num_metrics = checkpoint["step"], checkpoint["num_metrics"]
-        sums = _Means(dict(checkpoint["sums"]), dict(checkpoint["counts"]))
+        first, num_metrics, sums = _restored(phase, folder, checkpoint)
     # Lines written after the checkpoint belong to steps that are repeated.
     folder.keep_metrics(num_metrics)
     folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
     saved_at = started_at = time.monotonic()
-    with open_curves(folder, num_metrics) as writer:
+    with Curves(folder, num_metrics) as curves:
         for done in range(first + 1, phase.num_steps + 1):
             sums.add(phase.step(done - 1))
             reporter.advance(handle, done)
             if done % phase.steps_per_epoch == 0:
                 num_metrics += 1
-                metrics = _end_epoch(phase, folder, writer, done, sums.take(), num_metrics)
+                metrics = _end_epoch(phase, folder, curves, done, sums.take(), num_metrics)
                 pace = (time.monotonic() - started_at) / (done - first)
                 reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
                 for text in phase.alarms(metrics):
@@ -87,10 +85,32 @@ def run_phase(
     return num_metrics
 
 
+def _restored(
+    phase: Phase, folder: RunFolder, checkpoint: Mapping[str, Any]
+) -> "tuple[int, int, _Means]":
+    """Put a phase in the state of a checkpoint.
+
+    Returns: the number of steps done, that of lines in `metrics.jsonl`, and the current averages.
+
+    Raises:
+        QuadranasError: it is the checkpoint of another network or another version.
+    """
+    try:
+        phase.restore(checkpoint["state"])
+        sums = _Means(dict(checkpoint["sums"]), dict(checkpoint["counts"]))
+        return int(checkpoint["step"]), int(checkpoint["num_metrics"]), sums
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuadranasError(
+            f"the newest checkpoint in {folder.checkpoints} does not fit the run: {reason[0]}",
+            "Delete it to continue from the one before, or start a new run with another --output.",
+        ) from error
+
+
 def _end_epoch(
     phase: Phase,
     folder: RunFolder,
-    writer: Any,
+    curves: Curves,
     done: int,
     means: Mapping[str, float],
     number: int,
@@ -99,11 +119,11 @@ def _end_epoch(
     epoch = done // phase.steps_per_epoch - 1
     metrics: Metrics = {**phase.epoch_metrics(epoch), "step": done, **means}
     folder.append_metrics(metrics)
-    write_curves(writer, metrics, number)
+    curves.add_metrics(metrics, number)
     record = phase.inspection()
     if record is not None:
         folder.append_inspection(record)
-        write_histograms(writer, record, number)
+        curves.add_record(record, number)
     return metrics
 
 

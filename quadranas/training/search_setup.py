@@ -5,6 +5,7 @@ from pathlib import Path
 
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import Contract
@@ -50,13 +51,17 @@ class SearchSetup:
 
 
 def prepare_search(
-    given: SearchConfig, reporter: Reporter, copies: Path | None = None
+    given: SearchConfig,
+    reporter: Reporter,
+    copies: Path | None = None,
+    earlier: EarlierData | None = None,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
     Args:
         copies: when resuming, the folder of the run: its copies of space and table are used, even
             if the originals have changed since.
+        earlier: when resuming, the images of the run.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -82,7 +87,7 @@ def prepare_search(
     check_limits(space, priced.table, limits)
     if "train_resolution" in given.model_fields_set:
         _check_train_resolution(space, given.train_resolution)
-    dataset = open_data(given, space.resolution, listing)
+    dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
     reporter.message(_data_line(dataset))
     config = resolve_config(given, dataset)

@@ -274,7 +274,8 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 
 RUN_KEYS = {
-    *("run", "architecture", "device", "budget_ms", "predicted_ms", "measured_ms", "table"),
+    *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
+    "table",
     *("params", "macs", "accuracy", "confidence", "tolerance"),
 }
 KEYS: dict[str, set[str]] = {
@@ -292,7 +293,7 @@ KEYS: dict[str, set[str]] = {
     "SEARCH --output new": RUN_KEYS | {"report_path", "seed", "versions"},
     "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
-    "train run --epochs 1": {"run", "architecture", "params", "macs", "accuracy"},
+    "train run --epochs 1": {"run", "architecture", "notes", "params", "macs", "accuracy"},
     "eval run": {"model", "data", "num_images", "accuracy"},
     "adapt run --output new": {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),

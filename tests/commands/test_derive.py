@@ -186,11 +186,11 @@ def test_a_killed_derive_is_simply_repeated(
     monkeypatch.chdir(tmp_path)
     command = ("derive", finished_run, "--device", "cpu", "--budget", "0.8ms", "--output", "new")
     killed(Moment(RunFolder, "write_result"), *command)
-    assert listing(Path())[0] == ".new.tmp"
+    assert listing(Path())[:2] == [".new.lock", ".new.tmp"]
     assert not Path("new").exists()
     assert call(*command).code == 0
     assert Path("new/result.json").is_file()
-    assert not Path(".new.tmp").exists()
+    assert [path.name for path in Path().iterdir()] == ["new"]
 
 
 def test_an_empty_folder_may_be_the_output(

@@ -399,9 +399,15 @@ def test_resume_without_a_folder_takes_the_run_that_agrees(
 
 TRAIN_MOMENTS = {
     "before the configuration": MOMENTS["before the configuration"],
+    "before the preprocessing": MOMENTS["before the preprocessing"],
+    "before the first weights": replaced("inherited.safetensors"),
     "before the network": MOMENTS["before the architecture"],
     "in the first step": tuned(1),
+    "in the first checkpoint": Moment(torch, "save", "*", 1, "torn"),
+    "after the metrics": told("train"),
     "in the second epoch": tuned(6),
+    "at the end of the training": replaced(".pt", 8, "after"),
+    "before the weights": MOMENTS["before the weights"],
     "before the result": MOMENTS["before the result"],
 }
 
@@ -451,6 +457,38 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert "it trains 'toy-cpu-800us', not the current 'quadranet36_t'" in other.err
     resume("train", "run", "--resume", "--output", "run")
     assert contents(Path("run"), files) == expected
+
+
+def test_a_training_process_killed_from_outside(
+    tmp_path: Path, server: Server, whole: Path
+) -> None:
+    Path("train.yaml").write_text("checkpoint_seconds: 0\n", encoding="utf-8")
+    train = ("train", whole, "--config", "train.yaml", "--epochs", "2", "--output")
+    assert server.run(tmp_path, *train, "run", prelude=DIE_TUNING).code == -signal.SIGKILL
+    assert re.match(r"process \d+ of user ", Path("run/.lock").read_text("utf-8"))
+    resume("train", "--resume", "--output", "run")
+    assert call(*train, "other").code == 0
+    files = ("architecture.json", "metrics.jsonl", "subnet.safetensors")
+    assert contents(Path("run"), files) == contents(Path("other"), files)
+    assert not Path("run/.lock").exists()
+
+
+def test_two_processes_do_not_share_a_run(
+    tmp_path: Path, server: Server, config: Path, whole: Path, slow_steps: str
+) -> None:
+    """While one works, --resume is refused, and without --output finds nothing to continue."""
+    search = (*SEARCH[:-1], "runs/x-1", "--config", config)
+    process = server.start(tmp_path, *search, prelude=slow_steps)
+    run = tmp_path / "runs" / "x-1"
+    until(lambda: (run / "metrics.jsonl").is_file())
+    owner = f"in use by process {process.pid} of user "
+    for options in ((*RESUME[:-1], "runs/x-1"), ("search", "--resume")):
+        outcome = call(*options)
+        assert outcome.code == 2
+        assert owner in outcome.err
+    assert process.wait().code == 0
+    same = ("gates.json", "metrics.jsonl", "subnet.safetensors")
+    assert contents(run, same) == contents(whole, same)
 
 
 @pytest.fixture

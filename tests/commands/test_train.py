@@ -125,7 +125,8 @@ def test_the_run_folder_is_complete(finished_run: Path, tmp_path: Path) -> None:
     result = run(finished_run, tmp_path / "new", epochs=2)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         *("architecture.json", "checkpoints", "config.yaml", "inherited.safetensors"),
-        *("metrics.jsonl", "preprocessing.json", "result.json", "subnet.safetensors"),
+        *("conditions.json", "metrics.jsonl", "preprocessing.json", "result.json"),
+        "subnet.safetensors",
         "tensorboard",
     }
     assert json.loads((tmp_path / "new" / "result.json").read_text("utf-8")) == result.content()
@@ -144,7 +145,7 @@ def test_unfinished_runs_have_no_weights(finished_run: Path, tmp_path: Path) -> 
     run(finished_run, trained, epochs=1)
     for folder, command in (
         (searched, f"quadranas search --resume --output {searched}"),
-        (trained, f"quadranas train {trained} --resume --output {trained}"),
+        (trained, f"quadranas train --resume --output {trained}"),
     ):
         (folder / "subnet.safetensors").unlink()
         for verb in ("eval", "export"):

@@ -234,7 +234,7 @@ def test_a_run_of_another_verb_is_named(tmp_path: Path) -> None:
     command = f"quadranas train MODEL --resume --output {folder}"
     assert caught.value.hint == f"Continue it with: {command}"
     (trained / "architecture.json").touch()  # once the network is copied, the folder names it
-    command = f"quadranas train {folder} --resume --output {folder}"
+    command = f"quadranas train --resume --output {folder}"
     assert command == resume_command("train", trained)
     assert not can_resume("search", tmp_path, SearchConfig())
 

@@ -1,0 +1,198 @@
+"""The identity of a data set: names, sizes and digests of its images, to resume on the same ones.
+
+The training images of a resumed run keep their number and order, on which every later step
+depends: an image that turned out to be corrupt is replaced by the next one of its class.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quadranas.data.folders import NUM_THREADS, ImageFiles, ImageListing
+from quadranas.errors import QuadranasError
+from quadranas.validation import Frozen
+
+WHOLE_LIMIT_BYTES = 4 * 2**30
+"""Data up to this size are digested whole: 50,000 images of 2.5 kB took 1 s, 2,000 of 1 MB 5 s.
+Beyond it, four blocks per file are, 3 s for 10,000 images of 1 MB (two cores, warm cache,
+November 2026)."""
+
+CHUNK = 64
+NUM_NAMED = 3
+"""Number of images that a message names."""
+
+Fingerprint = tuple[int, str, int]
+"""Size in bytes, digest and label of an image."""
+
+
+class DataIdentity(Frozen):
+    """The images of a run, by their paths inside the folder or zip.
+
+    Args:
+        whole: whether large files are digested whole.
+        train, test: the images in use, in their order.
+        skipped: corrupt images that were skipped when the run was begun.
+
+    Names are those of `written_name`.
+    """
+
+    whole: bool
+    train: dict[str, Fingerprint]
+    test: dict[str, Fingerprint]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The image files of a data set.
+
+    Args:
+        train, test: the images in use.
+        skipped: paths of the corrupt images that were skipped.
+    """
+
+    train: ImageFiles
+    test: ImageFiles
+    skipped: tuple[str, ...] = ()
+
+    def identity(self) -> DataIdentity:
+        """Digest the images.
+
+        Raises:
+            QuadranasError: a file cannot be read.
+        """
+        whole = _num_bytes(self.train) + _num_bytes(self.test) <= WHOLE_LIMIT_BYTES
+        return DataIdentity(
+            whole=whole,
+            train=_fingerprints(self.train, whole),
+            test=_fingerprints(self.test, whole),
+            skipped=tuple(map(written_name, self.skipped)),
+        )
+
+
+@dataclass(frozen=True)
+class EarlierData:
+    """The data that a run to resume was begun with.
+
+    Args:
+        run: the run folder, for messages.
+        corrupt: images that an error named as corrupt; they may have been removed or replaced.
+        statistics: mean and standard deviation of the training images per channel, if known.
+    """
+
+    run: Path
+    identity: DataIdentity
+    corrupt: frozenset[str]
+    statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None
+
+    def split(self, listing: ImageListing) -> SplitFiles:
+        """The files of the run in a listing; `skipped` are those that are gone.
+
+        Raises:
+            QuadranasError: the images are not those of the run.
+        """
+        recorded, pool = self.identity, listing.test or listing.train
+        self._check(listing.train, pool, is_shared=listing.test is None)
+        train = _recorded(listing.train, recorded.train)
+        test = _recorded(pool, recorded.test)
+        gone_train, gone_test = _gone(listing.train, train), _gone(pool, test)
+        present = [i for i, name in enumerate(train.members) if name not in gone_train]
+        tested = [i for i, name in enumerate(test.members) if name not in gone_test]
+        return SplitFiles(
+            train.select(substituted(present, train.labels)),
+            test.select(tested),
+            (*gone_train, *gone_test),
+        )
+
+    def _check(self, train: ImageFiles, test: ImageFiles, *, is_shared: bool) -> None:
+        """Refuse other images than those of the run; `is_shared`: both splits are in `train`."""
+        recorded = self.identity
+        parts = [(train, recorded.train), (test, recorded.test)]
+        if is_shared:
+            parts = [(train, recorded.train | recorded.test)]
+        faults: dict[str, list[str]] = {"changed": [], "missing": [], "new": []}
+        for pool, wanted in parts:
+            known = wanted.keys() | set(recorded.skipped)
+            listed = map(written_name, pool.members)
+            faults["changed"] += _changed(pool, wanted, recorded.whole)
+            faults["missing"] += _gone(pool, _recorded(pool, wanted))
+            faults["new"] += [name for name in listed if name not in known]
+        texts = []
+        for fault, names in faults.items():
+            if names := [name for name in names if name not in self.corrupt]:
+                texts.append(f"{len(names)} {fault} ({some(names)})")
+        if texts:
+            raise QuadranasError(
+                f"cannot resume {self.run}: its data have changed since it was begun; images: "
+                f"{', '.join(texts)}",
+                "Restore the images, or start a new run with another --output.",
+            )
+
+
+def substituted(usable: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """For each image its own index, or that of the next usable one of its class.
+
+    The last image of a class is followed by its first; images of a class without usable ones are
+    left out.
+    """
+    by_label: dict[int, list[int]] = {}
+    for index in usable:
+        by_label.setdefault(labels[index], []).append(index)
+    is_usable, result = set(usable), []
+    for index, label in enumerate(labels):
+        if index in is_usable:
+            result.append(index)
+        elif others := by_label.get(label):
+            result.append(next((other for other in others if other > index), others[0]))
+    return result
+
+
+def written_name(name: str) -> str:
+    """The name of an image as files contain it: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and the number of the others."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more
+
+
+def _recorded(pool: ImageFiles, wanted: Mapping[str, Fingerprint]) -> ImageFiles:
+    """The wanted files, as if all of them were there."""
+    labels = tuple(label for _, _, label in wanted.values())
+    listed = {written_name(member): member for member in pool.members}
+    members = tuple(listed.get(name, name) for name in wanted)
+    return replace(pool, members=members, labels=labels)
+
+
+def _gone(pool: ImageFiles, wanted: ImageFiles) -> dict[str, None]:
+    """The names of the wanted files that are missing, in order."""
+    listed = set(pool.members)
+    return dict.fromkeys(name for name in wanted.members if name not in listed)
+
+
+def _changed(pool: ImageFiles, wanted: Mapping[str, Fingerprint], whole: bool) -> Iterator[str]:
+    """The names of files with another size or content than recorded."""
+    names = map(written_name, pool.members)
+    indices = [index for index, name in enumerate(names) if name in wanted]
+    found = _fingerprints(pool.select(indices), whole)
+    return (name for name, (*content, _) in found.items() if content != [*wanted[name][:2]])
+
+
+def _num_bytes(files: ImageFiles) -> int:
+    return sum(files.num_bytes(index) for index in range(len(files)))
+
+
+def _fingerprints(files: ImageFiles, whole: bool) -> dict[str, Fingerprint]:
+    def read(start: int) -> list[Fingerprint]:
+        return [
+            (files.num_bytes(index), files.digest(index, whole=whole), files.labels[index])
+            for index in range(start, min(start + CHUNK, len(files)))
+        ]
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        parts = pool.map(read, range(0, len(files), CHUNK))
+        names = map(written_name, files.members)
+        return dict(zip(names, [found for part in parts for found in part], strict=True))
