@@ -222,6 +222,8 @@ def _adaptation_text(result: "AdaptResult") -> str:
             f"weights: {len(used)} tensors used, {len(unused)} not used; "
             f"{len(result.weights.untouched)} tensors of the network keep their initial values"
         )
+        if result.weights.note:
+            lines.append(f"  {result.weights.note}")
         lines += [f"  not used: {name}: {reason}" for name, reason in unused.items()]
     lines += [
         f"{len(result.layers)} layers adapted at rank {result.rank}: "

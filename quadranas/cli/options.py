@@ -116,7 +116,7 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="File of weights (.safetensors) to use instead of the run's own.",
+        help="File of weights (.safetensors or a torch file) to use instead of the run's own.",
         rich_help_panel=DATA,
     ),
 ]

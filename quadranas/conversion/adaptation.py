@@ -134,4 +134,4 @@ def load_adapted(model: Model, folder: str | Path) -> Model:
 
 
 def _record(path: str, layer: AdaptedLayer) -> LayerChange:
-    return LayerChange(name=path, kind="adapted", rank=layer.rank, dilation=layer.dilation)
+    return LayerChange(name=path, kind="adapted", rank=layer.rank, dilation=layer.term_dilation)

@@ -5,7 +5,7 @@ ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from quadranas.errors import QuadranasError
 from quadranas.extras import require_extra
 from quadranas.layers.replacement import quadratic_layers
+from quadranas.network.checkpoint import Found, check_values, matched, without_prefixes
 from quadranas.network.published import load_published_tensors, published_name
-from quadranas.network.weights import load_tensors, read_tensors
+from quadranas.network.weights import joined_notes, load_tensors, read_tensors
 from quadranas.validation import Frozen
 
 TIMM = "timm:"
@@ -28,19 +29,23 @@ class WeightReport(Frozen):
         used: names of the checkpoint's tensors, and of the network's tensors they filled.
         unused: names of the checkpoint's other tensors, and why they were not used.
         untouched: the network's tensors that the checkpoint does not hold; they are unchanged.
+        note: where the tensors were found in the file, and how they were renamed; empty if they
+            are at its top, under their own names.
     """
 
     used: dict[str, str]
     unused: dict[str, str]
     untouched: tuple[str, ...]
+    note: str = ""
 
 
 def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
     """Fill a network, in place, from weights that were trained elsewhere.
 
-    A checkpoint of the network itself, under the names of `quadranas` or of the published
-    QuadraNets, must fit completely. From a checkpoint of a ConvNeXt, the tensors that fit are
-    used (`load_convnext`).
+    A checkpoint of the network itself, under its own names or those of the published QuadraNets,
+    must fit completely. From a checkpoint of a ConvNeXt, the tensors that fit a QuadraNet are used
+    (`load_convnext`). Checkpoints are told apart by the names and shapes of all their tensors.
+    Containers such as `state_dict` and prefixes such as `module.` are recognised.
 
     Args:
         source: a `.safetensors` file, a torch file of tensors, or `timm:NAME` for pre-trained
@@ -48,25 +53,61 @@ def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
 
     Raises:
         QuadranasError: the file cannot be read, holds more than tensors, or does not fit; names
-            the tensor and both shapes.
+            the tensor and both shapes, or the values that are not finite.
         MissingExtraError: timm is needed and not installed.
     """
     text = str(source)
     if text.startswith(TIMM):
-        tensors = _timm_tensors(text.removeprefix(TIMM))
+        found = Found(_timm_tensors(text.removeprefix(TIMM)))
     else:
-        tensors = read_tensors(Path(source))
-    if any(".dwconv." in name or ".conv_dw." in name for name in tensors):
-        return load_convnext(model, tensors, text)
-    if any(".QuadraConv." in name for name in tensors):
-        load_published_tensors(model, tensors, text)
-        return WeightReport(
-            used={published_name(name): name for name in model.state_dict()},
-            unused={},
-            untouched=(),
-        )
-    load_tensors(model, tensors, text)
-    return WeightReport(used={name: name for name in tensors}, unused={}, untouched=())
+        found = read_tensors(Path(source))
+    tensors, own = found.tensors, model.state_dict()
+    published = _published_names(own)
+    if not _same(tensors, own) and published:
+        if _same(tensors, published):
+            note = load_published_tensors(model, tensors, text)
+            note = joined_notes(found.note, note)
+            return WeightReport(used=published, unused={}, untouched=(), note=note)
+        plain = without_prefixes(tensors)
+        if _is_convnext(plain.tensors):
+            report = load_convnext(model, plain.tensors, text)
+            note = joined_notes(found.note, plain.note)
+            return report.model_copy(update={"note": note})
+    note = joined_notes(found.note, load_tensors(model, tensors, text))
+    return WeightReport(used={name: name for name in own}, unused={}, untouched=(), note=note)
+
+
+def _same(tensors: Mapping[str, Tensor], names: Collection[str]) -> bool:
+    """Whether tensors are those of some names, apart from prefixes of wrappers."""
+    return set(matched(tensors, names).tensors) == set(names)
+
+
+def _published_names(own: Iterable[str]) -> dict[str, str]:
+    """A QuadraNet's tensors by their published names; empty for other networks."""
+    try:
+        return {published_name(name): name for name in own}
+    except ValueError:
+        return {}
+
+
+def _is_convnext(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of a ConvNeXt: a stem, and nothing but its blocks in the stages.
+
+    A block has a depthwise kernel, a norm, and two matrices with that many inputs and outputs.
+    """
+    shapes = {_official_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    blocks = {m[0] for name in shapes if (m := re.match(r"stages\.\d+\.\d+\.", name))}
+    if not blocks or len(shapes.get("downsample_layers.0.0.weight", ())) != 4:
+        return False
+
+    def fits(block: str) -> bool:
+        parts = ("dwconv", "norm", "pwconv1", "pwconv2")
+        kernel, norm, first, second = (shapes.get(f"{block}{p}.weight", ()) for p in parts)
+        channels = kernel[:1]
+        depthwise = len(kernel) == 4 and kernel[1] == 1
+        return depthwise and norm == channels == first[1:2] == second[:1]
+
+    return all(map(fits, blocks))
 
 
 def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> WeightReport:
@@ -113,6 +154,7 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             f"first: {name!r}: {why}",
             "Choose a QuadraNet of the same widths.",
         )
+    check_values({target: tensors[name] for name, target in used.items()}, own, source)
     with torch.no_grad():
         for name, target in used.items():
             own[target].copy_(tensors[name])

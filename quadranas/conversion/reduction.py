@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd as Conv
 from quadranas.errors import QuadranasError
 from quadranas.layers.first_order import Convolution
 from quadranas.layers.quadratic import QuadraticLayer
-from quadranas.layers.replacement import changed, find_layer, put_layer
+from quadranas.layers.replacement import changed, copied, find_layer, put_layer
 from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -92,7 +92,7 @@ def revert(model: Model, names: Sequence[str]) -> Model:
         QuadranasError: an unknown layer, a layer that is not quadratic, or one without branches.
     """
     _check_names(names, "revert")
-    model = copy.deepcopy(model)
+    model = copied(model, names)
     quadratic = {name: find_layer(model, name) for name in names}
     for name, layer in quadratic.items():
         obstacle = why_not_revertible(layer)

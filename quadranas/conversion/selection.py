@@ -98,12 +98,24 @@ def obstacle(model: nn.Module, name: str, layer: nn.Module) -> str:
         return f"{kind} has no quadratic version"
     if isinstance(layer, Conv) and layer.padding == "same" and not _has_middle(layer):
         return f"{kind} has an even kernel, so it pads the two sides differently"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "its hooks, such as a weight normalisation, would be lost"
+    if addition := _addition(layer):
+        return addition
     weights = set(map(id, layer.parameters()))
     for other_name, other in model.named_modules():
         if other is not layer and weights & set(map(id, other.parameters(recurse=False))):
             return f"it shares its weight with {other_name or 'the network itself'}"
+    return ""
+
+
+def _addition(layer: nn.Module) -> str:
+    """What was added to a layer and a replacement would lose; empty if nothing was."""
+    kind = type(layer).__name__
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "its hooks, such as a weight normalisation, would be lost"
+    if "forward" in vars(layer):
+        return f"its forward is not that of {kind}"
+    if set(layer.state_dict()) - {"weight", "bias"} or len(list(layer.children())):
+        return f"{kind} holds more than weight and bias"
     return ""
 
 

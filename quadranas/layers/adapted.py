@@ -5,12 +5,19 @@ term; the quadratic term is low-rank, atrous in convolutions, and zero at the st
 Layout: B, C, then one to three spatial axes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
+from quadranas.layers.read_weight import ReadWeight
+
+
+def _of_first_order(name: str) -> Any:
+    """A property with an attribute of the pre-trained layer; it cannot be set."""
+    return property(lambda layer: getattr(layer.first_order, name))
 
 
 class AdaptedLayer(nn.Module):
@@ -32,10 +39,17 @@ class AdaptedLayer(nn.Module):
         layer: the pre-trained layer; it becomes the submodule `first_order` with its weights.
         rank: r, at most `max_rank(layer)`.
         dilation: dilation of A and B as a multiple of the layer's own; 1 for the same patch.
+            It is the attribute `term_dilation`; `dilation` is the layer's own.
+
+    Modules around the layer read its attributes like those of the pre-trained layer: `weight`,
+    `bias`, `in_features`, `kernel_size`, `stride` ... (`read_weight`).
 
     Raises:
         QuadranasError: invalid rank or dilation.
     """
+
+    path = ""
+    """Path of the layer in the network that it was made for, for messages."""
 
     def __init__(self, layer: nn.Module, *, rank: int = 1, dilation: int = 2) -> None:
         super().__init__()
@@ -46,7 +60,7 @@ class AdaptedLayer(nn.Module):
             )
         if dilation < 1:
             raise QuadranasError(f"dilation must be at least 1, got {dilation}")
-        self.rank, self.dilation = rank, dilation
+        self.rank, self.term_dilation = rank, dilation
         self.first_order = layer
         self.product: QuadraticLayer
         self.mix: nn.Module
@@ -61,7 +75,7 @@ class AdaptedLayer(nn.Module):
         self.to(parameter.device, parameter.dtype)
 
     def _build_convolutions(self, layer: Any) -> None:
-        dilation = tuple(d * self.dilation for d in layer.dilation)
+        dilation = tuple(d * self.term_dilation for d in layer.dilation)
         spans = [
             around + (new - old) * (size - 1)
             for around, new, old, size in zip(
@@ -85,23 +99,54 @@ class AdaptedLayer(nn.Module):
         )
         self.mix = type(layer)(channels, layer.out_channels, 1, groups=layer.groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: as in the first-order layer."""
-        first, second = self.terms(x)
+    in_features = _of_first_order("in_features")
+    out_features = _of_first_order("out_features")
+    in_channels = _of_first_order("in_channels")
+    out_channels = _of_first_order("out_channels")
+    kernel_size = _of_first_order("kernel_size")
+    stride = _of_first_order("stride")
+    padding = _of_first_order("padding")
+    dilation = _of_first_order("dilation")
+    groups = _of_first_order("groups")
+    padding_mode = _of_first_order("padding_mode")
+    transposed = _of_first_order("transposed")
+    output_padding = _of_first_order("output_padding")
+    bias = _of_first_order("bias")
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the pre-trained layer, to be read."""
+        return ReadWeight(self.first_order.weight, self)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
+        """Shapes: as in the first-order layer.
+
+        Args:
+            bias: a bias to use instead of the pre-trained layer's own.
+        """
+        first, second = self.terms(x, bias=bias)
         return first + second
 
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(
+        self, x: Tensor, *, bias: Tensor | Literal["own"] | None = "own"
+    ) -> tuple[Tensor, Tensor]:
         """The first-order and the second-order part of the output; their sum is the output."""
-        first = self.first_order(x)
+        layer: Any = self.first_order
+        if isinstance(bias, str):
+            first = layer(x)
+        elif isinstance(layer, nn.Linear):
+            first = functional.linear(x, layer.weight, bias)
+        else:
+            first = layer._conv_forward(x, layer.weight, bias)
         products = self.product(x)
         if self._cropped:
-            for axis in range(-len(self.first_order.kernel_size), 0):  # type: ignore[arg-type]
+            for axis in range(-len(layer.kernel_size), 0):
                 products = products.narrow(axis, 0, first.shape[axis])
         return first, self.mix(products)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"rank={self.rank}, dilation={self.dilation}"
+        return f"rank={self.rank}, dilation={self.term_dilation}"
 
 
 def max_rank(layer: Any) -> int:

@@ -28,6 +28,12 @@ class FirstOrderMap(Protocol):
     def normed_view(self, output: Tensor) -> Tensor:
         """A branch's output with its channels on axis 1, where BatchNorm expects them."""
 
+    def shifted(self, output: Tensor, bias: Tensor) -> Tensor:
+        """An output plus a bias."""
+
+    def weight_shape(self, fan_in: int) -> tuple[int, ...]:
+        """Shape of the weights of a neuron with `fan_in` inputs."""
+
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -59,6 +65,14 @@ class LinearMap:
     def normed_view(self, output: Tensor) -> Tensor:
         """See `FirstOrderMap`."""
         return output.reshape(-1, output.shape[-1])
+
+    def shifted(self, output: Tensor, bias: Tensor) -> Tensor:
+        """See `FirstOrderMap`."""
+        return output + bias
+
+    def weight_shape(self, fan_in: int) -> tuple[int, ...]:
+        """See `FirstOrderMap`."""
+        return (fan_in,)
 
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -154,3 +168,11 @@ class Convolution:
     def normed_view(self, output: Tensor) -> Tensor:
         """See `FirstOrderMap`."""
         return output
+
+    def shifted(self, output: Tensor, bias: Tensor) -> Tensor:
+        """See `FirstOrderMap`."""
+        return output + bias.reshape(-1, *(1 for _ in self.kernel_size))
+
+    def weight_shape(self, fan_in: int) -> tuple[int, ...]:
+        """See `FirstOrderMap`."""
+        return (fan_in // torch.Size(self.kernel_size).numel(), *self.kernel_size)

@@ -94,6 +94,7 @@ def runs_fused(
         and x.dim() == 4
         and fits(operator, form, x.shape[1])
         and branches[0].weight.shape[0] == x.shape[1]
+        and len({branch.bias is None for branch in branches}) == 1
         and x.dtype in DTYPES
         and all((b.weight.dtype, b.weight.device) == (x.dtype, x.device) for b in branches)
         and 0 < x.numel() <= MAX_NUMEL

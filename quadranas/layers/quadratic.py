@@ -16,6 +16,7 @@ from quadranas.errors import QuadranasError
 from quadranas.layers import algebra, fused_depthwise
 from quadranas.layers.first_order import Convolution, FirstOrderMap, LinearMap
 from quadranas.layers.forms import FACTORISED, FORMS, find_form
+from quadranas.layers.read_weight import ReadWeight
 
 Init = Literal["unit", "torch"]
 Size = int | tuple[int, ...]
@@ -32,7 +33,13 @@ class QuadraticLayer(nn.Module):
             the branches (factorised forms); the gradients are the same. On a GPU with Triton it
             also lets depthwise convolutions run fused, in training and inference
             (`fused_depthwise`).
+        weight, bias: those of the linear term, as modules around the layer read them
+            (`read_weight`). They are zero in forms without a linear term; the bias is None in
+            layers without biases.
+        path: path of the layer in the network that it was made for, for messages.
     """
+
+    path = ""
 
     def __init__(
         self,
@@ -43,6 +50,7 @@ class QuadraticLayer(nn.Module):
         *,
         num_outputs: int,
         fan_in: int,
+        biased: bool,
         init: Init,
         memory_efficient: bool,
         factory: dict[str, Any],
@@ -50,6 +58,7 @@ class QuadraticLayer(nn.Module):
         super().__init__()
         self.form, self.operator, self.fan_in = form, operator, fan_in
         self.memory_efficient = memory_efficient
+        self._num_outputs, self._biased = num_outputs, biased
         spec = find_form(form)
         if init not in ("unit", "torch"):
             raise QuadranasError(f"unknown init {init!r}; accepted: torch, unit")
@@ -93,9 +102,38 @@ class QuadraticLayer(nn.Module):
         """Whether the layer has a quadratic term."""
         return self.form != "linear"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size')."""
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the linear term, to be read; it has the shape of a first-order layer's."""
+        if "c" in FORMS[self.form].branches:
+            return ReadWeight(self.branches["c"].weight, self)  # type: ignore[arg-type]
+        shape = (self._num_outputs, *self.operator.weight_shape(self.fan_in))
+        return ReadWeight(next(self.parameters()).new_zeros(shape), self)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the linear term; None in layers without biases."""
+        if "c" in FORMS[self.form].branches:
+            return self.branches["c"].bias  # type: ignore[return-value]
+        return next(self.parameters()).new_zeros(self._num_outputs) if self._biased else None
+
+    def forward(self, x: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
+        """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size').
+
+        Args:
+            bias: a bias of the linear term to use instead of the layer's own; in a form without a
+                linear term it is added to the output.
+        """
         x, branches = self._cast(x)
+        if isinstance(bias, str):
+            return self._value(x, branches)
+        given: Tensor | None = algebra.autocast(bias)
+        if "c" in FORMS[self.form].branches:
+            return self._value(x, [*branches[:-1], branches[-1]._replace(bias=given)])
+        y = self._value(x, branches)
+        return y if given is None else self.operator.shifted(y, given)
+
+    def _value(self, x: Tensor, branches: list[algebra.Branch]) -> Tensor:
         norms = [norm for norm in self.norms.values() if isinstance(norm, BatchNorm)]
         spec = FORMS[self.form]
         if not spec.branches:
@@ -183,6 +221,7 @@ class QuadraticLinear(QuadraticLayer):
             (lambda: nn.BatchNorm1d(out_features, **factory)) if norm else None,
             num_outputs=out_features,
             fan_in=in_features,
+            biased=bias,
             init=init,
             memory_efficient=memory_efficient,
             factory=factory,
@@ -192,6 +231,11 @@ class QuadraticLinear(QuadraticLayer):
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"{self.in_features}, {self.out_features}, form={self.form!r}"
+
+
+def _of_operator(name: str) -> Any:
+    """A property with an attribute of a convolution's operator; it cannot be set."""
+    return property(lambda layer: getattr(layer.operator, name))
 
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -246,11 +290,31 @@ class _QuadraticConv(QuadraticLayer):
             (lambda: batch_norm(out_channels, **factory)) if norm else None,
             num_outputs=out_channels,
             fan_in=in_channels // groups * torch.Size(kernel).numel(),
+            biased=bias,
             init=init,
             memory_efficient=memory_efficient,
             factory=factory,
         )
         self.in_channels, self.out_channels = channels
+        self._padding = padding if isinstance(padding, str) else margin
+
+    # As in the convolutions of PyTorch, for modules around the layer.
+    kernel_size = _of_operator("kernel_size")
+    stride = _of_operator("stride")
+    dilation = _of_operator("dilation")
+    groups = _of_operator("groups")
+    padding_mode: Literal["zeros"] = "zeros"
+    transposed: Literal[False] = False
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        """The padding as it was given: numbers per axis, or `same` or `valid`."""
+        return self._padding
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Zero per axis, since the convolution is not transposed."""
+        return (0,) * self.num_axes
 
     def _per_axis(self, name: str, value: Size) -> tuple[int, ...]:
         sizes = (value,) * self.num_axes if isinstance(value, int) else tuple(value)

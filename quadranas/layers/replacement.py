@@ -1,7 +1,8 @@
 """Replacement of layers in a network, as described by its `LayerChange` records."""
 
 import copy
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from quadranas.errors import QuadranasError, nearest
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
+from quadranas.layers.references import check_functions, redirect
 from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,13 +73,14 @@ An adapted layer contains the layer it replaces; the others discard its weights.
 def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
     """A copy of a network with some layers replaced, in the order of the changes.
 
-    If the network has an `architecture`, that of the copy lists the changes too.
+    If the network has an `architecture`, that of the copy lists the changes too. Attributes that
+    were added to a layer are kept.
 
     Raises:
         QuadranasError: unknown layer, or a layer that cannot be replaced in this way.
     """
-    model = copy.deepcopy(model)
     changes = tuple(changes)
+    model = copied(model, [change.name for change in changes])
     for change in changes:
         layer = find_layer(model, change.name)
         if change.kind != "removed" and not is_first_order(layer):
@@ -92,6 +95,9 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
         parameter = next(layer.parameters(), None)
         if parameter is not None:
             new.to(parameter.device, parameter.dtype)
+        if isinstance(new, QuadraticLayer | AdaptedLayer):
+            new.path = change.name
+            _keep_attributes(layer, new)
         put_layer(model, change.name, new.train(layer.training))
     architecture = getattr(model, "architecture", None)
     if isinstance(architecture, Architecture):
@@ -115,13 +121,44 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     return layers[name]
 
 
+def copied(model: Model, names: Collection[str]) -> Model:
+    """A copy of a network in which some layers can be replaced.
+
+    Raises:
+        QuadranasError: the copy would compute with these layers of the original.
+    """
+    copy_ = copy.deepcopy(model)
+    check_functions(copy_, names, model)
+    return copy_
+
+
+def _keep_attributes(old: nn.Module, new: nn.Module) -> None:
+    """Give a new layer the attributes that others have added to the old one."""
+    for name, value in vars(old).items():
+        if name not in _plain_attributes() and not hasattr(new, name):
+            setattr(new, name, value)
+
+
+@functools.cache
+def _plain_attributes() -> frozenset[str]:
+    """Names of the attributes that PyTorch gives to the layers with a quadratic version."""
+    plain = [nn.Linear(1, 1, device="meta")]
+    convs = [conv(1, 1, 1, device="meta") for conv in QUADRATIC_CONVS]
+    return frozenset(name for layer in (*plain, *convs) for name in vars(layer))
+
+
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Replace a layer, at all of its paths if the network shares it."""
+    """Replace a layer, wherever the network refers to it.
+
+    Raises:
+        QuadranasError: a function in the network refers to it.
+    """
     old = model.get_submodule(name)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
+    redirect(model, old, layer, name)
 
 
 def quadratic_layers(model: nn.Module) -> dict[str, QuadraticLayer]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadranet import ResidualBranch
+from quadranas.network.checkpoint import matched
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, read_tensors
 from quadranas.space.reference import reference_architecture
@@ -52,18 +53,20 @@ def create_model(
 def load_published_weights(model: Network, path: str | Path) -> None:
     """Fill a reference model, in place, from a published checkpoint; every tensor is used.
 
-    Reads `.safetensors`, or a `.pth` with `weights_only=True`; the tensors may be under the key
-    `model` or `state_dict`.
+    Reads `.safetensors`, or a `.pth` with `weights_only=True`; the tensors may be under one of
+    the keys `checkpoint.CONTAINERS`.
 
     Raises:
         QuadranasError: the file cannot be read, its tensors do not fit the model, or the model is
             no QuadraNet.
     """
-    load_published_tensors(model, read_tensors(Path(path)), str(path))
+    load_published_tensors(model, read_tensors(Path(path)).tensors, str(path))
 
 
-def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> str:
     """Like `load_published_weights`, with tensors that are already loaded.
+
+    Returns: how the tensors were renamed; see `Found.note`.
 
     Raises:
         QuadranasError: as in `load_published_weights`.
@@ -75,6 +78,7 @@ def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], sour
             f"{source} does not fit this model, since it is not a QuadraNet",
             "Published checkpoints exist for the models of create_model().",
         ) from error
+    tensors, note = matched(tensors, renamed)
     missing = sorted(set(renamed) - set(tensors))
     unused = sorted(set(tensors) - set(renamed))
     if missing or unused:
@@ -84,6 +88,7 @@ def load_published_tensors(model: nn.Module, tensors: Mapping[str, Tensor], sour
             "Create the model that the checkpoint belongs to.",
         )
     load_tensors(model, {renamed[name]: tensor for name, tensor in tensors.items()}, source)
+    return note
 
 
 PUBLISHED_PARTS = {

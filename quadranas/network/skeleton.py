@@ -15,7 +15,8 @@ from quadranas.space.architecture import Architecture, Block
 class Network(nn.Module):
     """Blocks applied in order; each adds its own residual.
 
-    The layout is channels_last, the faster one on CPU and on tensor cores.
+    Images are channels_last, the faster layout on CPU and on tensor cores. Weights are contiguous,
+    so that the tensors of `state_dict()` can be saved by safetensors as they are.
 
     Args:
         blocks: the modules by their names.
@@ -43,7 +44,6 @@ class Network(nn.Module):
         self.feature_channels = tuple(found.channels for found in maps)
         self.feature_strides = tuple(found.stride for found in maps)
         self._feature_blocks = tuple(found.block for found in maps)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch 2.13
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: (B, 3, H, W) to (B, num_classes)."""
@@ -130,6 +130,4 @@ def build_subnet(architecture: Architecture) -> Network:
     )
     if not architecture.changes:
         return network
-    changed_network = changed(network, architecture.changes)
-    changed_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return changed_network
+    return changed(network, architecture.changes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
+from quadranas.network.checkpoint import Found, check_values, matched, outline, unpack
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -19,10 +20,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_atomically(path, save(copies))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> Found:
     """The tensors of a `.safetensors` file, or of a torch file read with `weights_only=True`.
 
-    In a torch file the tensors may be under the key `model` or `state_dict`.
+    In a torch file the tensors may be under one of the keys `checkpoint.CONTAINERS`.
 
     Raises:
         QuadranasError: the file cannot be read, is damaged, or holds more than tensors.
@@ -30,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     content: Any
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return Found(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise QuadranasError(
@@ -43,36 +44,46 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "refused because it could execute code",
             "Save it again as .safetensors, or as a plain state dict.",
         ) from error
-    for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, dict) and key in content else content
-    items = content.items() if isinstance(content, dict) else [(None, content)]
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
-        raise QuadranasError(f"cannot read weights {path}: expected named tensors")
-    return dict(items)
+    return unpack(content, path)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill a network, in place, from a safetensors file that `quadranas` wrote.
+def load_weights(model: nn.Module, path: str | Path) -> str:
+    """Fill a network, in place, from a file of its tensors.
+
+    Returns: how the tensors were found, if not under their own names; see `Found.note`.
 
     Raises:
         QuadranasError: the file cannot be read, or its tensors do not fit the network.
     """
-    load_tensors(model, read_tensors(Path(path)), str(path))
+    found = read_tensors(Path(path))
+    return joined_notes(found.note, load_tensors(model, found.tensors, str(path)))
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def joined_notes(*notes: str) -> str:
+    """Several notes as one."""
+    return "; ".join(note for note in notes if note)
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> str:
     """Fill a network from named tensors, which must fit completely.
 
+    Prefixes of wrappers, such as `module.`, may be missing or added in all names.
+
+    Returns: how the tensors were renamed; see `Found.note`.
+
     Raises:
-        QuadranasError: names the first tensor that does not fit.
+        QuadranasError: names the first tensor that does not fit, that has values which are not
+            finite, or a type that weights cannot have.
     """
     wanted = model.state_dict()
+    tensors, note = matched(tensors, wanted)
     for name in (*wanted, *tensors):
         if name not in tensors or name not in wanted:
             state = "lacks" if name not in tensors else "has the unexpected"
             raise QuadranasError(
                 f"{source} does not fit this network: it {state} tensor {name!r}",
-                "Use the weights that were trained for this architecture.",
+                f"Use the weights that were trained for this architecture. Names in the file "
+                f"begin with {outline(tensors)}; expected: {outline(wanted)}.",
             )
         if tensors[name].shape != wanted[name].shape:
             raise QuadranasError(
@@ -80,4 +91,6 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
                 f"{tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}",
                 "Check the number of classes and the architecture.",
             )
+    check_values(tensors, wanted, source)
     model.load_state_dict(dict(tensors))
+    return note

@@ -16,6 +16,7 @@ from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights
+from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
 from quadranas.runs.config_file import read_config_file, recorded_command, same_place, with_header
@@ -49,7 +50,9 @@ class StoredNetwork:
             torch.default_generator.manual_seed(seed)
             network = build_subnet(self.architecture)
         if self.weights is not None:
-            load_weights(network, self.weights)
+            note = load_weights(network, self.weights)
+            if note:
+                Reporter().message(f"{self.weights}: {note}")
         return network
 
     @property

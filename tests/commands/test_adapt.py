@@ -171,3 +171,36 @@ def test_the_adapted_network_is_exported(adapted: Path, tmp_path: Path) -> None:
     outcome = call("export", adapted, "--output", tmp_path / "net.onnx", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json()["top1_agreement"] == 1.0
+
+
+@pytest.mark.parametrize("command", ["eval", "convert", "train", "export", "adapt"])
+def test_weights_with_nan_are_refused_by_every_command(
+    command: str, finished_run: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(finished_run / "subnet.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    save_file(tensors, tmp_path / "nan.safetensors")
+    arguments: list[str | Path] = ["--weights", tmp_path / "nan.safetensors"]
+    if command != "eval":
+        arguments += ["--output", tmp_path / "out"]
+    if command == "convert":
+        arguments += ["--remove", "1"]
+    outcome = call(command, finished_run, *arguments)
+    assert outcome.code == 2
+    assert f"tensor {name!r} has" in " ".join(outcome.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prefix_in_the_weights_is_said(finished_run: Path, tmp_path: Path) -> None:
+    tensors = load_file(finished_run / "subnet.safetensors")
+    path = tmp_path / "wrapped.pth"
+    torch.save({"state_dict": {f"module.{n}": t for n, t in tensors.items()}, "epoch": 1}, path)
+    plain = call("eval", finished_run, "--json")
+    outcome = call("eval", finished_run, "--weights", path, "--json")
+    assert outcome.json()["accuracy"] == plain.json()["accuracy"]
+    said = " ".join(outcome.err.split())
+    assert "tensors under the key 'state_dict'; names without prefixes of wrappers" in said
+    arch = finished_run / "architecture.json"
+    outcome = call("adapt", arch, "--weights", path, "--output", tmp_path / "adapted")
+    assert "tensors under the key 'state_dict'" in outcome.out

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from quadranas.conversion import convert, plan_conversion
 from quadranas.errors import QuadranasError
 from quadranas.layers.forms import FORMS
-from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import quadratic_layers
 from tests.conversion.families import FAMILIES, RESOLUTION
 
@@ -223,9 +222,9 @@ def test_a_shared_layer_stays_shared() -> None:
             return out
 
     quadratic = convert(Siamese())
-    assert isinstance(quadratic.shared, QuadraticLayer)
-    assert quadratic.towers[0][0] is quadratic.shared  # type: ignore[index]
-    assert quadratic.towers[1][0] is quadratic.shared  # type: ignore[index]
+    shared = quadratic_layers(quadratic)["shared"]
+    assert quadratic.towers[0][0] is shared  # type: ignore[index]
+    assert quadratic.towers[1][0] is shared  # type: ignore[index]
     hadamard = 3 * (4 * 4 + 4)
     assert sum(p.numel() for p in quadratic.parameters()) == hadamard + 2 * (4 * 4 + 4)
 

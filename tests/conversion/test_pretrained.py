@@ -163,6 +163,73 @@ def test_a_networks_own_checkpoint_must_fit_wholly(suffix: str, tmp_path: Path) 
         load_pretrained(nn.Sequential(nn.Linear(5, 3)), path)
 
 
+class NamedBlock(nn.Module):
+    """Layers with the names of ConvNeXt's and QuadraNet's, as MobileNetV3 and others have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.dwconv = nn.Conv2d(8, 8, 1)
+        self.QuadraConv = nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+
+class Family(nn.Module):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 8, 3))])
+        self.stages = nn.ModuleList([nn.Sequential(NamedBlock(), NamedBlock())])
+        self.head = nn.Linear(8, classes)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_layers_name_does_not_make_a_convnext(prefix: str, tmp_path: Path) -> None:
+    source, path = Family(), tmp_path / "own.pth"
+    torch.save({prefix + name: tensor for name, tensor in source.state_dict().items()}, path)
+    model = Family()
+    report = load_pretrained(model, path)
+    assert set(report.used) == set(model.state_dict())
+    assert report.unused == {}
+    assert bool(prefix) == ("without prefixes of wrappers" in report.note)
+    assert torch.equal(model.head.weight, source.head.weight)
+    with pytest.raises(
+        QuadranasError, match=r"'head.weight' has shape \(10, 8\), expected \(5, 8\)"
+    ):
+        load_pretrained(Family(5), path)
+    with pytest.raises(QuadranasError, match="does not fit this network: it lacks tensor"):
+        load_pretrained(quadranet(), path)
+
+
+@pytest.mark.parametrize("naming", ["official", "timm"])
+def test_a_convnext_in_a_container_is_recognised(naming: str, tmp_path: Path) -> None:
+    tensors = {f"module.{name}": tensor for name, tensor in convnext(naming).items()}
+    torch.save({"model": tensors, "epoch": 3}, tmp_path / "convnext.pth")
+    report = load_pretrained(quadranet(), tmp_path / "convnext.pth")
+    assert len(report.used) == len(tensors)
+    assert report.note == "tensors under the key 'model'; names without the prefix 'module.'"
+    tensors["module.head.bias" if naming == "official" else "module.head.fc.bias"][0] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with pytest.raises(QuadranasError, match=r"has 1 of 5 values that are NaN or infinite"):
+        load_pretrained(quadranet(), tmp_path / "nan.safetensors")
+
+
+def test_a_convnext_of_other_layers_is_loaded_as_the_network_it_is(tmp_path: Path) -> None:
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, tensor in convnext("official").items():
+                module: nn.Module = self
+                *path, leaf = name.split(".")
+                for part in path:
+                    if not hasattr(module, part):
+                        module.add_module(part, nn.Module())
+                    module = module.get_submodule(part)
+                module.register_parameter(leaf, nn.Parameter(tensor))
+
+    save_file(Twin().state_dict(), tmp_path / "twin.safetensors")
+    assert len(load_pretrained(Twin(), tmp_path / "twin.safetensors").used) == 39
+
+
 class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("executed",)

@@ -61,7 +61,7 @@ def test_one_step_makes_the_term_appear(layer: tuple[nn.Module, Tensor]) -> None
 def reference(adapted: AdaptedLayer, x: Tensor) -> Tensor:
     """Pixel by pixel: `f(x) + sum_k P_ok (a_k . patch) (b_k . patch)`, for two axes."""
     conv: Any = adapted.first_order
-    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], adapted.dilation
+    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], adapted.term_dilation
     reach = conv.padding[0] + (dilation - 1) * (kernel - 1) / 2
     padded = functional.pad(x, (20, 20, 20, 20))
     y: Tensor = conv(x).clone()

@@ -146,7 +146,7 @@ def detach_a_weight(module: nn.Module) -> None:
         y: Tensor = a(x) * v + c(x)
         return y
 
-    conv.forward = forward  # type: ignore[method-assign]
+    conv.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def ignore_a_weight(module: nn.Module) -> None:
