@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from quadranas import __version__
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.data.task import evaluate
-from quadranas.files import write_atomically
+from quadranas.files import dump_yaml, write_atomically
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights, save_tensors
@@ -82,7 +81,7 @@ def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
         setup.priced.table.save(folder / layout.TABLE)
     if not (folder / layout.SPACE).is_file():
         content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
-        write_atomically(folder / layout.SPACE, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(folder / layout.SPACE, dump_yaml(content))
 
 
 @dataclass(frozen=True)

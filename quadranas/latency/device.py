@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from quadranas.errors import unknown
-from quadranas.files import read_yaml, write_atomically
+from quadranas.files import dump_yaml, read_yaml, write_atomically
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
@@ -145,7 +144,7 @@ class Device(Frozen):
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
         content = self.model_dump(mode="json", exclude_none=True)
-        write_atomically(path, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(path, dump_yaml(content))
 
     def configured(self, **changes: Any) -> "Device":
         """A copy with other values for some keys, those of `reach` included: `rpc`, `rpc_key` ...

@@ -3,7 +3,6 @@
 Files that are absent or broken are noted here, so later code need not check them again.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_text
+from quadranas.files import parse_json, read_text
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable
@@ -278,7 +277,7 @@ def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
     dropped = 0
     for line in filter(str.strip, text.split("\n")):
         try:
-            epoch = Epoch.model_validate(json.loads(line))
+            epoch = Epoch.model_validate(parse_json(line))
         except (ValueError, RecursionError):
             dropped += 1
         else:

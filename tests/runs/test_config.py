@@ -201,7 +201,7 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
         {},
         {"seed": 3, "device": "cpu"},
         {"schedule": {"search_epochs": 7}},
-        {"weights": {"learning_rate": "4.0e-3"}},
+        {"weights": {"learning_rate": 4.0e-3}},
         resolved(seed=3, schedule={"search_epochs": 7}).model_dump(mode="json"),
     ):
         given = SearchConfig(**options)
