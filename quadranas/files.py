@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -99,6 +100,11 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def file_name(text: str) -> str:
+    """A name for a file or folder from a text that may have been read from a file."""
+    return re.sub(r"[^\w.+@=-]", "-", text).lstrip(".") or "unnamed"
+
+
 def read_text(path: str | Path, what: str) -> str:
     """The text of a file; `what` names its role in the error message."""
     try:
@@ -111,6 +117,25 @@ def read_text(path: str | Path, what: str) -> str:
         raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it, to a file that its author may not know.
+
+    Raises:
+        QuadranasError: names the link, and the copy to make instead.
+    """
+    try:
+        home = folder.resolve()
+        links = [p for p in sorted(folder.iterdir()) if p.is_symlink() and not p.is_dir()]
+        outside = next((p for p in links if not p.resolve().is_relative_to(home)), None)
+    except OSError as error:
+        raise QuadranasError(f"cannot read {folder}: {error.strerror or error}") from error
+    if outside is not None:
+        raise QuadranasError(
+            f"{outside} is a link out of {folder}, and only files in the folder are read",
+            f"If you trust it, copy the file itself: cp -rL {shlex.quote(str(folder))} COPY",
+        )
+
+
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """A YAML mapping, loaded without executing anything.
 
@@ -120,7 +145,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     text = read_text(path, what)
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506 # derived from the safe loader
+        content = yaml.load(text, _Loader)  # derived from the safe loader
     except YAML_FAULTS as error:
         raise QuadranasError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):

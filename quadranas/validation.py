@@ -10,7 +10,6 @@ from pydantic_core import CoreSchema
 
 from quadranas.errors import QuadranasError, line_of, nearest
 
-
 SCHEMA_PARTS = {
     *("schema", "fields", "items_schema", "keys_schema", "values_schema", "choices"),
     *("definitions", "extras_schema"),

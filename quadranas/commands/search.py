@@ -64,7 +64,9 @@ def search(
         )
         if not start.is_finished:
             copies = folder.path if start.resuming else None
-            setup = prepare_search(start.config, reporter, copies)
+            setup = prepare_search(
+                start.config, reporter, copies, is_device_named=given.device is not None
+            )
             seed = derived_seed(setup.config.seed, "supernet")
             supernet = build_supernet(setup.space, seed=seed)
             start.create(setup.config, supernet, Preprocessing.of(setup.dataset))

@@ -141,6 +141,14 @@ class Device(Frozen):
             batch_size=self.batch_size,
         )
 
+    def without_reach(self) -> "Device":
+        """The device without how it is reached, for one that a file of others describes.
+
+        A bundle or a run folder may come from anywhere, so nothing in it chooses what is started
+        or contacted: `reach` counts from a command line and from a device file named there.
+        """
+        return self.model_copy(update={"reach": Reach()})
+
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
         content = self.model_dump(mode="json", exclude_none=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import parse_json, read_text
+from quadranas.files import parse_json, read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.table import LatencyTable
@@ -25,7 +25,7 @@ from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import load_space
+from quadranas.space.space_file import load_whole_space
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
@@ -207,7 +207,13 @@ def fixed_ms(latency_ms: float, total_ms: float) -> str:
 
 
 def read_run(run: Path) -> Run:
-    """Read a run folder; `Run.faults` lists the files that are missing or unusable."""
+    """Read a run folder; `Run.faults` lists the files that are missing or unusable.
+
+    Raises:
+        QuadranasError: a link leads out of the folder.
+    """
+    if run.is_dir():
+        refuse_links(run)
     faults: dict[str, str] = {}
 
     def read(name: str, load: Callable[[Path], Content]) -> Content | None:
@@ -243,7 +249,7 @@ def read_run(run: Path) -> Run:
 
 def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
     """The space with the architecture's number of classes; it must contain the architecture."""
-    space = load_space(str(path))
+    space = load_whole_space(path)
     if architecture is not None:
         space = space.with_num_classes(architecture.num_classes)
         space.choices_of(architecture)

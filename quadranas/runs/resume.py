@@ -11,6 +11,7 @@ from torch import nn
 
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.files import file_name, refuse_links
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import Config, SearchConfig, given_keys, merged
@@ -135,9 +136,11 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
     """The configuration of a run to resume, if the given options match it.
 
     Raises:
-        QuadranasError: an option that differs, or a folder that another command wrote.
+        QuadranasError: an option that differs, a folder that another command wrote, or a link out
+            of the folder.
     """
     model = type(given)
+    refuse_links(folder)
     file = read_config_file(folder / layout.CONFIG)
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
@@ -202,7 +205,7 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Pa
     Raises:
         QuadranasError: no run can be resumed.
     """
-    runs = Path("runs")
+    runs, name = Path("runs"), file_name(name)
     if accept is None:
         number = 1
         while (runs / f"{name}-{number}").exists():

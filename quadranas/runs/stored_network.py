@@ -14,6 +14,7 @@ from quadranas.data.dataset import Dataset
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
+from quadranas.files import refuse_links
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.runs import layout
@@ -110,7 +111,7 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
         weights: a safetensors file to use instead of the weights in the run folder.
 
     Raises:
-        QuadranasError: an unknown name, or an unfinished run.
+        QuadranasError: an unknown name, an unfinished run, or a folder with links out of it.
     """
     weights = None if weights is None else Path(weights)
     if isinstance(model, StoredNetwork):
@@ -120,6 +121,7 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
     folder = find_folder(str(model))
     if folder is None:
         return StoredNetwork(find_architecture(str(model)), weights=weights)
+    refuse_links(folder)
     if not (folder / layout.ARCHITECTURE).is_file():
         raise _without_architecture(folder)
     own_weights = folder / layout.WEIGHTS

@@ -67,7 +67,7 @@ class Architecture(Frozen):
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     name: str
-    space: str = ""
+    space: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
     resolution: int = Field(ge=1, le=MAX_RESOLUTION)
     num_classes: int = Field(ge=1, le=MAX_CHANNELS)
     layer_scale: FiniteFloat = 1.0

@@ -1,5 +1,6 @@
 """The setup of a search: space, budget, table and data, checked before any training."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from quadranas.runs.config import (
     resolve_config,
 )
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import SpaceFile, build_space, load_space_file
+from quadranas.space.space_file import (
+    SpaceFile,
+    build_space,
+    load_space_file,
+    load_whole_space_file,
+)
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
 
@@ -50,13 +56,19 @@ class SearchSetup:
 
 
 def prepare_search(
-    given: SearchConfig, reporter: Reporter, copies: Path | None = None
+    given: SearchConfig,
+    reporter: Reporter,
+    copies: Path | None = None,
+    *,
+    is_device_named: bool = True,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
     Args:
         copies: when resuming, the folder of the run: its copies of space and table are used, even
             if the originals have changed since.
+        is_device_named: whether the caller named the device; when resuming, it may be known from
+            the run folder only.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -66,7 +78,10 @@ def prepare_search(
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     budget_ms = parse_budget(given.budget)
     device = load_device(given.device)
-    space_file = load_space_file(str(_copy(copies, layout.SPACE) or given.space))
+    if not is_device_named:
+        _refuse_reach(device, given.device)
+    copy = _copy(copies, layout.SPACE)
+    space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
@@ -87,6 +102,21 @@ def prepare_search(
     reporter.message(_data_line(dataset))
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
+
+
+def _refuse_reach(device: Device, argument: str) -> None:
+    """Refuse a device that only a run folder names, if something is started or contacted for it.
+
+    Raises:
+        QuadranasError: the device has `reach`.
+    """
+    reach = device.reach.model_dump(exclude_none=True)
+    if reach:
+        raise QuadranasError(
+            f"the run's device {argument!r} is reached through {' and '.join(reach)}, and a run "
+            "folder never chooses what is started or contacted",
+            f"Name the device again: --device {shlex.quote(argument)}",
+        )
 
 
 def _data_line(dataset: Dataset) -> str:
