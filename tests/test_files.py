@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from quadranas.errors import QuadranasError
 from quadranas.files import (
     dump_yaml,
+    file_name,
     parse_json,
     read_json,
     read_text,
@@ -252,3 +253,19 @@ def test_yaml_reads_back_what_was_written(tmp_path: Path) -> None:
         "base": {"x": 1},
         "f": {"x": 2},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a net-onnx-fp32", "a-net-onnx-fp32"),
+        ("../../etc/x", "-..-etc-x"),
+        ("/tmp/x", "-tmp-x"),
+        ("Größe", "Größe"),
+        ("a\0b\n", "a-b-"),
+        ("..", "unnamed"),
+    ],
+)
+def test_a_name_from_a_file_stays_in_its_folder(text: str, name: str) -> None:
+    assert file_name(text) == name
+    assert "/" not in name

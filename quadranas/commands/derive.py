@@ -127,7 +127,7 @@ class _Request:
         contract = self.contract
         priced = find_priced(
             searched.space,
-            self.device.name,
+            self.device,
             self.table,
             own=searched.folder / layout.TABLE,
             command=build_command(searched.space_argument, self.device_argument),

@@ -16,8 +16,9 @@ from quadranas.errors import BudgetError, QuadranasError
 from quadranas.files import parse_json, read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
+from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import load_table
+from quadranas.latency.table_files import check_conditions, load_table
 from quadranas.runs import layout
 from quadranas.runs.config_file import read_config_file
 from quadranas.runs.records import Epoch
@@ -259,8 +260,14 @@ def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
 def _load_table(
     path: Path, architecture: Architecture | None, space: SearchSpace | None
 ) -> LatencyTable:
-    """Load the table, and check that it covers the network and the space."""
+    """Load the table, and check that it covers the network and the space.
+
+    It must also have the conditions of the device that is stored beside it, if there is one.
+    """
     table = load_table(path)
+    device = path.with_name(layout.DEVICE)
+    if device.is_file():
+        check_conditions(table.header, load_device(device), path)
     table.require(architecture.ops() if architecture else ())
     table.require(space.specs() if space else ())
     return table

@@ -11,7 +11,12 @@ from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import PricedTable, find_priced
+from quadranas.latency.table_files import (
+    PricedTable,
+    check_conditions,
+    find_priced,
+    load_table,
+)
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import (
@@ -86,7 +91,7 @@ def prepare_search(
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
     command = build_command(given.space, given.device)
-    priced = find_priced(space, device.name, table, command=command)
+    priced = _priced(space, device, table, copies, command)
     contract = Contract(
         budget_ms=budget_ms, confidence=given.confidence, tolerance=given.tolerance
     )
@@ -102,6 +107,24 @@ def prepare_search(
     reporter.message(_data_line(dataset))
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
+
+
+def _priced(
+    space: SearchSpace, device: Device, table: Path | None, copies: Path | None, command: str
+) -> PricedTable:
+    """The table of the search.
+
+    Raises:
+        QuadranasError: none, or one that was made for something else.
+    """
+    if copies is not None and table is not None and table.is_relative_to(copies):
+        check_conditions(
+            load_table(table).header,
+            device,
+            table,
+            hint="Restore the device's file, or start a new run with another --output.",
+        )
+    return find_priced(space, device, table, command=command)
 
 
 def _refuse_reach(device: Device, argument: str) -> None:

@@ -32,6 +32,9 @@ def test_scores_survive_a_file(tmp_path: Path) -> None:
         {"stage1_block1": {"slots": [[math.nan, 0.0], [0.0, 0.0]]}},
         {"stage1_block1": {"keep": -math.inf, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
         {"stage1_block2": {"slots": [[0.0, 0.0], [0.0, 0.0]]}},
+        {"stage1_block2": {"skip": -1e308, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
+        {"stage1_block1": {"slots": [[1e308, 1e308], [1e308, 1e308]]}},
+        {"stage1_block1": {"slots": [[True, 0.0], [0.0, 0.0]]}},
     ],
 )
 def test_scores_that_do_not_fit_their_space_are_refused(
