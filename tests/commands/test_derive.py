@@ -159,7 +159,7 @@ def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run:
 def test_a_device_that_is_not_shipped_is_written_beside_the_network(
     tmp_path: Path, finished_run: Path
 ) -> None:
-    own = load_device("vpu").configured(threads=3)
+    own = load_device("vpu").configured(title="my own")
     for device, name in ((own, "own"), (load_device("vpu"), "shipped")):
         derive(finished_run, device=device, budget="1ms", output=tmp_path / name)
     content = read_config_file(tmp_path / "own" / "config.yaml").keys

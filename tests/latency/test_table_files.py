@@ -226,7 +226,7 @@ def test_an_old_table_gets_its_model_and_keeps_the_rest() -> None:
     path = table_paths("toy", "vpu")[0]
     table = load_table(SHIPPED)
     table.model_copy(update={"header": table.header.model_copy(update={"model": None})}).save(path)
-    assert '"model"' not in path.read_text(encoding="utf-8")
+    assert '"model": {' not in path.read_text(encoding="utf-8")
     build_lut("toy", device="vpu", backend="analytic", only_missing=True)
     assert path.read_bytes() == SHIPPED.read_bytes()
     faster = table.entries[0].model_copy(update={"latency_ms": 0.01})

@@ -46,5 +46,5 @@ def test_scores_that_do_not_fit_their_space_are_refused(
     content["blocks"] = {name: block for name, block in blocks.items() if block is not None}
     path = tmp_path / "gates.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}: "):
+    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}[:.]"):
         load_scores(path, space)
