@@ -5,9 +5,11 @@ from pathlib import Path
 
 from quadranas.backends.interface import Backend, Program
 from quadranas.deployment.manifest import Latency, LatencyNote
+from quadranas.deployment.target import HOST
 from quadranas.errors import QuadranasError
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import FASTEST
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import check_conditions, load_table, locate_table
 from quadranas.measurement.bench import Bench
@@ -30,6 +32,8 @@ def find_prediction_table(
     Raises:
         QuadranasError: the named table was made for another device or under other conditions.
     """
+    if device.name == HOST:  # an export sets its runtime to that of the file, its tables need not
+        device = device.model_copy(update={"runtime": FASTEST})
     own = folder / layout.TABLE if folder is not None else None
     place = path or locate_table(architecture.space, device, own=own)
     if place is None:

@@ -7,8 +7,11 @@ from quadranas.errors import BudgetError
 
 # The last two differ: the micro sign and the Greek letter.
 MIN_MS, MAX_MS = 1e-30, 1e30
-"""Range of accepted latencies and scales: products, sums and squares of them are finite, and the
-slowest operation of the slowest analytic model is within it."""
+"""Range of accepted latencies of operations: their sums are finite in float32, and the slowest
+operation of the slowest analytic model is within it."""
+
+MIN_BUDGET_MS, MAX_BUDGET_MS = 1e-40, 1e40
+"""Range of accepted budgets: wider, since it must include the latencies of all networks."""
 
 UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3}
 PATTERN = re.compile(
@@ -22,7 +25,7 @@ def parse_budget(text: str) -> float:
 
     Raises:
         BudgetError: no number, no or an unknown unit, or a number that is not positive and finite,
-            or not between `MIN_MS` and `MAX_MS`.
+            or not between `MIN_BUDGET_MS` and `MAX_BUDGET_MS`.
     """
     hint = "Write a positive number and a unit, for example 30ms, 0.3s or 250us."
     match = PATTERN.fullmatch(text.lower())
@@ -38,9 +41,10 @@ def parse_budget(text: str) -> float:
     budget_ms = number * UNITS_MS[unit]
     if not math.isfinite(budget_ms) or budget_ms <= 0:
         raise BudgetError(f"the budget must be positive and finite, got {text!r}", hint)
-    if not MIN_MS <= budget_ms <= MAX_MS:
+    if not MIN_BUDGET_MS <= budget_ms <= MAX_BUDGET_MS:
         raise BudgetError(
-            f"the budget must be from {MIN_MS:g} to {MAX_MS:g} ms, got {text!r}", hint
+            f"the budget must be from {MIN_BUDGET_MS:g} to {MAX_BUDGET_MS:g} ms, got {text!r}",
+            hint,
         )
     return budget_ms
 

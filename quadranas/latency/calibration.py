@@ -35,7 +35,7 @@ class Calibration(Frozen):
     """
 
     networks: tuple[NetworkLatency, ...] = Field(min_length=2)
-    residual: float = Field(ge=0, le=MAX_MS)
+    residual: float = Field(ge=0, le=1e6)
 
     def safety_factor(self, confidence: float) -> float:
         """The divisor of a budget that a network should keep with this probability."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import write_atomically
-from quadranas.latency.budget import MAX_MS, MIN_MS
+from quadranas.latency.budget import MAX_MS
 from quadranas.latency.calibration import Agreement, Calibration, Milliseconds
 from quadranas.latency.conditions import Conditions, Difference
 from quadranas.latency.device import ANALYTIC, Device, ModelNumbers, target_text
@@ -89,7 +89,7 @@ class TableHeader(Frozen):
     fitted_to: str = ""
     model: ModelNumbers | None = None
     expected_error: str
-    scale: float = Field(default=1.0, ge=MIN_MS, le=MAX_MS)
+    scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     null_ms: float = Field(default=0.0, ge=0, le=MAX_MS)
     quadranas: str
     command: str
