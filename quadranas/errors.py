@@ -1,7 +1,23 @@
-"""User errors. The command line prints their message and hint, and exits with their code."""
+"""User errors, and the lines of files that they are about.
 
-from collections.abc import Iterable
+The command line prints message and hint, and exits with the error's code.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value in a file."""
+
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\]:,]|[^\s{}\[\]:,"]++')
+
+MAX_VALUES = 10_000
+"""Limit on the values of a YAML file that are looked through for the line of a fault."""
 
 
 class QuadranasError(Exception):
@@ -70,3 +86,53 @@ def unknown(thing: str, value: str, accepted: Iterable[str], hint: str = "") -> 
     names = sorted(accepted)
     message = f"unknown {thing} {value!r}; accepted: {', '.join(names)}{nearest(value, names)}"
     return QuadranasError(message, hint)
+
+
+def json_values(text: str) -> Iterator[tuple[Place, int, str]]:
+    """Place, offset and first token of every value in a JSON text."""
+    place: list[str | int | None] = []  # None: in an object, before a key
+    for match in JSON_TOKEN.finditer(text):
+        token = match[0]
+        if token in "]}":
+            place.pop()
+        elif token == ",":
+            last = place[-1]
+            place[-1] = last + 1 if isinstance(last, int) else None
+        elif place and place[-1] is None:
+            place[-1] = str(json.loads(token))
+        elif token != ":":
+            yield tuple(part for part in place if part is not None), match.start(), token
+            if token in "[{":
+                place.append(0 if token == "[" else None)
+
+
+def line_of(path: Path, place: Sequence[str | int]) -> int | None:
+    """The line of a JSON or YAML file on which a value, or the nearest one around it, begins.
+
+    `None` if it is not found, and for the document as a whole.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        is_yaml = path.suffix in (".yaml", ".yml")
+        found = _yaml_offsets(text) if is_yaml else {p: at for p, at, _ in json_values(text)}
+    except Exception:  # the file has changed since, or another fault hides the place
+        return None
+    around = (tuple(place[:length]) for length in range(len(place), 0, -1))
+    offset = next((found[outer] for outer in around if outer in found), None)
+    return None if offset is None else text.count("\n", 0, offset) + 1
+
+
+def _yaml_offsets(text: str) -> dict[Place, int]:
+    offsets: dict[Place, int] = {}
+    left: list[tuple[Place, yaml.Node | None]] = [((), yaml.compose(text, yaml.SafeLoader))]
+    while left and len(offsets) < MAX_VALUES:  # aliases can describe documents without end
+        place, node = left.pop()
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                offsets[(*place, str(key.value))] = key.start_mark.index
+                left.append(((*place, str(key.value)), value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                offsets[(*place, index)] = value.start_mark.index
+                left.append(((*place, index), value))
+    return offsets

@@ -2,10 +2,14 @@
 
 import errno
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Any
 import yaml
 
 from quadranas import __version__
-from quadranas.errors import QuadranasError
+from quadranas.errors import Place, QuadranasError, json_values, line_of
 
 PACKAGE = Path(__file__).parent
 TEMPORARY = ".tmp"
@@ -29,6 +33,34 @@ YAML_FAULTS = (
     TypeError,
     RecursionError,
 )
+JSON_FAULTS = (ValueError, RecursionError)
+"""ValueError also covers overlong numbers."""
+
+YAML_FLOAT = "tag:yaml.org,2002:float"
+SCIENTIFIC = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)[eE][-+]?\d++\Z")
+"""Numbers such as 1e-3, which YAML 1.2 reads as floats, and YAML 1.1 (PyYAML) as strings."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; it also refuses duplicate keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+            if name in seen:
+                raise ValueError(f"duplicate key {key.value!r}, line {key.start_mark.line + 1}")
+            seen.add(name)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; it quotes texts that the loader would read as numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(YAML_FLOAT, SCIENTIFIC, list("-+.0123456789"))
 
 
 def shipped(folder: str) -> Path:
@@ -96,6 +128,11 @@ def write_compact_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
 
 
+def file_name(text: str) -> str:
+    """A name for a file or folder from a text that may have been read from a file."""
+    return re.sub(r"[^\w.+@=-]", "-", text).lstrip(".") or "unnamed"
+
+
 def read_text(path: str | Path, what: str) -> str:
     """The text of a file; `what` names its role in the error message."""
     try:
@@ -108,28 +145,136 @@ def read_text(path: str | Path, what: str) -> str:
         raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it, to a file that its author may not know.
+
+    Raises:
+        QuadranasError: names the link, and the copy to make instead.
+    """
+    try:
+        home = folder.resolve()
+        links = [p for p in sorted(folder.iterdir()) if p.is_symlink() and not p.is_dir()]
+        outside = next((p for p in links if not p.resolve().is_relative_to(home)), None)
+    except OSError as error:
+        raise QuadranasError(f"cannot read {folder}: {error.strerror or error}") from error
+    if outside is not None:
+        raise QuadranasError(
+            f"{outside} is a link out of {folder}, and only files in the folder are read",
+            f"If you trust it, copy the file itself: cp -rL {shlex.quote(str(folder))} COPY",
+        )
+
+
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """A YAML mapping, loaded without executing anything."""
+    """A YAML mapping, loaded without executing anything.
+
+    Raises:
+        QuadranasError: unreadable, not a mapping, with a duplicate key or a number that is not
+            finite.
+    """
     text = read_text(path, what)
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)  # derived from the safe loader
     except YAML_FAULTS as error:
         raise QuadranasError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
-    return content
+    return _finite(content, path)
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back unchanged."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
-    """A JSON object."""
+    """A JSON object; errors as in `read_yaml`."""
     text = read_text(path, what)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also covers overlong numbers
+        content = _unique_json(text)
+    except JSON_FAULTS as error:
         raise QuadranasError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")
+    return _finite(content, path)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON as its standard has it: every key once, and finite numbers only.
+
+    Raises:
+        ValueError: not valid JSON, a duplicate key, or a number that is not finite.
+        RecursionError: too deeply nested.
+    """
+    content = _unique_json(text.decode() if isinstance(text, bytes) else text)
+    fault = _not_finite(content)
+    if fault is not None:
+        raise ValueError(f"{_in_words(fault)}: Input should be a finite number")
     return content
+
+
+class _DuplicateKeyError(ValueError):
+    """A key twice in one JSON object, which Python's parser accepts."""
+
+
+def _unique_json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except _DuplicateKeyError as error:
+        raise ValueError(f"{error}{_duplicate_line(text)}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in content if keys.count(key) > 1)
+        raise _DuplicateKeyError(f"duplicate key {key!r}")
+    return content
+
+
+def _duplicate_line(text: str) -> str:
+    """The line of the first duplicate key as a suffix; empty if it is not found."""
+    seen = set()
+    with suppress(ValueError, IndexError):  # another fault follows
+        for place, offset, _ in json_values(text):
+            if place in seen:
+                return f", line {text.count(chr(10), 0, offset) + 1}"
+            seen.add(place)
+    return ""
+
+
+def _finite(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The content of a file, if its numbers are finite."""
+    place = _not_finite(content)
+    if place is None:
+        return content
+    value: Any = content
+    for part in place:
+        value = value[part]
+    line = line_of(Path(path), place)
+    raise QuadranasError(
+        f"{path}: {_in_words(place)}: Input should be a finite number (got {value})"
+        f"{'' if line is None else f', line {line}'}"
+    )
+
+
+def _not_finite(content: Any) -> Place | None:
+    """The place of the first number that is not finite; `None` if all are."""
+    left: list[tuple[Place, Any]] = [((), content)]
+    seen = set()  # aliases of YAML can describe documents without end
+    while left:
+        place, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return place
+        if isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [((*place, key), inner) for key, inner in items]
+    return None
+
+
+def _in_words(place: Place) -> str:
+    return ".".join(map(str, place))
 
 
 @dataclass(frozen=True)

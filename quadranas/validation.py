@@ -5,12 +5,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
-from quadranas.errors import QuadranasError, nearest
+from quadranas.errors import QuadranasError, line_of, nearest
+
+SCHEMA_PARTS = {
+    *("schema", "fields", "items_schema", "keys_schema", "values_schema", "choices"),
+    *("definitions", "extras_schema"),
+}
+"""The keys of a pydantic schema under which there are other schemas."""
 
 
-class Frozen(BaseModel):
+def _with_strict_numbers(schema: Any) -> Any:
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_with_strict_numbers, schema))
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("int", "float", "bool"):
+        return {**schema, "strict": True}
+    return {
+        key: _with_strict_fields(part)
+        if key == "fields" and isinstance(part, dict)
+        else _with_strict_numbers(part)
+        if key in SCHEMA_PARTS
+        else part
+        for key, part in schema.items()
+    }
+
+
+def _with_strict_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: _with_strict_numbers(field) for name, field in fields.items()}
+
+
+class Strict(BaseModel):
+    """Plain data whose numbers are numbers: neither texts nor booleans become one."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The schema with strict numbers and booleans; lists still become tuples, texts paths."""
+        schema: CoreSchema = _with_strict_numbers(handler(source))
+        return schema
+
+
+class Frozen(Strict):
     """Plain data: immutable, hashable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,12 +79,13 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
     """Check plain data against a model.
 
     Raises:
-        QuadranasError: one line per fault: file, key path, value got, nearest key.
+        QuadranasError: one line per fault: file, key path, value got, nearest key, and the line
+            if `source` is the path of the file that was read.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [f"{source}: {fault}" for fault in describe_faults(model, error)]
+        lines = [f"{source}: {fault}" for fault in describe_faults(model, error, source)]
         raise QuadranasError("\n".join(lines[:5])) from error
 
 
@@ -63,8 +104,10 @@ def refuse_newer(content: Mapping[str, Any], newest: int, source: str | Path) ->
         )
 
 
-def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """Describe the faults, one line per key: `key.path: message (got value)`."""
+def describe_faults(
+    model: type[BaseModel], error: ValidationError, source: str | Path = ""
+) -> list[str]:
+    """Describe the faults, one line per key: `key.path: message (got value), line 3`."""
     faults: dict[Location, list[Any]] = {}
     for fault in error.errors():
         location = fault["loc"]
@@ -72,11 +115,17 @@ def describe_faults(model: type[BaseModel], error: ValidationError) -> list[str]
             location = location[:-1]  # the faults of all members of a union share a line
         faults.setdefault(location, []).append(fault)
     return [
-        _describe(model, location, found)
+        _describe(model, location, found) + _line(source, location)
         for location, found in faults.items()
         # In a list with a minimum length, a faulty item is also reported as missing.
         if found[0]["type"] != "too_short" or not _any_inside(location, faults)
     ]
+
+
+def _line(source: str | Path, location: Location) -> str:
+    """A suffix with the line of a fault; empty if it is unknown."""
+    line = line_of(source, location) if isinstance(source, Path) and source.is_file() else None
+    return "" if line is None else f", line {line}"
 
 
 def _any_inside(location: Location, others: Iterable[Location]) -> bool:

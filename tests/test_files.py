@@ -12,7 +12,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quadranas.errors import QuadranasError
-from quadranas.files import read_json, read_text, read_yaml, shipped, write_atomically, write_json
+from quadranas.files import (
+    dump_yaml,
+    file_name,
+    parse_json,
+    read_json,
+    read_text,
+    read_yaml,
+    shipped,
+    write_atomically,
+    write_json,
+)
 from quadranas.validation import validate
 from tests.documents import Outer
 
@@ -183,3 +193,79 @@ def test_no_bytes_raise_anything_else(
     for read in (read_yaml, read_json):
         result = outcome(read, path, "file")
         assert isinstance(result, dict) or str(path) in str(result)
+
+
+# ---------------------------------------------------------------- strict parsing
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"scale": 1,\n"scale": 0.001}', "not valid JSON: duplicate key 'scale', line 2"),
+        ('{"a": [{"b": 1},\n{"b": 2,\n"b": 3}]}', "not valid JSON: duplicate key 'b', line 3"),
+        ('{"a": "{",\n"\\u0061": 2}', "not valid JSON: duplicate key 'a', line 2"),
+        ('{"a": 1,\n"a": 2,}', "not valid JSON: "),
+        ('{"a": {"b": [1,\nNaN]}}', "a.b.1: Input should be a finite number (got nan), line 2"),
+        ('{"a":\n-Infinity}', "a: Input should be a finite number (got -inf), line 2"),
+        ('{"b": 1e308, "a": 1e309}', "a: Input should be a finite number (got inf), line 1"),
+    ],
+)
+def test_json_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(QuadranasError) as caught:
+        read_json(path, "file")
+    assert str(caught.value).startswith(f"{path}: {fault}")
+    with pytest.raises(ValueError, match=r"duplicate key|finite number|Expecting|Illegal"):
+        parse_json(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: 1\nb: 2\na: 3", "not valid YAML: duplicate key 'a', line 3"),
+        ("x: {a: 1,\n 'a': 2}", "not valid YAML: duplicate key 'a', line 2"),
+        ("a: 1\ng:\n- b: .inf", "g.0.b: Input should be a finite number (got inf), line 3"),
+        ("a: -.inf", "a: Input should be a finite number (got -inf), line 1"),
+        ("a: &x [.nan, *x]", "a.0: Input should be a finite number (got nan), line 1"),
+        ("a: 1e999", "a: Input should be a finite number (got inf), line 1"),
+    ],
+)
+def test_yaml_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(QuadranasError) as caught:
+        read_yaml(path, "file")
+    assert str(caught.value) == f"{path}: {fault}"
+
+
+def test_yaml_reads_back_what_was_written(tmp_path: Path) -> None:
+    content = {"text": "1e5", "number": 1e-7, "other": "1.5", "name": "e3", "flag": "yes"}
+    path = tmp_path / "file.yaml"
+    path.write_text(dump_yaml(content), encoding="utf-8")
+    assert read_yaml(path, "file") == content
+    path.write_text("a: 1e-3\nb: -2E+4\nc: 1e3x\nd: e3\nbase: &m {x: 1}\nf: {<<: *m, x: 2}\n")
+    assert read_yaml(path, "file") == {
+        "a": 1e-3,
+        "b": -2e4,
+        "c": "1e3x",
+        "d": "e3",
+        "base": {"x": 1},
+        "f": {"x": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a net-onnx-fp32", "a-net-onnx-fp32"),
+        ("../../etc/x", "-..-etc-x"),
+        ("/tmp/x", "-tmp-x"),
+        ("Größe", "Größe"),
+        ("a\0b\n", "a-b-"),
+        ("..", "unnamed"),
+    ],
+)
+def test_a_name_from_a_file_stays_in_its_folder(text: str, name: str) -> None:
+    assert file_name(text) == name
+    assert "/" not in name

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from quadranas.errors import QuadranasError
-from quadranas.files import read_yaml
-from quadranas.validation import validate
+from quadranas.files import read_json, read_yaml
+from quadranas.validation import Frozen, validate
 from tests.documents import Outer
 
 
@@ -92,5 +93,65 @@ def test_a_value_without_end_does_not_stall_the_message(tmp_path: Path) -> None:
 def test_a_number_too_long_to_print_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "long.yaml"
     path.write_text(f"name: a\nsize: 0x{'f' * 5000}", encoding="utf-8")
-    with pytest.raises(QuadranasError, match=r"size: Input should be less than or equal to 9$"):
+    with pytest.raises(
+        QuadranasError, match=r"size: Input should be less than or equal to 9, line 2$"
+    ):
         validate(Outer, read_yaml(path, "file"), path)
+
+
+class Numbers(Frozen):
+    """Every kind of number, alone and inside others."""
+
+    integer: int = 1
+    number: float = Field(default=1.0, gt=0)
+    flag: bool = False
+    many: tuple[int | float, ...] = ()
+    maybe: float | None = None
+    nested: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("integer", True, "integer: Input should be a valid integer (got True)"),
+        ("integer", "3", "integer: Input should be a valid integer (got '3')"),
+        ("integer", 3.0, "integer: Input should be a valid integer (got 3.0)"),
+        ("number", True, "number: Input should be a valid number (got True)"),
+        ("number", "0.5", "number: Input should be a valid number (got '0.5')"),
+        ("number", 10**400, "number: Input should be a valid number"),
+        ("flag", 1, "flag: Input should be a valid boolean (got 1)"),
+        ("flag", "on", "flag: Input should be a valid boolean (got 'on')"),
+        ("many", [1, "2"], "many.1: Input should be a valid integer or a valid number (got '2')"),
+        ("many", [True], "many.0: Input should be a valid integer or a valid number (got True)"),
+        ("maybe", "1", "maybe: Input should be a valid number (got '1')"),
+        ("nested", {"a": [1, "b"]}, "nested.a.1: Input should be a valid number (got 'b')"),
+    ],
+)
+def test_neither_texts_nor_booleans_are_numbers(key: str, value: Any, fault: str) -> None:
+    with pytest.raises(QuadranasError) as caught:
+        validate(Numbers, {key: value}, "f.yaml")
+    assert str(caught.value).startswith(f"f.yaml: {fault}")
+
+
+def test_numbers_stay_numbers() -> None:
+    content = {"number": 2, "many": [1, 2.5], "nested": {"a": [1, 2]}, "flag": True}
+    checked = validate(Numbers, content, "f.yaml")
+    assert checked == Numbers(number=2.0, many=(1, 2.5), nested={"a": (1.0, 2.0)}, flag=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.yaml", "name: a\nitems:\n- kind: x\n- kind: y\n  numbers: [1,\n   b]\n"),
+        (
+            "f.json",
+            '{"name": "a", "items": [\n{"kind": "x"},\n{"kind":\n"y", "numbers": [1,\n\n"b"]}]}',
+        ),
+    ],
+)
+def test_the_line_of_a_fault_is_named(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    content = read_yaml(path, "file") if name == "f.yaml" else read_json(path, "file")
+    with pytest.raises(QuadranasError, match=r"items\.1\.numbers\.1: .* \(got 'b'\), line 6$"):
+        validate(Outer, content, path)

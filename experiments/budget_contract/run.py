@@ -17,7 +17,7 @@ from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
 from quadranas.latency.table_files import load_table
-from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
+from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.cost import count_macs
@@ -84,7 +84,7 @@ def main() -> None:
             network = space.architecture(decoded.choices, f"network {index}")
             jobs[network.name] = network_job(network)
             rows.append({"budget_ms": budget_ms, "predicted_ms": decoded.latency_ms})
-        with open_bench(as_measured(device, table.header)) as bench:
+        with open_bench(with_runtime(device, table.header)) as bench:
             timings = bench.time(jobs, reporter, plan)
             warn_of_drift(table.header, timings, reporter)
     for row, key in zip(rows, jobs, strict=True):

@@ -82,12 +82,13 @@ def read_onnx(path: Path) -> Any:
     """Read a model from its file.
 
     Raises:
-        QuadranasError: it cannot be read.
+        QuadranasError: it cannot be read, or its weights are in other files, which this package
+            never writes.
     """
     import onnx
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf raises its own kind
@@ -98,6 +99,10 @@ def read_onnx(path: Path) -> Any:
     if not model.graph.node or not model.opset_import:
         raise QuadranasError(
             f"{path} is not an ONNX model: it is empty", "Convert the network again."
+        )
+    if any(tensor.data_location for tensor in model.graph.initializer):
+        raise QuadranasError(
+            f"{path} refers to other files for its weights", "Convert the network again."
         )
     return model
 

@@ -7,7 +7,6 @@ this package writes: raw tensors, and a graph of ATen operators whose strings ar
 """
 
 import io
-import json
 import re
 import zipfile
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import QuadranasError
+from quadranas.files import parse_json
 
 GRAPH = "models/model.json"
 EXAMPLES = "data/sample_inputs/model.pt"
@@ -80,7 +80,7 @@ def count_targets(path: Path) -> dict[str, int]:
         QuadranasError: as for `read_archive`.
     """
     with zipfile.ZipFile(io.BytesIO(read_archive(path))) as archive:
-        graph = json.loads(archive.read(f"{_root(archive)}/{GRAPH}"))["graph_module"]["graph"]
+        graph = parse_json(archive.read(f"{_root(archive)}/{GRAPH}"))["graph_module"]["graph"]
     names = (node["target"].removeprefix("torch.ops.") for node in graph["nodes"])
     return dict(Counter(name.removesuffix(".default") for name in names).most_common())
 
@@ -103,11 +103,11 @@ def _faults(archive: zipfile.ZipFile) -> Iterator[str]:
     if archive.getinfo(root + EXAMPLES).file_size:
         yield "pickled examples"
     for kind in ("weights", "constants"):
-        config = json.loads(archive.read(f"{root}data/{kind}/model_{kind}_config.json"))
+        config = parse_json(archive.read(f"{root}data/{kind}/model_{kind}_config.json"))
         for key, value in config["config"].items():
             if value["use_pickle"] is not False:
                 yield f"the pickle {key!r}"
-    yield from _graph_faults(json.loads(archive.read(root + GRAPH)))
+    yield from _graph_faults(parse_json(archive.read(root + GRAPH)))
 
 
 def _graph_faults(content: Any, key: str = "") -> Iterator[str]:
@@ -133,7 +133,7 @@ def _field_faults(name: str, value: Any) -> Iterator[str]:
     elif name in ("guards_code", "treespec_namedtuple_fields") and value:
         yield f"{name} {value!r}"
     elif name in ("in_spec", "out_spec"):
-        yield from _container_faults(json.loads(value)[1])
+        yield from _container_faults(parse_json(value)[1])
     elif name not in UNREAD:
         yield from _graph_faults(value, name)
 

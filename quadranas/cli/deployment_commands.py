@@ -30,7 +30,12 @@ from quadranas.cli.options import (
     WorkerPython,
     given,
 )
-from quadranas.latency.runtimes import file_formats, opsets_in_words, precisions_in_words
+from quadranas.latency.runtimes import (
+    file_formats,
+    files_of,
+    opsets_in_words,
+    precisions_in_words,
+)
 
 if TYPE_CHECKING:
     from quadranas.commands.export import ExportResult
@@ -192,11 +197,20 @@ def _export_text(result: "ExportResult") -> str:
         lines.append(f"accuracy {result.accuracy:.2%}, in PyTorch {result.accuracy_pytorch:.2%}")
     if result.kept:
         lines.append(f"layers in higher precision: {', '.join(result.kept)}")
-    lines += [
-        _latency_text(result),
-        f"next: quadranas run {shlex.quote(str(result.bundle))} IMAGE",
-    ]
+    lines += [_latency_text(result), f"next: {_run_command(result)}"]
     return "\n".join(lines)
+
+
+def _run_command(result: "ExportResult") -> str:
+    """The command that labels images with a new bundle, on the device that it was checked on."""
+    from quadranas.deployment.bundle import read_manifest
+
+    reach = read_manifest(result.bundle).device.reach.model_dump(exclude_none=True)
+    options = [part for k, v in reach.items() for part in (f"--{k.replace('_', '-')}", v)]
+    if files_of(result.format).native:
+        options.append("--allow-native-code")
+    bundle = shlex.quote(str(result.bundle))
+    return f"quadranas run {bundle} IMAGE {shlex.join(options)}".rstrip()
 
 
 def _latency_text(result: "ExportResult") -> str:
@@ -225,6 +239,16 @@ def run_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    allow_native_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-native-code",
+            help="Run a file that is machine code (format "
+            f"{', '.join(name for name in file_formats() if files_of(name).native)}); "
+            "only for bundles from a source that you trust.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = False,
     top: Annotated[
         int | None,
         typer.Option(
@@ -241,6 +265,7 @@ def run_command(
         bundle,
         images,
         top=top,
+        allow_native_code=allow_native_code,
         rpc=rpc,
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,

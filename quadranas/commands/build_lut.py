@@ -1,5 +1,6 @@
 """build-lut: make a device's latency table for a space, by its analytic model or by measuring."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,18 @@ from quadranas.errors import QuadranasError, unknown
 from quadranas.files import stamp
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.conditions import Conditions
-from quadranas.latency.device import Device, DeviceSettings, load_device
+from quadranas.latency.device import (
+    ANALYTIC,
+    AnalyticModel,
+    Device,
+    DeviceSettings,
+    load_device,
+)
 from quadranas.latency.journal import Journal, read_identity
 from quadranas.latency.runtimes import FASTEST, RUNTIMES
 from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table, locate_table, table_paths
-from quadranas.measurement.bench import as_measured, fastest_runtime, open_bench
+from quadranas.measurement.bench import fastest_runtime, open_bench, with_runtime
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
     baseline_network,
@@ -31,8 +38,6 @@ from quadranas.validation import CommandResult
 
 CLASS_COUNTS = (10, 100, 1000)
 """Every table has heads for these numbers of classes."""
-
-ANALYTIC = "analytic"
 
 
 class BuildLutResult(CommandResult):
@@ -226,7 +231,7 @@ def _request(
     command: str,
 ) -> _Request:
     named = None if output is None else Path(output)
-    found = locate_table(space.name, device.name, named) if only_missing else None
+    found = locate_table(space.name, device, named) if only_missing else None
     classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
     specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
     return _Request(
@@ -247,11 +252,13 @@ def _analytic(request: _Request) -> BuildLutResult:
             f"Add the section 'analytic' to its YAML file, or measure it: --backend "
             f"{' or '.join(RUNTIMES)}.",
         )
-    conditions = device.conditions | Conditions(
-        space=request.space.name, method="analytic", backend=ANALYTIC, runtime=model.runtime
-    )
+    conditions = device.modelled_conditions | Conditions(space=request.space.name)
     request.check(conditions)
     kept = request.existing.header if request.existing else None
+    if request.existing is not None:
+        _check_entries(request, model)
+    if kept is not None and not request.missing:  # a table of version 0.1.0 gets its model
+        return request.save(kept.model_copy(update={"model": model.numbers}), ())
     header = request.header(
         conditions,
         statistic="model",
@@ -261,10 +268,33 @@ def _analytic(request: _Request) -> BuildLutResult:
         null_ms=kept.null_ms if kept else 0.0,
     )
     entries = [
-        TableEntry(op=spec, latency_ms=op_latency_ms(spec, model, device.precision))
+        TableEntry(op=spec, latency_ms=_modelled_ms(spec, device, model))
         for spec in request.missing
     ]
     return request.save(header, entries)
+
+
+def _modelled_ms(spec: OpSpec, device: Device, model: AnalyticModel) -> float:
+    return op_latency_ms(spec, model, device.precision, device.batch_size)
+
+
+def _check_entries(request: _Request, model: AnalyticModel) -> None:
+    """Check that the entries of a table that names no model were made by this one.
+
+    Raises:
+        QuadranasError: an entry differs.
+    """
+    assert request.existing is not None
+    if request.existing.header.model is not None:
+        return
+    for spec, ms in request.existing.latencies_ms.items():
+        expected = _modelled_ms(spec, request.device, model)
+        if not math.isclose(ms, expected, rel_tol=1e-9):
+            raise QuadranasError(
+                f"{request.target} was made by another analytic model than that of device "
+                f"{request.device.name!r}: {ms:.6g} ms, not {expected:.6g} ms, for {spec}",
+                "Omit --only-missing to make the whole table again, or choose another --output.",
+            )
 
 
 def _measured(request: _Request, backend: str, reporter: Reporter, plan: Plan) -> BuildLutResult:
@@ -300,8 +330,8 @@ def _device_to_measure(request: _Request, backend: str, reporter: Reporter) -> D
     device = request.device
     own = request.existing.header if request.existing and device.runtime == FASTEST else None
     if own is not None and (own.method, own.backend) == ("measured", backend):
-        reporter.message(f"completing the table with its own settings: {own.summary()}")
-        return as_measured(device, own)
+        reporter.message(f"completing the table with its own runtime: {own.summary()}")
+        return with_runtime(device, own)
     if backend != FASTEST:
         return device.configured(runtime=backend)
     begun = request.begun_with()

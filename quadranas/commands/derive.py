@@ -5,6 +5,7 @@ from pathlib import Path
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
+from quadranas.files import refuse_links
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device, load_device, shipped_devices
@@ -22,7 +23,7 @@ from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import load_space, space_files
+from quadranas.space.space_file import load_whole_space, space_files
 from quadranas.strategies.derivation import decoding_limits, derive_architecture
 from quadranas.strategies.limits import feasibility
 from quadranas.strategies.scores import GateScores, load_scores
@@ -126,7 +127,7 @@ class _Request:
         contract = self.contract
         priced = find_priced(
             searched.space,
-            self.device.name,
+            self.device,
             self.table,
             own=searched.folder / layout.TABLE,
             command=build_command(searched.space_argument, self.device_argument),
@@ -184,6 +185,8 @@ def _open_searched(run: Path) -> _Searched:
         QuadranasError: a file is missing or broken.
     """
     folder = RunFolder(run)
+    if run.is_dir():
+        refuse_links(run)
     for name in NEEDED:
         if not (folder / name).is_file():
             unfinished = folder.is_run and not folder.is_finished
@@ -194,7 +197,7 @@ def _open_searched(run: Path) -> _Searched:
                 else "Name the folder of a run of `quadranas search`.",
             )
     preprocessing = load_preprocessing(folder / layout.PREPROCESSING)
-    space = load_space(str(folder / layout.SPACE))
+    space = load_whole_space(folder / layout.SPACE)
     space = space.with_num_classes(len(preprocessing.class_names))
     config = read_config_file(folder / layout.CONFIG)
     return _Searched(

@@ -10,6 +10,7 @@ from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.deployment.work import find_inputs, open_work
 from quadranas.errors import QuadranasError
+from quadranas.files import file_name
 from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
@@ -152,7 +153,7 @@ def _place(
     elif stored.folder is not None:
         bundle = stored.folder / layout.EXPORTS / name
     else:
-        bundle = Path(f"{stored.architecture.name}-{name}")
+        bundle = Path(file_name(f"{stored.architecture.name}-{name}"))
     restore_replaced(bundle)
     check_place(bundle, replace=force)
     return bundle

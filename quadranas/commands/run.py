@@ -15,7 +15,7 @@ from quadranas.deployment.manifest import InputDescription, Manifest
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
-from quadranas.latency.runtimes import RUNTIMES
+from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
 from quadranas.measurement.timing import timing_of
 from quadranas.validation import CommandResult, Frozen
@@ -74,6 +74,7 @@ def run(
     images: Sequence[str | Path],
     *,
     top: int | None = None,
+    allow_native_code: bool = False,
     rpc: str | None = None,
     rpc_tracker: str | None = None,
     rpc_key: str | None = None,
@@ -85,11 +86,13 @@ def run(
         bundle: the bundle's folder; its files are compared with their checksums first.
         images: image files that Pillow reads; they are prepared as in training.
         top: number of labels per image; by default 5, or all classes if there are fewer.
-        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device, if not as at export.
+        allow_native_code: run a file that is machine code, as of the format tvm.
+        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; what the manifest says
+            about it is never used, since a bundle may come from anywhere.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
-            device is missing.
+            device is missing or not named.
     """
     ways = {"rpc": rpc, "rpc_tracker": rpc_tracker, "rpc_key": rpc_key}
     ways["worker_python"] = worker_python
@@ -98,9 +101,11 @@ def run(
     paths = [Path(image) for image in images]
     if not paths:
         raise QuadranasError("no images to label", "Name image files, such as PNG or JPEG.")
+    device = _device(manifest, {key: value for key, value in ways.items() if value is not None})
+    if not allow_native_code:
+        _refuse_native_code(opened)
     num_labels = _num_labels(top, manifest.architecture.num_classes)
     inputs = [_prepared(_read(path, manifest.input), manifest.input) for path in paths]
-    device = _device(manifest, {key: value for key, value in ways.items() if value is not None})
     with (
         tempfile.TemporaryDirectory() as records,
         _opened(device, Path(records)) as backend,
@@ -167,45 +172,76 @@ def _prepared(pixels: Pixels, wanted: InputDescription) -> Tensor:
 
 
 def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
-    """The device of the bundle, with `reach` in place of how it was reached at export.
+    """The device of the bundle, reached as the caller says.
 
     It uses at most as many threads as this machine has cores.
+
+    Raises:
+        QuadranasError: its runtime does not read the bundle's file, or `reach` does not suit it.
     """
-    _check_reach(manifest, reach)
-    device = manifest.device.configured(**reach)
+    runtime = _runtime(manifest)
+    _check_reach(manifest, runtime, reach)
+    device = manifest.device.without_reach().configured(**reach)
     cores = len(usable_cores())
     if device.is_remote or device.threads is None or device.threads <= cores:
         return device
     return device.configured(threads=cores)
 
 
-def _check_reach(manifest: Manifest, reach: Mapping[str, str]) -> None:
-    """Refuse options that the bundle's runtime does not use to reach a device."""
-    runtime = RUNTIMES.get(manifest.device.runtime or "")
-    allowed = runtime.reach if runtime is not None else ()
-    for key in reach:
-        if key not in allowed:
-            raise QuadranasError(
-                f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
-                f"{manifest.runtime}",
-                "Omit it, or export for the device that it reaches.",
-            )
+def _runtime(manifest: Manifest) -> Runtime:
+    """The runtime of the bundle's device.
 
-
-@contextmanager
-def _opened(device: Device, records: Path) -> Iterator[FileBackend]:
+    Raises:
+        QuadranasError: it reads no files, or files of another format.
+    """
+    device = manifest.device
     if device.runtime not in RUNTIMES:
         raise QuadranasError(
             f"device {device.name!r}: its runtime is {device.runtime!r}; accepted: "
             f"{', '.join(RUNTIMES)}",
             "Export again for a device with one of these.",
         )
-    with open_device(device, records) as backend:
-        if not isinstance(backend, FileBackend):
+    runtime = RUNTIMES[device.runtime]
+    if runtime.files is None or runtime.files.format != manifest.format:
+        raise QuadranasError(
+            f"device {device.name!r}: {device.runtime} does not read the bundle's format, "
+            f"{manifest.format}",
+            "Export again for another device.",
+        )
+    return runtime
+
+
+def _check_reach(manifest: Manifest, runtime: Runtime, reach: Mapping[str, str]) -> None:
+    """Refuse options that do not suit the bundle's runtime, and require those that it needs."""
+    for key in reach:
+        if key not in runtime.reach:
             raise QuadranasError(
-                f"device {device.name!r}: {device.runtime} reads no files",
-                "Export again for another device.",
+                f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
+                f"{manifest.runtime}",
+                "Omit it, or export for the device that it reaches.",
             )
+    is_elsewhere = runtime.needs_reach or manifest.device.is_remote
+    if is_elsewhere and not reach:
+        usages = [usage for key, usage in REACH_USAGE.items() if key in runtime.reach]
+        raise QuadranasError(
+            f"{manifest.name} runs in {manifest.runtime} on device {manifest.device.name!r}, and "
+            "how to reach it must be named; a manifest never chooses what is started or contacted",
+            f"Add {' or '.join(usages)}.",
+        )
+
+
+def _refuse_native_code(bundle: Bundle) -> None:
+    if files_of(bundle.manifest.format).native:
+        raise QuadranasError(
+            f"{bundle.artefact} is machine code, which can do anything that you can",
+            "If you exported it or trust who did, add --allow-native-code.",
+        )
+
+
+@contextmanager
+def _opened(device: Device, records: Path) -> Iterator[FileBackend]:
+    with open_device(device, records) as backend:
+        assert isinstance(backend, FileBackend)
         yield backend
 
 

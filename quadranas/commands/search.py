@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from quadranas import __version__
 from quadranas.data.task import evaluate
-from quadranas.files import write_atomically
+from quadranas.files import dump_yaml, write_atomically
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_weights, save_tensors
@@ -65,7 +64,10 @@ def search(
         )
         if not start.is_finished:
             copies = folder.path if start.resuming else None
-            setup = prepare_search(start.config, reporter, copies, start.earlier)
+            setup = prepare_search(
+                *(start.config, reporter, copies, start.earlier),
+                is_device_named=given.device is not None,
+            )
             seed = derived_seed(setup.config.seed, "supernet")
             supernet = build_supernet(setup.space, seed=seed)
             start.create(setup.config, supernet, setup.dataset)
@@ -82,7 +84,7 @@ def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
         setup.priced.table.save(folder / layout.TABLE)
     if not (folder / layout.SPACE).is_file():
         content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
-        write_atomically(folder / layout.SPACE, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(folder / layout.SPACE, dump_yaml(content))
 
 
 @dataclass(frozen=True)

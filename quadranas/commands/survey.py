@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from quadranas.latency.device import load_device, shipped_devices
+from quadranas.latency.device import Device, load_device, shipped_devices
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import find_priced, locate_table
+from quadranas.latency.table_files import find_priced, load_table, locate_table
 from quadranas.space.cost import count_macs
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
@@ -91,7 +91,7 @@ def survey_devices(names: Sequence[str] = ()) -> DevicesResult:
 
 def _known_device(name: str) -> KnownDevice:
     device = load_device(name)
-    paths = {space: locate_table(space, device.name) for space in space_files()}
+    paths = {space: _own_table(space, device) for space in space_files()}
     return KnownDevice(
         name=device.name,
         title=device.title,
@@ -102,6 +102,12 @@ def _known_device(name: str) -> KnownDevice:
         expected_error=device.analytic.expected_error if device.analytic else None,
         tables={space: path for space, path in paths.items() if path is not None},
     )
+
+
+def _own_table(space: str, device: Device) -> Path | None:
+    """The table of a device for a space, if it was made under the device's conditions."""
+    path = locate_table(space, device)
+    return path if path is not None and not load_table(path).header.differences(device) else None
 
 
 def survey_spaces(names: Sequence[str] = (), devices: Sequence[str] = ()) -> SpacesResult:
@@ -138,12 +144,12 @@ def _latencies(
 ) -> dict[str, ReachableLatency]:
     latencies = {}
     for device_name in devices or shipped_devices():
-        device = load_device(device_name).name
+        device = load_device(device_name)
         if not devices and locate_table(space.name, device) is None:
             continue
         priced = find_priced(space, device, command=build_command(name, device_name))
         low, high = reachable_ms(space, priced.table)
-        latencies[device] = ReachableLatency(
+        latencies[device.name] = ReachableLatency(
             min_ms=low,
             max_ms=high,
             method=priced.table.header.method,

@@ -9,6 +9,7 @@ from quadranas.data.dataset import Dataset
 from quadranas.data.identity import EarlierData
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
+from quadranas.files import file_name
 from quadranas.network.counting import count_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
@@ -100,7 +101,7 @@ def _default_folder(model: Model | None, given: TrainConfig, resume: bool) -> Ru
         model_name = open_network(model).architecture.name
     else:
         return choose_folder("train", lambda path: can_resume("train", path, given))
-    name = f"train-{model_name}"
+    name = file_name(f"train-{model_name}")
 
     def accept(path: Path) -> bool:
         return path.name.rpartition("-")[0] == name and can_resume("train", path, given)

@@ -13,9 +13,9 @@ from quadranas.files import stamp, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.journal import Journal
-from quadranas.latency.table import LatencyTable, build_command
+from quadranas.latency.table import LatencyTable, argument_of, build_command
 from quadranas.latency.table_files import PricedTable, find_priced
-from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
+from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.timing import TIMINGS, Timings
@@ -83,11 +83,12 @@ def validate_lut(
     Raises:
         QuadranasError: no measured table, or it was measured on another device.
     """
+    building = build_command(argument_of(space), argument_of(device))
     space, opened = load_space(space), load_device(device, **settings)
-    priced = _measured_table(space, opened, table)
+    priced = _measured_table(space, opened, table, building)
     fresh, plan = fresh_networks(space, networks, seed), Plan(num_rounds=rounds, repeats=repeats)
     reporter = reporter or Reporter(quiet=True)
-    with open_bench(as_measured(opened, priced.table.header)) as bench:
+    with open_bench(with_runtime(opened, priced.table.header)) as bench:
         bench.check_same(priced.table.header, priced.path)
         identity = bench.identity(f"validation of {networks} with seed {seed}", space)
         path = priced.path.with_name(f"{priced.path.name}{VALIDATION}{TIMINGS}")
@@ -101,18 +102,20 @@ def validate_lut(
     return _result(priced, found)
 
 
-def _measured_table(space: SearchSpace, device: Device, path: str | Path | None) -> PricedTable:
+def _measured_table(
+    space: SearchSpace, device: Device, path: str | Path | None, command: str
+) -> PricedTable:
     """The table to validate.
 
     Raises:
         QuadranasError: it was not measured.
     """
-    priced = find_priced(space, device.name, None if path is None else Path(path))
+    priced = find_priced(space, device, None if path is None else Path(path), command=command)
     header = priced.table.header
     if header.measurement is None:
         raise QuadranasError(
             f"{priced.path} is {header.method}; only a measured table can be validated",
-            f"Measure one with: {build_command(header.space, device.name)} --backend RUNTIME",
+            f"Measure one with: {command} --backend RUNTIME",
         )
     return priced
 

@@ -1,15 +1,20 @@
 """Preprocessing of images for a network, stored beside its weights."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from quadranas.data.dataset import Dataset, Triple
 from quadranas.data.decoding import Pixels
 from quadranas.files import read_json, write_json
+from quadranas.space.operation import MAX_RESOLUTION
 from quadranas.validation import Frozen, validate
+
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Std = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class Preprocessing(Frozen):
@@ -21,9 +26,9 @@ class Preprocessing(Frozen):
     """
 
     class_names: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resolution: int
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
+    resolution: int = Field(ge=1, le=MAX_RESOLUTION)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:

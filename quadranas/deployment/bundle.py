@@ -8,7 +8,7 @@ from quadranas.deployment.inference_script import inference_script
 from quadranas.deployment.manifest import FORMAT_VERSION, Manifest
 from quadranas.deployment.model_card import model_card
 from quadranas.errors import QuadranasError
-from quadranas.files import read_json, write_atomically, write_json
+from quadranas.files import read_json, refuse_links, write_atomically, write_json
 from quadranas.latency.runtimes import file_formats, files_of
 from quadranas.validation import refuse_newer, validate
 
@@ -107,7 +107,8 @@ def open_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest and compare every file with its checksum.
 
     Raises:
-        QuadranasError: not a bundle, or from a newer version; a file is missing or was changed.
+        QuadranasError: not a bundle, or from a newer version; a file is missing, was changed, or
+            is a link out of the folder.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
@@ -150,6 +151,7 @@ def _check_folder(folder: Path, manifest: Path) -> None:
             f"{folder} has no {MANIFEST}: it is not a bundle, or its export was interrupted",
             "Write one with: quadranas export RUN --format onnx",
         )
+    refuse_links(folder)
 
 
 def _check_file(path: Path, expected: str) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from quadranas.backends.interface import Backend, Program
 from quadranas.deployment.manifest import Latency, LatencyNote
+from quadranas.deployment.target import HOST
 from quadranas.errors import QuadranasError
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import Device
+from quadranas.latency.runtimes import FASTEST
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import load_table, locate_table
+from quadranas.latency.table_files import check_conditions, load_table, locate_table
 from quadranas.measurement.bench import Bench
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.timing import STATISTIC
@@ -20,40 +22,44 @@ from quadranas.space.architecture import Architecture
 
 def find_prediction_table(
     architecture: Architecture, device: Device, folder: Path | None, path: Path | None
-) -> LatencyTable | None:
-    """Find the table that predicts the latency of a network; `None` if there is none.
+) -> LatencyTable | str:
+    """Find the table that predicts the latency of a network, or the reason why there is none.
 
     Args:
         folder: the run folder of the network.
         path: latency table to use instead of the run's or the default one.
 
     Raises:
-        QuadranasError: the table was made for another device.
+        QuadranasError: the named table was made for another device or under other conditions.
     """
+    if device.name == HOST:  # an export sets its runtime to that of the file, its tables need not
+        device = device.model_copy(update={"runtime": FASTEST})
     own = folder / layout.TABLE if folder is not None else None
-    place = path or locate_table(architecture.space, device.name, own=own)
+    place = path or locate_table(architecture.space, device, own=own)
     if place is None:
-        return None
+        return "no latency table of the device for the network's space"
     table = load_table(place)
-    if table.header.device != device.name:
-        raise QuadranasError(
-            f"{place} was made for device {table.header.device!r}, not for {device.name!r}",
-            f"Name the device with --device {table.header.device}, or another table.",
-        )
+    try:
+        check_conditions(table.header, device, place)
+    except QuadranasError as error:
+        if path is not None:
+            raise
+        return f"{error.message}. {error.hint}"
     return table
 
 
 def predicted(
-    architecture: Architecture, table: LatencyTable | None, *, resolution: int, batch: int
+    architecture: Architecture, table: LatencyTable | str, *, resolution: int, batch: int
 ) -> LatencyNote | str:
     """The predicted latency of a network, or the reason why it cannot be predicted.
 
     Args:
         architecture: the architecture at its deployment resolution.
+        table: the table, or the reason why there is none.
         resolution, batch: input size and batch size of the file.
     """
-    if table is None:
-        return "no latency table of the device for the network's space"
+    if isinstance(table, str):
+        return table
     if resolution != architecture.resolution:
         return f"latency tables are for {architecture.resolution} pixels"
     if table.header.batch_size != batch:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from quadranas.latency.device import Device
-from quadranas.latency.runtimes import Precision, check_name, file_formats
+from quadranas.latency.runtimes import Precision, check_name, file_formats, files_of
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import MAX_RESOLUTION
 from quadranas.validation import Frozen
@@ -237,6 +237,9 @@ class Manifest(Described):
     def _check(self) -> Self:
         if self.artefact not in self.files:
             raise ValueError(f"files has no checksum of the artefact, {self.artefact!r}")
+        expected = files_of(self.format).artefact
+        if self.artefact != expected:
+            raise ValueError(f"artefact of the format {self.format} must be {expected!r}")
         num_classes = self.architecture.num_classes
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(f"{len(self.class_names)} class_names for {num_classes} classes")

@@ -56,10 +56,11 @@ def _format(manifest: Manifest) -> str:
 
 
 def _usage(manifest: Manifest) -> str:
-    package = files_of(manifest.format).package
+    files = files_of(manifest.format)
+    native = " --allow-native-code" if files.native else ""
     return (
-        f"    python infer.py image.png      # needs {package}, numpy and Pillow\n"
-        "    quadranas run . image.png      # compares the checksums first"
+        f"    python infer.py image.png      # needs {files.package}, numpy and Pillow\n"
+        f"    quadranas run . image.png{native}      # compares the checksums first"
     )
 
 

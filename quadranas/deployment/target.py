@@ -8,7 +8,7 @@ from typing import Any
 from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE
-from quadranas.latency.device import Device, load_device
+from quadranas.latency.device import Device, load_device, shipped_devices
 from quadranas.latency.runtimes import (
     LOCAL_SETTINGS,
     REACH_SETTINGS,
@@ -258,10 +258,8 @@ def _device(options: ExportOptions, architecture: Architecture) -> Device:
     if options.device is not None:
         return load_device(options.device, **options.settings)
     derived_for = architecture.provenance.get("device")
-    try:
-        device = load_device(str(derived_for or HOST))
-    except QuadranasError:  # the user's own device file, of which only the name is recorded
-        device = load_device(HOST)
+    # Of the user's own device file only the name is recorded; no other file is looked for.
+    device = load_device(str(derived_for) if derived_for in shipped_devices() else HOST)
     if not _can_run(device, options.format):
         device = load_device(HOST)
     return device.configured(**options.settings)

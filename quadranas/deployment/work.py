@@ -119,7 +119,10 @@ def find_inputs(
     )
     _check_budget(prediction, target, options)
     return ExportInputs(
-        architecture=architecture, images=images, table=table, prediction=prediction
+        architecture=architecture,
+        images=images,
+        table=None if isinstance(table, str) else table,
+        prediction=prediction,
     )
 
 

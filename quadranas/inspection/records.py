@@ -1,6 +1,5 @@
 """The records of an inspection: distributions of a network in training, one JSON line per step."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from quadranas.files import read_text
+from quadranas.files import parse_json, read_text
 from quadranas.validation import Frozen
 
 RECORDS_FILE = "inspection.jsonl"
@@ -133,7 +132,7 @@ def read_records(run: Path) -> tuple[StepRecord, ...]:
     records = []
     for line in read_text(path, "inspection").splitlines():
         try:
-            records.append(StepRecord.model_validate(json.loads(line)))
+            records.append(StepRecord.model_validate(parse_json(line)))
         except (ValueError, ValidationError):  # a killed run leaves half a line
             continue
     return tuple(records)

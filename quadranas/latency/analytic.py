@@ -15,23 +15,30 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes per element, by the precision of a device."""
 
 
-def op_latency_ms(spec: OpSpec, model: AnalyticModel, precision: str) -> float:
-    """Latency of one operation at batch 1, in milliseconds."""
-    return sum(primitive_ms(p, model, precision) for p in primitives(spec))
+def op_latency_ms(
+    spec: OpSpec, model: AnalyticModel, precision: str, batch_size: int = 1
+) -> float:
+    """Latency of one operation, in milliseconds per call; arguments as in `primitive_ms`."""
+    return sum(primitive_ms(p, model, precision, batch_size) for p in primitives(spec))
 
 
-def primitive_ms(primitive: Primitive, model: AnalyticModel, precision: str) -> float:
+def primitive_ms(
+    primitive: Primitive, model: AnalyticModel, precision: str, batch_size: int = 1
+) -> float:
     """Latency of one kernel launch, in milliseconds.
 
-    Analytic tables and the prediction of ONNX files both use this function.
+    Analytic tables and the prediction of ONNX files both use this function. With several images
+    a call, computation and activations are multiplied; weights are read, and kernels launched,
+    once a call.
 
     Args:
         precision: precision of the device, such as `fp16`.
+        batch_size: images per call, if the primitive is for one image.
     """
     if primitive.kind == "folded" or (primitive.kind == "join" and model.joins_in_place):
         return 0.0
     bytes_per_element = BYTES[precision]
-    activations = (primitive.reads + primitive.writes) * bytes_per_element
+    activations = batch_size * (primitive.reads + primitive.writes) * bytes_per_element
     weights = primitive.num_params * bytes_per_element
     weight_bandwidth = model.bandwidth_gb_per_s
     if primitive.kind == "linear" and model.linear_weights_gb_per_s is not None:
@@ -41,7 +48,8 @@ def primitive_ms(primitive: Primitive, model: AnalyticModel, precision: str) -> 
     overhead_us = model.overhead_us
     if primitive.kind == "sigmoid":
         overhead_us += model.sigmoid_overhead_us
-    return (max(_compute_us(primitive, model), memory_us) + overhead_us) / 1e3
+    compute_us = batch_size * _compute_us(primitive, model)
+    return (max(compute_us, memory_us) + overhead_us) / 1e3
 
 
 def _compute_us(primitive: Primitive, model: AnalyticModel) -> float:

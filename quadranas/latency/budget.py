@@ -6,6 +6,13 @@ import re
 from quadranas.errors import BudgetError
 
 # The last two differ: the micro sign and the Greek letter.
+MIN_MS, MAX_MS = 1e-30, 1e30
+"""Range of accepted latencies of operations: their sums are finite in float32, and the slowest
+operation of the slowest analytic model is within it."""
+
+MIN_BUDGET_MS, MAX_BUDGET_MS = 1e-40, 1e40
+"""Range of accepted budgets: wider, since it must include the latencies of all networks."""
+
 UNITS_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "\u00b5s": 1e-3, "\u03bcs": 1e-3}
 PATTERN = re.compile(
     # Possessive quantifiers (`++`, `*+`) do not backtrack: a long faulty text is refused at once.
@@ -17,7 +24,8 @@ def parse_budget(text: str) -> float:
     """Parse a budget; returns milliseconds.
 
     Raises:
-        BudgetError: no number, no or an unknown unit, or a number that is not positive and finite.
+        BudgetError: no number, no or an unknown unit, or a number that is not positive and finite,
+            or not between `MIN_BUDGET_MS` and `MAX_BUDGET_MS`.
     """
     hint = "Write a positive number and a unit, for example 30ms, 0.3s or 250us."
     match = PATTERN.fullmatch(text.lower())
@@ -33,6 +41,11 @@ def parse_budget(text: str) -> float:
     budget_ms = number * UNITS_MS[unit]
     if not math.isfinite(budget_ms) or budget_ms <= 0:
         raise BudgetError(f"the budget must be positive and finite, got {text!r}", hint)
+    if not MIN_BUDGET_MS <= budget_ms <= MAX_BUDGET_MS:
+        raise BudgetError(
+            f"the budget must be from {MIN_BUDGET_MS:g} to {MAX_BUDGET_MS:g} ms, got {text!r}",
+            hint,
+        )
     return budget_ms
 
 

@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
+from pydantic import Field, FiniteFloat, NonNegativeFloat
 from scipy import stats
 
+from quadranas.latency.budget import MAX_MS, MIN_MS
 from quadranas.validation import Frozen
+
+Milliseconds = Annotated[float, Field(ge=MIN_MS, le=MAX_MS)]
 
 
 class NetworkLatency(Frozen):
     """Predicted and measured latency of a whole network."""
 
     name: str
-    predicted_ms: PositiveFloat = Field(allow_inf_nan=False)
-    measured_ms: PositiveFloat = Field(allow_inf_nan=False)
+    predicted_ms: Milliseconds
+    measured_ms: Milliseconds
 
     @property
     def error(self) -> float:
@@ -31,7 +35,7 @@ class Calibration(Frozen):
     """
 
     networks: tuple[NetworkLatency, ...] = Field(min_length=2)
-    residual: NonNegativeFloat = Field(allow_inf_nan=False)
+    residual: float = Field(ge=0, le=1e6)
 
     def safety_factor(self, confidence: float) -> float:
         """The divisor of a budget that a network should keep with this probability."""

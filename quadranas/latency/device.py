@@ -1,18 +1,21 @@
 """Devices that run networks, described in YAML."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from quadranas.errors import unknown
-from quadranas.files import read_yaml, write_atomically
+from quadranas.files import dump_yaml, read_yaml, write_atomically
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
 
 DEVICES = Path(__file__).parent / "devices"
+
+ANALYTIC = "analytic"
+"""Name of the method and the backend of tables that an analytic model made."""
 
 Rate = Annotated[float, Field(ge=1e-9, le=1e12)]
 """Range of accepted rates; within it no latency becomes zero or infinite."""
@@ -27,13 +30,10 @@ class Throughputs(Frozen):
     linear: Rate
 
 
-class AnalyticModel(Frozen):
-    """A roofline with saturation and a cost per kernel launch; see `analytic.py`.
+class ModelNumbers(Frozen):
+    """The numbers of a roofline with saturation and a cost per kernel launch; see `analytic.py`.
 
     Args:
-        runtime: the runtime whose speed is modelled.
-        fitted_to: source of the numbers.
-        expected_error: description of the expected error of predictions.
         saturation_channels: the channels that limit the throughput, `in` or `out`.
         saturation: number of those channels at which half of the throughput is reached.
         overhead_us: time of every kernel launch.
@@ -42,9 +42,6 @@ class AnalyticModel(Frozen):
         linear_weights_gb_per_s: bandwidth for the weights of fully connected layers, if different.
     """
 
-    runtime: str
-    fitted_to: str
-    expected_error: str
     gmacs_per_s: Throughputs
     bandwidth_gb_per_s: Rate
     linear_weights_gb_per_s: Rate | None = None
@@ -53,6 +50,25 @@ class AnalyticModel(Frozen):
     joins_in_place: bool = False
     saturation_channels: str = Field(default="out", pattern="^(in|out)$")
     saturation: float = Field(default=0.0, ge=0, le=1e9)
+
+
+class AnalyticModel(ModelNumbers):
+    """An analytic model and its origin.
+
+    Args:
+        runtime: the runtime whose speed is modelled.
+        fitted_to: source of the numbers.
+        expected_error: description of the expected error of predictions.
+    """
+
+    runtime: str
+    fitted_to: str
+    expected_error: str
+
+    @property
+    def numbers(self) -> ModelNumbers:
+        """The numbers alone, without their origin."""
+        return ModelNumbers.model_validate(self.model_dump(include=set(ModelNumbers.model_fields)))
 
 
 RuntimeName = Annotated[
@@ -107,9 +123,9 @@ class Device(Frozen):
     runtime: RuntimeName | None = None
     target: str | int | dict[str, str | int | list[str]] | None = None
     precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
-    threads: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=1, ge=1)
-    tuning_trials: int = Field(default=32, ge=0)
+    threads: int | None = Field(default=None, ge=1, le=65536)
+    batch_size: int = Field(default=1, ge=1, le=65536)
+    tuning_trials: int = Field(default=32, ge=0, le=1_000_000)
     reach: Reach = Reach()
     analytic: AnalyticModel | None = None
 
@@ -133,19 +149,46 @@ class Device(Frozen):
 
     @property
     def conditions(self) -> Conditions:
-        """Conditions known from the device."""
+        """Conditions of what is measured on the device, as far as they are known from it."""
+        known: dict[str, Any] = {}
+        if self.runtime in RUNTIMES:  # neither `fastest` nor a device that cannot be measured
+            known["backend"] = self.runtime
+            known["target"] = target_text(self.target)
+            if "tuning_trials" in RUNTIMES[self.runtime].settings:
+                known["tuning_trials"] = self.tuning_trials
         return Conditions(
             device=self.name,
-            backend=self.runtime,
             precision=self.precision,
             threads=self.threads,
             batch_size=self.batch_size,
+            **known,
         )
+
+    @property
+    def modelled_conditions(self) -> Conditions:
+        """Conditions of what the analytic model predicts for the device."""
+        model = self.analytic
+        if model is None:
+            return Conditions(device=self.name, method="measured only")
+        return self.conditions | Conditions(
+            backend=ANALYTIC,
+            method=ANALYTIC,
+            runtime=model.runtime,
+            model=model.numbers.model_dump(),
+        )
+
+    def without_reach(self) -> "Device":
+        """The device without how it is reached, for one that a file of others describes.
+
+        A bundle or a run folder may come from anywhere, so nothing in it chooses what is started
+        or contacted: `reach` counts from a command line and from a device file named there.
+        """
+        return self.model_copy(update={"reach": Reach()})
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
         content = self.model_dump(mode="json", exclude_none=True)
-        write_atomically(path, yaml.safe_dump(content, sort_keys=False))
+        write_atomically(path, dump_yaml(content))
 
     def configured(self, **changes: Any) -> "Device":
         """A copy with other values for some keys, those of `reach` included: `rpc`, `rpc_key` ...
@@ -163,6 +206,13 @@ class Device(Frozen):
         content = self.model_dump() | changes
         content["reach"] = content["reach"] | reach
         return validate(Device, content, f"device {self.name!r}")
+
+
+def target_text(target: object) -> str:
+    """A device's target as text, the same for the same target; empty if there is none."""
+    if isinstance(target, dict):
+        return json.dumps(target, sort_keys=True)
+    return "" if target is None else str(target)
 
 
 def shipped_devices() -> dict[str, Path]:

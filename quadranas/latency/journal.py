@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from quadranas.errors import QuadranasError
+from quadranas.files import parse_json
 
 Identity = Mapping[str, str | int | None]
 Samples = dict[str, dict[int, list[float]]]
@@ -27,7 +28,7 @@ def read_identity(path: Path) -> Identity:
     """Read the identity of a journal; empty if the file has none."""
     try:
         with path.open("rb") as file:
-            identity = json.loads(file.readline() or b"{}").get("identity", {})
+            identity = parse_json(file.readline() or b"{}").get("identity", {})
     except (OSError, ValueError, AttributeError):
         return {}
     return identity if isinstance(identity, dict) else {}
@@ -105,8 +106,8 @@ class Journal:
             self._write({"identity": dict(identity)})
             return
         try:
-            self._check(json.loads(lines[0])["identity"], identity)
-            for line in map(json.loads, lines[1:]):
+            self._check(parse_json(lines[0])["identity"], identity)
+            for line in map(parse_json, lines[1:]):
                 times = _times(line["ms"])
                 self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
         except JSON_FAULTS as error:

@@ -26,6 +26,13 @@ ONNX_OPSET = 18
 """The oldest opset that PyTorch's newer exporter writes, which most runtimes can read."""
 
 LOCAL_SETTINGS = ("threads", "tuning_trials")
+REACH_USAGE = {
+    "rpc": "--rpc HOST:PORT",
+    "rpc_tracker": "--rpc-tracker HOST:PORT with --rpc-key KEY",
+    "worker_python": "--worker-python PATH",
+}
+"""The options that name how to reach a device, for hints."""
+
 REACH_SETTINGS = ("rpc", "rpc_tracker", "rpc_key", "worker_python")
 """Settings of a device that a command line may replace."""
 
@@ -58,6 +65,7 @@ class RuntimeFiles:
         opsets: ONNX opsets that the runtime reads; empty for other formats.
         opset: the default opset.
         interchange: whether runtimes of other formats can read the files too.
+        native: whether a file is machine code, which can do anything that its user can.
         refused: formats with similar names that the runtime does not read, each with the reason
             and the next step.
         script: how an inference script runs a file; `None` where the script of another runtime
@@ -72,6 +80,7 @@ class RuntimeFiles:
     opsets: range = range(0)
     opset: int | None = None
     interchange: bool = False
+    native: bool = False
     refused: tuple[tuple[str, str, str], ...] = ()
     script: ScriptCode | None = None
 
@@ -209,6 +218,7 @@ RUNTIMES: dict[str, Runtime] = {
             format="tvm",
             artefact="model.so",
             package="apache-tvm",
+            native=True,
             script=ScriptCode(
                 imports="tvm, tvm.relax",
                 model=(

@@ -1,21 +1,26 @@
 """Latency tables: the latency of every operation of a space on a device, and its provenance."""
 
+import json
 import math
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.files import write_atomically
-from quadranas.latency.calibration import Agreement, Calibration
-from quadranas.latency.conditions import Conditions
+from quadranas.latency.budget import MAX_MS
+from quadranas.latency.calibration import Agreement, Calibration, Milliseconds
+from quadranas.latency.conditions import Conditions, Difference
+from quadranas.latency.device import ANALYTIC, Device, ModelNumbers, target_text
 from quadranas.latency.runtimes import current_name
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
+from quadranas.space.search_space import SearchSpace
 from quadranas.validation import Frozen
 
 FORMAT_VERSION = 2
@@ -43,7 +48,7 @@ class Measurement(Frozen):
     repeats: int = Field(ge=1)
     num_disturbed: int = Field(ge=0)
     noise: float = Field(ge=0, allow_inf_nan=False)
-    reference_ms: PositiveFloat = Field(allow_inf_nan=False)
+    reference_ms: Milliseconds
 
 
 class TableHeader(Frozen):
@@ -56,6 +61,10 @@ class TableHeader(Frozen):
         expected_error: description of the expected error of a predicted network latency.
         unit: unit of every latency.
         statistic: `model`, or the statistic of the timings that gives an entry.
+        tuning_trials: for a measured table, the number of schedules that the runtime tried per
+            kernel; `None` if it has no such setting, or in a table of version 0.1.0.
+        model: for an analytic table, the numbers of the device model; `None` in a table of
+            version 0.1.0.
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
         command, date, commit: command line, date and source revision that made the table.
         measurement, calibration, validation: for a measured table: how it was measured, the whole
@@ -75,11 +84,13 @@ class TableHeader(Frozen):
     threads: int | None = None
     batch_size: int = Field(default=1, ge=1)
     unit: Literal["ms"] = "ms"
+    tuning_trials: int | None = Field(default=None, ge=0)
     statistic: str
     fitted_to: str = ""
+    model: ModelNumbers | None = None
     expected_error: str
-    scale: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
-    null_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    scale: float = Field(default=1.0, ge=1e-6, le=1e6)
+    null_ms: float = Field(default=0.0, ge=0, le=MAX_MS)
     quadranas: str
     command: str
     date: str
@@ -108,9 +119,24 @@ class TableHeader(Frozen):
         """The conditions that the entries were made under."""
         keys = set(Conditions.model_fields)
         known = self.model_dump(include=keys)
+        for key in ("tuning_trials", "model"):
+            if known[key] is None:  # unknown
+                del known[key]
         if self.measurement is not None:
             known |= self.measurement.model_dump(include=keys)
+            with suppress(ValueError):  # it is not JSON
+                known["target"] = target_text(json.loads(known["target"]))
         return Conditions.model_validate(known)
+
+    def differences(self, device: Device) -> list[Difference]:
+        """The conditions in which this table and a device differ, as far as both know them.
+
+        What the runtime reports, such as versions and clocks, is compared when the device is
+        opened (`Bench.check_same`).
+        """
+        is_modelled = self.method == ANALYTIC
+        there = device.modelled_conditions if is_modelled else device.conditions
+        return self.conditions.differences(there)
 
     def summary(self) -> str:
         """The provenance in one line."""
@@ -134,9 +160,9 @@ class TableEntry(Frozen):
     """
 
     op: OpSpec
-    latency_ms: PositiveFloat = Field(allow_inf_nan=False)
-    minimum_ms: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
-    median_ms: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
+    latency_ms: Milliseconds
+    minimum_ms: Milliseconds | None = None
+    median_ms: Milliseconds | None = None
     spread: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
@@ -239,6 +265,11 @@ def _bounds(priced: OpSpec, wanted: OpSpec) -> bool:
     """Whether `priced` is the head `wanted` with at least as many classes."""
     same = priced.model_copy(update={"out_channels": wanted.out_channels}) == wanted
     return same and priced.out_channels >= wanted.out_channels
+
+
+def argument_of(thing: str | Path | Device | SearchSpace) -> str:
+    """A device or space as named on the command line."""
+    return str(thing) if isinstance(thing, str | Path) else thing.name
 
 
 def build_command(space: str, device: str) -> str:

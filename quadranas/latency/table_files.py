@@ -6,7 +6,15 @@ from pathlib import Path
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, shipped
-from quadranas.latency.table import FORMAT_VERSION, LatencyTable, TableHeader, build_command
+from quadranas.latency.conditions import in_words
+from quadranas.latency.device import ANALYTIC, Device, load_device, shipped_devices
+from quadranas.latency.table import (
+    FORMAT_VERSION,
+    LatencyTable,
+    TableHeader,
+    argument_of,
+    build_command,
+)
 from quadranas.space.search_space import SearchSpace
 from quadranas.validation import refuse_newer, validate
 
@@ -35,20 +43,20 @@ def table_paths(space: str, device: str) -> tuple[Path, ...]:
 
 
 def locate_table(
-    space: str, device: str, path: Path | None = None, *, own: Path | None = None
+    space: str, device: Device, path: Path | None = None, *, own: Path | None = None
 ) -> Path | None:
     """Locate the file of a device's table for a space; `None` if there is none.
 
     Args:
         path: the requested file; no other place is searched.
-        own: the copy in a run folder, which comes before the default places if it exists and is a
-            table of the device.
+        own: the copy in a run folder, which comes before the default places if it exists and was
+            made under the conditions of the device.
     """
     if path is not None:
         return path if path.is_file() else None
-    if own is not None and own.is_file() and load_table(own).header.device == device:
+    if own is not None and own.is_file() and not load_table(own).header.differences(device):
         return own
-    places = table_paths(space, device) if space else ()
+    places = table_paths(space, device.name) if space else ()
     return next((place for place in places if place.is_file()), None)
 
 
@@ -62,7 +70,7 @@ class PricedTable:
 
 def find_priced(
     space: SearchSpace,
-    device: str,
+    device: str | Path | Device,
     path: Path | None = None,
     *,
     own: Path | None = None,
@@ -71,50 +79,104 @@ def find_priced(
     """Find a device's table for a space, complete for it, and its file.
 
     Args:
-        device: name of the device.
+        device: a device, its name, or its file.
         path, own: see `locate_table`.
         command: the command that makes the table, for error messages; needed if space or device
             were given as files instead of names.
 
     Raises:
-        QuadranasError: no table, or one made for another device, space or version of the space.
+        QuadranasError: no table, or one made for another device, under other conditions, or for
+            another space or version of the space.
         MissingEntryError: the table lacks operations of the space.
     """
-    command = command or build_command(space.name, device)
+    command = command or build_command(space.name, argument_of(device))
+    device = load_device(device)
     place = locate_table(space.name, device, path, own=own)
     output = place if own is not None and place == own else path
     if output is not None:
         command = f"{command} --output {shlex.quote(str(output))}"
     if place is None:
-        places = (path,) if path is not None else table_paths(space.name, device)
+        places = (path,) if path is not None else table_paths(space.name, device.name)
         raise QuadranasError(
-            f"no latency table of device {device!r} for space {space.name!r}; looked at "
+            f"no latency table of device {device.name!r} for space {space.name!r}; looked at "
             + ", ".join(map(str, places)),
             f"Make it with: {command}",
         )
     table = load_table(place)
-    fault = _mismatch(table.header, space, device)
+    fault = _other_space(table.header, space)
     if fault:
         raise QuadranasError(
             f"{place} was made for {fault}", f"Make the right one with: {command}"
         )
+    check_conditions(table.header, device, place, command)
     table.require(space.specs(), command)
     return PricedTable(place, table)
 
 
 def find_table(
-    space: SearchSpace, device: str, path: Path | None = None, *, command: str = ""
+    space: SearchSpace,
+    device: str | Path | Device,
+    path: Path | None = None,
+    *,
+    command: str = "",
 ) -> LatencyTable:
     """Find a device's table for a space; see `find_priced`."""
     return find_priced(space, device, path, command=command).table
 
 
-def _mismatch(header: TableHeader, space: SearchSpace, device: str) -> str:
-    """What a table was made for, if not for this space and device; otherwise empty."""
+def check_conditions(
+    header: TableHeader, device: Device, place: Path, command: str = "", *, hint: str = ""
+) -> None:
+    """Check that a table was made under the conditions of a device, not only for its name.
+
+    Args:
+        command: the command that makes the table.
+        hint: replaces the hint.
+
+    Raises:
+        QuadranasError: names all conditions that differ, and the command.
+    """
+    found = header.differences(device)
+    if not found:
+        return
+    command = command or build_command(header.space, device.name)
+    if header.device != device.name:
+        raise QuadranasError(
+            f"{place} was made for device {header.device!r}, not for {device.name!r}",
+            hint or f"Make the right one with: {command}",
+        )
+    raise QuadranasError(
+        f"{place} was made under other conditions than those of device {device.name!r}: "
+        f"{in_words(found)}",
+        hint or _rebuild(header, device, place, command),
+    )
+
+
+def _rebuild(header: TableHeader, device: Device, place: Path, command: str) -> str:
+    """The command that makes a table for the device as it is; `build-lut` keeps measured ones."""
+    command = f"{command} --backend {_backend(header, device)}"
+    known = shipped_devices()
+    if device.name in known and load_device(device.name) != device:
+        return f"Give the device a name of its own; then make its table with: {command}"
+    if header.method == ANALYTIC or place.is_relative_to(shipped("latency_tables")):
+        return f"Make the right one with: {command}"
+    return (
+        f"Keep it under another name and make the right one: mv {shlex.quote(str(place))} "
+        f"{shlex.quote(f'{place}.old')} && {command}"
+    )
+
+
+def _backend(header: TableHeader, device: Device) -> str:
+    """The backend that makes a device's table: as before, if the device still has it."""
+    if header.method == ANALYTIC and device.analytic is not None:
+        return ANALYTIC
+    return device.runtime or header.backend
+
+
+def _other_space(header: TableHeader, space: SearchSpace) -> str:
+    """The space that a table was made for, if it is not this one; otherwise empty."""
     if header.space != space.name:
         return f"space {header.space!r}, not for the current space {space.name!r}"
     if header.space_digest != space.digest:
         return f"another version of space {space.name!r} than the current one"
-    if header.device != device:
-        return f"device {header.device!r}, not for {device!r}"
     return ""

@@ -1,6 +1,5 @@
 """The bench: a device opened for timing; programs are compiled there and timed together."""
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -12,8 +11,8 @@ from torch import nn
 from quadranas.backends.interface import Backend, Program, Provenance
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
-from quadranas.latency.conditions import Conditions
-from quadranas.latency.device import Device
+from quadranas.latency.conditions import Conditions, in_words
+from quadranas.latency.device import Device, target_text
 from quadranas.latency.host import pinned
 from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.runtimes import RUNTIMES
@@ -85,13 +84,14 @@ class Bench:
         """Check that a table was measured under the conditions of this bench.
 
         Raises:
-            QuadranasError: another runtime, version, hardware or setting; names both values.
+            QuadranasError: another runtime, version, hardware, target, precision, threads, batch
+                size or setting; names all that differ, with both values.
         """
-        difference = header.conditions.difference(self.provenance.conditions)
-        if difference is not None:
-            key, then, now = difference
+        found = header.conditions.differences(self.conditions)
+        if found:
             raise QuadranasError(
-                f"{path} was measured with {key} {then!r}, but this device has {now!r}",
+                f"{path} was measured under other conditions than this device has now: "
+                f"{in_words(found)}",
                 f"Measure here with: {build_command(header.space, header.device)}",
             )
 
@@ -126,10 +126,9 @@ class Bench:
 
     def describe(self, timings: Timings, plan: Plan) -> Measurement:
         """The description of a measurement in a table's header."""
-        target = self.device.target
         return Measurement(
             hardware=self.provenance.hardware,
-            target=json.dumps(target) if isinstance(target, dict) else str(target or ""),
+            target=target_text(self.device.target),
             versions=dict(self.provenance.versions),
             settings=dict(self.provenance.settings),
             num_rounds=timings.num_rounds,
@@ -211,14 +210,9 @@ def open_bench(device: Device) -> Iterator[Bench]:
         yield Bench(device, backend)
 
 
-def as_measured(device: Device, header: TableHeader) -> Device:
-    """The device with the runtime, precision, threads and batch size of one of its tables."""
-    return device.configured(
-        runtime=header.backend,
-        precision=header.precision,
-        threads=header.threads,
-        batch_size=header.batch_size,
-    )
+def with_runtime(device: Device, header: TableHeader) -> Device:
+    """The device with the runtime of one of its tables, if the device leaves it open."""
+    return device if device.runtime in RUNTIMES else device.configured(runtime=header.backend)
 
 
 def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:

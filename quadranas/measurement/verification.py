@@ -5,7 +5,7 @@ from torch import nn
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.table_files import PricedTable
-from quadranas.measurement.bench import as_measured, network_job, open_bench, warn_of_drift
+from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
@@ -21,7 +21,7 @@ def measure_network(
 ) -> float | None:
     """Measure a network on the device that its table was measured on, in milliseconds.
 
-    Runtime, settings and statistic are those of the table.
+    Nothing is measured under other conditions than the table's: runtime, precision, threads ...
 
     Args:
         plan: how often to time. Default: `DEFAULT_PLAN` of the bench.
@@ -33,7 +33,7 @@ def measure_network(
         return None
     job = network_job(architecture, network)
     try:
-        with open_bench(as_measured(device, header)) as bench:
+        with open_bench(with_runtime(device, header)) as bench:
             bench.check_same(header, priced.path)
             timings = bench.time({architecture.name: job}, reporter, plan)
     except QuadranasError as error:

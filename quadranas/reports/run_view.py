@@ -3,7 +3,6 @@
 Files that are absent or broken are noted here, so later code need not check them again.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_text
+from quadranas.files import parse_json, read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
+from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import load_table
+from quadranas.latency.table_files import check_conditions, load_table
 from quadranas.runs import layout
 from quadranas.runs.config_file import read_config_file
 from quadranas.runs.records import Epoch
@@ -26,7 +26,7 @@ from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import load_space
+from quadranas.space.space_file import load_whole_space
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
@@ -208,7 +208,13 @@ def fixed_ms(latency_ms: float, total_ms: float) -> str:
 
 
 def read_run(run: Path) -> Run:
-    """Read a run folder; `Run.faults` lists the files that are missing or unusable."""
+    """Read a run folder; `Run.faults` lists the files that are missing or unusable.
+
+    Raises:
+        QuadranasError: a link leads out of the folder.
+    """
+    if run.is_dir():
+        refuse_links(run)
     faults: dict[str, str] = {}
 
     def read(name: str, load: Callable[[Path], Content]) -> Content | None:
@@ -244,7 +250,7 @@ def read_run(run: Path) -> Run:
 
 def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
     """The space with the architecture's number of classes; it must contain the architecture."""
-    space = load_space(str(path))
+    space = load_whole_space(path)
     if architecture is not None:
         space = space.with_num_classes(architecture.num_classes)
         space.choices_of(architecture)
@@ -254,8 +260,14 @@ def _load_space(path: Path, architecture: Architecture | None) -> SearchSpace:
 def _load_table(
     path: Path, architecture: Architecture | None, space: SearchSpace | None
 ) -> LatencyTable:
-    """Load the table, and check that it covers the network and the space."""
+    """Load the table, and check that it covers the network and the space.
+
+    It must also have the conditions of the device that is stored beside it, if there is one.
+    """
     table = load_table(path)
+    device = path.with_name(layout.DEVICE)
+    if device.is_file():
+        check_conditions(table.header, load_device(device), path)
     table.require(architecture.ops() if architecture else ())
     table.require(space.specs() if space else ())
     return table
@@ -278,7 +290,7 @@ def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
     dropped = 0
     for line in filter(str.strip, text.split("\n")):
         try:
-            epoch = Epoch.model_validate(json.loads(line))
+            epoch = Epoch.model_validate(parse_json(line))
         except (ValueError, RecursionError):
             dropped += 1
         else:

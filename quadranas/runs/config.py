@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, PositiveFloat
+from pydantic import BeforeValidator, Field
 
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
@@ -23,6 +23,10 @@ from quadranas.validation import Frozen, validate
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
 NUM_DIGITS = 10
+
+MAX_RATE, MAX_COUNT, MAX_SIZE = 1e6, 1_000_000, 10**18
+"""Limits on rates, on numbers of epochs, steps and images, and on parameters and MACs: beyond
+them the float32 arithmetic of a training, or float64 of decoding, overflows or loses meaning."""
 
 PathText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
@@ -41,11 +45,11 @@ class WeightConfig(Frozen):
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: PositiveFloat = 4e-3
-    weight_decay: float = Field(default=0.05, ge=0)
+    learning_rate: float = Field(default=4e-3, gt=0, le=MAX_RATE)
+    weight_decay: float = Field(default=0.05, ge=0, le=MAX_RATE)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    clip_norm: PositiveFloat = 2.0
+    clip_norm: float = Field(default=2.0, gt=0, le=1e30)
 
 
 class GateConfig(Frozen):
@@ -59,8 +63,8 @@ class GateConfig(Frozen):
     """
 
     mode: Literal["two_path", "full"] = "two_path"
-    learning_rate: PositiveFloat = 0.03
-    weight_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=0.03, gt=0, le=MAX_RATE)
+    weight_steps: int = Field(default=1, ge=1, le=MAX_COUNT)
 
 
 class ScheduleConfig(Frozen):
@@ -70,9 +74,9 @@ class ScheduleConfig(Frozen):
     the weights.
     """
 
-    warmup_epochs: int = Field(default=10, ge=0)
-    search_epochs: int = Field(default=30, ge=1)
-    finetune_epochs: int = Field(default=20, ge=0)
+    warmup_epochs: int = Field(default=10, ge=0, le=MAX_COUNT)
+    search_epochs: int = Field(default=30, ge=1, le=MAX_COUNT)
+    finetune_epochs: int = Field(default=20, ge=0, le=MAX_COUNT)
 
 
 class DataConfig(Frozen):
@@ -105,12 +109,12 @@ class SearchConfig(DataConfig):
     budget: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     space: PathText = DEFAULT_SPACE
     table: PathText | None = None
-    max_params: int | None = Field(default=None, ge=1)
-    max_macs: int | None = Field(default=None, ge=1)
+    max_params: int | None = Field(default=None, ge=1, le=MAX_SIZE)
+    max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
-    batch_size: int = Field(default=64, ge=2)
-    checkpoint_seconds: float = Field(default=20.0, ge=0)
+    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     schedule: ScheduleConfig = ScheduleConfig()
     weights: WeightConfig = WeightConfig()
     gates: GateConfig = GateConfig()
@@ -126,10 +130,10 @@ class TrainConfig(DataConfig):
         inspect: whether to record distributions of the quadratic layers in every epoch.
     """
 
-    epochs: int = Field(default=40, ge=1)
+    epochs: int = Field(default=40, ge=1, le=MAX_COUNT)
     trainable: Literal["all", "quadratic"] = "all"
-    batch_size: int = Field(default=64, ge=2)
-    checkpoint_seconds: float = Field(default=20.0, ge=0)
+    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig = AugmentConfig()
     inspect: bool = False

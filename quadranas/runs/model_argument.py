@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quadranas.errors import QuadranasError
+from quadranas.files import refuse_links
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
 from quadranas.space.architecture import Architecture
@@ -17,11 +18,13 @@ def find_model(name: str) -> tuple[Architecture, Path | None]:
     """The architecture that a name or path stands for, and the run folder that holds it, if any.
 
     Raises:
-        QuadranasError: an unknown name, or an unfinished run.
+        QuadranasError: an unknown name, an unfinished run, or a folder with links out of it.
     """
     folder = find_folder(name)
-    if folder is not None and not (folder / layout.ARCHITECTURE).is_file():
-        raise _without_architecture(folder)
+    if folder is not None:
+        refuse_links(folder)
+        if not (folder / layout.ARCHITECTURE).is_file():
+            raise _without_architecture(folder)
     return find_architecture(name), folder
 
 

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
+
+from quadranas.validation import Strict
 
 
-class Epoch(BaseModel):
+class Epoch(Strict):
     """One line of `metrics.jsonl`; values that a phase does not measure are None."""
 
     phase: Literal["warmup", "search", "finetune", "train"]

@@ -15,6 +15,7 @@ from quadranas.data.decoding import CorruptImageError
 from quadranas.data.identity import EarlierData
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.files import file_name, refuse_links
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.conditions import (
@@ -254,9 +255,11 @@ def matching_config(command: str, folder: Path, given: Config, *, moves: bool = 
         moves: also accept another place of the images, whose content is compared later.
 
     Raises:
-        QuadranasError: an option that differs, or a folder that another command wrote.
+        QuadranasError: an option that differs, a folder that another command wrote, or a link out
+            of the folder.
     """
     model = type(given)
+    refuse_links(folder)
     file = read_config_file(folder / layout.CONFIG)
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
@@ -324,7 +327,7 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Ru
     Raises:
         QuadranasError: no run can be resumed.
     """
-    runs = Path("runs")
+    runs, name = Path("runs"), file_name(name)
     if accept is None:
         number = 1
         while (runs / f"{name}-{number}").exists():

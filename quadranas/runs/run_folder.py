@@ -6,6 +6,7 @@ two are kept: if the last one is damaged, the one before it is used.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
-from quadranas.files import TEMPORARY, cannot_write, read_text, write_atomically, write_json
+from quadranas.files import (
+    TEMPORARY,
+    cannot_write,
+    dump_yaml,
+    read_text,
+    write_atomically,
+    write_json,
+)
 from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
@@ -159,7 +166,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`; the content is made by `with_header`."""
-        write_atomically(self / layout.CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+        write_atomically(self / layout.CONFIG, dump_yaml(dict(config)))
 
     def keep_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Write the preprocessing of the images, or compare it with the file that exists.
@@ -256,11 +263,20 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
 def _append_line(path: Path, line: Mapping[str, Any]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise cannot_write(path, error, THEN_RESUME) from error
+
+
+def _finite(content: Any) -> Any:
+    """Plain data with None for numbers that JSON does not have, as of a training that diverges."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _keep_lines(path: Path, num_lines: int) -> None:

@@ -113,7 +113,7 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
         weights: a safetensors file to use instead of the weights in the run folder.
 
     Raises:
-        QuadranasError: an unknown name, or an unfinished run.
+        QuadranasError: an unknown name, an unfinished run, or a folder with links out of it.
     """
     weights = None if weights is None else Path(weights)
     if isinstance(model, StoredNetwork):

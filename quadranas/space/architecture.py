@@ -67,10 +67,10 @@ class Architecture(Frozen):
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     name: str
-    space: str = ""
+    space: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
     resolution: int = Field(ge=1, le=MAX_RESOLUTION)
     num_classes: int = Field(ge=1, le=MAX_CHANNELS)
-    layer_scale: FiniteFloat = 1.0
+    layer_scale: float = Field(default=1.0, ge=-1e30, le=1e30)
     blocks: tuple[Block, ...] = Field(min_length=1)
     changes: tuple[LayerChange, ...] = ()
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(default_factory=dict)

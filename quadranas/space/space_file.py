@@ -211,6 +211,25 @@ def load_space(
     return build_space(load_space_file(str(space), widths=widths))
 
 
+def load_whole_space(path: Path) -> SearchSpace:
+    """Load the space of a run folder; errors as in `load_whole_space_file`."""
+    return build_space(load_whole_space_file(path))
+
+
+def load_whole_space_file(path: Path) -> SpaceFile:
+    """Load the space file of a run folder, which is complete: it may extend no other file.
+
+    Raises:
+        QuadranasError: as in `load_space`, or the file extends another one.
+    """
+    if "extends" in read_yaml(path, "search space"):
+        raise QuadranasError(
+            f"{path}: extends: the space of a run folder is complete and reads no other file",
+            "Name the space itself, a file of your own, with --space.",
+        )
+    return load_space_file(str(path))
+
+
 def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SpaceFile:
     """Load the content of a space file, with the keys of the space it extends filled in.
 

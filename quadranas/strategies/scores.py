@@ -1,6 +1,5 @@
 """Gate scores: the log-probability of every candidate, as plain data."""
 
-import math
 from itertools import chain
 from pathlib import Path
 
@@ -8,6 +7,9 @@ from quadranas.errors import QuadranasError
 from quadranas.files import read_json, write_json
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
 from quadranas.validation import Frozen, validate
+
+MAX_SCORE = 1e30
+"""Limit on the magnitude of a log-probability; sums and scaled sums within it are finite."""
 
 
 class BlockScores(Frozen):
@@ -60,6 +62,13 @@ def load_scores(path: Path, space: SearchSpace) -> GateScores:
         raise QuadranasError(
             f"{path} is for space {scores.space!r}, not for {space.name!r} in its present form"
         )
+    for name, block in scores.blocks.items():
+        for number in (block.keep, block.skip or 0.0, *chain(*block.slots)):
+            if not abs(number) <= MAX_SCORE:  # NaN included
+                raise QuadranasError(
+                    f"{path}: blocks.{name}: log-probabilities must be between {-MAX_SCORE:g} and "
+                    f"{MAX_SCORE:g}, got {number:g}"
+                )
     for name in dict.fromkeys([*(block.name for block in space.blocks), *scores.blocks]):
         if not _fits(scores.blocks.get(name), space, name):
             raise QuadranasError(f"{path}: blocks.{name}: does not match the gates of that block")
@@ -67,13 +76,10 @@ def load_scores(path: Path, space: SearchSpace) -> GateScores:
 
 
 def _fits(scores: BlockScores | None, space: SearchSpace, name: str) -> bool:
-    """Whether scores have a finite number for every gate of a block, if it has gates."""
+    """Whether scores have a number for every gate of a block, if it has gates."""
     block = next((block for block in space.blocks if block.name == name), None)
     if block is None or scores is None:
         return block is not None and block.is_fixed
-    numbers = [scores.keep, scores.skip or 0.0, *chain(*scores.slots)]
-    return (
-        [len(slot) for slot in scores.slots] == [len(slot.candidates) for slot in block.slots]
-        and (scores.skip is not None or not block.optional)
-        and all(map(math.isfinite, numbers))
-    )
+    return [len(slot) for slot in scores.slots] == [
+        len(slot.candidates) for slot in block.slots
+    ] and (scores.skip is not None or not block.optional)

@@ -1,5 +1,6 @@
 """The setup of a search: space, budget, table and data, checked before any training."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import PricedTable, find_priced
+from quadranas.latency.table_files import (
+    PricedTable,
+    check_conditions,
+    find_priced,
+    load_table,
+)
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import (
@@ -22,7 +28,12 @@ from quadranas.runs.config import (
     resolve_config,
 )
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import SpaceFile, build_space, load_space_file
+from quadranas.space.space_file import (
+    SpaceFile,
+    build_space,
+    load_space_file,
+    load_whole_space_file,
+)
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
 
@@ -55,6 +66,8 @@ def prepare_search(
     reporter: Reporter,
     copies: Path | None = None,
     earlier: EarlierData | None = None,
+    *,
+    is_device_named: bool = True,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
@@ -62,6 +75,8 @@ def prepare_search(
         copies: when resuming, the folder of the run: its copies of space and table are used, even
             if the originals have changed since.
         earlier: when resuming, the images of the run.
+        is_device_named: whether the caller named the device; when resuming, it may be known from
+            the run folder only.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -71,12 +86,15 @@ def prepare_search(
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     budget_ms = parse_budget(given.budget)
     device = load_device(given.device)
-    space_file = load_space_file(str(_copy(copies, layout.SPACE) or given.space))
+    if not is_device_named:
+        _refuse_reach(device, given.device)
+    copy = _copy(copies, layout.SPACE)
+    space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
     command = build_command(given.space, given.device)
-    priced = find_priced(space, device.name, table, command=command)
+    priced = _priced(space, device, table, copies, command)
     contract = Contract(
         budget_ms=budget_ms, confidence=given.confidence, tolerance=given.tolerance
     )
@@ -92,6 +110,39 @@ def prepare_search(
     reporter.message(_data_line(dataset))
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
+
+
+def _priced(
+    space: SearchSpace, device: Device, table: Path | None, copies: Path | None, command: str
+) -> PricedTable:
+    """The table of the search.
+
+    Raises:
+        QuadranasError: none, or one that was made for something else.
+    """
+    if copies is not None and table is not None and table.is_relative_to(copies):
+        check_conditions(
+            load_table(table).header,
+            device,
+            table,
+            hint="Restore the device's file, or start a new run with another --output.",
+        )
+    return find_priced(space, device, table, command=command)
+
+
+def _refuse_reach(device: Device, argument: str) -> None:
+    """Refuse a device that only a run folder names, if something is started or contacted for it.
+
+    Raises:
+        QuadranasError: the device has `reach`.
+    """
+    reach = device.reach.model_dump(exclude_none=True)
+    if reach:
+        raise QuadranasError(
+            f"the run's device {argument!r} is reached through {' and '.join(reach)}, and a run "
+            "folder never chooses what is started or contacted",
+            f"Name the device again: --device {shlex.quote(argument)}",
+        )
 
 
 def _data_line(dataset: Dataset) -> str:

@@ -28,7 +28,7 @@ def test_ones_own_device_gets_a_table_that_is_found(tmp_path: Path) -> None:
     result = build_lut(space, device=load_device("board.yaml"))
     path, table = result.path, result.table()
     assert path == Path("latency_tables/toy/board.json")
-    assert find_table(space, "board") == table
+    assert find_table(space, "board.yaml") == table
     heads = [entry for entry in table.entries if entry.op.is_head]
     assert [entry.op.out_channels for entry in heads] == [10, 100, 1000]
     assert set(CLASS_COUNTS) == {10, 100, 1000}
@@ -107,10 +107,10 @@ def test_ones_own_space_and_device_work_from_the_command_line(tmp_path: Path) ->
     (tmp_path / "board.yaml").write_text(yaml.safe_dump(BOARD))
     (tmp_path / "mine.yaml").write_text("extends: toy\nname: mine\nwidths: [4, 12]\n")
     with pytest.raises(QuadranasError, match="no latency table of device 'board'"):
-        find_table(load_space("mine.yaml"), "board")
+        find_table(load_space("mine.yaml"), "board.yaml")
     outcome = call("build-lut", "--device", "board.yaml", "--space", "mine.yaml")
     assert outcome.code == 0, outcome.err
-    table = find_table(load_space("mine.yaml"), "board")
+    table = find_table(load_space("mine.yaml"), "board.yaml")
     assert table.header.command == "quadranas build-lut --device board.yaml --space mine.yaml"
     assert table.header.title == "a board"
 

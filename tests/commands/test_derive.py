@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from quadranas.commands.derive import derive
+from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import load_device
+from quadranas.latency.device import Reach, load_device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table
 from quadranas.network.skeleton import build_subnet
@@ -158,7 +159,7 @@ def test_the_run_s_own_table_counts_for_its_device(tmp_path: Path, finished_run:
 def test_a_device_that_is_not_shipped_is_written_beside_the_network(
     tmp_path: Path, finished_run: Path
 ) -> None:
-    own = load_device("vpu").configured(threads=3)
+    own = load_device("vpu").configured(title="my own")
     for device, name in ((own, "own"), (load_device("vpu"), "shipped")):
         derive(finished_run, device=device, budget="1ms", output=tmp_path / name)
     content = read_config_file(tmp_path / "own" / "config.yaml").keys
@@ -223,3 +224,103 @@ def test_torn_weights_are_named(tmp_path: Path, finished_run: Path) -> None:
     with pytest.raises(QuadranasError, match=r"cannot read weights .*supernet\.safetensors"):
         run_derive(run, "cpu", tmp_path / "new", budget_ms=0.8)
     assert not (tmp_path / "new").exists()
+
+
+BOARD = """
+name: board
+title: a board
+precision: fp32
+threads: 1
+analytic:
+  runtime: test
+  fitted_to: nothing
+  expected_error: unknown
+  gmacs_per_s: {conv: 10, pointwise: 10, depthwise: 10, linear: 10}
+  bandwidth_gb_per_s: 10
+  overhead_us: 10
+"""
+
+
+def test_a_device_file_that_was_edited_gets_no_old_latencies(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("board.yaml").write_text(BOARD, encoding="utf-8")
+    options = ("--device", "board.yaml", "--budget", "1ms", "--json")
+    assert call("build-lut", "--device", "board.yaml", "--space", "toy").code == 0
+    assert call("derive", finished_run, *options, "--output", "first").code == 0
+    slower = BOARD.replace("fp32", "fp16").replace("threads: 1", "threads: 4")
+    Path("board.yaml").write_text(slower.replace("us: 10", "us: 100"), encoding="utf-8")
+    differences = (
+        "other conditions than those of device 'board': precision fp32, not fp16; "
+        "threads 1, not 4; model.overhead_us 10.0, not 100.0"
+    )
+    for command in (
+        ("derive", finished_run, *options, "--output", "x"),
+        ("derive", finished_run, *options, "--output", "x", "--table", "first/table.json"),
+        ("spaces", "toy", "--device", "board.yaml", "--json"),
+        ("search", *options, "--space", "toy", "--output", "x"),
+    ):
+        refused = call(*command)
+        assert refused.code == 2
+        assert differences in refused.json()["error"]
+        assert "quadranas build-lut --device board.yaml --space toy" in refused.json()["hint"]
+    assert not Path("x").exists()
+    (known,) = call("devices", "board.yaml", "--json").json()["devices"]
+    assert known["tables"] == {}
+    assert call("build-lut", "--device", "board.yaml", "--space", "toy").code == 0
+    slow = call("derive", finished_run, *options, "--output", "x")
+    assert "no network of space 'toy' keeps 1.00 ms" in slow.json()["error"]
+
+
+def test_a_run_reads_nothing_outside_its_folder(tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "space.yaml").write_text("extends: ../secret.yaml\nname: own\n", encoding="utf-8")
+    with pytest.raises(QuadranasError, match=r"space\.yaml: extends: the space of a run folder"):
+        run_derive(run, "cpu", tmp_path / "cpu", budget_ms=0.8)
+    shutil.copy(finished_run / "space.yaml", run)
+    (run / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
+    for command in (
+        ("derive", run, "--device", "cpu", "--budget", "0.8ms", "--output", tmp_path / "cpu"),
+        ("report", run),
+        ("eval", run),
+        ("train", run, "--output", tmp_path / "trained"),
+        ("search", "--resume", "--output", run),
+    ):
+        refused = call(*command, "--json")
+        assert refused.code == 2
+        assert f"{run}/metrics.jsonl is a link out of {run}" in refused.json()["error"]
+
+
+def test_a_run_starts_and_contacts_nothing(tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "result.json").unlink()
+    device = load_device("vpu").configured(name="cpu", worker_python=str(tmp_path / "evil"))
+    device.save(run / "device.yaml")
+    config = read_config_file(run / "config.yaml").keys | {"device": str(run / "device.yaml")}
+    RunFolder(run).write_config(config)
+    refused = call("search", "--resume", "--output", run, "--json")
+    assert refused.code == 2
+    assert (
+        "is reached through worker_python, and a run folder never chooses"
+        in refused.json()["error"]
+    )
+    assert refused.json()["hint"] == f"Name the device again: --device {run}/device.yaml"
+    named = call("search", "--resume", "--output", run, "--device", run / "device.yaml", "--json")
+    assert "under other conditions than those of device 'cpu'" in named.json()["error"]
+
+
+def test_an_architecture_names_no_files(tmp_path: Path, finished_run: Path) -> None:
+    content = json.loads((finished_run / "architecture.json").read_text(encoding="utf-8"))
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(content | {"space": "../../secret"}), encoding="utf-8")
+    with pytest.raises(QuadranasError, match="space: String should match pattern"):
+        load_architecture(path)
+    load_device("vpu").configured(worker_python="evil").save(tmp_path / "evil.yaml")
+    content["provenance"]["device"] = str(tmp_path / "evil.yaml")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    target = find_target(ExportOptions(), load_architecture(path))
+    assert (target.device.name, target.device.reach) == ("host", Reach())

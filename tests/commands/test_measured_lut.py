@@ -274,7 +274,7 @@ def test_only_missing_measures_what_is_missing_and_leaves_the_rest(table: Path) 
     given = ("--device", "host", "--space", "toy", "--output", table)
     outcome = call("build-lut", *given, "--only-missing")
     assert outcome.code == 0, outcome.err
-    assert "completing the table with its own settings: measured (this machine" in outcome.err
+    assert "completing the table with its own runtime: measured (this machine" in outcome.err
     filled = load_table(table)
     assert filled.header == whole.header
     kept = [entry for at, entry in enumerate(whole.entries) if at not in (1, 4)]
@@ -563,9 +563,13 @@ def test_a_validation_is_printed_and_kept_in_the_table(table: Path) -> None:
     [
         (
             {"runtime": "ONNX Runtime 0.9"},
-            "was measured with runtime 'ONNX Runtime 0.9', but this device has",
+            "than this device has now: runtime ONNX Runtime 0.9, not ONNX Runtime 1",
         ),
-        ({"measurement": {"hardware": "Cray-1"}}, "measured with hardware 'Cray-1'; here it is '"),
+        (
+            {"measurement": {"hardware": "Cray-1"}},
+            "than this device has now: hardware Cray-1, not ",
+        ({"threads": 2}, "than those of device 'host': threads 2, not 1"),
+        ({"measurement": {"target": "GPU"}}, "than this device has now: target GPU, not "),
     ],
 )
 def test_a_table_from_elsewhere_is_not_validated_here(
@@ -664,7 +668,7 @@ def test_a_network_is_not_measured_on_what_its_table_was_not(
     assert outcome.code == 0, outcome.err
     assert outcome.json()["measured_ms"] is None
     assert "warning: the network is not measured: " in outcome.err
-    assert "table.json was measured with " in outcome.err
+    assert "table.json was measured under other conditions" in outcome.err
 
 
 def test_a_confidence_tightens_the_budget_by_the_table_s_residual(table: Path, run: Path) -> None:
@@ -713,3 +717,12 @@ def test_a_measured_table_is_found_where_build_lut_puts_it(table: Path) -> None:
     (space,) = call("spaces", "toy", "--device", "host", "--json").json()["spaces"]
     assert 0 < space["devices"]["host"]["min_ms"] < space["devices"]["host"]["max_ms"]
     assert "measured (this machine, ONNX Runtime" in call("spaces", "toy").out
+
+
+def test_nothing_is_measured_at_other_threads_or_another_batch(table: Path, run: Path) -> None:
+    changed(table, threads=2, batch_size=8)
+    _, outcome = derive(run, table, 0.1, "--json")
+    assert outcome.code == 2
+    error = outcome.json()
+    assert "those of device 'host': threads 2, not 1; batch_size 8, not 1" in error["error"]
+    assert f"mv {table} {table}.old && quadranas build-lut --device host" in error["hint"]

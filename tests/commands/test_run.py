@@ -16,17 +16,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from quadranas.backends.interface import Provenance
+from quadranas.backends.onnx_file import read_onnx
 from quadranas.commands.run import run
 from quadranas.data.decoding import read_image
 from quadranas.deployment.bundle import SCRIPT, checksums, open_bundle, write_manifest
 from quadranas.deployment.inference_script import inference_script
 from quadranas.deployment.manifest import Accuracy, InputDescription
+from quadranas.deployment.model_card import model_card
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.device import Device
 from quadranas.latency.runtimes import file_formats, files_of
 from tests.bundles import (
     CLASS_NAMES,
     MEAN,
     STD,
+    device_for,
     expected_scores,
     manifest_of,
     toy_architecture,
@@ -210,36 +214,40 @@ def test_a_way_that_leads_elsewhere_is_refused(
     assert f"{option} does not suit this bundle, whose file runs in Runtime 1.2" in outcome.err
 
 
+STICK = {"runtime": "openvino2021", "target": "MYRIAD", "precision": "fp16"}
+TRACKER = {"rpc_tracker": "a:1", "rpc_key": "k"}
+
+
+def elsewhere(folder: Path, file_format: str, device: Device) -> Path:
+    """A bundle for a device that is not this machine; its file is not a network."""
+    folder.mkdir()
+    (folder / files_of(file_format).artefact).write_bytes(b"no network")
+    manifest = manifest_of(file_format, device=device)
+    write_manifest(folder, manifest.model_copy(update={"files": checksums(folder)}))
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("stored", "given", "expected"),
+    ("stored", "given"),
     [
-        ({}, {"rpc": "a:1"}, {"rpc": "a:1"}),
-        ({"rpc": "a:1"}, {"rpc": "b:2"}, {"rpc": "b:2"}),
-        ({"rpc_tracker": "a:1", "rpc_key": "k"}, {"rpc": "b:2"}, {"rpc": "b:2"}),
-        (
-            {"rpc": "b:2"},
-            {"rpc_tracker": "a:1", "rpc_key": "k"},
-            {"rpc_tracker": "a:1", "rpc_key": "k"},
-        ),
-        (
-            {"worker_python": "python3.6"},
-            {"worker_python": "python3.8"},
-            {"worker_python": "python3.8"},
-        ),
+        ({}, {"rpc": "a:1"}),
+        ({"rpc": "a:1"}, {"rpc": "b:2"}),
+        (TRACKER, {"rpc": "b:2"}),
+        ({"rpc": "b:2"}, TRACKER),
+        (STICK | {"worker_python": "python3.6"}, {"worker_python": "python3.8"}),
+        (STICK, {"worker_python": "python3.8"}),
     ],
 )
-def test_another_way_to_the_device(
+def test_the_way_to_the_device_is_that_of_the_command_line(
     images: list[Path],
-    copy: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stored: dict[str, str],
     given: dict[str, str],
-    expected: dict[str, str],
 ) -> None:
-    manifest = open_bundle(copy).manifest
-    runtime = "openvino" if "worker_python" in given else "tvm"
-    device = manifest.device.configured(runtime=runtime, **stored)
-    write_manifest(copy, manifest.model_copy(update={"device": device}))
+    file_format = "onnx" if "worker_python" in given else "tvm"
+    device = device_for(file_format).configured(**stored)
+    folder = elsewhere(tmp_path / "bundle", file_format, device)
     opened = []
 
     def open_backend(found: Any, records: Path) -> Any:
@@ -250,8 +258,86 @@ def test_another_way_to_the_device(
     options = [
         part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", value)
     ]
-    outcome = call("run", copy, images[0], *options)
-    assert (outcome.code, opened) == (2, [expected])
+    outcome = call("run", folder, images[0], *options, "--allow-native-code")
+    assert (outcome.code, opened) == (2, [given])
+
+
+@pytest.mark.parametrize(
+    ("file_format", "stored", "hint"),
+    [
+        ("onnx", STICK, "Add --worker-python PATH."),
+        ("onnx", STICK | {"worker_python": "{program}"}, "Add --worker-python PATH."),
+        (
+            "onnx",
+            {"runtime": "openvino", "target": "MYRIAD", "worker_python": "{program}"},
+            "--wo",
+        ),
+        ("tvm", {"rpc": "localhost:1"}, "Add --rpc HOST:PORT or --rpc-tracker HOST:PORT with"),
+        ("tvm", TRACKER, "Add --rpc HOST:PORT or --rpc-tracker HOST:PORT with --rpc-key KEY."),
+    ],
+)
+def test_a_manifest_starts_and_contacts_nothing(
+    images: list[Path], tmp_path: Path, file_format: str, stored: dict[str, str], hint: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n", encoding="utf-8")
+    program.chmod(0o755)
+    named = {key: value.format(program=program) for key, value in stored.items()}
+    device = device_for(file_format).configured(**named)
+    outcome = call("run", elsewhere(tmp_path / "bundle", file_format, device), images[0])
+    assert outcome.code == 2
+    assert "a manifest never chooses what is started or contacted" in outcome.err
+    assert hint in outcome.err
+    assert not (tmp_path / "started").exists()
+
+
+def test_machine_code_runs_only_if_it_is_allowed(images: list[Path], tmp_path: Path) -> None:
+    folder = elsewhere(tmp_path / "bundle", "tvm", device_for("tvm"))
+    outcome = call("run", folder, images[0])
+    assert outcome.code == 2
+    assert f"{folder}/model.so is machine code" in outcome.err
+    assert "add --allow-native-code" in outcome.err
+    assert [name for name in file_formats() if files_of(name).native] == ["tvm"]
+    assert "quadranas run . image.png --allow-native-code" in model_card(manifest_of("tvm"))
+
+
+@pytest.mark.parametrize("runtime", ["tvm", "openvino", "torch", "cuda"])
+def test_a_runtime_does_not_open_files_of_another_format(
+    images: list[Path], tmp_path: Path, runtime: str
+) -> None:
+    device = device_for("onnx").configured(runtime=runtime)
+    folder = elsewhere(tmp_path / "bundle", "onnx", device)
+    with pytest.raises(QuadranasError, match=f"{runtime} does not read the bundle's format, onnx"):
+        run(folder, images[:1], allow_native_code=True)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "infer.py"])
+def test_a_link_out_of_the_bundle_is_refused(copy: Path, images: list[Path], name: str) -> None:
+    outside = copy.parent / name
+    (copy / name).rename(outside)
+    (copy / name).symlink_to(outside)
+    with pytest.raises(QuadranasError, match=f"{name} is a link out of .*copy") as caught:
+        run(copy, images[:1])
+    assert caught.value.hint.endswith(f"cp -rL {copy} COPY")
+    shutil.copytree(copy, copy.parent / "again")
+    assert run(copy.parent / "again", images[:1]).results
+
+
+def test_weights_outside_the_onnx_file_are_refused(copy: Path, images: list[Path]) -> None:
+    import onnx
+
+    model = onnx.load(copy / "model.onnx")
+    (copy.parent / "secret").write_bytes(bytes(100_000))
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    write_manifest(copy, manifest_of("onnx", files=checksums(copy)))
+    with pytest.raises(QuadranasError, match="ONNX Runtime cannot read"):
+        run(copy, images[:1])
+    with pytest.raises(QuadranasError, match="refers to other files for its weights"):
+        read_onnx(copy / "model.onnx")
 
 
 def test_a_device_of_no_certain_runtime(copy: Path, images: list[Path]) -> None:
@@ -379,7 +465,7 @@ def test_the_script_agrees_with_pytorch_in_every_runtime(
         assert sorted(checksums(folder)) == ["infer.py", "model-card.md", "model.bin", "model.xml"]
     if file_format == "executorch":
         return  # reading its files takes ten seconds, and is under the backends' contract
-    (answer,) = run(folder, images[:1], top=10).results
+    (answer,) = run(folder, images[:1], top=10, allow_native_code=True).results
     expected = expected_scores(network, read_image(images[0], SIZE))
     for label in answer.labels:
         assert label.probability == pytest.approx(expected[label.index], abs=1e-5)

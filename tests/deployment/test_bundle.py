@@ -226,7 +226,11 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(copy: Path, name: str) -
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"artefact": "other.onnx"}, "files has no checksum of the artefact, 'other.onnx'"),
+        ({"files": {"infer.py": "0" * 64}}, "files has no checksum of the artefact, 'model.onnx'"),
+        (
+            {"artefact": "other.so", "files": {"other.so": "0" * 64}},
+            "artefact of the format onnx must be 'model.onnx'",
+        ),
         ({"class_names": ("cat", "dog")}, "2 class_names for 10 classes"),
         ({"size_bytes": -1}, "size_bytes"),
         ({"input": {"shape": (1, 3, 32, 64)}}, r"must be \(B, 3, R, R\)"),

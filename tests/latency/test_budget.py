@@ -46,6 +46,8 @@ def test_numbers_with_units_are_read(text: str, budget_ms: float) -> None:
         ("ms", "cannot read"),
         ("1_000ms", "unknown unit '_000ms'"),
         ("1e999ms", "must be positive and finite"),
+        ("1e300ms", r"must be from 1e-40 to 1e\+40 ms, got '1e300ms'"),
+        ("1e-300s", r"must be from 1e-40 to 1e\+40 ms"),
         ("", "cannot read"),
         ("fast", "cannot read"),
         ("3,5ms", "unknown unit"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from quadranas.backends.interface import Provenance
-from quadranas.latency.conditions import Conditions, Difference
+from quadranas.latency.conditions import Conditions, Difference, in_words
 from quadranas.latency.device import load_device
 from quadranas.latency.table_files import find_table
 from quadranas.space.space_file import load_space
@@ -28,7 +28,8 @@ def test_device_and_runtime_each_know_some() -> None:
     provenance = Provenance(
         runtime="ONNX Runtime 1", hardware="a board", settings={"clock": "1 GHz"}
     )
-    assert (board().conditions | provenance.conditions).known() == MEASURED
+    known = (board().conditions | provenance.conditions).known()
+    assert known == MEASURED | {"target": ""}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,17 @@ def test_a_difference_is_named(key: str, other: object) -> None:
     one, two = Conditions(**MEASURED), Conditions(**MEASURED | {key: other})
     assert one.difference(two) == Difference(key, MEASURED[key], other)
     assert one.difference(one) is None
+
+
+def test_all_differences_are_named_those_inside_by_their_keys() -> None:
+    one = Conditions(threads=1, settings={"clock": "1 GHz", "driver": "1"}, model={"a": {"b": 1}})
+    two = Conditions(threads=2, settings={"clock": "2 GHz"}, model={"a": {"b": 2}})
+    assert in_words(one.differences(two)) == (
+        "threads 1, not 2; settings.clock 1 GHz, not 2 GHz; settings.driver 1, not none; "
+        "model.a.b 1, not 2"
+    )
+    assert one.differences(one) == []
+    assert one.differences(Conditions(precision="fp16")) == []
 
 
 def test_the_device_comes_before_what_follows_from_it() -> None:

@@ -129,6 +129,10 @@ def saved(path: Path, table: LatencyTable, **header: object) -> Path:
         ({"scale": math.inf}, r"header\.scale: .*inf"),
         ({"null_ms": math.nan}, r"header\.null_ms: .*nan"),
         ({"null_ms": math.inf}, r"header\.null_ms: .*inf"),
+        ({"scale": 1e308}, r"header\.scale: .*1e\+308"),
+        ({"scale": True}, r"header\.scale: .*True"),
+        ({"null_ms": 1e308}, r"header\.null_ms: .*1e\+308"),
+        ({"threads": "1"}, r"header\.threads: .*'1'"),
         ({"precison": "fp16"}, r"header\.precison: unknown key.*did you mean 'precision'"),
     ],
 )
@@ -140,7 +144,9 @@ def test_the_wrong_table_is_refused(
         find_table(load_space("toy"), "vpu", path)
 
 
-@pytest.mark.parametrize("latency", ["NaN", "-1.0", "0.0", "Infinity", '"fast"'])
+@pytest.mark.parametrize(
+    "latency", ["NaN", "-1.0", "0.0", "Infinity", '"fast"', "1e308", "5e-324", "true", '"1.0"']
+)
 def test_impossible_latencies_are_refused(
     tmp_path: Path, toy_table: LatencyTable, latency: str
 ) -> None:
@@ -159,7 +165,7 @@ def test_a_torn_or_missing_table_is_named(tmp_path: Path, toy_table: LatencyTabl
     with pytest.raises(QuadranasError, match=r"table\.json: not valid JSON"):
         load_table(path)
     with pytest.raises(QuadranasError, match=r"no latency table of device 'board'") as caught:
-        find_table(load_space("toy"), "board")
+        find_table(load_space("toy"), load_device("vpu").configured(name="board"))
     assert caught.value.hint.endswith("quadranas build-lut --device board --space toy")
 
 
@@ -224,3 +230,12 @@ def test_the_tables_of_0_1_0_still_open(
     header = {"method": "measured", "backend": "openvino", "runtime": runtime}
     path = saved(tmp_path / "table.json", toy_table, **header, measurement=measurement)
     assert load_table(path).header.backend == backend
+
+
+def test_a_key_twice_is_refused_by_its_line(tmp_path: Path, toy_table: LatencyTable) -> None:
+    path = tmp_path / "table.json"
+    toy_table.save(path)
+    path.write_text(path.read_text().replace('"scale": 1.0,', '"scale": 1.0, "scale": 0.001,'))
+    line = path.read_text().split('"scale"')[0].count("\n") + 1
+    with pytest.raises(QuadranasError, match=rf"duplicate key 'scale', line {line}$"):
+        load_table(path)

@@ -1,5 +1,6 @@
 """Configurations: strict, complete, with defaults that suit the data, comparable on resuming."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_merging_again_changes_nothing(base: dict[str, Any], changes: dict[str, 
         ({"schedule": [1]}, "schedule: Input should be a mapping of keys (got [1])"),
         ({"weights": {"learning_rate": -1}}, "weights.learning_rate: Input should be greater"),
         ({"weights": {"learning_rate": float("nan")}}, "weights.learning_rate: Input should be"),
+        ({"weights": {"learning_rate": "fast"}}, "weights.learning_rate: Input should be a valid"),
+        (
+            {"weights": {"learning_rate": 1e308}},
+            "weights.learning_rate: Input should be less than",
+        ),
+        ({"weights": {"weight_decay": 1e308}}, "weights.weight_decay: Input should be less than"),
+        ({"weights": {"clip_norm": 1e308}}, "weights.clip_norm: Input should be less than"),
+        ({"gates": {"learning_rate": math.inf}}, "gates.learning_rate: Input should be a finite"),
+        ({"gates": {"learning_rate": 1e308}}, "gates.learning_rate: Input should be less than"),
+        ({"gates": {"weight_steps": 10**400}}, "gates.weight_steps: "),
+        ({"schedule": {"search_epochs": 10**30}}, "schedule.search_epochs: Input should be less"),
+        ({"max_macs": 10**30}, "max_macs: Input should be less than or equal to"),
+        ({"checkpoint_seconds": 1e308}, "checkpoint_seconds: Input should be less than or equal"),
+        ({"batch_size": True}, "batch_size: Input should be a valid integer (got True)"),
+        ({"skip_corrupt": "yes"}, "skip_corrupt: Input should be a valid boolean (got 'yes')"),
+        ({"budget": True}, "budget: Input should be a valid string (got True)"),
         ({"augment": {"mixup": 11}}, "augment.mixup: Input should be less than or equal to 10"),
         ({"device": 3}, "device: Input should be a valid string (got 3)"),
     ],
@@ -201,7 +218,7 @@ def test_what_was_said_before_may_be_said_again(tmp_path: Path) -> None:
         {},
         {"seed": 3, "device": "cpu"},
         {"schedule": {"search_epochs": 7}},
-        {"weights": {"learning_rate": "4.0e-3"}},
+        {"weights": {"learning_rate": 4.0e-3}},
         resolved(seed=3, schedule={"search_epochs": 7}).model_dump(mode="json"),
     ):
         given = SearchConfig(**options)

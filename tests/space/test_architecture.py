@@ -112,7 +112,7 @@ def smallest() -> Architecture:
         (["provenance"], {"a": [1]}, "provenance.a: Input should be a valid string or"),
         (["format_version"], 2, "format_version 2 is newer than this quadranas reads (up to 1)"),
         (["format_version"], 0, "format_version: Input should be greater than or equal to 1"),
-        (["format_version"], "2", "format_version: Input should be less than or equal to 1"),
+        (["format_version"], "2", "format_version: Input should be a valid integer (got '2')"),
     ],
 )
 def test_impossible_files_name_file_key_and_fault(

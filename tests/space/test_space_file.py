@@ -69,7 +69,7 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
         ("head", "norm_heat", "unknown head 'norm_heat'; accepted: norm_head, linear_head; did"),
         ("head", ..., "head: required key is missing"),
         ("name", "../evil", "name: String should match pattern"),
-        ("resolution", "big", "resolution: Input should be a valid integer, unable to parse"),
+        ("resolution", "big", "resolution: Input should be a valid integer (got 'big')"),
         ("resolution", 30, "stage 1 (stage1): impossible patch_stem: resolution 30 is not div"),
         ("resolution", 10**12, "(stage1): resolution: Input should be less than or equal to"),
         ("widths", [8], "1 widths for 2 stages"),

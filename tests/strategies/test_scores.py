@@ -32,6 +32,9 @@ def test_scores_survive_a_file(tmp_path: Path) -> None:
         {"stage1_block1": {"slots": [[math.nan, 0.0], [0.0, 0.0]]}},
         {"stage1_block1": {"keep": -math.inf, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
         {"stage1_block2": {"slots": [[0.0, 0.0], [0.0, 0.0]]}},
+        {"stage1_block2": {"skip": -1e308, "slots": [[0.0, 0.0], [0.0, 0.0]]}},
+        {"stage1_block1": {"slots": [[1e308, 1e308], [1e308, 1e308]]}},
+        {"stage1_block1": {"slots": [[True, 0.0], [0.0, 0.0]]}},
     ],
 )
 def test_scores_that_do_not_fit_their_space_are_refused(
@@ -43,5 +46,5 @@ def test_scores_that_do_not_fit_their_space_are_refused(
     content["blocks"] = {name: block for name, block in blocks.items() if block is not None}
     path = tmp_path / "gates.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}: "):
+    with pytest.raises(QuadranasError, match=rf"gates\.json: blocks\.{next(iter(fault))}[:.]"):
         load_scores(path, space)
