@@ -15,8 +15,8 @@ from quadranas.validation import Frozen, describe_faults, validate
 
 MAX_DEPTH = 999
 MAX_CANDIDATES = 20_000
-"""Maximum number of candidates of a space, summed over the slots of all blocks; the largest shipped
-space has 216. A supernet holds the weights of every candidate."""
+"""Maximum number of candidates of a space, summed over the slots of all blocks. A supernet holds
+the weights of all of them; the largest shipped space has 216."""
 
 
 def _check_body_kind(kind: str) -> None:
