@@ -335,7 +335,7 @@ def test_a_table_of_equal_latencies_keeps_the_budget() -> None:
     assert found.gap == 0.0
 
 
-STAGE = {
+STAGE: dict[str, Any] = {
     "entry": {"kind": "downsample", "kernel_size": 2, "stride": 2},
     "depth": [1, 3],
     "slots": [
