@@ -3,17 +3,23 @@
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
-from quadranas.errors import QuadranasError, nearest
+from quadranas.errors import QuadranasError, nearest, printable
 
 
 class Frozen(BaseModel):
     """Plain data: immutable, hashable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+WrittenPath = Annotated[
+    Path, PlainSerializer(lambda path: printable(str(path)), return_type=str, when_used="json")
+]
+"""A path that is written with escapes for what UTF-8 does not have."""
 
 
 class CommandResult(Frozen):

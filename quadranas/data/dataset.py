@@ -18,8 +18,10 @@ from torch import Tensor
 
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.digits import load_digits
+from quadranas.data.examination import Verify, examine
 from quadranas.data.folders import ImageFiles, ImageListing, list_images
 from quadranas.data.image_set import ImageSet, picker
+from quadranas.data.left_out import described
 from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
 
@@ -44,6 +46,7 @@ class Dataset:
         resolution: height and width of every image, in pixels.
         num_skipped: the number of corrupt images that were skipped, in both splits.
         mean, std: statistics of the training images per channel, for pixels in [0, 1].
+        warnings: what may be wrong with the images, in words.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Dataset:
     num_skipped: int = 0
     mean: Triple
     std: Triple
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -68,6 +72,7 @@ def load_dataset(
     resolution: int,
     seed: int = 0,
     skip_corrupt: bool = False,
+    verify: Verify = "ends",
 ) -> Dataset:
     """Read a data set.
 
@@ -78,9 +83,9 @@ def load_dataset(
     to the class folders are ignored.
 
     The EXIF orientation is applied, and the background of transparent pixels is white. Training
-    images are decoded immediately. Of test images only the headers are read (with `skip_corrupt`,
-    the whole files); their pixels are decoded with the first batch, since a search does not use
-    them before its end.
+    images are decoded immediately. Test images are decoded with the first batch, since a search
+    does not use them before its end, but every file is examined first (`quadranas.data.examination`);
+    with `skip_corrupt`, decoded.
 
     Args:
         data: a folder, a zip, the listing of one, or None for scikit-learn's handwritten digits.
@@ -88,12 +93,13 @@ def load_dataset(
         resolution: images are resized to this shorter side (bilinear) and cropped at the centre.
         seed: seed of the 80/20 split.
         skip_corrupt: skip and count corrupt images instead of raising an error.
+        verify: examine the headers and ends of all files, or decode all of them.
 
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
     """
     if data is not None:
-        return _load_listed(_listed(data, val), resolution, seed, skip_corrupt)
+        return _load_listed(_listed(data, val), resolution, seed, skip_corrupt, verify)
     if val is not None:
         raise QuadranasError(
             f"--val {val} needs --data: the built-in digits have their own test split",
@@ -112,10 +118,15 @@ def load_dataset(
     )
 
 
-def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt: bool) -> Dataset:
+def _load_listed(
+    listing: ImageListing, resolution: int, seed: int, skip_corrupt: bool, verify: Verify
+) -> Dataset:
     """Read listed images; arguments and errors are those of `load_dataset`."""
     train_files, test_files = _split_files(listing, seed)
     class_names = train_files.class_names
+    warnings = examine(
+        *((train_files, test_files), resolution), verify=verify, skip_corrupt=skip_corrupt
+    )
     train, num_bad_train = _read_split(train_files, resolution, skip_corrupt, now=True)
     test, num_bad_test = _read_split(test_files, resolution, skip_corrupt, now=False)
     what = f"training images in {listing.data}"
@@ -132,7 +143,15 @@ def _load_listed(listing: ImageListing, resolution: int, seed: int, skip_corrupt
         num_skipped=num_bad_train + num_bad_test,
         mean=mean,
         std=std,
+        warnings=(*_left_out_warnings(listing), *warnings),
     )
+
+
+def _left_out_warnings(listing: ImageListing) -> list[str]:
+    """A warning for each split with files that are left out."""
+    splits = [split for split in (listing.train, listing.test) if split is not None]
+    texts = [(split.source.path, described(split.left_out)) for split in splits]
+    return [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
 
 
 def native_side(

@@ -22,6 +22,9 @@ COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
 
+WITHOUT_EFFECT = ("verify",)
+"""Keys of a configuration that do not affect results and may differ when a run is resumed."""
+
 
 @dataclass(frozen=True)
 class RunStart(Generic[Config]):
@@ -141,7 +144,8 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
     file = read_config_file(folder / layout.CONFIG)
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
-    wanted = validate(model, merged(there.model_dump(), given_keys(given)), file.path)
+    keys = {key: value for key, value in given_keys(given).items() if key not in WITHOUT_EFFECT}
+    wanted = validate(model, merged(there.model_dump(), keys), file.path)
     difference = _first_difference(there.model_dump(), wanted.model_dump())
     if difference is not None:
         key, old, new = difference
@@ -149,7 +153,7 @@ def matching_config(command: str, folder: Path, given: Config) -> Config:
             f"cannot resume {folder}: the run has {key} {old!r}, got {new!r}",
             "Omit the option, or start a new run with another --output.",
         )
-    return there
+    return there.model_copy(update={key: getattr(given, key) for key in WITHOUT_EFFECT})
 
 
 def _check_command(command: str, folder: Path, file: ConfigFile) -> None:

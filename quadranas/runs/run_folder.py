@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, refuse_unwritable
 from quadranas.files import TEMPORARY, read_text, write_atomically, write_json
 from quadranas.inspection.records import StepRecord
 from quadranas.reporter import Reporter
@@ -96,6 +96,7 @@ class RunFolder:
         Raises:
             QuadranasError: the folder has content, or cannot be read.
         """
+        refuse_unwritable(str(self.path.absolute()), "the output")
         try:
             if not self.path.exists():
                 return

@@ -24,7 +24,7 @@ from quadranas.space.architecture import Architecture
 from quadranas.space.catalog import find_architecture, find_folder
 from quadranas.validation import validate
 
-DECIDED_BY_DATA = ("data", "val", "skip_corrupt", "train_resolution", "augment")
+DECIDED_BY_DATA = ("data", "val", "skip_corrupt", "verify", "train_resolution", "augment")
 """The keys of a configuration that do not carry over to other data."""
 
 

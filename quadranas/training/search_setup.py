@@ -5,6 +5,7 @@ from pathlib import Path
 
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.description import report_data
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import Contract
@@ -84,18 +85,9 @@ def prepare_search(
         _check_train_resolution(space, given.train_resolution)
     dataset = open_data(given, space.resolution, listing)
     _check_train_resolution(space, dataset.resolution)
-    reporter.message(_data_line(dataset))
+    report_data(dataset, reporter)
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
-
-
-def _data_line(dataset: Dataset) -> str:
-    """A description of the data."""
-    skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
-    return (
-        f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
-        f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
-    )
 
 
 def _copy(folder: Path | None, name: str) -> Path | None:
