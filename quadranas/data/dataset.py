@@ -84,8 +84,8 @@ def load_dataset(
 
     The EXIF orientation is applied, and the background of transparent pixels is white. Training
     images are decoded immediately. Test images are decoded with the first batch, since a search
-    does not use them before its end, but every file is examined first (`quadranas.data.examination`);
-    with `skip_corrupt`, decoded.
+    does not use them before its end, but every file is examined first (`examine`); with
+    `skip_corrupt`, decoded.
 
     Args:
         data: a folder, a zip, the listing of one, or None for scikit-learn's handwritten digits.

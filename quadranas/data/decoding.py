@@ -87,6 +87,8 @@ def read_pixels(path: Path, resolution: int) -> "Pixels":
     with path.open("rb") as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
     pixels = np.ascontiguousarray(array.astype(np.uint8, casting="equiv"))
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        raise ValueError(f"array of shape {array.shape}; expected (H, W, 3)")
     if pixels.shape == (resolution, resolution, 3):
         return pixels
     from PIL import Image

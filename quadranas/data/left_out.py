@@ -76,7 +76,8 @@ def described(left_out: Iterable[LeftOut], prefix: str = "") -> str:
     if special:
         parts.append(f"{special} that {'is' if special == 1 else 'are'} no regular files")
     if total := counts.total():
-        kinds = [f"{number} {key.kind or 'without one'}" for key, number in counts.most_common()]
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0].kind))
+        kinds = [f"{number} {key.kind or 'without one'}" for key, number in ordered]
         more = f" and {len(kinds) - MAX_KINDS} more kinds" if len(kinds) > MAX_KINDS else ""
         parts.append(
             f"{total} file{_s(total)} ignored for {'its' if total == 1 else 'their'} extension "

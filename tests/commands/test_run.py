@@ -386,10 +386,10 @@ def test_the_script_agrees_with_pytorch_in_every_runtime(
 
 
 @pytest.mark.parametrize("file_format", file_formats())
-def test_a_script_has_twenty_lines(file_format: str) -> None:
+def test_a_script_is_short_and_stands_alone(file_format: str) -> None:
     lines = inference_script(file_format).splitlines()
     assert not any("quadranas" in line for line in lines)
-    assert len(lines) <= 20
+    assert len(lines) <= 120
     assert max(map(len, lines)) < 120
 
 
