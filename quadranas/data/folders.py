@@ -125,7 +125,8 @@ class ImageFiles:
                 return error
             return None
 
-        faults = self.each(fault_of, resolution)
+        num_threads = NUM_THREADS if resolution >= THREADS_FROM_RESOLUTION else 1
+        faults = self.each(fault_of, num_threads)
         corrupt = [isinstance(fault, CorruptImageError) and skip_corrupt for fault in faults]
         raise_faults(
             [fault for fault, skip in zip(faults, corrupt, strict=True) if fault and not skip],
@@ -133,17 +134,12 @@ class ImageFiles:
         )
         return [index for index, skip in enumerate(corrupt) if not skip]
 
-    def each(self, function: Callable[[int], Result], resolution: int) -> list[Result]:
-        """The results of a function for the index of every image, in order.
-
-        Args:
-            resolution: size that the function decodes to, which decides about threads.
-        """
+    def each(self, function: Callable[[int], Result], num_threads: int) -> list[Result]:
+        """The results of a function for the index of every image, in order."""
 
         def chunk(start: int) -> list[Result]:
             return [function(i) for i in range(start, min(start + CHUNK, len(self)))]
 
-        num_threads = NUM_THREADS if resolution >= THREADS_FROM_RESOLUTION else 1
         with ThreadPoolExecutor(num_threads) as pool:
             return [r for part in pool.map(chunk, range(0, len(self), CHUNK)) for r in part]
 

@@ -45,17 +45,21 @@ sys.exit(failed)
 ''')
 
 
-def inference_script(file_format: str) -> str:
-    """The text of `infer.py` for a bundle of some format."""
-    code = files_of(file_format).script
-    assert code is not None
-    return TEMPLATE.substitute(
-        packages=code.imports, model=code.model, logits=code.logits, preparation=_preparation()
-    )
-
-
 def _preparation() -> str:
     """The code that reads images."""
     constants = f"COMMON_FORMATS = {COMMON_FORMATS!r}\nNOT_PICTURES = {NOT_PICTURES!r}\n"
     functions = (inspect.getsource(function) for function in PORTABLE)
     return "\n\n".join((constants, *functions)) + "\n"
+
+
+PREPARATION = _preparation()
+"""Taken when this module is imported, as long as the files are those that are running."""
+
+
+def inference_script(file_format: str) -> str:
+    """The text of `infer.py` for a bundle of some format."""
+    code = files_of(file_format).script
+    assert code is not None
+    return TEMPLATE.substitute(
+        packages=code.imports, model=code.model, logits=code.logits, preparation=PREPARATION
+    )
