@@ -31,7 +31,10 @@ def saved(picture: Image.Image, image_format: str, **options: object) -> Writer:
 
 
 def content(data: bytes) -> Writer:
-    return lambda path: path.write_bytes(data) and None
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
 
 
 def array(values: np.ndarray) -> Writer:

@@ -224,7 +224,7 @@ def test_links_alone_are_said_to_lead_nowhere(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").symlink_to("/nowhere/1.png")
-    with pytest.raises(QuadranasError, match="contains no files .*; left out: 2 links that lead"):
+    with pytest.raises(QuadranasError, match=r"contains no files .*; left out: 2 links that lead"):
         load(tmp_path)
     write_classes(tmp_path, classes=("emu",))
     with pytest.raises(QuadranasError, match=r"'cat' of .* no images; left out: 1 link that"):
