@@ -136,3 +136,25 @@ def _yaml_offsets(text: str) -> dict[Place, int]:
                 offsets[(*place, index)] = value.start_mark.index
                 left.append(((*place, index), value))
     return offsets
+
+
+def printable(name: str) -> str:
+    """A name in one line that any terminal and file can hold: other characters are escaped."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(escaped)
+
+
+def refuse_unwritable(name: str, what: str) -> None:
+    """Refuse a name of a file or folder that configurations and results cannot contain.
+
+    Raises:
+        QuadranasError: it is not UTF-8; names `what`.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise QuadranasError(
+            f"{what} '{printable(name)}' is not UTF-8, so it cannot be written to a configuration "
+            "or a result",
+            "Rename the file or folder, or reach it through a link with another name.",
+        ) from error

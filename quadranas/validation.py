@@ -3,12 +3,18 @@
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    ValidationError,
+)
 from pydantic_core import CoreSchema
 
-from quadranas.errors import QuadranasError, line_of, nearest
+from quadranas.errors import QuadranasError, line_of, nearest, printable
 
 SCHEMA_PARTS = {
     *("schema", "fields", "items_schema", "keys_schema", "values_schema", "choices"),
@@ -54,6 +60,12 @@ class Frozen(Strict):
     """Plain data: immutable, hashable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+WrittenPath = Annotated[
+    Path, PlainSerializer(lambda path: printable(str(path)), return_type=str, when_used="json")
+]
+"""A path that is written with escapes for what UTF-8 does not have."""
 
 
 class CommandResult(Frozen):

@@ -2,12 +2,14 @@
 
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from quadranas.data import folders
 from quadranas.data.dataset import Dataset
 from quadranas.data.decoding import Pixels, fit
 from quadranas.data.image_set import ImageSet
@@ -49,15 +51,15 @@ def same(first: Dataset, second: Dataset) -> bool:
     )
 
 
-def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by one for each image decoded."""
+def count_decoded(monkeypatch: pytest.MonkeyPatch, module: ModuleType = folders) -> list[int]:
+    """A list that grows by one for each image that a module decodes."""
     decoded: list[int] = []
 
     def fit_and_count(image: Image.Image, resolution: int) -> Pixels:
         decoded.append(1)
         return fit(image, resolution)
 
-    monkeypatch.setattr("quadranas.data.folders.fit", fit_and_count)
+    monkeypatch.setattr(module, "fit", fit_and_count)
     return decoded
 
 

@@ -9,6 +9,8 @@ from quadranas.errors import (
     PromiseMissedError,
     QuadranasError,
     nearest,
+    printable,
+    refuse_unwritable,
     unknown,
 )
 
@@ -53,3 +55,22 @@ def test_an_unknown_name_lists_what_is_accepted() -> None:
     error = unknown("device", "gpu2", iter(["vpu", "cpu", "gpu"]), "Name one of these.")
     assert error.message == ("unknown device 'gpu2'; accepted: cpu, gpu, vpu; did you mean 'gpu'?")
     assert error.hint == "Name one of these."
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("café 子", "café 子"),
+        ("a\nb\x1b", r"a\nb\x1b"),
+        ("caf\udce9", r"caf\udce9"),
+        ("\x85", r"\x85"),
+    ],
+)
+def test_names_are_printed_in_one_line(name: str, shown: str) -> None:
+    assert printable(name) == shown
+
+
+def test_names_that_are_not_utf8_are_refused() -> None:
+    refuse_unwritable("café\n", "the output")
+    with pytest.raises(QuadranasError, match=r"the output 'caf\\udce9' is not UTF-8"):
+        refuse_unwritable("caf\udce9", "the output")

@@ -8,6 +8,7 @@ Heavy modules are imported by the commands that need them, so that `--help` is f
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from quadranas.cli import (
     search_commands,
 )
 from quadranas.cli.console import ARGUMENTS, INTERRUPTED, fail, say
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, refuse_unwritable
 
 app = typer.Typer(
     name="quadranas",
@@ -64,6 +65,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     ARGUMENTS.set(arguments)
     try:
+        _check_names(arguments)
         code = app(arguments, prog_name="quadranas", standalone_mode=False) or 0
     except QuadranasError as error:
         fail(error.message, error.hint, error.exit_code)
@@ -78,6 +80,16 @@ def main() -> None:
     if code == INTERRUPTED:  # typer 0.29 exits with it on a KeyboardInterrupt, without a message
         fail("interrupted", "", INTERRUPTED)
     sys.exit(code)
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Refuse arguments that cannot be written later; `run` records nothing and takes any image.
+
+    Raises:
+        QuadranasError: an argument is not UTF-8.
+    """
+    for argument in arguments if arguments[:1] != ["run"] else ():
+        refuse_unwritable(argument, "argument")
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -276,6 +276,7 @@ def run_command(
 
 def _run_text(result: "RunResult") -> str:
     """The labels of every image, then runtime and hardware."""
+    from quadranas.errors import printable
     from quadranas.latency.budget import format_ms
 
     at_export = result.measured_ms
@@ -283,7 +284,7 @@ def _run_text(result: "RunResult") -> str:
     lines = []
     for answer in result.results:
         taken = "not timed" if answer.ms is None else format_ms(answer.ms)
-        lines.append(f"{answer.image}: {taken}{beside}")
+        lines.append(f"{printable(str(answer.image))}: {taken}{beside}")
         lines += [f"  {label.probability:7.2%}  {label.label}" for label in answer.labels]
     size = result.batch_size
     call = "image" if size == 1 else f"call with {size} copies of the image"

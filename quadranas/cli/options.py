@@ -112,6 +112,15 @@ SkipCorrupt = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Verify = Annotated[
+    str | None,
+    typer.Option(
+        "--verify",
+        help="Images to decode before training: ends (only those whose header and end leave "
+        "doubt; the default), or full (all).",
+        rich_help_panel=DATA,
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -38,6 +38,7 @@ from quadranas.cli.options import (
     TableFile,
     Tolerance,
     Val,
+    Verify,
     Weights,
     given,
 )
@@ -56,6 +57,7 @@ def search(
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
+    verify: Verify = None,
     seed: Seed = None,
     config: ConfigFile = None,
     train_resolution: Annotated[
@@ -100,6 +102,7 @@ def search(
         confidence=confidence,
         tolerance=tolerance,
         skip_corrupt=skip_corrupt,
+        verify=verify,
         inspect=inspect,
     )
     whole = load_config(SearchConfig, config, **options)
@@ -162,6 +165,7 @@ def train(
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
+    verify: Verify = None,
     weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -190,7 +194,13 @@ def train(
     from quadranas.runs.config import TrainConfig, load_config
 
     options = given(
-        data=data, val=val, seed=seed, epochs=epochs, skip_corrupt=skip_corrupt, inspect=inspect
+        data=data,
+        val=val,
+        seed=seed,
+        epochs=epochs,
+        skip_corrupt=skip_corrupt,
+        verify=verify,
+        inspect=inspect,
     )
     whole = load_config(TrainConfig, config, **options)
     with reporting(quiet) as reporter:

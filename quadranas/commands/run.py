@@ -18,7 +18,7 @@ from quadranas.latency.host import usable_cores
 from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
 from quadranas.measurement.timing import timing_of
-from quadranas.validation import CommandResult, Frozen
+from quadranas.validation import CommandResult, Frozen, WrittenPath
 
 DEFAULT_TOP = 5
 NUM_CALLS = 5
@@ -41,7 +41,7 @@ class LabelledImage(Frozen):
         ms: latency of a call, in milliseconds; `None` on an emulated device.
     """
 
-    image: Path
+    image: WrittenPath
     labels: tuple[Label, ...]
     ms: float | None
 
@@ -56,7 +56,7 @@ class RunResult(CommandResult):
         notes: limitations of the labels and latencies.
     """
 
-    bundle: Path
+    bundle: WrittenPath
     name: str
     runtime: str
     hardware: str
@@ -84,7 +84,8 @@ def run(
 
     Args:
         bundle: the bundle's folder; its files are compared with their checksums first.
-        images: image files that Pillow reads; they are prepared as in training.
+        images: image files that Pillow reads, or arrays of uint8 in .npy files; they are prepared
+            as in training.
         top: number of labels per image; by default 5, or all classes if there are fewer.
         allow_native_code: run a file that is machine code, as of the format tvm.
         rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; what the manifest says
@@ -253,14 +254,18 @@ def _labels(
             "the network computed numbers that are not finite",
             "Export it in a higher precision and compare the results.",
         )
-    likeliest, indices = logits.double().softmax(0).topk(num_labels)
+    probabilities = logits.double().softmax(0)
+    # By logits and stable, as in a bundle's script, so that ties have one order.
+    indices = logits.argsort(descending=True, stable=True)[:num_labels]
     return tuple(
         Label(
             label=str(index) if class_names is None else class_names[index],
             index=index,
             probability=probability,
         )
-        for index, probability in zip(indices.tolist(), likeliest.tolist(), strict=True)
+        for index, probability in zip(
+            indices.tolist(), probabilities[indices].tolist(), strict=True
+        )
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.description import report_data
 from quadranas.data.identity import EarlierData
 from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
@@ -117,6 +118,7 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
         inherited = given_keys(inherited_config(stored, given))
         given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
     dataset = _open_data(stored, given, start.earlier)
+    report_data(dataset, start.reporter)
     config = resolve_config(given, dataset)
     architecture = for_classes(stored, dataset)
     untrained = build_subnet(architecture)

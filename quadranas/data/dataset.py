@@ -18,9 +18,11 @@ from torch import Tensor
 
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.digits import load_digits
+from quadranas.data.examination import Verify, examine
 from quadranas.data.folders import ImageFiles, ImageListing, list_images
 from quadranas.data.identity import EarlierData, SplitFiles, substituted
 from quadranas.data.image_set import ImageSet, picker
+from quadranas.data.left_out import described
 from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
 
@@ -46,6 +48,7 @@ class Dataset:
         num_skipped: the number of corrupt images that were skipped, in both splits.
         mean, std: statistics of the training images per channel, for pixels in [0, 1].
         files: the image files in use, and the skipped ones; None for digits.
+        warnings: what may be wrong with the images, in words.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Dataset:
     mean: Triple
     std: Triple
     files: SplitFiles | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +76,7 @@ def load_dataset(
     seed: int = 0,
     skip_corrupt: bool = False,
     earlier: EarlierData | None = None,
+    verify: Verify = "ends",
 ) -> Dataset:
     """Read a data set.
 
@@ -82,9 +87,9 @@ def load_dataset(
     to the class folders are ignored.
 
     The EXIF orientation is applied, and the background of transparent pixels is white. Training
-    images are decoded immediately. Of test images only the headers are read (with `skip_corrupt`,
-    the whole files); their pixels are decoded with the first batch, since a search does not use
-    them before its end.
+    images are decoded immediately. Test images are decoded with the first batch, since a search
+    does not use them before its end, but every file is examined first (`examine`); with
+    `skip_corrupt`, decoded.
 
     Args:
         data: a folder, a zip, the listing of one, or None for scikit-learn's handwritten digits.
@@ -94,6 +99,7 @@ def load_dataset(
         skip_corrupt: skip and count corrupt images instead of raising an error.
         earlier: the data of the run to resume, which then decide about splits and statistics;
             corrupt training images are replaced instead of skipped (`quadranas.data.identity`).
+        verify: examine the headers and ends of all files, or decode all of them.
 
     Raises:
         QuadranasError: data that are missing, corrupt, too small, too few or inconsistent.
@@ -101,7 +107,7 @@ def load_dataset(
     if data is not None:
         listing = _listed(data, val)
         files = earlier.split(listing) if earlier else SplitFiles(*_split_files(listing, seed))
-        return _load_listed(listing, files, resolution, skip_corrupt, earlier)
+        return _load_listed(listing, files, resolution, skip_corrupt, verify, earlier)
     if val is not None:
         raise QuadranasError(
             f"--val {val} needs --data: the built-in digits have their own test split",
@@ -125,10 +131,14 @@ def _load_listed(
     files: SplitFiles,
     resolution: int,
     skip_corrupt: bool,
+    verify: Verify,
     earlier: EarlierData | None,
 ) -> Dataset:
     """Read listed images; arguments and errors are those of `load_dataset`."""
     class_names = files.train.class_names
+    warnings = examine(
+        *((files.train, files.test), resolution), verify=verify, skip_corrupt=skip_corrupt
+    )
     replaces = earlier is not None
     train, train_files, bad_train = _read_split(
         files.train, resolution, skip_corrupt, now=True, replaces=replaces
@@ -152,7 +162,15 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
+        warnings=(*_left_out_warnings(listing), *warnings),
     )
+
+
+def _left_out_warnings(listing: ImageListing) -> list[str]:
+    """A warning for each split with files that are left out."""
+    splits = [split for split in (listing.train, listing.test) if split is not None]
+    texts = [(split.source.path, described(split.left_out)) for split in splits]
+    return [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
 
 
 def native_side(

@@ -1,15 +1,22 @@
-"""Decoding of image files to pixels of a given size."""
+"""Decoding of image files to pixels of a given size.
+
+A bundle's `infer.py` contains the functions of `PORTABLE`, so that `run` and the script accept the
+same images and prepare them alike. They use NumPy and Pillow only, and import Pillow when they
+need it: the script reads arrays without it.
+"""
 
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from quadranas.errors import QuadranasError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -31,7 +38,75 @@ class CorruptImageError(QuadranasError):
         self.members = members
 
 
-def fit(image: Image.Image, resolution: int) -> Pixels:
+def read_image(path: Path, resolution: int, hint: str = "") -> Pixels:
+    """Read one image file or array, as `read_pixels` does.
+
+    Raises:
+        QuadranasError: the file cannot be read or decoded; names the file, with the given hint.
+    """
+    try:
+        return read_pixels(path, resolution)
+    except Exception as error:  # Pillow's decoders have no common error class
+        raise QuadranasError(f"cannot read image {path}: {reason_of(error)}", hint) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, in words."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image Pillow can read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+@cache
+def image_extensions() -> tuple[str, ...]:
+    """File name extensions of the supported image formats, with their dots."""
+    from PIL import Image
+
+    formats = image_formats()
+    extensions = Image.registered_extensions().items()
+    return tuple(extension for extension, name in extensions if name in formats)
+
+
+def read_pixels(path: Path, resolution: int) -> "Pixels":
+    """Read an image file, or an array of uint8 in a .npy file, as pixels (R, R, 3).
+
+    Raises:
+        Exception: any; Pillow's decoders have no common error class.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("not a regular file")
+    if path.suffix.lower() != ".npy":
+        from PIL import Image
+
+        with Image.open(path, formats=image_formats()) as image:
+            return fit(image, resolution)
+    with path.open("rb") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    pixels = np.ascontiguousarray(array.astype(np.uint8, casting="equiv"))
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        raise ValueError(f"array of shape {array.shape}; expected (H, W, 3)")
+    if pixels.shape == (resolution, resolution, 3):
+        return pixels
+    from PIL import Image
+
+    return fit(Image.fromarray(pixels), resolution)
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes by itself, in the order to try them."""
+    from PIL import Image
+
+    Image.init()
+    others = [name for name in Image.OPEN if name not in NOT_PICTURES + COMMON_FORMATS]
+    return (*COMMON_FORMATS, *others)
+
+
+def fit(image: "Image.Image", resolution: int) -> "Pixels":
     """Apply the EXIF orientation, resize the shorter side to R and crop the centre, (R, R, 3).
 
     The background of transparent pixels is white; 16 bits are scaled to 8.
@@ -39,36 +114,22 @@ def fit(image: Image.Image, resolution: int) -> Pixels:
     Raises:
         ValueError: floating-point pixels.
     """
+    from PIL import Image, ImageOps
+
     image.load()
     # A damaged EXIF block does not make the pixels invalid; they keep their stored orientation.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
-    image = _on_white(image)
+    image = on_white(image)
     if image.size != (resolution, resolution):
         image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
-def read_image(path: Path, resolution: int, hint: str = "") -> Pixels:
-    """Read one image file and `fit` it, (R, R, 3).
-
-    Raises:
-        QuadranasError: the file cannot be read or decoded; names the file, with the given hint.
-    """
-    try:
-        with Image.open(path, formats=image_formats()) as image:
-            return fit(image, resolution)
-    except Exception as error:  # Pillow's decoders have no common error class
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image Pillow can read"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise QuadranasError(f"cannot read image {path}: {reason}", hint) from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: "Image.Image") -> "Image.Image":
     """The image in RGB with 8 bits, on a white background."""
+    from PIL import Image
+
     if image.mode.startswith("I"):  # Pillow clips 16 bits at 255 instead of scaling them
         grey = np.asarray(image).clip(0, 65535)
         grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
@@ -81,16 +142,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-@cache
-def image_extensions() -> tuple[str, ...]:
-    """File name extensions of the supported image formats, with their dots."""
-    extensions = Image.registered_extensions().items()
-    return tuple(extension for extension, name in extensions if name in image_formats())
-
-
-@cache
-def image_formats() -> tuple[str, ...]:
-    """The formats that Pillow decodes by itself, in the order to try them."""
-    Image.init()
-    others = [name for name in Image.OPEN if name not in NOT_PICTURES + COMMON_FORMATS]
-    return (*COMMON_FORMATS, *others)
+PORTABLE = (image_formats, read_pixels, fit, on_white)
+"""The functions that a bundle's script contains; they need `Path`, `suppress`, `cache`, `np`,
+`NOT_PICTURES` and `COMMON_FORMATS` only."""

@@ -13,11 +13,28 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias, TypeVar, final
 from weakref import finalize
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from quadranas.data.decoding import CorruptImageError, Pixels, fit, image_extensions, image_formats
+from quadranas.data.class_names import check_class_name
+from quadranas.data.decoding import (
+    CorruptImageError,
+    Pixels,
+    fit,
+    image_extensions,
+    image_formats,
+    reason_of,
+)
 from quadranas.data.digests import digest_of
-from quadranas.errors import QuadranasError
+from quadranas.data.faults import TooSmallImageError, lfs_reason, raise_faults
+from quadranas.data.left_out import (
+    LeftOut,
+    described,
+    is_zipped_link,
+    left_out_entry,
+    left_out_of,
+    left_out_zipped,
+)
+from quadranas.errors import QuadranasError, printable, refuse_unwritable
 
 MAX_FILE_BYTES = 256 * 2**20
 """Maximum uncompressed size of a zip member."""
@@ -40,7 +57,7 @@ LAYOUT = (
 )
 
 Result = TypeVar("Result")
-_Tree: TypeAlias = "dict[str, _Tree | str]"
+_Tree: TypeAlias = "dict[str, _Tree | str | LeftOut]"
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Source:
     """A folder or a zip file with images.
 
     Args:
-        tree: the folders as nested dicts, with the paths of images as leaves.
+        tree: the folders as nested dicts; leaves are the paths of images, and what is left out.
         open: opens an image by its path; True to read the whole file, False for its header.
         num_bytes: the size of an image file by its path.
         digest: the digest of an image file by its path; True to digest the whole file, False for
@@ -70,12 +87,14 @@ class ImageFiles:
     Args:
         members: paths inside the source.
         labels: the index into `class_names`, one per member.
+        left_out: what the class folders contain besides, and what lies beside them.
     """
 
     source: Source
     members: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -96,35 +115,43 @@ class ImageFiles:
                 are read.
 
         Raises:
-            CorruptImageError: an image cannot be decoded, and `skip_corrupt` is off.
-            QuadranasError: an image is too small, or its file cannot be read. With several faults,
-                the first in order is raised.
+            CorruptImageError: images cannot be decoded, and `skip_corrupt` is off; all are named.
+            QuadranasError: images are too small, or their files cannot be read.
         """
 
-        def is_usable(index: int) -> bool:
+        def fault_of(index: int) -> QuadranasError | None:
             try:
                 if out is not None:
                     out[index] = self._read(index, resolution)
                 elif skip_corrupt:
                     self._read(index, resolution)
                 else:
-                    self._use(index, False, lambda image: None, resolution)
-            except CorruptImageError:
-                if skip_corrupt:
-                    return False
-                raise
-            return True
-
-        def sift_chunk(start: int) -> list[int]:
-            return [i for i in range(start, min(start + CHUNK, len(self))) if is_usable(i)]
+                    self.use(index, False, lambda image, file: None, resolution)
+            except QuadranasError as error:
+                return error
+            return None
 
         num_threads = NUM_THREADS if resolution >= THREADS_FROM_RESOLUTION else 1
+        faults = self.each(fault_of, num_threads)
+        corrupt = [isinstance(fault, CorruptImageError) and skip_corrupt for fault in faults]
+        raise_faults(
+            [fault for fault, skip in zip(faults, corrupt, strict=True) if fault and not skip],
+            len(self),
+        )
+        return [index for index, skip in enumerate(corrupt) if not skip]
+
+    def each(self, function: Callable[[int], Result], num_threads: int) -> list[Result]:
+        """The results of a function for the index of every image, in order."""
+
+        def chunk(start: int) -> list[Result]:
+            return [function(i) for i in range(start, min(start + CHUNK, len(self)))]
+
         with ThreadPoolExecutor(num_threads) as pool:
-            return [i for part in pool.map(sift_chunk, range(0, len(self), CHUNK)) for i in part]
+            return [r for part in pool.map(chunk, range(0, len(self), CHUNK)) for r in part]
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels, read from the header; errors as in `sift`."""
-        return self._use(index, False, lambda image: image.size)
+        return self.use(index, False, lambda image, file: image.size)
 
     def num_bytes(self, index: int) -> int:
         """Size of the file in bytes; errors as in `digest`."""
@@ -148,12 +175,21 @@ class ImageFiles:
             ) from error
 
     def _read(self, index: int, resolution: int) -> Pixels:
-        return self._use(index, True, lambda image: fit(image, resolution), resolution)
+        return self.use(index, True, lambda image, file: fit(image, resolution), resolution)
 
-    def _use(
-        self, index: int, whole: bool, use: Callable[[Image.Image], Result], resolution: int = 0
+    def use(
+        self,
+        index: int,
+        whole: bool,
+        use: Callable[[Image.Image, IO[bytes]], Result],
+        resolution: int = 0,
     ) -> Result:
-        """Apply `use` to an opened image; `whole` reads the file and checks it first."""
+        """Apply `use` to an opened image and its file, which `whole` reads and checks first.
+
+        Raises:
+            CorruptImageError: the image cannot be decoded, or `use` refuses it.
+            QuadranasError: it is too small for `resolution`, or its file cannot be read.
+        """
         member, path = self.members[index], self.source.path
         try:
             with (
@@ -161,25 +197,23 @@ class ImageFiles:
                 Image.open(file, formats=image_formats()) as image,
             ):
                 width, height = image.size
-                result = use(image)
+                result = use(image, file)
         except Exception as error:  # Pillow's decoders have no common error class
+            reason = lfs_reason(self.source.open, member) or reason_of(error)
+            where = f"image {printable(member)} in {path}: {reason}"
             if isinstance(error, OSError) and error.errno is not None:
-                reason = error.strerror
-                raise QuadranasError(f"cannot read image {member} in {path}: {reason}") from error
-            reason = str(error) or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):
-                reason = "not an image Pillow can read"
+                raise QuadranasError(f"cannot read {where}") from error
             raise CorruptImageError(
-                f"corrupt image {member} in {path}: {reason}",
+                f"corrupt {where}",
                 "Replace or remove it, or skip corrupt images with --skip-corrupt.",
                 (member,),
             ) from error
         if min(width, height) * MAX_UPSCALING < resolution:
-            raise QuadranasError(
-                f"image {member} in {path} is too small: {width} x {height} pixels; resolution "
-                f"{resolution} needs at least {-(-resolution // MAX_UPSCALING)} on both sides",
-                f"Lower the training resolution to {min(width, height) * MAX_UPSCALING} or less, "
-                "or remove the image.",
+            raise TooSmallImageError(
+                f"image {printable(member)} in {path} is too small: {width} x {height} pixels; "
+                f"resolution {resolution} needs at least {-(-resolution // MAX_UPSCALING)} on "
+                "both sides",
+                min(width, height) * MAX_UPSCALING,
             )
         return result
 
@@ -249,9 +283,14 @@ def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
     members: list[str] = []
     labels: list[int] = []
     for label, (name, folder) in enumerate(folders):
+        check_class_name(name, where)
         images = sorted(leaf for leaf in folder.values() if isinstance(leaf, str))
         if not images:
-            raise QuadranasError(f"class folder {name!r} of {where} contains no images", LAYOUT)
+            raise QuadranasError(
+                f"class folder {name!r} of {where} contains no images"
+                f"{described(left_out_of(folder), '; left out: ')}",
+                LAYOUT,
+            )
         nested = [leaf for inner in _folders(folder).values() for leaf in _leaves(inner)]
         if nested:
             raise QuadranasError(
@@ -264,7 +303,7 @@ def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
         raise QuadranasError(
             f"{where} has only one class, {names[0]!r}; at least 2 are needed", LAYOUT
         )
-    return ImageFiles(source, tuple(members), tuple(labels), names)
+    return ImageFiles(source, tuple(members), tuple(labels), names, tuple(left_out_of(tree)))
 
 
 def _folders(tree: _Tree) -> "dict[str, _Tree]":
@@ -272,8 +311,13 @@ def _folders(tree: _Tree) -> "dict[str, _Tree]":
 
 
 def _leaves(tree: _Tree) -> list[str]:
-    nested = (_leaves(inner) if isinstance(inner, dict) else [inner] for inner in tree.values())
-    return [leaf for leaves in nested for leaf in leaves]
+    leaves: list[str] = []
+    for inner in tree.values():
+        if isinstance(inner, dict):
+            leaves += _leaves(inner)
+        elif isinstance(inner, str):
+            leaves.append(inner)
+    return leaves
 
 
 def _unwrap(tree: _Tree) -> _Tree:
@@ -288,8 +332,10 @@ def _open(path: Path, option: str) -> Source:
     Raises:
         QuadranasError: the path is missing, damaged, without images, or neither folder nor zip.
     """
+    refuse_unwritable(str(path.absolute()), option)
     if not path.exists():
         raise QuadranasError(f"{option} {path} does not exist", LAYOUT)
+    refuse_unwritable(str(path.resolve()), option)
     try:
         source = _open_folder(path) if path.is_dir() else _open_zip(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
@@ -301,7 +347,8 @@ def _open(path: Path, option: str) -> Source:
         raise QuadranasError(f"cannot read {option} {path}: {error.strerror or error}") from error
     if not _leaves(source.tree):
         raise QuadranasError(
-            f"{option} {path} contains no files with an image extension, such as .png or .jpg",
+            f"{option} {path} contains no files with an image extension, such as .png or .jpg"
+            f"{described(left_out_of(source.tree), '; left out: ')}",
             LAYOUT,
         )
     return source
@@ -318,6 +365,8 @@ def _open_folder(path: Path) -> Source:
                     tree[entry.name] = list_folder(folder / entry.name, depth + 1)
                 elif entry.is_file() and entry.name.lower().endswith(image_extensions()):
                     tree[entry.name] = (folder / entry.name).relative_to(path).as_posix()
+                else:
+                    tree[entry.name] = left_out_entry(entry)
         return tree
 
     return Source(
@@ -344,8 +393,12 @@ def _open_zip(path: Path) -> Source:
         for part in parts if info.is_dir() else parts[:-1]:
             inner = folder.setdefault(part, {})
             folder = inner if isinstance(inner, dict) else {}
-        if not info.is_dir() and info.filename.lower().endswith(image_extensions()):
+        if info.is_dir():
+            continue
+        if info.filename.lower().endswith(image_extensions()) and not is_zipped_link(info):
             folder.setdefault(parts[-1], info.filename)
+        else:
+            folder.setdefault(parts[-1], left_out_zipped(info))
 
     def open_member(member: str, whole: bool) -> IO[bytes]:
         size = archive.getinfo(member).file_size

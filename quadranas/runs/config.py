@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
+from quadranas.data.examination import Verify
 from quadranas.data.folders import ImageListing, list_images
 from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
@@ -85,6 +86,8 @@ class DataConfig(Frozen):
     Args:
         data: a folder or a zip; None for scikit-learn's digits.
         val: a second folder or zip with the test images.
+        verify: which parts of the image files are verified before training: headers and `ends`,
+            or the `full` files, which are decoded. It does not affect the results.
         train_resolution: image size during training, in pixels; latency is always counted at the
             deployment resolution of the space.
     """
@@ -92,6 +95,7 @@ class DataConfig(Frozen):
     data: PathText | None = None
     val: PathText | None = None
     skip_corrupt: bool = False
+    verify: Verify = "ends"
     seed: int = Field(default=0, ge=0, lt=2**31)
     train_resolution: int = Field(default=MIN_RESOLUTION, ge=8, le=1024)
 
@@ -221,6 +225,7 @@ def open_data(
         seed=config.seed,
         skip_corrupt=config.skip_corrupt,
         earlier=earlier,
+        verify=config.verify,
     )
 
 

@@ -40,6 +40,9 @@ COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
 
+WITHOUT_EFFECT = ("verify",)
+"""Keys of a configuration that do not affect results and may differ when a run is resumed."""
+
 
 @dataclass(frozen=True)
 class RunStart(Generic[Config]):
@@ -263,8 +266,9 @@ def matching_config(command: str, folder: Path, given: Config, *, moves: bool = 
     file = read_config_file(folder / layout.CONFIG)
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
-    wanted = validate(model, merged(there.model_dump(), given_keys(given)), file.path)
-    changes = {}
+    keys = {key: value for key, value in given_keys(given).items() if key not in WITHOUT_EFFECT}
+    wanted = validate(model, merged(there.model_dump(), keys), file.path)
+    changes = {key: getattr(given, key) for key in WITHOUT_EFFECT}
     for key, old, new in _differences(there.model_dump(), wanted.model_dump()):
         if is_place(key, old) and is_place(key, new) and same_place(old, new):
             continue

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, refuse_unwritable
 from quadranas.files import (
     TEMPORARY,
     cannot_write,
@@ -134,6 +134,7 @@ class RunFolder:
         Raises:
             QuadranasError: the folder has content, or cannot be read.
         """
+        refuse_unwritable(str(self.path.absolute()), "the output")
         try:
             if not self.path.exists():
                 return

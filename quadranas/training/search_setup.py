@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.description import report_data
 from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
@@ -107,7 +108,7 @@ def prepare_search(
         _check_train_resolution(space, given.train_resolution)
     dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
-    reporter.message(_data_line(dataset))
+    report_data(dataset, reporter)
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 
@@ -143,15 +144,6 @@ def _refuse_reach(device: Device, argument: str) -> None:
             "folder never chooses what is started or contacted",
             f"Name the device again: --device {shlex.quote(argument)}",
         )
-
-
-def _data_line(dataset: Dataset) -> str:
-    """A description of the data."""
-    skipped = f", {dataset.num_skipped} corrupt images skipped" if dataset.num_skipped else ""
-    return (
-        f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
-        f"{dataset.num_classes} classes, at {dataset.resolution} pixels{skipped}"
-    )
 
 
 def _copy(folder: Path | None, name: str) -> Path | None:

@@ -554,3 +554,12 @@ def test_sigint_is_taken_while_a_command_loads(tmp_path: Path, server: Server) -
     outcome = server.run(tmp_path, "devices", prelude=prelude + slow)
     assert outcome.code == 128 + signal.SIGINT
     assert outcome.err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("train", "toy", "--output"), ("export",), ("predict",), ("eval", "x", "--data")]
+)
+def test_arguments_that_are_not_utf8_are_refused(arguments: tuple[str, ...]) -> None:
+    outcome = call(*arguments, "caf\udce9", "--json")
+    assert outcome.code == 2
+    assert outcome.json()["error"].startswith(r"argument 'caf\udce9' is not UTF-8")

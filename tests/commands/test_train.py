@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from quadranas.commands.evaluate import evaluate
@@ -16,6 +17,7 @@ from quadranas.runs.config import TrainConfig
 from quadranas.runs.results import TrainResult
 from quadranas.space.architecture import load_architecture
 from tests.command_line import call, contents, listing
+from tests.pictures import truncate, write_classes
 
 STANDSTILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 DECIDED = ("architecture.json", "metrics.jsonl", "subnet.safetensors")
@@ -119,6 +121,43 @@ def test_other_data_bring_their_own_test_images(
     run(searched, tmp_path / "new", data=str(classes), epochs=1)
     assert config(tmp_path / "new")["val"] is None
     assert config(tmp_path / "new")["batch_size"] == 4
+
+
+def test_the_images_are_described_before_training(finished_run: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        write_classes(tmp_path / "pets" / split, count=count, size=32)
+    Image.new("RGB", (32, 32)).save(tmp_path / "pets" / "train" / "cat" / "000.png")
+    (tmp_path / "pets" / "test" / "dog" / "x.png").symlink_to("/nowhere/x.png")
+    given = (
+        *("train", finished_run / "architecture.json", "--data", tmp_path / "pets"),
+        *("--epochs", "1", "--output", tmp_path / "run"),
+    )
+    outcome = call(*given, "--verify", "full")
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    assert lines[0] == "data pets: 8 training and 4 test images, 2 classes, at 32 pixels"
+    assert lines[1] == f"warning: left out of {tmp_path / 'pets'}: 1 link that leads nowhere"
+    assert lines[2].startswith("warning: 1 of 12 images is of one colour only (train/cat/000.png")
+    assert call(*given, "--resume").code == 0
+    outcome = call(*given[:-1], tmp_path / "other", "--verify", "some")
+    assert outcome.code == 2
+    assert "verify: Input should be 'ends' or 'full'" in outcome.err
+
+
+def test_corrupt_test_images_are_found_before_a_folder_is_made(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    root = write_classes(tmp_path / "pets", size=32)
+    for split in ("train", "test"):
+        shutil.copytree(root, tmp_path / "data" / split)
+    for name in ("cat/003.png", "dog/001.png"):
+        truncate(tmp_path / "data" / "test" / name)
+    given = ("train", finished_run / "architecture.json", "--data", tmp_path / "data")
+    outcome = call(*given, "--epochs", "1", "--output", tmp_path / "run")
+    assert outcome.code == 2
+    assert "2 of 20 images cannot be used:\n  corrupt image test/cat/003.png in " in outcome.err
+    assert "skip corrupt images with --skip-corrupt" in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_run_folder_is_complete(finished_run: Path, tmp_path: Path) -> None:

@@ -98,6 +98,15 @@ def test_content_is_refused(tmp_path: Path, folder: RunFolder) -> None:
     assert listing(tmp_path / "other") == ["thesis.tex"]
 
 
+def test_a_folder_whose_name_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(QuadranasError, match=r"the output '.*caf\\udce9' is not UTF-8"):
+        RunFolder(path).create(0, {})
+    with pytest.raises(QuadranasError, match="is not UTF-8"), whole_folder(path):
+        pass
+    assert listing(tmp_path) == []
+
+
 def test_what_an_interrupted_create_leaves_is_no_content(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".config.yaml.abcd1234.tmp").touch()
