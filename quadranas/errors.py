@@ -46,7 +46,7 @@ class PromiseMissedError(QuadranasError):
 
 
 class RunInterruptedError(KeyboardInterrupt):
-    """Ctrl-C during a run: what is left, and the command that continues it.
+    """Ctrl-C or SIGTERM during a run: what is left, and the command that continues it.
 
     Args:
         message: what was interrupted.
@@ -57,6 +57,11 @@ class RunInterruptedError(KeyboardInterrupt):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def printable_lines(text: str) -> str:
+    """A text in which only line breaks are control characters; see `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:
@@ -70,3 +75,25 @@ def unknown(thing: str, value: str, accepted: Iterable[str], hint: str = "") -> 
     names = sorted(accepted)
     message = f"unknown {thing} {value!r}; accepted: {', '.join(names)}{nearest(value, names)}"
     return QuadranasError(message, hint)
+
+
+def printable(name: str) -> str:
+    """A name in one line that any terminal and file can hold: other characters are escaped."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(escaped)
+
+
+def refuse_unwritable(name: str, what: str) -> None:
+    """Refuse a name of a file or folder that configurations and results cannot contain.
+
+    Raises:
+        QuadranasError: it is not UTF-8; names `what`.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise QuadranasError(
+            f"{what} '{printable(name)}' is not UTF-8, so it cannot be written to a configuration "
+            "or a result",
+            "Rename the file or folder, or reach it through a link with another name.",
+        ) from error

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from quadranas.errors import QuadranasError
+from quadranas.files import require_readable
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -47,6 +48,7 @@ def read_image(path: Path, resolution: int, hint: str = "") -> Pixels:
     Raises:
         QuadranasError: the file cannot be read or decoded; names the file, with the given hint.
     """
+    require_readable(path, "image")
     try:
         with Image.open(path, formats=image_formats()) as image:
             return fit(image, resolution)

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from quadranas.data.decoding import CorruptImageError, Pixels, fit, image_extensions, image_formats
 from quadranas.errors import QuadranasError
+from quadranas.files import require_readable
 
 MAX_FILE_BYTES = 256 * 2**20
 """Maximum uncompressed size of a zip member."""
@@ -296,6 +297,7 @@ def _open_folder(path: Path) -> Source:
 
 
 def _open_zip(path: Path) -> Source:
+    require_readable(path, "zip file")
     archive = zipfile.ZipFile(path)
     # Closes the file without a ResourceWarning even if the archive ends up in a reference cycle,
     # such as that of a caught error, in which the file object may be collected first.

@@ -15,6 +15,7 @@ facts = json.loads(pathlib.Path(__file__).with_name("manifest.json").read_text("
 artefact = pathlib.Path(__file__).with_name(facts["artefact"])
 batch, _, size, _ = facts["input"]["shape"]  # None: a batch of any size
 names = facts["class_names"] or range(facts["architecture"]["num_classes"])
+show = lambda text: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 mean, std = facts["input"]["mean"] or 0, facts["input"]["std"] or 1  # None: unknown
 model = $model
 for path in sys.argv[1:] or sys.exit(__doc__):
@@ -28,7 +29,7 @@ for path in sys.argv[1:] or sys.exit(__doc__):
         pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     images = np.float32((pixels / 255 - mean) / std).transpose(2, 0, 1)[None].repeat(batch or 1, 0)
     scores = np.exp((logits := $logits) - np.logaddexp.reduce(logits))
-    print(path, *(f"{scores[i]:7.2%}  {names[i]}" for i in np.argsort(-scores)[:5]), sep="\\n  ")
+    print(show(path), *(f"{scores[i]:7.2%}  {show(names[i])}" for i in np.argsort(-scores)[:5]), sep="\\n  ")
 ''')
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
-from quadranas.files import write_atomically
+from quadranas.files import require_readable, write_atomically
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -27,6 +27,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         QuadranasError: the file cannot be read, is damaged, or holds more than tensors.
     """
+    require_readable(path, "weights")
     content: Any
     try:
         if path.suffix == ".safetensors":
