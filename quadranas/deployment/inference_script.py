@@ -29,7 +29,8 @@ for path in sys.argv[1:] or sys.exit(__doc__):
         pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     images = np.float32((pixels / 255 - mean) / std).transpose(2, 0, 1)[None].repeat(batch or 1, 0)
     scores = np.exp((logits := $logits) - np.logaddexp.reduce(logits))
-    print(show(path), *(f"{scores[i]:7.2%}  {show(names[i])}" for i in np.argsort(-scores)[:5]), sep="\\n  ")
+    best = np.argsort(-scores)[:5]
+    print(show(path), *(f"{scores[i]:7.2%}  {show(names[i])}" for i in best), sep="\\n  ")
 ''')
 
 

@@ -104,9 +104,7 @@ def plot_figure(
     name: str, title: str, draw: Callable[[Figure], None], size: tuple[float, float]
 ) -> str:
     """A matplotlib figure as `<svg>`; `name` makes its ids unique on the page."""
-    name = "".join(
-        c if c.isalnum() and c.isascii() or c in ".-_" else f"-{ord(c):x}" for c in name
-    )
+    name = re.sub(r"[^A-Za-z0-9._-]", lambda match: f"-{ord(match[0]):x}", name)
     with warnings.catch_warnings(), matplotlib.style.context(["default", STYLE]):
         # The browser chooses the font, which may have more characters than matplotlib's.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
