@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.files import require_readable
 from quadranas.prediction.shapes import (
     SMALL,
     Shape,
@@ -114,6 +115,7 @@ def _import_onnx() -> Any:
 
 
 def _read(path: Path) -> bytes:
+    require_readable(path, "model")
     try:
         return path.read_bytes()
     except OSError as error:
