@@ -62,7 +62,7 @@ class PromiseMissedError(QuadranasError):
 
 
 class RunInterruptedError(KeyboardInterrupt):
-    """Ctrl-C during a run: what is left, and the command that continues it.
+    """Ctrl-C or SIGTERM during a run: what is left, and the command that continues it.
 
     Args:
         message: what was interrupted.
@@ -73,6 +73,11 @@ class RunInterruptedError(KeyboardInterrupt):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def printable_lines(text: str) -> str:
+    """A text in which only line breaks are control characters; see `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:

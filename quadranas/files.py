@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -94,12 +96,60 @@ def cannot_write(
     return QuadranasError(f"cannot write {what}: {reason}", f"{remedy}{comma}{then}.")
 
 
+SPECIAL: Mapping[Callable[[int], bool], str] = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+"""Files that are no files: reading them can wait forever, or never end."""
+
+
+def special_kind(path: str | Path) -> str:
+    """What a path is that is neither a file nor a folder, such as "a pipe"; otherwise empty.
+
+    Raises:
+        OSError: it does not exist or its name is too long.
+        ValueError: it contains a null character.
+    """
+    mode = Path(path).stat().st_mode
+    return next((kind for test, kind in SPECIAL.items() if test(mode)), "")
+
+
+def require_readable(path: str | Path, what: str) -> None:
+    """Check that a path can be opened without waiting for another program.
+
+    Args:
+        what: role of the file, for the message.
+
+    Raises:
+        QuadranasError: missing, a pipe, a socket or a device, or a name that no file can have.
+    """
+    try:
+        kind = special_kind(path)
+    except OSError as error:
+        raise QuadranasError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
+    if kind:
+        raise QuadranasError(
+            f"cannot read {what} {path}: it is {kind}, not a file",
+            "Write its content to a file, and name that.",
+        )
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that readers see the old or the new content completely, even after a crash.
 
     Raises:
-        QuadranasError: the folder cannot be written or the disk is full.
+        QuadranasError: the folder cannot be written, the disk is full, or the path is a pipe, a
+            socket or a device, which would be replaced.
     """
+    with suppress(OSError, ValueError):
+        if kind := special_kind(path):
+            raise QuadranasError(
+                f"cannot write {path}: it is {kind}, not a file", "Name a file to write."
+            )
     content = data.encode() if isinstance(data, str) else data
     temporary = ""
     try:
@@ -135,14 +185,13 @@ def file_name(text: str) -> str:
 
 def read_text(path: str | Path, what: str) -> str:
     """The text of a file; `what` names its role in the error message."""
+    require_readable(path, what)
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise QuadranasError(f"cannot read {what} {path}: not UTF-8 text") from error
     except OSError as error:
         raise QuadranasError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    except ValueError as error:  # a path that holds a null character
-        raise QuadranasError(f"cannot read {what} {str(path)!r}: {error}") from error
 
 
 def refuse_links(folder: Path) -> None:

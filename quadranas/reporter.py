@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from quadranas.errors import printable_lines
 
 SHOWN = {
     "loss": "loss {:.3f}",
@@ -17,6 +20,26 @@ SHOWN = {
 }
 
 
+class PlainConsole(Console):
+    """A console that prints texts as they are: names may come from files.
+
+    Markup such as `[red]` and `:smile:` is not interpreted, and control characters are escaped.
+
+    Args:
+        stderr: print to stderr instead of stdout.
+        soft_wrap: leave the wrapping of lines to the terminal; not for tables.
+    """
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = True) -> None:
+        super().__init__(
+            stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False
+        )
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text to print, also for the cells of tables."""
+        return super().render_str(printable_lines(text), **options)
+
+
 class Reporter:
     """Prints to stderr: a live progress bar in a terminal, otherwise one line per epoch.
 
@@ -25,15 +48,15 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.console = PlainConsole(stderr=True)
         self.quiet = quiet
         columns = ("{task.description}", "{task.fields[metrics]}")
         self.progress = Progress(
-            TextColumn(columns[0]),
+            TextColumn(columns[0], markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn(columns[1]),
+            TextColumn(columns[1], markup=False),
             console=self.console,
             disable=quiet or not self.is_live,
         )
@@ -58,11 +81,11 @@ class Reporter:
     def message(self, text: str) -> None:
         """Print a message, unless quiet."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text)
 
     def warning(self, text: str) -> None:
         """Print a warning, even if quiet."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(f"warning: {text}", style="yellow")
 
     def phase(self, name: str, num_steps: int, done: int) -> int:
         """Begin a phase; returns a handle for `advance`."""

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
@@ -121,18 +122,26 @@ class Server:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, folder: Path, *argv: str | Path, prelude: str = "") -> Process:
+    def start(
+        self,
+        folder: Path,
+        *argv: str | Path,
+        prelude: str = "",
+        ends: Mapping[str, str] = MappingProxyType({}),
+    ) -> Process:
         """Start a command in a folder, which also takes its output.
 
         Args:
             prelude: Python that the process executes before the command.
+            ends: per standard stream `closed`, `full`, or `pipe` for one that nobody reads.
         """
-        job = {"argv": list(map(str, argv)), "folder": str(folder), "prelude": prelude}
+        arguments = list(map(str, argv))
+        job = {"argv": arguments, "folder": str(folder), "prelude": prelude, "ends": dict(ends)}
         return Process(self, self.ask(job), folder)
 
-    def run(self, folder: Path, *argv: str | Path, prelude: str = "") -> Outcome:
-        """Start a command and wait for its end."""
-        return self.start(folder, *argv, prelude=prelude).wait()
+    def run(self, folder: Path, *argv: str | Path, **options: Any) -> Outcome:
+        """Start a command and wait for its end; options as for `start`."""
+        return self.start(folder, *argv, **options).wait()
 
     def close(self) -> None:
         """End the server."""

@@ -2,8 +2,9 @@
 
 Reads one JSON object a line. `{"argv": [...], "folder": "...", "prelude": "..."}` starts
 `quadranas argv...` in a folder, its output in `stdout` and `stderr` there, after executing the
-prelude; the answer is the process id. `{"wait": pid}` is answered with the exit code, negative
-for a signal. `tests/command_line.py` is the client.
+prelude; the answer is the process id. `"ends": {"stdout": "closed"}` replaces a stream: it is
+closed, `full` like a disk, or a `pipe` that nobody reads. `{"wait": pid}` is answered with the
+exit code, negative for a signal. `tests/command_line.py` is the client.
 """
 
 import json
@@ -26,6 +27,21 @@ from quadranas.cli.app import main
 PRELOADED = (kornia, sklearn, torch, quadranas)
 
 
+def replace(name: str, end: str) -> None:
+    """Have a standard stream end as a shell can have it."""
+    descriptor = ("stdin", "stdout", "stderr").index(name)
+    if end == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+    elif end == "pipe":
+        reader, writer = os.pipe()
+        os.dup2(writer, descriptor)
+        os.close(reader)
+    else:
+        os.close(descriptor)
+        setattr(sys, name, None)  # as the interpreter does when it starts
+        setattr(sys, f"__{name}__", None)
+
+
 def run(job: dict[str, Any]) -> None:
     """Become the process of one command; never returns."""
     code = 1
@@ -37,6 +53,8 @@ def run(job: dict[str, Any]) -> None:
             (2, "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
         ):
             os.dup2(os.open(name, flags, 0o644), number)
+        for name, end in job["ends"].items():
+            replace(name, end)
         sys.argv = ["quadranas", *job["argv"]]
         exec(job["prelude"], {})
         main()
@@ -45,8 +63,9 @@ def run(job: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(code)
 
 

@@ -176,18 +176,20 @@ def best_s(database: Any, module: Any, target: Any) -> float:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C; TVM (0.27) turns it into a RuntimeError in callbacks."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    """Raise KeyboardInterrupt at a signal; in callbacks, TVM (0.27) makes it a RuntimeError."""
+    if threading.current_thread() is not threading.main_thread():
         yield  # no KeyboardInterrupt arrives here
         return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
     arrived = threading.Event()
 
     def noticed(number: int, frame: FrameType | None) -> None:
         arrived.set()
-        handler(number, frame)
+        handlers[signal.Signals(number)](number, frame)
 
-    signal.signal(signal.SIGINT, noticed)
+    for number in handlers:
+        signal.signal(number, noticed)
     try:
         yield
     except RuntimeError:
@@ -195,7 +197,8 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _silent() -> logging.Logger:

@@ -1,7 +1,8 @@
 """The command line: parses arguments, calls a function of `quadranas.commands`, prints the result.
 
 Exit codes: 0 success, 1 internal error, 2 user error (the message says how to fix it), 3 a
-budget, numerical check or accuracy limit was missed, 130 interrupted, 143 terminated.
+budget, numerical check or accuracy limit was missed, 130 interrupted, 141 the reader of stdout
+has ended, 143 terminated.
 Heavy modules are imported by the commands that need them, so that `--help` is fast.
 """
 
@@ -10,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,7 +23,8 @@ from quadranas.cli import (
     latency_commands,
     search_commands,
 )
-from quadranas.cli.console import ARGUMENTS, INTERRUPTED, fail, say
+from quadranas.cli.console import ARGUMENTS, INTERRUPT_CODE, INTERRUPTED, fail, say
+from quadranas.cli.streams import ClosedPipeError, OutputError, standard_streams
 from quadranas.errors import QuadranasError, refuse_unwritable
 
 app = typer.Typer(
@@ -61,25 +63,56 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Otherwise PyTorch's profiler, which counts allocations, logs its start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for SIGHUP after nohup
+            signal.signal(number, _interrupted)
+    INTERRUPT_CODE.set(INTERRUPTED)
     arguments = sys.argv[1:]
     ARGUMENTS.set(arguments)
+    with standard_streams() as is_open:
+        if not is_open:
+            fail(
+                "stdout is closed, so the result cannot be printed",
+                "Redirect it to a file or to /dev/null.",
+                QuadranasError.exit_code,
+            )
+        sys.exit(_printing(arguments))
+
+
+def _printing(arguments: Sequence[str]) -> int:
+    """Run a command, and see to it that its output is written; returns its exit code."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except ClosedPipeError as error:
+        return error.exit_code
+    except OutputError as error:
+        fail(error.message, error.hint, error.exit_code)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit code."""
     try:
         _check_names(arguments)
         code = app(arguments, prog_name="quadranas", standalone_mode=False) or 0
+    except OutputError:
+        raise
     except QuadranasError as error:
         fail(error.message, error.hint, error.exit_code)
+    except OSError as error:
+        _fail_with(error)
     except typer.TyperException as error:
         if not error.format_message():  # the help was printed instead
-            sys.exit(error.exit_code)
+            return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "quadranas"
         fail(error.format_message(), f"See: {command} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer 0.29 exits with it on a KeyboardInterrupt, without a message
-        fail("interrupted", "", INTERRUPTED)
-    sys.exit(code)
+        fail("interrupted", "", INTERRUPT_CODE.get())
+    return code
 
 
 def _check_names(arguments: Sequence[str]) -> None:
@@ -92,6 +125,18 @@ def _check_names(arguments: Sequence[str]) -> None:
         refuse_unwritable(argument, "argument")
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """Exit as after Ctrl-C, so that partly written files are removed."""
-    sys.exit(128 + number)
+def _fail_with(error: OSError) -> NoReturn:
+    """Report a file that cannot be used, as if its name is too long; raise other errors."""
+    if error.filename is None:
+        raise error
+    fail(
+        f"cannot use {error.filename}: {error.strerror}",
+        "Choose another file or folder, or remove the cause.",
+        QuadranasError.exit_code,
+    )
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C, so that nothing is half written and the next step is said."""
+    INTERRUPT_CODE.set(128 + number)
+    raise KeyboardInterrupt

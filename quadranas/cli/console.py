@@ -3,23 +3,31 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
+from pydantic import BaseModel
+from rich.table import Table
 
-from quadranas.errors import PromiseMissedError, RunInterruptedError
+from quadranas.cli.streams import OutputError
+from quadranas.errors import PromiseMissedError, RunInterruptedError, printable
+from quadranas.reporter import PlainConsole, Reporter
+from quadranas.validation import CommandResult
 
 if TYPE_CHECKING:
-    from quadranas.reporter import Reporter
     from quadranas.runs.results import DeriveResult
-    from quadranas.validation import CommandResult
+
+Result = TypeVar("Result", bound=CommandResult)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+
+INTERRUPT_CODE: ContextVar[int] = ContextVar("INTERRUPT_CODE", default=INTERRUPTED)
+"""Exit code after the signal that raised a KeyboardInterrupt."""
 
 ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
 """The arguments of the running command; `main` sets them. They decide whether errors are printed
@@ -34,24 +42,26 @@ def command_line() -> str:
 def fail(message: str, hint: str, code: int) -> NoReturn:
     """Print an error with its hint, and exit."""
     if "--json" in ARGUMENTS.get():
-        print_json({"error": message, "hint": hint})
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"error: {message}", style="red", markup=False)
+        with suppress(OutputError):  # this error is the one to report
+            print_json({"error": message, "hint": hint})
+            sys.stdout.flush()
+    console = PlainConsole(stderr=True)
+    console.print(f"error: {message}", style="red")
     if hint:
-        console.print(hint, markup=False)
+        console.print(hint)
     sys.exit(code)
 
 
 @contextmanager
-def reporting(quiet: bool) -> "Iterator[Reporter]":
-    """Show progress on stderr; exit with a message when a run is interrupted."""
-    from quadranas.reporter import Reporter
-
+def reporting(quiet: bool) -> Iterator[Reporter]:
+    """Show progress on stderr; exit with a message when the command is interrupted."""
     try:
         with Reporter(quiet=quiet) as reporter:
             yield reporter
     except RunInterruptedError as error:
-        fail(error.message, error.hint, INTERRUPTED)
+        fail(error.message, error.hint, INTERRUPT_CODE.get())
+    except KeyboardInterrupt:
+        fail("interrupted", f"Repeat it with: {command_line()}", INTERRUPT_CODE.get())
 
 
 def network_line(result: "DeriveResult") -> str:
@@ -67,7 +77,7 @@ def network_line(result: "DeriveResult") -> str:
 
 def warn(text: str) -> None:
     """Print an error on stderr without exiting."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style="red", markup=False)
+    PlainConsole(stderr=True).print(text, style="red")
 
 
 def check_promise(missed: str) -> None:
@@ -83,19 +93,48 @@ def check_promise(missed: str) -> None:
 
 def say(text: str, style: str | None = None) -> None:
     """Print text on stdout without wrapping lines."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False, style=style)
+    PlainConsole().print(text, style=style)
 
 
-def print_json(content: "CommandResult | dict[str, str]") -> None:
+def print_table(table: Table) -> None:
+    """Print a table on stdout, as wide as the terminal."""
+    PlainConsole(soft_wrap=False).print(table)
+
+
+def shown(result: Result) -> Result:
+    """A result for people: names and paths on one line, without control characters."""
+    printed: Result = _shown(result)
+    return printed
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Path):
+        return type(value)(printable(str(value)))
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _shown(field) for name, field in value})
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_shown, value))
+    return value
+
+
+def print_json(content: CommandResult | dict[str, str]) -> None:
     """Print the one JSON object of a command on stdout."""
     if not isinstance(content, dict):
         content = content.model_dump(mode="json")
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def print_result(result: "CommandResult", as_json: bool, text: str) -> None:
-    """Print a result as JSON or as text."""
+def print_result(result: Result, as_json: bool, text: Callable[[Result], str]) -> None:
+    """Print a result as JSON or as text.
+
+    Args:
+        text: describes the result, whose names it can print as they are.
+    """
     if as_json:
         print_json(result)
     else:
-        say(text)
+        say(text(shown(result)))

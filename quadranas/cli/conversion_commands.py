@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from quadranas.cli.console import print_result, say
+from quadranas.cli.console import print_result, print_table, say, shown
 from quadranas.cli.options import (
     DATA,
     OUTPUT,
@@ -110,10 +109,10 @@ def convert(
         weights=weights,
     )
     if isinstance(result, ConvertResult):
-        return print_result(result, as_json, _conversion_text(result))
+        return print_result(result, as_json, _conversion_text)
     if not as_json:
-        _print_ranking(result)
-    print_result(result, as_json, _reduction_text(result))
+        _print_ranking(shown(result))
+    print_result(result, as_json, _reduction_text)
 
 
 def _conversion_text(result: "ConvertResult") -> str:
@@ -146,7 +145,7 @@ def _print_ranking(result: "ReduceResult") -> None:
             "infinite" if row["ri"] is None else f"{layer.ri:.3g}",
             "reverted" if layer.name in result.reverted else removed or layer.obstacle,
         )
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    print_table(table)
     if any(row["ri"] is None for row in rows):
         say("infinite: masking the layer costs no accuracy; such layers are ordered by P_M * P_W")
 
@@ -211,7 +210,7 @@ def adapt(
         train=train,  # type: ignore[arg-type] # checked there
         seed=seed or 0,
     )
-    print_result(result, as_json, _adaptation_text(result))
+    print_result(result, as_json, _adaptation_text)
 
 
 def _adaptation_text(result: "AdaptResult") -> str:

@@ -180,7 +180,7 @@ def export_command(
             reporter=reporter,
             **options,
         )
-    print_result(result, as_json, _export_text(result))
+    print_result(result, as_json, _export_text)
     check_promise(result.missed)
 
 
@@ -271,7 +271,7 @@ def run_command(
         rpc_key=rpc_key,
         worker_python=worker_python,
     )
-    print_result(result, as_json, _run_text(result))
+    print_result(result, as_json, _run_text)
 
 
 def _run_text(result: "RunResult") -> str:

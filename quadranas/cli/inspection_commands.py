@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
-from quadranas.cli.console import print_json, print_result, say
+from quadranas.cli.console import print_json, print_result, print_table, say, shown
 from quadranas.cli.options import DATA, OUTPUT, Json, Model, Run, Weights
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def inspect(
     from quadranas.commands.inspect import inspect as run_inspect
 
     result = run_inspect(run, image=image, output=output, weights=weights)
-    print_result(result, as_json, _inspection_text(result))
+    print_result(result, as_json, _inspection_text)
 
 
 def _inspection_text(result: "InspectResult") -> str:
@@ -92,16 +91,16 @@ def profile(
     if as_json:
         print_json(result)
     elif isinstance(result, ProfileResult):
-        _print_counts(result)
+        _print_counts(shown(result))
     else:
-        _print_memory(result)
+        _print_memory(shown(result))
 
 
 def _print_counts(result: "ProfileResult") -> None:
     table = Table("block", "operation", "parameters", "MACs")
     for layer in result.layers:
         table.add_row(layer.block, layer.op, f"{layer.params:,}", f"{layer.macs:,}")
-    Console(highlight=False).print(table)
+    print_table(table)
     say(
         f"{result.model} at {result.resolution} pixels: {result.params / 1e6:.2f} M "
         f"parameters, {result.macs / 1e9:.3f} G MACs"
@@ -118,7 +117,7 @@ def _print_memory(result: "MemoryResult") -> None:
         kept = [layer.saved_bytes, layer.saved_bytes_direct][: 1 + len(compared)]
         counts = [f"{layer.params:,}", f"{layer.macs:,}"]
         table.add_row(layer.name, layer.kind, *counts, *(f"{_mib(size):.3f}" for size in kept))
-    Console(highlight=False, markup=False).print(table)
+    print_table(table)
     say(
         f"{result.model}, batch {result.batch} at {result.resolution} pixels: "
         f"{result.params / 1e6:.2f} M parameters, {result.macs / 1e9:.3f} G MACs per image, "

@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from quadranas.cli.console import command_line, print_json, print_result, reporting, say
+from quadranas.cli.console import (
+    command_line,
+    print_json,
+    print_result,
+    print_table,
+    reporting,
+    say,
+    shown,
+)
 from quadranas.cli.options import (
     DATA,
     DEVICE,
@@ -106,6 +113,7 @@ def devices_command(
     result = survey_devices(names or [])
     if as_json:
         return print_json(result)
+    result = shown(result)
     for device in result.devices:
         threads = f", threads: {device.threads}" if device.threads else ""
         runtime = device.runtime or "not measured"
@@ -135,6 +143,7 @@ def spaces_command(
     result = survey_spaces(names or [], device or [])
     if as_json:
         return print_json(result)
+    result = shown(result)
     for known in result.spaces:
         say(
             f"{known.name}  {known.architectures:.3g} architectures, {known.min_macs / 1e6:.4g} "
@@ -187,8 +196,9 @@ def build_lut_command(
             rpc_key=rpc_key,
             worker_python=worker_python,
         )
-    text = f"{result.path}: {result.entries} entries, {result.summary}"
-    print_result(result, as_json, text)
+    print_result(
+        result, as_json, lambda made: f"{made.path}: {made.entries} entries, {made.summary}"
+    )
 
 
 def validate_lut_command(
@@ -231,7 +241,7 @@ def validate_lut_command(
             rpc_key=rpc_key,
             worker_python=worker_python,
         )
-    print_result(result, as_json, f"{result.summary}\nplot {result.plot}")
+    print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")
 
 
 def merge_lut_command(
@@ -247,7 +257,7 @@ def merge_lut_command(
     from quadranas.commands.merge_lut import merge_lut
 
     result = merge_lut(tables, output=output, command=command_line())
-    print_result(result, as_json, f"{result.path}: {result.entries} entries")
+    print_result(result, as_json, lambda made: f"{made.path}: {made.entries} entries")
 
 
 def predict_command(
@@ -282,7 +292,7 @@ def predict_command(
     result = predict(model, device=device, resolution=resolution, inputs=shapes)
     if as_json:
         return print_json(result)
-    _print_prediction(result)
+    _print_prediction(shown(result))
 
 
 def _print_prediction(result: "PredictResult") -> None:
@@ -292,7 +302,7 @@ def _print_prediction(result: "PredictResult") -> None:
         share = operator.latency_ms / max(result.latency_ms, 1e-12)
         numbers = (f"{operator.macs:,}", f"{operator.latency_ms:.4f}", f"{share:.1%}")
         table.add_row(operator.name, _counted(operator.ops), operator.kind, *numbers)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    print_table(table)
     bound = "at least " if result.is_lower_bound else ""
     threads = f", threads: {result.threads}" if result.threads else ""
     inputs = ", ".join("x".join(map(str, shape)) for shape in result.inputs)

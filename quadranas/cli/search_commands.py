@@ -111,8 +111,10 @@ def search(
     print_result(
         result,
         as_json,
-        f"{network_line(result)}\nrun {result.run}, report {result.report_path}\n"
-        f"next: quadranas export {shlex.quote(str(result.run))} --format onnx",
+        lambda found: (
+            f"{network_line(found)}\nrun {found.run}, report {found.report_path}\n"
+            f"next: quadranas export {shlex.quote(str(found.run))} --format onnx"
+        ),
     )
     check_promise(result.missed)
 
@@ -154,8 +156,10 @@ def derive(
     print_result(
         result,
         as_json,
-        f"{network_line(result)}\nfolder {result.run}\n"
-        f"next: quadranas train {shlex.quote(str(result.run))}",
+        lambda found: (
+            f"{network_line(found)}\nfolder {found.run}\n"
+            f"next: quadranas train {shlex.quote(str(found.run))}"
+        ),
     )
     check_promise(result.missed)
 
@@ -207,7 +211,9 @@ def train(
         result = run_train(
             model, whole, output=output, resume=resume, weights=weights, reporter=reporter
         )
-    print_result(result, as_json, f"test accuracy {result.accuracy:.2%}\nrun {result.run}")
+    print_result(
+        result, as_json, lambda found: f"test accuracy {found.accuracy:.2%}\nrun {found.run}"
+    )
 
 
 def evaluate(
@@ -222,8 +228,11 @@ def evaluate(
     from quadranas.commands.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(model, data=data, val=val, weights=weights, skip_corrupt=skip_corrupt)
-    line = f"test accuracy {result.accuracy:.2%} on {result.num_images} images"
-    print_result(result, as_json, line)
+    print_result(
+        result,
+        as_json,
+        lambda found: f"test accuracy {found.accuracy:.2%} on {found.num_images} images",
+    )
 
 
 def report(run: Run, as_json: Json = False) -> None:
@@ -231,7 +240,7 @@ def report(run: Run, as_json: Json = False) -> None:
     from quadranas.commands.report import report as run_report
 
     result = run_report(run)
-    print_result(result, as_json, str(result.report))
+    print_result(result, as_json, lambda written: str(written.report))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

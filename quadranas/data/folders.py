@@ -35,6 +35,7 @@ from quadranas.data.left_out import (
     left_out_zipped,
 )
 from quadranas.errors import QuadranasError, printable, refuse_unwritable
+from quadranas.files import require_readable
 
 MAX_FILE_BYTES = 256 * 2**20
 """Maximum uncompressed size of a zip member."""
@@ -379,6 +380,7 @@ def _open_folder(path: Path) -> Source:
 
 
 def _open_zip(path: Path) -> Source:
+    require_readable(path, "zip file")
     archive = zipfile.ZipFile(path)
     # Closes the file without a ResourceWarning even if the archive ends up in a reference cycle,
     # such as that of a caught error, in which the file object may be collected first.

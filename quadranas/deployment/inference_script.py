@@ -23,6 +23,7 @@ facts = json.loads(Path(__file__).with_name("manifest.json").read_text("utf-8"))
 artefact = Path(__file__).with_name(facts["artefact"])
 batch, _, size, _ = facts["input"]["shape"]  # None: a batch of any size
 names = facts["class_names"] or range(facts["architecture"]["num_classes"])
+show = lambda text: "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 mean, std = facts["input"]["mean"] or 0, facts["input"]["std"] or 1  # None: unknown
 sys.stdout.reconfigure(errors="backslashreplace")  # names may not be text in its encoding
 model = $model
@@ -40,7 +41,7 @@ for path in sys.argv[1:] or sys.exit(__doc__):
         sys.exit("the network computed numbers that are not finite")
     scores = np.exp(logits - np.logaddexp.reduce(logits))
     best = np.argsort(-logits, kind="stable")[:5]
-    print(path, *(f"{scores[i]:7.2%}  {names[i]}" for i in best), sep="\\n  ")
+    print(show(path), *(f"{scores[i]:7.2%}  {show(names[i])}" for i in best), sep="\\n  ")
 sys.exit(failed)
 ''')
 

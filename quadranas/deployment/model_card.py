@@ -1,13 +1,17 @@
 """The model card of a bundle: contents of the file, how it was checked, and its limits."""
 
+import re
 from collections.abc import Iterable
 
 from quadranas.deployment.manifest import Accuracy, LatencyNote, Manifest, Quantization
+from quadranas.errors import printable, printable_lines
 from quadranas.latency.budget import format_ms
 from quadranas.latency.runtimes import files_of
 
 MAX_CLASSES = 20
 MAX_RANGES = 10
+MARKUP = re.compile(r"[\\`*_\[\]<>#&~|$]|:(?=[\w+-]+:)|://")
+"""What Markdown, as on GitHub, takes for markup: also emoji such as `:smile:`, and addresses."""
 
 
 def model_card(manifest: Manifest) -> str:
@@ -26,7 +30,7 @@ def model_card(manifest: Manifest) -> str:
     for title, content in sections.items():
         if content:
             text += [f"## {title}", content] if title else [content]
-    return "\n\n".join(text) + "\n"
+    return printable_lines("\n\n".join(text)) + "\n"
 
 
 def _what(manifest: Manifest) -> str:
@@ -40,11 +44,11 @@ def _what(manifest: Manifest) -> str:
         + _table(
             ("", ""),
             [
-                ("file", f"`{manifest.artefact}`, {_size(manifest.size_bytes)}"),
+                ("file", f"{_code(manifest.artefact)}, {_size(manifest.size_bytes)}"),
                 ("format", _format(manifest)),
-                ("made for", f"{manifest.made_for.name}: {manifest.made_for.title}"),
-                ("checked in", f"{manifest.runtime}, on {manifest.hardware}"),
-                ("exported", f"{manifest.created}, quadranas {manifest.quadranas}"),
+                ("made for", _plain(f"{manifest.made_for.name}: {manifest.made_for.title}")),
+                ("checked in", _plain(f"{manifest.runtime}, on {manifest.hardware}")),
+                ("exported", _plain(f"{manifest.created}, quadranas {manifest.quadranas}")),
             ],
         )
     )
@@ -76,10 +80,10 @@ def _input(manifest: Manifest) -> str:
     return _table(
         ("", ""),
         [
-            ("name", f"`{wanted.name}`"),
-            ("shape", f"{wanted.layout}: batch of {size}, 3 channels, {height} x {width}"),
-            ("values", f"{wanted.element_type}, {wanted.channel_order}"),
-            ("resizing", wanted.resizing),
+            ("name", _code(wanted.name)),
+            ("shape", f"{_plain(wanted.layout)}: batch of {size}, 3 channels, {height} x {width}"),
+            ("values", _plain(f"{wanted.element_type}, {wanted.channel_order}")),
+            ("resizing", _plain(wanted.resizing)),
             ("normalisation", normalisation),
             ("output", f"logits, (batch, {manifest.architecture.num_classes})"),
             ("classes", _classes(manifest.class_names)),
@@ -105,8 +109,8 @@ def _latency(manifest: Manifest) -> str:
     if latency.fp32 is not None:
         rows.append(_latency_row("the same network in fp32", latency.fp32, ""))
     if latency.budget_ms is not None:
-        kept = f"missed: {latency.missed}" if latency.missed else "kept"
-        rows.append(("budget", format_ms(latency.budget_ms), manifest.made_for.name, kept))
+        kept = f"missed: {_plain(latency.missed)}" if latency.missed else "kept"
+        rows.append(("budget", format_ms(latency.budget_ms), _plain(manifest.made_for.name), kept))
     text = f"Of one call, {batch} image{'s' if batch > 1 else ''}.\n\n"
     text += _table(("", "latency", "device", "source"), rows)
     if latency.deviation is not None:
@@ -118,9 +122,9 @@ def _latency(manifest: Manifest) -> str:
 
 def _latency_row(title: str, note: LatencyNote | None, why_not: str) -> tuple[str, ...]:
     if note is None:
-        return title, f"not {title}", "", why_not or "no reason recorded"
+        return title, f"not {title}", "", _plain(why_not or "no reason recorded")
     spread = f"; calls spread by {note.spread:.0%}" if note.spread is not None else ""
-    return title, format_ms(note.ms), note.device, note.source + spread
+    return title, format_ms(note.ms), _plain(note.device), _plain(note.source) + spread
 
 
 def _quality(manifest: Manifest) -> str:
@@ -158,7 +162,7 @@ def _quantization(found: Quantization | None) -> str:
         f"{found.max_drop:.2f} was allowed."
     )
     if found.kept:
-        text += "\n\nKept in higher precision:\n\n" + _list(f"`{name}`" for name in found.kept)
+        text += "\n\nKept in higher precision:\n\n" + _list(map(_code, found.kept))
     if not found.ranges:
         return text
     widest = sorted(
@@ -168,8 +172,8 @@ def _quantization(found: Quantization | None) -> str:
     )
     rows = [
         (
-            f"`{r.layer}`",
-            r.part,
+            _code(r.layer),
+            _plain(r.part),
             f"{r.minimum:.3g} to {r.maximum:.3g}",
             f"{r.typical:.3g}",
             f"{r.signal_to_noise_db:.1f}",
@@ -198,7 +202,7 @@ def _making(manifest: Manifest) -> str:
         "Versions": versions,
         "Commit": manifest.commit,
     }
-    return _list(f"{name}: {text}" for name, text in facts.items() if text)
+    return _list(f"{name}: {_plain(text)}" for name, text in facts.items() if text)
 
 
 def _limits(manifest: Manifest) -> list[str]:
@@ -223,7 +227,8 @@ def _limits(manifest: Manifest) -> list[str]:
                 "another scale than in training."
             )
         if manifest.accuracy.lost_to_resolution:
-            limits.append(f"**That costs accuracy**: {manifest.accuracy.lost_to_resolution}.")
+            lost = _plain(manifest.accuracy.lost_to_resolution)
+            limits.append(f"**That costs accuracy**: {lost}.")
     if manifest.latency.measured is not None:
         limits.append("Latencies hold for the device, runtime and number of threads named above.")
     limits.append("It assigns one of its classes to every image, even if none applies.")
@@ -237,7 +242,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split())
 
 
 def _list(items: Iterable[str]) -> str:
@@ -245,8 +250,13 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name in one line, with the characters of Markdown's markup escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#" else c for c in " ".join(text.split()))
+    """A name in one line of printable characters, with Markdown's markup escaped."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(printable(" ".join(text.split())).split()))
+
+
+def _code(name: str) -> str:
+    """A name in the type of code, in which only backquotes and bars are markup."""
+    return f"`{printable(name).replace('`', chr(39)).replace('|', '¦')}`"
 
 
 def _count(number: int) -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
-from quadranas.files import write_atomically
+from quadranas.files import require_readable, write_atomically
 from quadranas.network.checkpoint import Found, check_values, matched, outline, unpack
 
 
@@ -28,6 +28,7 @@ def read_tensors(path: Path) -> Found:
     Raises:
         QuadranasError: the file cannot be read, is damaged, or holds more than tensors.
     """
+    require_readable(path, "weights")
     content: Any
     try:
         if path.suffix == ".safetensors":

@@ -5,7 +5,6 @@ The network is not executed, and weights are read only if a shape depends on the
 
 import importlib
 import math
-import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.files import require_readable
 from quadranas.prediction.functions import write_out_functions
 from quadranas.prediction.inputs import fix_inputs
 from quadranas.prediction.order import sort_operators, unread_operators
@@ -172,10 +172,8 @@ def _import_onnx() -> Any:
 
 
 def _read(path: Path) -> bytes:
+    require_readable(path, "model")
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # could be endless
-            raise refusal(path, "not a regular file", "Name a file on a disk.")
         return path.read_bytes()
     except OSError as error:
         raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ from html import escape
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from quadranas.errors import printable
 from quadranas.reports.page import BLUE, GREY, INK, ORANGE, PALE, RED, SOFT, plot
 from quadranas.reports.run_view import EXPANDING, SEARCHED, TIMES, BlockView, fixed_ms, op_label
 from quadranas.runs.records import Epoch
@@ -231,7 +232,7 @@ def plot_blocks(blocks: Sequence[BlockView]) -> str:
             places = range(len(kept))
             axes.bar(places, heights, bottom=bottoms, color=colour, label=part, width=0.75)
             bottoms = [low + high for low, high in zip(bottoms, heights, strict=True)]
-        labels = [_shortened(name, 24) for name in names]
+        labels = [_shortened(printable(name), 24) for name in names]
         axes.set_xticks(range(len(kept)), labels, rotation=90, fontsize=8)
         axes.set_xlim(-0.7, len(kept) - 0.3)
         axes.margins(y=0.08)

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from quadranas.errors import printable
 from quadranas.inspection.records import QUANTILES, Distribution, LayerRecord, StepRecord
 from quadranas.reports.page import BLUE, ORANGE, RED, figure, note, plot_figure
 
@@ -85,7 +86,7 @@ def _over_training(
     def draw(whole: Figure) -> None:
         axes = whole.add_subplot()
         image = axes.imshow(powers, aspect="auto", cmap="viridis", interpolation="nearest")
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_yticks(range(len(names)), list(map(printable, names)), fontsize=7)
         marks = np.unique(np.linspace(0, len(records) - 1, min(8, len(records))).round())
         axes.set_xticks(marks, [str(records[int(mark)].step) for mark in marks])
         axes.set_xlabel("step")
@@ -129,7 +130,7 @@ def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple[int, Distribution
         }
         for low, high in SHARED_BANDS if len(lines) > 1 else BANDS:
             axes.fill_between(steps, at[low], at[high], color=colour, alpha=0.14, lw=0)
-        axes.plot(steps, at[0.5], color=colour, lw=1.3, marker=".", ms=3, label=part)
+        axes.plot(steps, at[0.5], color=colour, lw=1.3, marker=".", ms=3, label=printable(part))
         broken = [(step, 0.0) for step, d in points if d.num_nonfinite]
         if broken:
             axes.plot(*zip(*broken, strict=True), "x", color=RED)

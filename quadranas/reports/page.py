@@ -5,6 +5,7 @@ A page is self-contained; the same data give the same bytes.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from html import escape
 
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quadranas import __version__
+from quadranas.errors import printable_lines
 
 BLUE, ORANGE, RED, INK = "#2f6fa8", "#d98a1f", "#b3372f", "#24292f"
 GREY, PALE, SOFT = "#7d8590", "#a3abb4", "#57606a"
@@ -34,7 +36,7 @@ STYLE = {
 
 
 def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> str:
-    """A complete HTML page.
+    """A complete HTML page; control characters in names are escaped.
 
     Args:
         sections: markup by heading.
@@ -43,7 +45,7 @@ def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> s
     body = "\n".join(
         f"<section><h2>{name}</h2>{text}</section>" for name, text in sections.items()
     )
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -61,6 +63,7 @@ def html_page(title: str, sections: Mapping[str, str], *, before: str = "") -> s
 </body>
 </html>
 """
+    return printable_lines(page)
 
 
 def note(text: str) -> str:
@@ -101,7 +104,10 @@ def plot_figure(
     name: str, title: str, draw: Callable[[Figure], None], size: tuple[float, float]
 ) -> str:
     """A matplotlib figure as `<svg>`; `name` makes its ids unique on the page."""
-    with matplotlib.style.context(["default", STYLE]):
+    name = re.sub(r"[^A-Za-z0-9._-]", lambda match: f"-{ord(match[0]):x}", name)
+    with warnings.catch_warnings(), matplotlib.style.context(["default", STYLE]):
+        # The browser chooses the font, which may have more characters than matplotlib's.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         whole = Figure(figsize=size, layout="constrained")
         draw(whole)
         stream = io.StringIO()

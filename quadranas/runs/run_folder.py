@@ -241,7 +241,9 @@ class RunFolder:
     def _checkpoint_files(self) -> list[Path]:
         """The checkpoints, newest first."""
         found = self.checkpoints.glob("*.pt") if self.checkpoints.is_dir() else []
-        return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), reverse=True)
+        return sorted(
+            (p for p in found if CHECKPOINT.fullmatch(p.name) and p.is_file()), reverse=True
+        )
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, which marks the run as finished."""
