@@ -565,7 +565,10 @@ def test_a_validation_is_printed_and_kept_in_the_table(table: Path) -> None:
             {"runtime": "ONNX Runtime 0.9"},
             "was measured with runtime 'ONNX Runtime 0.9', but this device has",
         ),
-        ({"measurement": {"hardware": "Cray-1"}}, "measured with hardware 'Cray-1'; here it is '"),
+        (
+            {"measurement": {"hardware": "Cray-1"}},
+            "was measured with hardware 'Cray-1', but this device has '",
+        ),
     ],
 )
 def test_a_table_from_elsewhere_is_not_validated_here(
