@@ -1,5 +1,7 @@
-"""Machines whose times are scripted, and real ONNX files that are exported only once."""
+"""Machines whose times are scripted, and real files of networks that are written only once."""
 
+import abc
+import fcntl
 import functools
 import hashlib
 from collections import Counter
@@ -14,33 +16,81 @@ from torch import Tensor, nn
 import quadranas.backends.onnxruntime
 import quadranas.backends.openvino
 import quadranas.backends.openvino2021
+from quadranas.backends.executorch import ExecuTorchBackend
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
+from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import to_onnx
+from quadranas.backends.tvm import TvmBackend
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
 
+WRITE_EXECUTORCH, BUILD_TVM = ExecuTorchBackend._content, TvmBackend._build
+
 
 def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Keep what PyTorch's exporter writes, which takes longer than everything else together.
+    """Keep what exporters and compilers write, which takes longer than everything else together.
 
     It is the same file for the same network every time; processes that name one folder share it.
     """
 
-    def remembered(network: nn.Module, conversion: Conversion) -> bytes:
-        digest = hashlib.sha256(f"{network} {conversion}".encode())
+    def remembered(network: nn.Module, settings: str, make: Callable[[], bytes]) -> bytes:
+        digest = hashlib.sha256(f"{network} {settings}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.numpy().tobytes())
-        path = folder / f"{digest.hexdigest()}.onnx"
-        if not path.is_file():
-            write_atomically(path, to_onnx(network, conversion))
+        path = folder / digest.hexdigest()
+        with path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.is_file():
+                write_atomically(path, make())
         return path.read_bytes()
 
+    def remembered_onnx(network: nn.Module, conversion: Conversion) -> bytes:
+        return remembered(network, f"ONNX {conversion}", lambda: to_onnx(network, conversion))
+
+    def remembered_executorch(
+        backend: ExecuTorchBackend, network: nn.Module, conversion: Conversion
+    ) -> bytes:
+        return remembered(
+            lower(network, backend.lowering),
+            f"ExecuTorch {conversion}",
+            lambda: WRITE_EXECUTORCH(backend, network, conversion),
+        )
+
+    def remembered_tvm(
+        backend: TvmBackend, network: nn.Module, input_shape: Sequence[int], path: Path
+    ) -> None:
+        def build() -> bytes:
+            BUILD_TVM(backend, network, input_shape, path)
+            return path.read_bytes()
+
+        if backend.tuner is not None:
+            build()
+            return
+        settings = f"TVM {tuple(input_shape)} {backend.target} {backend.command}"
+        path.write_bytes(remembered(lower(network, backend.lowering), settings, build))
+
+    _write_with(patch, remembered_onnx, remembered_executorch, remembered_tvm)
+
+
+def remember_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Write every file anew."""
+    _write_with(patch, to_onnx, WRITE_EXECUTORCH, BUILD_TVM)
+
+
+def _write_with(
+    patch: pytest.MonkeyPatch,
+    write_onnx: Callable[..., bytes],
+    write_executorch: Callable[..., bytes],
+    build_tvm: Callable[..., None],
+) -> None:
     backends = quadranas.backends
     for module in (backends.onnxruntime, backends.openvino, backends.openvino2021):
-        patch.setattr(module, "to_onnx", remembered)
+        patch.setattr(module, "to_onnx", write_onnx)
+    patch.setattr(ExecuTorchBackend, "_content", write_executorch)
+    patch.setattr(TvmBackend, "_build", build_tvm)
 
 
 REMEMBER = """
@@ -55,10 +105,13 @@ remember_exports(pytest.MonkeyPatch(), Path({folder!r}))
 def quicken_exporters(patch: pytest.MonkeyPatch) -> None:
     """Keep what torch 2.13 makes anew for every export, and takes most of its time for.
 
-    These are the ONNX functions by PyTorch operation, which an export only reads, and names for
-    all operations of C++, which are the same unless others were registered.
+    These are the ONNX functions by PyTorch operation, which an export only reads, names for all
+    operations of C++, which are the same unless others were registered, and annotations of
+    functions, `Callable[...]`, of which an export makes twenty thousand.
     """
     import torch._export.utils as exporting
+
+    patch.setattr(torch._ops, "Callable", UnspecifiedCallable)
 
     name_operations = exporting._materialize_cpp_cia_ops
     named: list[str] = []
@@ -76,6 +129,17 @@ def quicken_exporters(patch: pytest.MonkeyPatch) -> None:
         return
     made = functools.cache(ONNXRegistry.from_torchlib)
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(made))
+
+
+class UnspecifiedCallable(abc.ABC):  # noqa: B024 # only its `isinstance`
+    """`Callable`, which is a quick annotation too."""
+
+    def __class_getitem__(cls, item: object) -> type:
+        return cls
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return hasattr(other, "__call__")  # noqa: B004 # not whether the class can be called
 
 
 class Machine:

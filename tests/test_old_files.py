@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from quadranas.measurement.plan import Plan
 from tests.command_line import call
 from tests.pictures import noise
 
@@ -26,8 +27,10 @@ BUNDLES = {
 
 
 @pytest.fixture(autouse=True)
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies in the working folder."""
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exports: Path) -> None:
+    """Copies in the working folder. What a network takes here does not matter: two rounds."""
+    quick = Plan(num_rounds=2, repeats=2)
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", quick)
     shutil.copytree(GOLDEN, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
 

@@ -1,13 +1,18 @@
 """TVM RPC servers and trackers as processes of this machine, to be killed at work."""
 
+import atexit
+import functools
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from quadranas.backends.tvm_reach import Place, count_boards
 from quadranas.errors import QuadranasError
@@ -17,19 +22,44 @@ SMALL = {"TVM_USE_RUNTIME_LIB": "1", "TVM_BIND_THREADS": "0", "TVM_NUM_THREADS":
 """A quick start, without the compiler, and no thread pinned to a core that is somebody else's."""
 
 
+class ForkServer:
+    """The process that starts them."""
+
+    def __init__(self, python: str) -> None:
+        self.asking = threading.Lock()
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("rpc_fork_server.py"))],
+            env=os.environ | SMALL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        atexit.register(self.process.communicate)
+
+    def ask(self, job: dict[str, object]) -> int:
+        """One request, one number."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with self.asking:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            return int(self.process.stdout.readline())
+
+
+fork_server = functools.cache(ForkServer)
+
+
 class Running:
     """A process with its children, listening on a port."""
 
-    def __init__(self, command: Sequence[str], port: int) -> None:
-        self.port = port
-        self.process = subprocess.Popen(
-            command,
-            env=os.environ | SMALL,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def __init__(self, python: str, start: str, **options: object) -> None:
+        self.port = free_port()
+        self.parent = fork_server(python)
+        where = {"host": "127.0.0.1", "port": self.port, "port_end": self.port + 1}
+        self.pid = self.parent.ask({"start": start, **where, **options})
+        self.ended = False
 
     @property
     def address(self) -> str:
@@ -37,11 +67,13 @@ class Running:
 
     def signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+            os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.wait()
+        if not self.ended:
+            self.signal(signal.SIGKILL)
+            self.parent.ask({"wait": self.pid})
+            self.ended = True
 
 
 def free_port() -> int:
@@ -63,14 +95,12 @@ def wait_for_boards(place: Place, count: int) -> None:
 
 @contextmanager
 def tracker() -> Iterator[Running]:
-    port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-    running = Running([sys.executable, "-m", "tvm.exec.rpc_tracker", *options], port)
+    running = Running(sys.executable, "tracker")
     try:
         deadline = time.monotonic() + START_S
         while True:
             with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection(("127.0.0.1", running.port), 1).close()
                 break
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -79,15 +109,9 @@ def tracker() -> Iterator[Running]:
         running.kill()
 
 
-def _server(python: str, *options: str) -> Running:
-    port = free_port()
-    where = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-    return Running([python, "-m", "tvm.exec.rpc_server", *where, *options], port)
-
-
 @contextmanager
 def server(python: str = sys.executable) -> Iterator[Running]:
-    running = _server(python)
+    running = Running(python, "server")
     try:
         wait_for_boards(Place("127.0.0.1", running.port), 1)
         yield running
@@ -102,7 +126,8 @@ def boards(count: int, key: str, python: str = sys.executable) -> Iterator[list[
         lender = stack.enter_context(tracker())
         servers = []
         for _ in range(count):
-            servers.append(_server(python, "--tracker", lender.address, "--key", key))
+            lent_by = ("127.0.0.1", lender.port)
+            servers.append(Running(python, "server", tracker=lent_by, key=key))
             stack.callback(servers[-1].kill)
         wait_for_boards(Place("127.0.0.1", lender.port, key), count)
         yield [lender, *servers]

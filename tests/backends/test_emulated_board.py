@@ -28,6 +28,7 @@ from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.space.space_file import load_space
 from tests.backends.rpc_boards import boards, server
+from tests.measuring import remember_nothing
 
 Scrambler = Callable[..., nn.Module]
 
@@ -90,8 +91,9 @@ def test_a_tuned_network_computes_the_same_and_has_no_latency(
 
 
 def test_a_library_is_written_and_run_there(
-    tmp_path: Path, network: nn.Module, images: Tensor
+    tmp_path: Path, network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    remember_nothing(monkeypatch)
     paths = [tmp_path / name / "model.so" for name in ("a", "b")]
     with (
         server(PYTHON) as board,

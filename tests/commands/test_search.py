@@ -219,8 +219,9 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
     run(tmp_path / "whole", pictures, **overrides)
     assert set(contents(tmp_path / "whole", DECIDED)) == set(DECIDED)
     real = RunFolder.save_checkpoint
-    for number in (2, 5, 7):
-        countdown = number
+    cut = tmp_path / "cut"
+    for resume, steps in ((False, 2), (True, 3), (True, 2)):  # of eight: in every phase
+        countdown = steps
 
         def save_checkpoint(self: RunFolder, state: Mapping[str, Any]) -> None:
             nonlocal countdown
@@ -229,13 +230,12 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
             if countdown == 0:
                 raise PowerCutError
 
-        cut = tmp_path / f"cut{number}"
         monkeypatch.setattr(RunFolder, "save_checkpoint", save_checkpoint)
         with pytest.raises(PowerCutError):
-            run(cut, pictures, **overrides)
-        monkeypatch.setattr(RunFolder, "save_checkpoint", real)
-        run(cut, pictures, resume=True, **overrides)
-        assert contents(cut, DECIDED) == contents(tmp_path / "whole", DECIDED)
+            run(cut, pictures, resume=resume, **overrides)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", real)
+    run(cut, pictures, resume=True, **overrides)
+    assert contents(cut, DECIDED) == contents(tmp_path / "whole", DECIDED)
 
 
 def test_phases_may_be_left_out(tmp_path: Path, pictures: Path) -> None:

@@ -21,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends import onnx_file, onnxruntime, openvino, openvino2021
 from quadranas.backends.interface import Backend, Conversion, FileBackend, Program
 from quadranas.backends.registry import open_backend
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
@@ -29,12 +28,12 @@ from quadranas.latency.device import Device
 from quadranas.latency.runtimes import RUNTIMES, Runtime, RuntimeFiles
 from quadranas.layers import build_op
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
-from quadranas.network.skeleton import build_subnet
 from quadranas.space.operation import OpSpec
 from quadranas.space.space_file import load_space, space_files
+from tests.bundles import toy_network
 from tests.command_line import CHECKOUT
 from tests.fake_runtime import FACTS, FAKE, register
-from tests.measuring import board
+from tests.measuring import board, remember_nothing
 
 pytestmark = pytest.mark.usefixtures("registered", "exports")
 
@@ -52,7 +51,7 @@ REACHED: dict[str, dict[str, Any]] = {
 TOLERANCE = 1e-4
 """Absolute and relative: in float32 sums are taken in another order; bfloat16 misses it by far."""
 
-BATCH = 3
+BATCH = 2
 SHAPE = (1, 3, 32, 32)
 
 PRODUCTS = {
@@ -163,10 +162,8 @@ def assert_agrees(program: Program, network: nn.Module, images: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def network(scramble: Scrambler) -> nn.Module:
-    """A whole network that computes something."""
-    space = load_space("toy")
-    choices = space.extreme(lambda spec: spec.kernel_size, largest=True)
-    return scramble(build_subnet(choices)).eval()
+    """A whole network that computes something: the one of `tests/commands/test_run.py`."""
+    return toy_network(scramble)
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +363,7 @@ def test_the_same_network_gives_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (onnxruntime, openvino, openvino2021):  # each time anew
-        monkeypatch.setattr(module, "to_onnx", onnx_file.to_onnx)
+    remember_nothing(monkeypatch)
     spec = OpSpec(
         kind="quadratic_depthwise", in_channels=4, out_channels=4, kernel_size=3, resolution=8
     )
