@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
@@ -41,13 +42,21 @@ def create_model(
     )
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            _draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     branches = [module for module in model.modules() if isinstance(module, ResidualBranch)]
     for index, branch in enumerate(branches):
         branch.drop_probability = drop_path * (index // 2) / max(len(branches) // 2 - 1, 1)
     return model
+
+
+@torch.no_grad()
+def _draw(weight: Tensor) -> None:
+    """Draw initial weights; kernels in the order of channels_last, for the sake of old seeds."""
+    layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
+    drawn = torch.empty_like(weight, memory_format=layout)
+    weight.copy_(nn.init.trunc_normal_(drawn, std=INIT_STD))
 
 
 def load_published_weights(model: Network, path: str | Path) -> None:

@@ -55,11 +55,12 @@ def test_a_block_name_that_torch_has_taken() -> None:
         build_subnet(network)
 
 
-def test_weights_lie_in_channels_last() -> None:
+def test_images_are_channels_last_and_weights_contiguous() -> None:
     model = build_subnet(load_space("toy").architecture({}))
-    kernels = [p for p in model.parameters() if p.dim() == 4]
-    assert kernels
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    assert model.features(torch.randn(2, 3, 32, 32))[0].is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 # ---------------------------------------------------------------- initialisation
