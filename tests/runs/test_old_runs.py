@@ -65,7 +65,7 @@ def test_an_old_search_derives_the_same_network() -> None:
     header = new_table.header.model_copy(update={"model": None})  # tables of 0.1.0 have none
     assert new_table.model_copy(update={"header": header}) == old_table
     old, new = (read_config_file(Path(name, "config.yaml")).keys for name in ("derived", "again"))
-    assert new == old
+    assert {key: new[key] for key in old} == old
 
 
 @pytest.mark.usefixtures("old")
