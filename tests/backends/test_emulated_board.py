@@ -70,7 +70,7 @@ def test_a_tuned_network_computes_the_same_and_has_no_latency(
     tmp_path: Path, network: nn.Module, images: Tensor
 ) -> None:
     with server(PYTHON) as board:
-        device = cortex_a76(Reach(rpc=board.address), trials=2)
+        device = cortex_a76(Reach(rpc=board.address), trials=1)
         with TvmBackend(device, tmp_path) as backend:
             found = backend.provenance()
             assert found.emulated

@@ -1,11 +1,8 @@
 """The command line: one message and exit code 2 for every fault, one JSON object per command."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,18 +243,10 @@ def test_a_fault_without_json_leaves_stdout_empty(workshop: Path) -> None:
     assert second == "Upgrade with: pip install --upgrade quadranas"
 
 
-def test_a_fault_in_a_real_process(workshop: Path) -> None:
-    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "quadranas", *SEARCH, "--budget", "1us"],
-        cwd=workshop,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    line, table, error, hint = done.stderr.splitlines()
+def test_a_fault_in_a_real_process(tmp_path: Path, server: Server) -> None:
+    done = server.run(tmp_path, *SEARCH, "--budget", "1us")
+    assert (done.code, done.out) == (2, "")
+    line, table, error, hint = done.err.splitlines()
     assert line == "budget 1.00 us on cpu; reachable with space toy: 566 us to 1.08 ms"
     assert table.startswith(f"latency table {TABLES / 'toy' / 'cpu.json'}: analytic (")
     assert error.startswith("error: no network of space 'toy' keeps 1.00 us")

@@ -33,9 +33,11 @@ from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasErr
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 from quadranas.network.skeleton import build_subnet
+from quadranas.network.weights import load_weights, save_tensors
 from tests.command_line import listing
 from tests.commands.test_export import architecture
 from tests.measuring import board
+from tests.sharing import Share
 
 pytestmark = pytest.mark.usefixtures("exports")
 
@@ -78,20 +80,26 @@ def digits() -> Digits:
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Digits) -> nn.Module:
+def trained(digits: Digits, share: Share) -> nn.Module:
     """The toy space's largest network after some epochs."""
     torch.manual_seed(0)
     network = build_subnet(architecture("toy"))
     train = digits.dataset.train
-    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
-    for _ in range(6):
-        for indices in torch.randperm(len(train)).split(64):
-            loss = cross_entropy(
-                network(digits.augmenter.plain(train.batch(indices))), train.labels[indices]
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+
+    def save_trained(path: Path) -> None:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
+        for _ in range(6):
+            for indices in torch.randperm(len(train)).split(64):
+                loss = cross_entropy(
+                    network(digits.augmenter.plain(train.batch(indices))), train.labels[indices]
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        save_tensors(network.state_dict(), path)
+
+    path = share("networks/trained.safetensors", save_trained)
+    load_weights(network, path)
     return network.eval()
 
 
