@@ -16,6 +16,9 @@ from quadranas.inspection.records import QUANTILES, Distribution, LayerRecord, S
 from quadranas.reports.page import BLUE, ORANGE, RED, figure, note, plot_figure
 
 COLOURS = {"a": BLUE, "b": ORANGE, "c": "#3d8f5f", "matrix": BLUE}
+MAX_LABEL = 60
+"""Number of characters of a layer's path in a figure, the last ones."""
+
 BANDS = ((0.01, 0.99), (0.05, 0.95), (0.25, 0.75))
 SHARED_BANDS = ((0.05, 0.95),)
 """Pairs of quantiles to draw: for one tensor in a panel, and for several."""
@@ -86,7 +89,7 @@ def _over_training(
     def draw(whole: Figure) -> None:
         axes = whole.add_subplot()
         image = axes.imshow(powers, aspect="auto", cmap="viridis", interpolation="nearest")
-        axes.set_yticks(range(len(names)), list(map(printable, names)), fontsize=7)
+        axes.set_yticks(range(len(names)), [printable(n)[-MAX_LABEL:] for n in names], fontsize=7)
         marks = np.unique(np.linspace(0, len(records) - 1, min(8, len(records))).round())
         axes.set_xticks(marks, [str(records[int(mark)].step) for mark in marks])
         axes.set_xlabel("step")
@@ -130,7 +133,15 @@ def _draw_bands(axes: Axes, lines: Mapping[str, Sequence[tuple[int, Distribution
         }
         for low, high in SHARED_BANDS if len(lines) > 1 else BANDS:
             axes.fill_between(steps, at[low], at[high], color=colour, alpha=0.14, lw=0)
-        axes.plot(steps, at[0.5], color=colour, lw=1.3, marker=".", ms=3, label=printable(part))
+        axes.plot(
+            steps,
+            at[0.5],
+            color=colour,
+            lw=1.3,
+            marker=".",
+            ms=3,
+            label=printable(part)[-MAX_LABEL:],
+        )
         broken = [(step, 0.0) for step, d in points if d.num_nonfinite]
         if broken:
             axes.plot(*zip(*broken, strict=True), "x", color=RED)
