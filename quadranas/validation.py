@@ -12,7 +12,6 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
 )
-from pydantic_core import CoreSchema
 
 from quadranas.errors import QuadranasError, line_of, nearest, printable
 
@@ -48,12 +47,9 @@ class Strict(BaseModel):
     """Plain data whose numbers are numbers: neither texts nor booleans become one."""
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """The schema with strict numbers and booleans; lists still become tuples, texts paths."""
-        schema: CoreSchema = _with_strict_numbers(handler(source))
-        return schema
+        return _with_strict_numbers(handler(source))
 
 
 class Frozen(Strict):

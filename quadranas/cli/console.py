@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
-from pydantic import BaseModel
 from rich.table import Table
 
 from quadranas.cli.streams import OutputError
 from quadranas.errors import PromiseMissedError, RunInterruptedError, printable
 from quadranas.reporter import PlainConsole, Reporter
-from quadranas.validation import CommandResult
 
 if TYPE_CHECKING:
     from quadranas.runs.results import DeriveResult
+    from quadranas.validation import CommandResult
 
-Result = TypeVar("Result", bound=CommandResult)
+Result = TypeVar("Result", bound="CommandResult")
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -108,6 +107,8 @@ def shown(result: Result) -> Result:
 
 
 def _shown(value: Any) -> Any:
+    from pydantic import BaseModel
+
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Path):
@@ -121,7 +122,7 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def print_json(content: CommandResult | dict[str, str]) -> None:
+def print_json(content: "CommandResult | dict[str, str]") -> None:
     """Print the one JSON object of a command on stdout."""
     if not isinstance(content, dict):
         content = content.model_dump(mode="json")

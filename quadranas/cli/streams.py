@@ -11,12 +11,9 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from quadranas.errors import QuadranasError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 HINT = "Redirect the output to a file on a disk with free space; the command's files are complete."
 
@@ -101,7 +98,7 @@ class _Descriptor(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: "ReadableBuffer") -> int:
+    def write(self, data: Any) -> int:
         while not self.has_failed:
             try:
                 return os.write(self.descriptor, data)

@@ -26,6 +26,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
         RunFolder(path).refuse_content()
     path = path.resolve()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
@@ -36,11 +37,16 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
             finally:
                 _restore(path)
                 shutil.rmtree(staging, ignore_errors=True)
+        missing.clear()
     except OSError as error:
         raise QuadranasError(
             f"cannot write to the output {path}: {error.strerror or error}",
             "Choose another --output.",
         ) from error
+    finally:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def _written(path: Path, staging: Path, *, replace: bool) -> Iterator[RunFolder]:

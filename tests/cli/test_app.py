@@ -305,7 +305,7 @@ KEYS: dict[str, set[str]] = {
     "predict net.onnx --device vpu": {
         *("model", "inputs", "latency_ms", "is_lower_bound", "operators", "unpriced", "macs"),
         *("params", "device", "title", "method", "runtime", "precision", "threads", "fitted_to"),
-        "expected_error",
+        *("expected_error", "file_precision", "notes"),
     },
     "convert run --output new": {
         *("path", "params_before", "params", "macs_before", "macs", "replaced", "kept"),

@@ -569,7 +569,6 @@ def test_a_validation_is_printed_and_kept_in_the_table(table: Path) -> None:
             {"measurement": {"hardware": "Cray-1"}},
             "than this device has now: hardware Cray-1, not ",
         ),
-        ({"threads": 2}, "than those of device 'host': threads 2, not 1"),
         ({"measurement": {"target": "GPU"}}, "than this device has now: target GPU, not "),
     ],
 )

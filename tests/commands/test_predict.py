@@ -261,7 +261,7 @@ def test_what_could_not_be_priced_is_said_loudly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.onnx", "--device", "cpu"), "cannot read missing.onnx: No such file"),
+        (("missing.onnx", "--device", "cpu"), "cannot read model missing.onnx: No such file"),
         (("net.onnx", "--device", "host"), "device 'host' has no analytic model"),
         (("net.onnx", "--device", "vpx"), "did you mean 'vpu'?"),
         (("net.onnx", "--device", "cpu", "--resolution", "32"), "has the fixed size 16, not 32"),

@@ -96,7 +96,7 @@ def test_the_head_makes_the_scores_of_the_last_map(name: str, scramble: Scramble
     inputs = []
     with torch.no_grad():
         maps = network.features(images)
-        x = images
+        x = images.contiguous(memory_format=torch.channels_last)
         for block, module in zip(smallest(name).blocks, network.blocks.values(), strict=True):
             if any(op.stride > 1 or op.is_head for op in block.ops):
                 inputs.append(x)

@@ -118,7 +118,7 @@ def test_a_device_is_not_read(tmp_path: Path) -> None:
     pipe = tmp_path / "net.onnx"
     os.mkfifo(pipe)
     for path in (Path("/dev/zero"), pipe):
-        with pytest.raises(QuadranasError, match="not a regular file"):
+        with pytest.raises(QuadranasError, match="not a file"):
             read_graph(path)
 
 

@@ -20,6 +20,7 @@ from quadranas.latency.table_files import find_table, load_table
 from quadranas.reports.figures import PARTS, plot_curves
 from quadranas.reports.run_report import write_report
 from quadranas.reports.run_view import RUN_FILES, read_run
+from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.operation import OP_RULES
@@ -329,12 +330,17 @@ def test_an_epoch_written_twice_counts_once(make_run: Callable[[str], Path]) -> 
 
 def test_values_that_are_not_finite_are_left_out(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
-    lines = [epoch_line("search", 1, loss=math.nan), epoch_line("search", 2, loss=math.inf)]
-    (run / "metrics.jsonl").write_text("\n".join(lines))
+    folder = RunFolder(run)
+    folder.metrics.unlink()
+    for number, loss in enumerate((math.nan, math.inf), start=1):
+        folder.append_metrics(json.loads(epoch_line("search", number)) | {"loss": loss})
+    assert [epoch.loss for epoch in read_run(run).epochs] == [None, None]
     page = report(run)
     assert "cross-entropy" in page.text  # the held-out half has a loss
     figures = plot_curves(read_run(run).epochs[:1], None)
     assert all("nan" not in figure for figure in figures)
+    folder.metrics.write_text(epoch_line("search", 1, loss=math.nan), encoding="utf-8")
+    assert read_run(run).dropped_lines == 1
 
 
 def test_hostile_text_stays_text(make_run: Callable[[str], Path]) -> None:
