@@ -1,7 +1,7 @@
 """The commands that export a network as a bundle, and that use a bundle."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,11 +180,12 @@ def export_command(
             reporter=reporter,
             **options,
         )
-    print_result(result, as_json, _export_text)
+    run_options = () if as_json else _run_options(result)
+    print_result(result, as_json, lambda shown: _export_text(shown, run_options))
     check_promise(result.missed)
 
 
-def _export_text(result: "ExportResult") -> str:
+def _export_text(result: "ExportResult", run_options: Sequence[str]) -> str:
     batch = f", {result.batch_size} images a call" if result.batch_size > 1 else ""
     lines = [
         f"{result.path}: {result.size_bytes / 2**20:.2f} MiB, {result.precision}, input "
@@ -197,20 +198,20 @@ def _export_text(result: "ExportResult") -> str:
         lines.append(f"accuracy {result.accuracy:.2%}, in PyTorch {result.accuracy_pytorch:.2%}")
     if result.kept:
         lines.append(f"layers in higher precision: {', '.join(result.kept)}")
-    lines += [_latency_text(result), f"next: {_run_command(result)}"]
+    command = shlex.join(["quadranas", "run", str(result.bundle), "IMAGE", *run_options])
+    lines += [_latency_text(result), f"next: {command}"]
     return "\n".join(lines)
 
 
-def _run_command(result: "ExportResult") -> str:
-    """The command that labels images with a new bundle, on the device that it was checked on."""
+def _run_options(result: "ExportResult") -> tuple[str, ...]:
+    """The options with which `run` labels images on the device that a bundle was checked on."""
     from quadranas.deployment.bundle import read_manifest
 
     reach = read_manifest(result.bundle).device.reach.model_dump(exclude_none=True)
     options = [part for k, v in reach.items() for part in (f"--{k.replace('_', '-')}", v)]
     if files_of(result.format).native:
         options.append("--allow-native-code")
-    bundle = shlex.quote(str(result.bundle))
-    return f"quadranas run {bundle} IMAGE {shlex.join(options)}".rstrip()
+    return tuple(options)
 
 
 def _latency_text(result: "ExportResult") -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from quadranas.cli.console import (
     command_line,
@@ -297,7 +297,7 @@ def predict_command(
 
 def _print_prediction(result: "PredictResult") -> None:
     """Print the latency of each kernel launch, and highlight operators without a price."""
-    table = Table("operator", "fused", "kind", "MACs", "ms", "share")
+    table = Table(Column("operator", overflow="fold"), "fused", "kind", "MACs", "ms", "share")
     for operator in result.operators:
         share = operator.latency_ms / max(result.latency_ms, 1e-12)
         numbers = (f"{operator.macs:,}", f"{operator.latency_ms:.4f}", f"{share:.1%}")

@@ -116,7 +116,7 @@ from tests.fake_runtime import register
 register(MonkeyPatch())
 from quadranas.cli.app import main
 for command in ("export", "build-lut"):
-    print("### quadranas", command)
+    print("### quadranas", command, flush=True)
     sys.argv = ["quadranas", command, "--help"]
     with suppress(SystemExit):
         main()
