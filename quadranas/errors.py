@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value in a file."""
 
@@ -75,9 +73,10 @@ class RunInterruptedError(KeyboardInterrupt):
         self.hint = hint
 
 
-def printable_lines(text: str) -> str:
-    """A text in which only line breaks are control characters; see `printable`."""
-    return "\n".join(map(printable, text.split("\n")))
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:
@@ -128,6 +127,8 @@ def line_of(path: Path, place: Sequence[str | int]) -> int | None:
 
 
 def _yaml_offsets(text: str) -> dict[Place, int]:
+    import yaml
+
     offsets: dict[Place, int] = {}
     left: list[tuple[Place, yaml.Node | None]] = [((), yaml.compose(text, yaml.SafeLoader))]
     while left and len(offsets) < MAX_VALUES:  # aliases can describe documents without end
@@ -147,6 +148,11 @@ def printable(name: str) -> str:
     """A name in one line that any terminal and file can hold: other characters are escaped."""
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     return "".join(escaped)
+
+
+def printable_lines(text: str) -> str:
+    """A text in which only line breaks are control characters; see `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def refuse_unwritable(name: str, what: str) -> None:

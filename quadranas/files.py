@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,6 +138,18 @@ def require_readable(path: str | Path, what: str) -> None:
         )
 
 
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those around it, as far as they do not exist yet, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that are empty, in this order; others stay."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that readers see the old or the new content completely, even after a crash.
 
@@ -174,7 +186,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_compact_json(path: Path, content: Any) -> None:
-    """Write plain data as JSON on one line, atomically; for files that nobody reads."""
+    """Write plain data as JSON on one line, atomically; for files that only programs read."""
     write_atomically(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
 
 

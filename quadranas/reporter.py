@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from quadranas.errors import printable_lines
@@ -48,6 +47,14 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         self.console = PlainConsole(stderr=True)
         self.quiet = quiet
         columns = ("{task.description}", "{task.fields[metrics]}")

@@ -180,8 +180,7 @@ def export_command(
             reporter=reporter,
             **options,
         )
-    run_options = () if as_json else _run_options(result)
-    print_result(result, as_json, lambda shown: _export_text(shown, run_options))
+    print_result(result, as_json, lambda shown: _export_text(shown, _run_options(result)))
     check_promise(result.missed)
 
 

@@ -1,7 +1,7 @@
 """Standard output and error: any encoding, closed or full, without a traceback.
 
-A result that cannot be printed is an error; progress and messages that cannot be are dropped, so
-that a run does not end because nobody reads them.
+A result that cannot be printed is an error. Progress and messages that cannot be printed are
+dropped, so that a run continues when its terminal is closed.
 """
 
 import errno
@@ -62,7 +62,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _ignore(error: OSError) -> None:
-    """Drop what nobody can read."""
+    """Ignore that stderr cannot be written; its text is lost."""
 
 
 def _stream(descriptor: int, old: TextIO | None, on_error: Callable[[OSError], None]) -> TextIO:

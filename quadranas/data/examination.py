@@ -17,7 +17,7 @@ from PIL import Image
 from quadranas.data.decoding import CorruptImageError, Pixels, fit
 from quadranas.data.faults import raise_faults
 from quadranas.data.folders import NUM_THREADS, ImageFiles
-from quadranas.errors import QuadranasError, printable
+from quadranas.errors import QuadranasError, printable, some
 
 Verify: TypeAlias = Literal["ends", "full"]
 """How image files are verified before training: headers and ends, or all of them decoded."""
@@ -30,9 +30,6 @@ DARK = 16
 PLAIN_BYTES, PLAIN_BYTES_PER_PIXEL = 1024, 0.05
 """Upper limit on the size of an image of one colour: of a JPEG, 0.02 bytes per pixel and a header
 of 600 bytes; of a PNG, less."""
-
-NUM_NAMED = 3
-"""Number of images that a warning names."""
 
 
 def _ends_with(mark: bytes) -> Callable[[IO[bytes], int], bool]:
@@ -183,24 +180,19 @@ def _warnings(looks: Sequence[tuple[str, Look]]) -> list[str]:
     shallow = [name for name, look in others if look.is_dark and look.colour is None]
     warnings = []
     if plain:
-        warnings.append(f"{_images(plain, len(looks))} of one colour only ({_some(plain)})")
+        warnings.append(f"{_images(plain, len(looks))} of one colour only ({some(plain)})")
     if deep:
         warnings.append(
             f"{_images(deep, len(looks))} black or nearly black: 16-bit files with values below "
-            f"{DARK * 256} of 65535 ({_some(deep)}); scale their values, or save them as 8 bits"
+            f"{DARK * 256} of 65535 ({some(deep)}); scale their values, or save them as 8 bits"
         )
     if shallow:
         warnings.append(
             f"{_images(shallow, len(looks))} nearly black: no value above {DARK - 1} of 255 "
-            f"({_some(shallow)})"
+            f"({some(shallow)})"
         )
     return warnings
 
 
 def _images(names: Sequence[str], total: int) -> str:
     return f"{len(names)} of {total} images {'is' if len(names) == 1 else 'are'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more

@@ -3,15 +3,12 @@
 Shapes: N images of a split, R the resolution; pixels are (N, R, R, 3) in uint8.
 """
 
-import io
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias, TypeVar, final
-from weakref import finalize
+from pathlib import Path
+from typing import IO, TypeVar, final
 
 from PIL import Image
 
@@ -20,25 +17,20 @@ from quadranas.data.decoding import (
     CorruptImageError,
     Pixels,
     fit,
-    image_extensions,
     image_formats,
     reason_of,
 )
-from quadranas.data.digests import digest_of
 from quadranas.data.faults import TooSmallImageError, lfs_reason, raise_faults
-from quadranas.data.left_out import (
-    LeftOut,
-    described,
-    is_zipped_link,
-    left_out_entry,
-    left_out_of,
-    left_out_zipped,
+from quadranas.data.left_out import LeftOut, described, left_out_of
+from quadranas.data.source import (
+    LAYOUT,
+    Source,
+    Tree,
+    folders_of,
+    leaves_of,
+    open_source,
 )
-from quadranas.errors import QuadranasError, printable, refuse_unwritable
-from quadranas.files import require_readable
-
-MAX_FILE_BYTES = 256 * 2**20
-"""Maximum uncompressed size of a zip member."""
+from quadranas.errors import QuadranasError, printable
 
 MAX_UPSCALING = 4
 """Maximum ratio of the resolution to the shorter side of an image."""
@@ -50,34 +42,8 @@ two cores, November 2026)."""
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 CHUNK = 16
-MAX_FOLDER_DEPTH = 6
-
-LAYOUT = (
-    "Accepted: a folder or a zip file with train/ and test/ or val/, each with one folder of "
-    "images per class; or with class folders only."
-)
 
 Result = TypeVar("Result")
-_Tree: TypeAlias = "dict[str, _Tree | str | LeftOut]"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder or a zip file with images.
-
-    Args:
-        tree: the folders as nested dicts; leaves are the paths of images, and what is left out.
-        open: opens an image by its path; True to read the whole file, False for its header.
-        num_bytes: the size of an image file by its path.
-        digest: the digest of an image file by its path; True to digest the whole file, False for
-            samples of a large one.
-    """
-
-    path: Path
-    tree: _Tree
-    open: Callable[[str, bool], IO[bytes]]
-    num_bytes: Callable[[str], int]
-    digest: Callable[[str, bool], str]
 
 
 @final
@@ -249,17 +215,17 @@ def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFi
     Raises:
         QuadranasError: a path, folder, class or image is missing, or the splits are ambiguous.
     """
-    source = _open(data, "--data")
+    source = open_source(data, "--data")
     tree = _unwrap(source.tree)
-    splits = {name.lower(): folder for name, folder in _folders(tree).items()}
-    is_split = "train" in splits and bool(_folders(splits["train"]))
+    splits = {name.lower(): folder for name, folder in folders_of(tree).items()}
+    is_split = "train" in splits and bool(folders_of(splits["train"]))
     if val is not None:
         if is_split:
             raise QuadranasError(
                 f"--data {data} contains splits of its own, so --val {val} is ambiguous",
                 "Omit --val, or pass the train folder itself as --data.",
             )
-        other = _open(Path(val), "--val")
+        other = open_source(Path(val), "--val")
         test = _list_files(other, _unwrap(other.tree), f"--val {val}")
         return _list_files(source, tree, f"--data {data}"), test
     if is_split:
@@ -276,9 +242,9 @@ def find_splits(data: Path, val: str | Path | None) -> tuple[ImageFiles, ImageFi
     return _list_files(source, tree, f"--data {data}"), None
 
 
-def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
+def _list_files(source: Source, tree: Tree, where: str) -> ImageFiles:
     """The images of one folder per class, classes and images in alphabetical order."""
-    folders = sorted(_folders(tree).items())
+    folders = sorted(folders_of(tree).items())
     if not folders:
         raise QuadranasError(f"{where} has no class folders", LAYOUT)
     members: list[str] = []
@@ -292,7 +258,7 @@ def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
                 f"{described(left_out_of(folder), '; left out: ')}",
                 LAYOUT,
             )
-        nested = [leaf for inner in _folders(folder).values() for leaf in _leaves(inner)]
+        nested = [leaf for inner in folders_of(folder).values() for leaf in leaves_of(inner)]
         if nested:
             raise QuadranasError(
                 f"image {nested[0]} of {where} is in a subfolder of its class folder", LAYOUT
@@ -307,117 +273,7 @@ def _list_files(source: Source, tree: _Tree, where: str) -> ImageFiles:
     return ImageFiles(source, tuple(members), tuple(labels), names, tuple(left_out_of(tree)))
 
 
-def _folders(tree: _Tree) -> "dict[str, _Tree]":
-    return {name: inner for name, inner in tree.items() if isinstance(inner, dict)}
-
-
-def _leaves(tree: _Tree) -> list[str]:
-    leaves: list[str] = []
-    for inner in tree.values():
-        if isinstance(inner, dict):
-            leaves += _leaves(inner)
-        elif isinstance(inner, str):
-            leaves.append(inner)
-    return leaves
-
-
-def _unwrap(tree: _Tree) -> _Tree:
+def _unwrap(tree: Tree) -> Tree:
     """The tree without outer folders that contain everything; a single class folder is kept."""
-    folders = list(_folders(tree).values())
-    return _unwrap(folders[0]) if len(folders) == 1 and _folders(folders[0]) else tree
-
-
-def _open(path: Path, option: str) -> Source:
-    """List the images of a folder or a zip file.
-
-    Raises:
-        QuadranasError: the path is missing, damaged, without images, or neither folder nor zip.
-    """
-    refuse_unwritable(str(path.absolute()), option)
-    if not path.exists():
-        raise QuadranasError(f"{option} {path} does not exist", LAYOUT)
-    refuse_unwritable(str(path.resolve()), option)
-    try:
-        source = _open_folder(path) if path.is_dir() else _open_zip(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise QuadranasError(
-            f"{option} {path} is not a zip file, or is damaged: {error}",
-            f"Download or pack it again. {LAYOUT}",
-        ) from error
-    except OSError as error:
-        raise QuadranasError(f"cannot read {option} {path}: {error.strerror or error}") from error
-    if not _leaves(source.tree):
-        raise QuadranasError(
-            f"{option} {path} contains no files with an image extension, such as .png or .jpg"
-            f"{described(left_out_of(source.tree), '; left out: ')}",
-            LAYOUT,
-        )
-    return source
-
-
-def _open_folder(path: Path) -> Source:
-    def list_folder(folder: Path, depth: int) -> _Tree:
-        tree: _Tree = {}
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _is_hidden(entry.name):
-                    continue
-                if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
-                    tree[entry.name] = list_folder(folder / entry.name, depth + 1)
-                elif entry.is_file() and entry.name.lower().endswith(image_extensions()):
-                    tree[entry.name] = (folder / entry.name).relative_to(path).as_posix()
-                else:
-                    tree[entry.name] = left_out_entry(entry)
-        return tree
-
-    return Source(
-        path,
-        list_folder(path, 0),
-        open=lambda member, whole: (path / member).open("rb"),
-        num_bytes=lambda member: (path / member).stat().st_size,
-        digest=lambda member, whole: digest_of(path / member, whole=whole),
-    )
-
-
-def _open_zip(path: Path) -> Source:
-    require_readable(path, "zip file")
-    archive = zipfile.ZipFile(path)
-    # Closes the file without a ResourceWarning even if the archive ends up in a reference cycle,
-    # such as that of a caught error, in which the file object may be collected first.
-    assert archive.fp is not None
-    finalize(archive, archive.fp.close)
-    tree: _Tree = {}
-    for info in archive.infolist():
-        parts = PurePosixPath(info.filename).parts
-        if len(parts) > MAX_FOLDER_DEPTH or any(_is_hidden(part) for part in parts):
-            continue
-        folder = tree
-        for part in parts if info.is_dir() else parts[:-1]:
-            inner = folder.setdefault(part, {})
-            folder = inner if isinstance(inner, dict) else {}
-        if info.is_dir():
-            continue
-        if info.filename.lower().endswith(image_extensions()) and not is_zipped_link(info):
-            folder.setdefault(parts[-1], info.filename)
-        else:
-            folder.setdefault(parts[-1], left_out_zipped(info))
-
-    def open_member(member: str, whole: bool) -> IO[bytes]:
-        size = archive.getinfo(member).file_size
-        if size > MAX_FILE_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes; the limit is {MAX_FILE_BYTES}")
-        # Reading the whole member also verifies its checksum; reading the header is much cheaper.
-        return io.BytesIO(archive.read(member)) if whole else archive.open(member)
-
-    return Source(
-        path,
-        tree,
-        open_member,
-        num_bytes=lambda member: archive.getinfo(member).file_size,
-        # The checksum, which is verified whenever the image is read.
-        digest=lambda member, whole: f"{archive.getinfo(member).CRC:08x}",
-    )
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    folders = list(folders_of(tree).values())
+    return _unwrap(folders[0]) if len(folders) == 1 and folders_of(folders[0]) else tree

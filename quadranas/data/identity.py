@@ -5,22 +5,17 @@ depends: an image that turned out to be corrupt is replaced by the next one of i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quadranas.data.folders import NUM_THREADS, ImageFiles, ImageListing
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, some
 from quadranas.validation import Frozen
 
 WHOLE_LIMIT_BYTES = 4 * 2**30
 """Data up to this size are digested whole: 50,000 images of 2.5 kB took 1 s, 2,000 of 1 MB 5 s.
 Beyond it, four blocks per file are, 3 s for 10,000 images of 1 MB (two cores, warm cache,
 November 2026)."""
-
-CHUNK = 64
-NUM_NAMED = 3
-"""Number of images that a message names."""
 
 Fingerprint = tuple[int, str, int]
 """Size in bytes, digest and label of an image."""
@@ -153,12 +148,6 @@ def written_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and the number of the others."""
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more
-
-
 def _recorded(pool: ImageFiles, wanted: Mapping[str, Fingerprint]) -> ImageFiles:
     """The wanted files, as if all of them were there."""
     labels = tuple(label for _, _, label in wanted.values())
@@ -186,13 +175,8 @@ def _num_bytes(files: ImageFiles) -> int:
 
 
 def _fingerprints(files: ImageFiles, whole: bool) -> dict[str, Fingerprint]:
-    def read(start: int) -> list[Fingerprint]:
-        return [
-            (files.num_bytes(index), files.digest(index, whole=whole), files.labels[index])
-            for index in range(start, min(start + CHUNK, len(files)))
-        ]
+    def read(index: int) -> Fingerprint:
+        return files.num_bytes(index), files.digest(index, whole=whole), files.labels[index]
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        parts = pool.map(read, range(0, len(files), CHUNK))
-        names = map(written_name, files.members)
-        return dict(zip(names, [found for part in parts for found in part], strict=True))
+    names = map(written_name, files.members)
+    return dict(zip(names, files.each(read, NUM_THREADS), strict=True))

@@ -23,7 +23,7 @@ from quadranas.space.architecture import Architecture
 def find_prediction_table(
     architecture: Architecture, device: Device, folder: Path | None, path: Path | None
 ) -> LatencyTable | str:
-    """Find the table that predicts the latency of a network, or the reason why there is none.
+    """The table that predicts the latency of a network, or the reason why it is missing.
 
     Args:
         folder: the run folder of the network.
@@ -55,7 +55,7 @@ def predicted(
 
     Args:
         architecture: the architecture at its deployment resolution.
-        table: the table, or the reason why there is none.
+        table: the table, or the reason why it is missing.
         resolution, batch: input size and batch size of the file.
     """
     if isinstance(table, str):

@@ -209,7 +209,7 @@ class Device(Frozen):
 
 
 def target_text(target: object) -> str:
-    """A device's target as text, the same for the same target; empty if there is none."""
+    """The target of a device as text, for comparisons; empty for a device without a target."""
     if isinstance(target, dict):
         return json.dumps(target, sort_keys=True)
     return "" if target is None else str(target)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, some
 
 CONTAINERS = (
     *("model", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params"),
@@ -81,9 +81,8 @@ def _no_tensors(content: Any, path: object) -> QuadranasError:
     if not isinstance(content, Mapping):
         found = f"a {type(content).__name__}"
     else:
-        shown = [f"{key!r} ({type(value).__name__})" for key, value in list(content.items())[:8]]
-        more = f" and {len(content) - 8} more" if len(content) > 8 else ""
-        found = f"the keys {', '.join(shown)}{more}" if shown else "no keys"
+        keys = [f"{key!r} ({type(value).__name__})" for key, value in content.items()]
+        found = f"the keys {some(keys, 8)}" if keys else "no keys"
     return QuadranasError(
         f"cannot read weights {path}: expected named tensors, or a dictionary that holds them "
         f"under one of the keys {', '.join(CONTAINERS)}; found {found}",
@@ -177,5 +176,4 @@ def _not_finite(tensor: Tensor, kind: str) -> str:
 def outline(names: Iterable[str]) -> str:
     """The first parts of some names, for messages."""
     roots = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
-    shown = list(roots)[:6]
-    return ", ".join(shown) + (f" and {len(roots) - 6} more" if len(roots) > 6 else "")
+    return some(list(roots), 6)

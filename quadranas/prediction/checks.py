@@ -51,24 +51,15 @@ Shapes = list[Shape | None]
 
 
 def _convolution(shapes: Shapes, attributes: Mapping[str, Any]) -> str:
-    groups = attributes.get("group", 1)
-    if groups < 1:
-        return f"its number of groups is {groups}"
-    image, weights, bias = (*shapes, None, None, None)[:3]
-    if weights is None:
-        return ""
-    if len(weights) < 3:
-        return f"its weights have the shape {_text(weights)}"
-    if weights[0] % groups:
-        return f"{weights[0]} filters cannot be divided into {groups} groups"
-    if attributes.get("kernel_shape", list(weights[2:])) != list(weights[2:]):
-        return f"its kernel is {_text(attributes['kernel_shape'])}, its weights {_text(weights)}"
-    return _convolution_of(image, weights[1] * groups, len(weights)) or _vector(
-        bias, weights[0], "bias"
-    )
+    return _weighted(shapes, attributes, transposed=False)
 
 
 def _transposed(shapes: Shapes, attributes: Mapping[str, Any]) -> str:
+    return _weighted(shapes, attributes, transposed=True)
+
+
+def _weighted(shapes: Shapes, attributes: Mapping[str, Any], *, transposed: bool) -> str:
+    """The fault of a convolution; the weights of a transposed one begin with the inputs."""
     groups = attributes.get("group", 1)
     if groups < 1:
         return f"its number of groups is {groups}"
@@ -77,11 +68,15 @@ def _transposed(shapes: Shapes, attributes: Mapping[str, Any]) -> str:
         return ""
     if len(weights) < 3:
         return f"its weights have the shape {_text(weights)}"
-    if weights[0] % groups:
-        return f"{weights[0]} input channels cannot be divided into {groups} groups"
-    return _convolution_of(image, weights[0], len(weights)) or _vector(
-        bias, weights[1] * groups, "bias"
-    )
+    first, second = weights[0], weights[1] * groups
+    if first % groups:
+        divided = "input channels" if transposed else "filters"
+        return f"{first} {divided} cannot be divided into {groups} groups"
+    kernel = attributes.get("kernel_shape", list(weights[2:]))
+    if not transposed and kernel != list(weights[2:]):
+        return f"its kernel is {_text(kernel)}, its weights {_text(weights)}"
+    inputs, outputs = (first, second) if transposed else (second, first)
+    return _convolution_of(image, inputs, len(weights)) or _vector(bias, outputs, "bias")
 
 
 def _convolution_of(image: Shape | None, channels: int, rank: int) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from quadranas.errors import QuadranasError
-from quadranas.prediction.tensors import nested_graphs, printable, refusal
+from quadranas.errors import QuadranasError, printable
+from quadranas.prediction.tensors import nested_graphs, refusal
 
 MOST_OPERATORS = 20_000
 MOST_BYTES = 2**26

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.errors import MissingExtraError, QuadranasError, printable
 from quadranas.files import require_readable
 from quadranas.prediction.functions import write_out_functions
 from quadranas.prediction.inputs import fix_inputs
@@ -23,7 +23,6 @@ from quadranas.prediction.tensors import (
     drop_weights,
     names_of,
     nested_graphs,
-    printable,
     refusal,
 )
 

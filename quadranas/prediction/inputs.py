@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadranas.errors import QuadranasError, unknown
-from quadranas.prediction.tensors import LARGEST, Shape, names_of, printable, refusal
+from quadranas.errors import QuadranasError, printable, unknown
+from quadranas.prediction.tensors import LARGEST, Shape, names_of, refusal
 
 BATCH = re.compile(r"n|b|bs|.*batch.*", re.IGNORECASE)
 """Names of an open first axis that is the batch."""

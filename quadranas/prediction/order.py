@@ -4,7 +4,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from quadranas.prediction.tensors import nested_graphs, printable, refusal
+from quadranas.errors import printable
+from quadranas.prediction.tensors import nested_graphs, refusal
 
 
 def sort_operators(model: Any, path: Path) -> None:

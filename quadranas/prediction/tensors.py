@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, printable
 
 Shape: TypeAlias = tuple[int, ...]
 LARGEST = 10**15
@@ -26,11 +26,6 @@ def refusal(path: Path, fault: str, hint: str = "") -> QuadranasError:
     return QuadranasError(
         f"cannot read {path}: {fault}", hint or "Export the network to ONNX again."
     )
-
-
-def printable(text: str) -> str:
-    """A name without characters that a terminal cannot print."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def names_of(names: Iterable[str | bytes]) -> tuple[str, ...]:

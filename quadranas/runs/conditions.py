@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from quadranas.data.identity import DataIdentity, some, written_name
+from quadranas.data.identity import DataIdentity, written_name
+from quadranas.errors import some
 from quadranas.files import read_json, write_compact_json
 from quadranas.runs import layout
 from quadranas.validation import Frozen, refuse_newer, validate

@@ -5,6 +5,7 @@ import fcntl
 import getpass
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -91,11 +92,9 @@ class FolderLock:
         """Give the lock back, if this object has it."""
         if self._handle is None:
             return
-        try:
+        with suppress(OSError):  # a file that is left behind locks nothing
             if self._is_at_path(self._handle):
                 self.path.unlink()
-        except OSError:
-            pass  # a file that is left behind locks nothing
         os.close(self._handle)
         self._handle = None
 

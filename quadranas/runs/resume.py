@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic
 
@@ -65,7 +66,7 @@ class RunStart(Generic[Config]):
         """Whether the run to resume is finished already."""
         return self.resuming and self.folder.is_finished
 
-    @property
+    @cached_property
     def earlier(self) -> EarlierData | None:
         """The images of a run to resume; None if it has none, or does not record them."""
         if self.conditions is None or self.conditions.images is None:

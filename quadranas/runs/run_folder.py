@@ -24,7 +24,9 @@ from quadranas.files import (
     TEMPORARY,
     cannot_write,
     dump_yaml,
+    missing_folders,
     read_text,
+    remove_empty,
     write_atomically,
     write_json,
 )
@@ -93,7 +95,7 @@ class RunFolder:
                 disk is too full; nothing is left behind.
         """
         self.refuse_content()
-        new = [p for p in (self.checkpoints, self.path, *self.path.parents) if not p.exists()]
+        new = missing_folders(self.checkpoints)
         try:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -124,8 +126,7 @@ class RunFolder:
                 if self._lock.is_held and not self.is_run:
                     (self / layout.CONDITIONS).unlink(missing_ok=True)
                 self.unlock()
-                for made in new:
-                    made.rmdir()
+            remove_empty(new)
             raise
 
     def refuse_content(self) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quadranas.errors import QuadranasError
-from quadranas.files import TEMPORARY
+from quadranas.files import TEMPORARY, missing_folders, remove_empty
 from quadranas.runs import layout
 from quadranas.runs.lock import FolderLock
 from quadranas.runs.run_folder import RunFolder
@@ -26,7 +26,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
         RunFolder(path).refuse_content()
     path = path.resolve()
     staging = path.with_name(f".{path.name}{TEMPORARY}")
-    missing = [parent for parent in path.parents if not parent.exists()]
+    missing = missing_folders(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
@@ -44,9 +44,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[RunFolder]:
             "Choose another --output.",
         ) from error
     finally:
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
+        remove_empty(missing)
 
 
 def _written(path: Path, staging: Path, *, replace: bool) -> Iterator[RunFolder]:

@@ -133,8 +133,9 @@ class _Programme:
         matrix = np.array(columns).reshape(-1, 4)
         self.scores, self.latencies, self.params, self.macs = matrix.T
         self.choose_one = self._choose_one()
+        _, self.most_ms = reachable_ms(space, table)
         # A budget far above the slowest network would scale the latencies below the tolerances.
-        self.highest_ms = min(limits.budget_ms, 2 * reachable_ms(space, table)[1])
+        self.highest_ms = min(limits.budget_ms, 2 * self.most_ms)
 
     def _choose_one(self) -> list[LinearConstraint]:
         """Exactly one candidate per slot of a kept block, none for a skipped block.
@@ -184,9 +185,8 @@ class _Programme:
         latency bound is a subset-sum problem, the hardest case of this programme, so it is solved
         to a gap of `SLOWEST_GAP`.
         """
-        _, slowest = reachable_ms(self.space, self.table)
-        if slowest <= self.limits.budget_ms and self._is_bounded_by_latency_only:
-            return slowest
+        if self.most_ms <= self.limits.budget_ms and self._is_bounded_by_latency_only:
+            return self.most_ms
         decoded = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
         return None if decoded is None else decoded.latency_ms
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quadranas.data import folders
+from quadranas.data import source
 from quadranas.data.decoding import CorruptImageError, Pixels
 from quadranas.data.folders import ImageFiles, find_splits
 from quadranas.errors import QuadranasError
@@ -225,7 +225,7 @@ def test_a_zip_member_that_unpacks_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "a.zip", write_classes(tmp_path / "a"))
-    monkeypatch.setattr(folders, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(source, "MAX_FILE_BYTES", 100)
     files, _ = find_splits(path, None)
     with pytest.raises(CorruptImageError, match=r"unpacks to .* bytes; the limit is 100"):
         files.size(0)
