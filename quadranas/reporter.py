@@ -114,5 +114,5 @@ class Reporter:
         text = "  ".join(parts)
         self.progress.update(phase, metrics=text)  # type: ignore[arg-type]
         if not self.is_live:
-            name = f"{metrics['phase']} {metrics['epoch']}"
-            self.message(f"{name:<12} {text}  {remaining_s / 60:.1f} min left")
+            name = f"{metrics['phase']} {metrics.get('resolution', metrics['epoch'])}"
+            self.message(f"{name:<14} {text}  {remaining_s / 60:.1f} min left")

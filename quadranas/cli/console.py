@@ -17,7 +17,7 @@ from quadranas.errors import PromiseMissedError, RunInterruptedError, printable
 from quadranas.reporter import PlainConsole, Reporter
 
 if TYPE_CHECKING:
-    from quadranas.runs.results import DeriveResult
+    from quadranas.runs.results import DeriveResult, StoredResult
     from quadranas.validation import CommandResult
 
 Result = TypeVar("Result", bound="CommandResult")
@@ -65,12 +65,26 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
 
 def network_line(result: "DeriveResult") -> str:
     """A description of a derived network, with the source of its latency."""
-    tested = f", test accuracy {result.accuracy:.2%}" if result.accuracy is not None else ""
+    tested = f", {accuracy_text(result)}" if result.accuracy is not None else ""
     measured = f"measured {result.measured_ms:.4g} ms, " if result.measured_ms is not None else ""
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
         f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}"
+    )
+
+
+def accuracy_text(result: "StoredResult") -> str:
+    """The test accuracy with its resolution, and at that of the training if it is another."""
+    text = f"test accuracy {result.accuracy:.2%}"
+    if result.resolution is None:
+        return text
+    text += f" at {result.resolution} pixels"
+    if result.accuracy_as_trained is None or result.trained_resolution == result.resolution:
+        return text
+    return (
+        f"{text} ({result.accuracy_as_trained:.2%} at {result.trained_resolution} pixels, the "
+        "resolution of the training)"
     )
 
 

@@ -156,7 +156,8 @@ def _reduction_text(result: "ReduceResult") -> str:
     return (
         f"{len(result.removed)} layers removed, {len(result.reverted)} reverted: "
         f"{result.params:,} parameters, {result.macs:,} MACs, accuracy before further training "
-        f"{result.accuracy:.2%} on {result.num_images} images of {result.data}\n"
+        f"{result.accuracy:.2%} at {result.resolution} pixels on {result.num_images} images of "
+        f"{result.data}\n"
         f"written to {result.run}, with {layout.RANKING} and {layout.RANKING_PLOT}\n"
         f"next: quadranas train {shlex.quote(str(result.run))}"
     )

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from quadranas.cli.console import (
+    accuracy_text,
     check_promise,
     network_line,
     print_result,
     reporting,
 )
 from quadranas.cli.options import (
+    DATA,
     DEVICE,
     OUTPUT,
     TRAINING,
@@ -211,9 +213,7 @@ def train(
         result = run_train(
             model, whole, output=output, resume=resume, weights=weights, reporter=reporter
         )
-    print_result(
-        result, as_json, lambda found: f"test accuracy {found.accuracy:.2%}\nrun {found.run}"
-    )
+    print_result(result, as_json, lambda found: f"{accuracy_text(found)}\nrun {found.run}")
 
 
 def evaluate(
@@ -222,16 +222,34 @@ def evaluate(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     weights: Weights = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Image size in pixels. Default: the deployment resolution of the network.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a trained network on the test images."""
     from quadranas.commands.evaluate import evaluate as run_evaluate
 
-    result = run_evaluate(model, data=data, val=val, weights=weights, skip_corrupt=skip_corrupt)
+    result = run_evaluate(
+        model,
+        data=data,
+        val=val,
+        weights=weights,
+        skip_corrupt=skip_corrupt,
+        resolution=resolution,
+    )
     print_result(
         result,
         as_json,
-        lambda found: f"test accuracy {found.accuracy:.2%} on {found.num_images} images",
+        lambda found: (
+            f"test accuracy {found.accuracy:.2%} at {found.resolution} pixels on "
+            f"{found.num_images} images{_trained_at(found.trained_resolution, found.resolution)}"
+        ),
     )
 
 
@@ -241,6 +259,10 @@ def report(run: Run, as_json: Json = False) -> None:
 
     result = run_report(run)
     print_result(result, as_json, lambda written: str(written.report))
+
+
+def _trained_at(trained: int | None, tested: int) -> str:
+    return "" if trained in (None, tested) else f"; the network was trained at {trained} pixels"
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

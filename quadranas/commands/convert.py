@@ -72,6 +72,7 @@ class ReduceResult(CommandResult):
         architecture: its architecture file.
         accuracy: top-1 accuracy on the test images, before any further training.
         data: the data set of the test images.
+        resolution: their size in pixels, that of deployment.
         removed, reverted: paths of these layers.
         ranking: all ranked layers, the least important first.
     """
@@ -82,6 +83,7 @@ class ReduceResult(CommandResult):
     macs: int
     accuracy: float
     data: str
+    resolution: int
     num_images: int
     removed: tuple[str, ...]
     reverted: tuple[str, ...]
@@ -208,6 +210,7 @@ def _reduce(
         macs=macs,
         accuracy=images.accuracy(smaller),
         data=images.dataset.name,
+        resolution=images.dataset.resolution,
         num_images=len(images.dataset.test),
         removed=tuple(removed),
         reverted=tuple(reverted),
@@ -241,6 +244,8 @@ def _quadratic_names(
 
 
 def _ranked(network: Network, images: HeldOutImages, names: Sequence[str]) -> list[RankedLayer]:
+    """Rank layers, at the resolution of the training, which is the cheaper one."""
+    images = images.as_trained()
     size = images.dataset.resolution
     return rank_layers(network, images.accuracy, torch.zeros(1, 3, size, size), names)
 

@@ -143,9 +143,7 @@ class _Request:
         network = build_subnet(architecture)
         load_tensors(network, inherited, str(searched.folder / layout.SUPERNET))
         measured_ms = measure_network(architecture, network, self.device, priced, reporter)
-        result = DeriveResult.of(
-            output, architecture, priced, contract, accuracy=None, measured_ms=measured_ms
-        )
+        result = DeriveResult.of(output, architecture, priced, contract, measured_ms=measured_ms)
         derived = StoredNetwork(
             architecture, searched.folder.path, preprocessing=searched.preprocessing
         )

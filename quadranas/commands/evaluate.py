@@ -13,13 +13,17 @@ class EvaluateResult(CommandResult):
     Args:
         model: name of the architecture.
         data: name of the data set.
-        accuracy: top-1 accuracy on its test images, from 0 to 1.
+        resolution: size of its test images, in pixels.
+        accuracy: top-1 accuracy on them, from 0 to 1.
+        trained_resolution: image size of the training, in pixels; None if unknown.
     """
 
     model: str
     data: str
     num_images: int
+    resolution: int
     accuracy: float
+    trained_resolution: int | None
 
 
 def evaluate(
@@ -29,6 +33,7 @@ def evaluate(
     val: str | Path | None = None,
     weights: str | Path | None = None,
     skip_corrupt: bool | None = None,
+    resolution: int | None = None,
 ) -> EvaluateResult:
     """Measure the top-1 accuracy of a trained network on a test split.
 
@@ -38,19 +43,23 @@ def evaluate(
         val: folder or zip with the test images.
         weights: a safetensors file to use instead of the weights in the run folder.
         skip_corrupt: skip images that cannot be decoded.
+        resolution: image size in pixels. Default: the deployment resolution of the network.
 
     Raises:
-        QuadranasError: no weights, or data with other classes than those of the training.
+        QuadranasError: no weights, an unsuitable resolution, or data with other classes than those
+            of the training.
     """
     stored = open_network(model, weights)
     stored.require_weights()
     network = stored.network()
     options = {"data": data, "val": val, "skip_corrupt": skip_corrupt}
     given = {key: value for key, value in options.items() if value is not None}
-    images = open_test_images(stored, combined(DataConfig, None, given))
+    images = open_test_images(stored, combined(DataConfig, None, given), resolution)
     return EvaluateResult(
         model=stored.architecture.name,
         data=images.dataset.name,
         num_images=len(images.dataset.test),
+        resolution=images.dataset.resolution,
         accuracy=images.accuracy(network),
+        trained_resolution=stored.preprocessing.resolution if stored.preprocessing else None,
     )

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from quadranas import __version__
-from quadranas.data.task import evaluate
 from quadranas.files import dump_yaml, write_atomically
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import Network, build_subnet
@@ -27,6 +26,8 @@ from quadranas.strategies.derivation import derive_architecture
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
+from quadranas.training.outcome import outcome
+from quadranas.training.resolution_phase import train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
 
@@ -112,8 +113,9 @@ class _SearchRun:
         else:
             architecture = load_architecture(self.folder / layout.ARCHITECTURE)
         finetuning = self._finetuning(architecture)
-        run_phase(
+        train_network(
             *(finetuning, self.folder, self.reporter, checkpoint),
+            num_images=self.setup.config.schedule.resolution_images,
             checkpoint_seconds=seconds,
             num_metrics=num_metrics,
         )
@@ -153,14 +155,13 @@ class _SearchRun:
         """Save the weights, test once, measure if the device is connected, write the result."""
         setup = self.setup
         save_tensors(network.state_dict(), self.folder / layout.WEIGHTS)
-        accuracy = evaluate(network, setup.dataset.test, setup.augmenter())
         measured_ms = measure_network(
             architecture, network, setup.device, setup.priced, self.reporter
         )
         result = SearchResult.of(
             *(self.folder.path, architecture, setup.priced, setup.contract),
-            accuracy=accuracy,
             measured_ms=measured_ms,
+            **outcome(*(network, setup.dataset, setup.augmenter(), self.folder, self.reporter)),
             notes=notes_of(self.folder.path),
             seed=setup.config.seed,
             versions={"quadranas": __version__, "torch": torch.__version__},

@@ -8,7 +8,6 @@ from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.description import report_data
 from quadranas.data.identity import EarlierData
-from quadranas.data.task import evaluate
 from quadranas.errors import QuadranasError
 from quadranas.files import file_name
 from quadranas.network.counting import count_network
@@ -42,8 +41,9 @@ from quadranas.runs.stored_network import (
     open_network,
 )
 from quadranas.space.architecture import load_architecture
-from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
+from quadranas.training.outcome import outcome
+from quadranas.training.resolution_phase import train_network
 from quadranas.validation import validate
 
 
@@ -135,8 +135,9 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
         seed=config.seed,
         inspected=config.inspect,
     )
-    run_phase(
+    train_network(
         *(training, folder, start.reporter, start.checkpoint()),
+        num_images=config.resolution_images,
         checkpoint_seconds=config.checkpoint_seconds,
     )
     save_tensors(training.network.state_dict(), folder / layout.WEIGHTS)
@@ -146,8 +147,8 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
         architecture=folder / layout.ARCHITECTURE,
         params=params,
         macs=macs,
-        accuracy=evaluate(training.network, dataset.test, augmenter),
         notes=notes_of(folder.path),
+        **outcome(training.network, dataset, augmenter, folder, start.reporter),
     )
     folder.write_result(result.content())
 

@@ -20,6 +20,9 @@ RAND_AUGMENT_GROUP = 16
 """Number of images that share their RandAugment operations: kornia draws the operations once per
 call, for all images. 16 keeps a batch diverse, at about half the speed of one call per batch."""
 
+MAX_PADDING = 256
+"""Maximum number of pixels added on every side."""
+
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -38,7 +41,7 @@ class AugmentConfig(Frozen):
     """
 
     flip: bool = False
-    crop_padding: int = Field(default=0, ge=0, le=256)
+    crop_padding: int = Field(default=0, ge=0, le=MAX_PADDING)
     rand_augment_ops: int = Field(default=0, ge=0, le=15)
     rand_augment_magnitude: int = Field(default=9, ge=1, le=29)
     mixup: float = Field(default=0.0, ge=0, le=10)
@@ -67,7 +70,7 @@ class Augmenter:
         std: tuple[float, float, float],
     ) -> None:
         self.config = config
-        self.num_classes = num_classes
+        self.num_classes, self.mean, self.std = num_classes, mean, std
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
         self._crop: dict[int, Transform] = {}
@@ -100,6 +103,16 @@ class Augmenter:
             num_classes=dataset.num_classes,
             mean=colours.mean,
             std=colours.std,
+        )
+
+    def at(self, ratio: float) -> "Augmenter":
+        """The same augmentation for images that are larger by a ratio, with larger crops."""
+        padding = min(MAX_PADDING, round(self.config.crop_padding * ratio))
+        return Augmenter(
+            self.config.model_copy(update={"crop_padding": padding}),
+            num_classes=self.num_classes,
+            mean=self.mean,
+            std=self.std,
         )
 
     @torch.no_grad()

@@ -4,9 +4,10 @@ Shapes: N images of a split, B of a batch, R the resolution. Pixels are stored a
 uint8 and returned as (B, 3, R, R), which makes a batch channels_last without a copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median_low
@@ -49,6 +50,7 @@ class Dataset:
         mean, std: statistics of the training images per channel, for pixels in [0, 1].
         files: the image files in use, and the skipped ones; None for digits.
         warnings: what may be wrong with the images, in words.
+        resized: returns the splits with the same images at another resolution.
     """
 
     name: str
@@ -61,6 +63,14 @@ class Dataset:
     std: Triple
     files: SplitFiles | None = None
     warnings: tuple[str, ...] = ()
+    resized: Callable[[int], tuple[ImageSet, ImageSet]]
+
+    def at(self, resolution: int) -> "Dataset":
+        """The same images at another resolution, however small they are; statistics stay."""
+        if resolution == self.resolution:
+            return self
+        train, test = self.resized(resolution)
+        return replace(self, resolution=resolution, train=train, test=test)
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +133,7 @@ def load_dataset(
         test=test,
         mean=mean,
         std=std,
+        resized=partial(load_digits, seed=seed),
     )
 
 
@@ -163,6 +174,7 @@ def _load_listed(
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
         warnings=(*_left_out_warnings(listing), *warnings),
+        resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
 
@@ -192,7 +204,7 @@ def native_side(
     """
     listing = _listed(data, val)
     files, _ = _split_files(listing, seed)
-    labels = torch.tensor(files.labels, dtype=torch.int64)  # also if there are none
+    labels = _labels(files)
     what = f"training images in {listing.data}"
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, what)
     sides: list[int] = []
@@ -237,25 +249,41 @@ def _read_split(
 
     Returns: the split, its files, and the names of the skipped images.
     """
-    shape = (len(files), resolution, resolution, 3)
-    fits = prod(shape) <= MEMORY_LIMIT_BYTES
-    pixels = np.empty(shape, dtype=np.uint8) if fits and now else None
+    pixels = None
+    if now and _fits_in_memory(files, resolution):
+        pixels = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
     usable = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
     corrupt = sorted(set(range(len(files))).difference(usable))
     skipped = [files.members[index] for index in corrupt]
     used = substituted(usable, files.labels) if replaces else usable
     kept = files.select(used)
-    labels = torch.tensor(kept.labels, dtype=torch.int64)
-    if pixels is not None:
-        decoded = torch.from_numpy(pixels[used] if skipped else pixels)
-        return ImageSet(labels, picker(decoded)), kept, skipped
+    if pixels is None:
+        return _decoded_later(kept, resolution), kept, skipped
+    decoded = torch.from_numpy(pixels[used] if skipped else pixels)
+    return ImageSet(_labels(kept), picker(decoded)), kept, skipped
+
+
+def _decoded_later(files: ImageFiles, resolution: int) -> ImageSet:
+    """Images that are decoded with the first batch, or batch by batch if they need much memory.
+
+    Their sizes have been checked before, for the resolution of the training.
+    """
 
     def decode(indices: Tensor) -> Tensor:
-        pixels = np.empty((len(indices), *shape[1:]), dtype=np.uint8)
-        kept.select(indices.tolist()).sift(resolution, skip_corrupt=False, out=pixels)
+        pixels = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
+        chosen = files.select(indices.tolist())
+        chosen.sift(resolution, skip_corrupt=False, out=pixels, any_size=True)
         return torch.from_numpy(pixels)
 
-    return ImageSet(labels, decode, at_first_use=fits), kept, skipped
+    return ImageSet(_labels(files), decode, at_first_use=_fits_in_memory(files, resolution))
+
+
+def _fits_in_memory(files: ImageFiles, resolution: int) -> bool:
+    return prod((len(files), resolution, resolution, 3)) <= MEMORY_LIMIT_BYTES
+
+
+def _labels(files: ImageFiles) -> Tensor:
+    return torch.tensor(files.labels, dtype=torch.int64)  # also if there are none
 
 
 def _statistics(images: ImageSet) -> tuple[Triple, Triple]:

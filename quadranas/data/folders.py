@@ -72,7 +72,14 @@ class ImageFiles:
         labels = tuple(self.labels[index] for index in indices)
         return replace(self, members=members, labels=labels)
 
-    def sift(self, resolution: int, *, skip_corrupt: bool, out: Pixels | None = None) -> list[int]:
+    def sift(
+        self,
+        resolution: int,
+        *,
+        skip_corrupt: bool,
+        out: Pixels | None = None,
+        any_size: bool = False,
+    ) -> list[int]:
         """Check the images and return the indices of the usable ones.
 
         Args:
@@ -80,20 +87,22 @@ class ImageFiles:
             skip_corrupt: decode every image, and skip corrupt ones.
             out: array for the pixels, (N, R, R, 3). Without `out` and `skip_corrupt`, only headers
                 are read.
+            any_size: accept images that are too small for the resolution.
 
         Raises:
             CorruptImageError: images cannot be decoded, and `skip_corrupt` is off; all are named.
             QuadranasError: images are too small, or their files cannot be read.
         """
+        required = 0 if any_size else resolution
 
         def fault_of(index: int) -> QuadranasError | None:
             try:
                 if out is not None:
-                    out[index] = self._read(index, resolution)
+                    out[index] = self._read(index, resolution, required)
                 elif skip_corrupt:
-                    self._read(index, resolution)
+                    self._read(index, resolution, required)
                 else:
-                    self.use(index, False, lambda image, file: None, resolution)
+                    self.use(index, False, lambda image, file: None, required)
             except QuadranasError as error:
                 return error
             return None
@@ -141,8 +150,8 @@ class ImageFiles:
                 f"cannot read image {member} in {self.source.path}: {error.strerror or error}"
             ) from error
 
-    def _read(self, index: int, resolution: int) -> Pixels:
-        return self.use(index, True, lambda image, file: fit(image, resolution), resolution)
+    def _read(self, index: int, resolution: int, required: int) -> Pixels:
+        return self.use(index, True, lambda image, file: fit(image, resolution), required)
 
     def use(
         self,

@@ -110,15 +110,15 @@ def find_accuracy(work: ExportWork, outputs: Tensor) -> Accuracy | None:
     if not images.labelled:
         return None
     pytorch = before = work.accuracy(work.expected)
-    if images.dataset.resolution != images.resolution:
-        trained = pytorch_outputs(work.network, images.batches(work.batch, as_trained=True))
+    if images.trained_resolution != images.resolution:
+        trained = pytorch_outputs(work.network, images.as_trained().batches(work.batch))
         before = work.accuracy(trained[: images.num_images])
     accuracy = Accuracy(
         images=images.name,
         num_images=images.num_images,
         pytorch=pytorch,
         exported=work.accuracy(outputs),
-        trained_resolution=images.dataset.resolution,
+        trained_resolution=images.trained_resolution,
         at_trained_resolution=before,
     )
     if accuracy.lost_to_resolution:

@@ -1,20 +1,20 @@
 """Real images as inputs of an exported file: normalised, at the file's resolution."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import DataConfig, open_data
-from quadranas.runs.stored_network import StoredNetwork, open_test_images
+from quadranas.runs.stored_network import HeldOutImages, StoredNetwork, open_test_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,14 @@ class ExportImages:
 
     Args:
         labelled: whether the network was trained for these images' classes.
-        resolution: input size of the file; images are resized to it.
+        trained_resolution: image size of the training; that of the data is the file's input size.
         preprocessing: preprocessing that the network expects; `None` if unknown.
     """
 
     dataset: Dataset
     transform: Callable[[Tensor], Tensor]
     labelled: bool
-    resolution: int
+    trained_resolution: int
     num_images: int
     preprocessing: Preprocessing | None
 
@@ -44,34 +44,34 @@ class ExportImages:
         """The validation images' classes, (N,)."""
         return self.dataset.test.labels[_spread(self.dataset.test, self.num_images)]
 
-    def batches(self, size: int, *, as_trained: bool = False) -> Iterator[Tensor]:
-        """The validation images in batches of one size, the last batch padded with its last image.
+    @property
+    def resolution(self) -> int:
+        """Input size of the file, in pixels."""
+        return self.dataset.resolution
 
-        Args:
-            as_trained: use the resolution of training.
+    def as_trained(self) -> Self:
+        """The same images at the resolution of the training."""
+        return replace(self, dataset=self.dataset.at(self.trained_resolution))
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The validation images in batches of one size, the last batch padded with its last image.
 
         Shapes: (size, 3, R, R), float32.
         """
         indices = _spread(self.dataset.test, self.num_images)
         for part in indices.split(size):
-            yield self._prepared(self.dataset.test, _filled(part, size), as_trained)
+            yield self._prepared(self.dataset.test, _filled(part, size))
 
     def calibration(self, num_images: int, size: int) -> list[NDArray[np.float32]]:
         """Evenly spaced training images in batches of one size, the last batch padded."""
         images = self.dataset.train
         return [
-            self._prepared(images, _filled(part, size), False).numpy()
+            self._prepared(images, _filled(part, size)).numpy()
             for part in _spread(images, num_images).split(size)
         ]
 
-    def _prepared(self, images: ImageSet, indices: Tensor, as_trained: bool) -> Tensor:
-        normalised = self.transform(images.batch(indices))
-        size = (self.resolution, self.resolution)
-        if as_trained or normalised.shape[2:] == size:
-            return normalised.contiguous()
-        return functional.interpolate(
-            normalised, size, mode="bilinear", antialias=True
-        ).contiguous()
+    def _prepared(self, images: ImageSet, indices: Tensor) -> Tensor:
+        return self.transform(images.batch(indices)).contiguous()
 
 
 def open_export_images(
@@ -94,17 +94,17 @@ def open_export_images(
     """
     labelled = stored.weights is not None and bool(stored.preprocessing or data.data)
     if labelled:
-        held_out = open_test_images(stored, data)
-        dataset, augmenter = held_out.dataset, held_out.augmenter
-        known = stored.preprocessing or Preprocessing.of(dataset)
+        held_out = open_test_images(stored, data, resolution)
+        known = stored.preprocessing or Preprocessing.of(held_out.as_trained().dataset)
     else:
         dataset, known = open_data(data, resolution), None
-        augmenter = Augmenter.of(dataset)
+        held_out = HeldOutImages(dataset.at(resolution), Augmenter.of(dataset), dataset.resolution)
+    dataset = held_out.dataset
     return ExportImages(
         dataset=dataset,
-        transform=augmenter.plain,
+        transform=held_out.augmenter.plain,
         labelled=labelled,
-        resolution=resolution,
+        trained_resolution=held_out.trained_resolution,
         num_images=min(num_images, len(dataset.test)),
         preprocessing=known,
     )

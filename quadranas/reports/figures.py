@@ -31,6 +31,7 @@ PHASES = {
     "search": ("search", "#fdf3df"),
     "finetune": ("fine-tuning", "#e5f0ea"),
     "train": ("training", "#e5f0ea"),
+    "resolution": ("deployment resolution", "#ece4f2"),
 }
 """Per phase: its name in a figure and its colour."""
 

@@ -76,7 +76,14 @@ def _page(run: Run) -> str:
         "Provenance": _provenance(run),
         "Configuration": _configuration(run),
     }
-    return html_page(title, sections, before=_state(run) + "\n" + _headline(run))
+    before = "\n".join((_state(run), _headline(run), _warnings(run)))
+    return html_page(title, sections, before=before)
+
+
+def _warnings(run: Run) -> str:
+    """The warnings in the result: signs that the training failed."""
+    texts = run.result.warnings if run.result else ()
+    return "".join(f'<p class="state">Warning: {escape(text)}.</p>' for text in texts)
 
 
 def _why_not(run: Run, *files: str) -> str:
@@ -164,7 +171,8 @@ def _size_cards(run: Run) -> list[tuple[str, str, str]]:
 def _tested_on(run: Run) -> str:
     name = Path(str(run.config.get("data") or "built-in digits")).name
     classes = f", {run.architecture.num_classes} classes" if run.architecture else ""
-    pixels = run.config.get("train_resolution")
+    tested = run.result.resolution if run.result else None
+    pixels = tested or run.config.get("train_resolution")
     return f"{name}{classes}" + (f", {pixels} px" if pixels else "")
 
 

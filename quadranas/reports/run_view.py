@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import parse_json, read_text, refuse_links
+from quadranas.files import read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.device import load_device
@@ -21,7 +21,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import check_conditions, load_table
 from quadranas.runs import layout
 from quadranas.runs.config_file import read_config_file
-from quadranas.runs.records import Epoch
+from quadranas.runs.records import Epoch, read_epochs
 from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import OpSpec
@@ -40,7 +40,6 @@ RUN_FILES = (
     layout.SPACE,
     layout.RESULT,
 )
-PHASES = ("warmup", "search", "finetune", "train")
 NUM_BUDGETS = 15
 SEARCHED = ("quadratic_depthwise", "feed_forward", "mbconv")
 EXPANDING = ("feed_forward", "mbconv")
@@ -229,7 +228,7 @@ def read_run(run: Path) -> Run:
 
     architecture = read(layout.ARCHITECTURE, load_architecture)
     space = read(layout.SPACE, lambda path: _load_space(path, architecture))
-    epochs, dropped_lines = read(layout.METRICS, _load_epochs) or ((), 0)
+    epochs, dropped_lines = read(layout.METRICS, read_epochs) or ((), 0)
     records: tuple[StepRecord, ...] = ()
     if (run / layout.RECORDS).exists():  # without an inspection there is nothing amiss
         records = read(layout.RECORDS, lambda path: read_records(run)) or ()
@@ -278,22 +277,3 @@ def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
     if space is None:
         raise QuadranasError(f"{path} cannot be interpreted without {layout.SPACE}")
     return load_scores(path, space)
-
-
-def _load_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
-    """The epochs in order, and the number of other lines; the last line of an epoch counts."""
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except OSError as error:
-        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
-    epochs: dict[tuple[str, int], Epoch] = {}
-    dropped = 0
-    for line in filter(str.strip, text.split("\n")):
-        try:
-            epoch = Epoch.model_validate(parse_json(line))
-        except (ValueError, RecursionError):
-            dropped += 1
-        else:
-            epochs[epoch.phase, epoch.epoch] = epoch
-    ordered = sorted(epochs.values(), key=lambda e: (PHASES.index(e.phase), e.epoch))
-    return tuple(ordered), dropped

@@ -5,6 +5,7 @@ were set. `resolve_config` completes it with values that depend on the data, the
 defaults; `config.yaml` records the result.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,6 +29,13 @@ NUM_DIGITS = 10
 MAX_RATE, MAX_COUNT, MAX_SIZE = 1e6, 1_000_000, 10**18
 """Limits on rates, on numbers of epochs, steps and images, and on parameters and MACs: beyond
 them the float32 arithmetic of a training, or float64 of decoding, overflows or loses meaning."""
+
+RESOLUTION_IMAGES = 5_000
+STEPS_PER_PASS, MIN_BATCH = 60, 16
+"""For few images: the number of steps in a pass over them, and the smallest batch size."""
+
+DEMONSTRATION = {"finetune_epochs": 6}
+"""Schedule for the embedded digits: their network learns in few epochs at 32 pixels."""
 
 PathText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
@@ -73,11 +81,16 @@ class ScheduleConfig(Frozen):
 
     An epoch of warm-up or search is one pass over the half of the training images that trains
     the weights.
+
+    Args:
+        resolution_images: number of training images for each resolution of the last phase, at
+            most one pass over them; 0 to omit the phase (`quadranas.training.resolution_phase`).
     """
 
     warmup_epochs: int = Field(default=10, ge=0, le=MAX_COUNT)
     search_epochs: int = Field(default=30, ge=1, le=MAX_COUNT)
     finetune_epochs: int = Field(default=20, ge=0, le=MAX_COUNT)
+    resolution_images: int = Field(default=RESOLUTION_IMAGES, ge=0, le=MAX_SIZE)
 
 
 class DataConfig(Frozen):
@@ -88,8 +101,8 @@ class DataConfig(Frozen):
         val: a second folder or zip with the test images.
         verify: which parts of the image files are verified before training: headers and `ends`,
             or the `full` files, which are decoded. It does not affect the results.
-        train_resolution: image size during training, in pixels; latency is always counted at the
-            deployment resolution of the space.
+        train_resolution: image size during training, in pixels. A last phase of the training
+            prepares the network for its deployment resolution, for which latency is counted.
     """
 
     data: PathText | None = None
@@ -130,11 +143,13 @@ class TrainConfig(DataConfig):
     """The configuration of `quadranas train`.
 
     Args:
+        resolution_images: as in `ScheduleConfig`.
         trainable: `all` parameters, or only the `quadratic` terms of adapted layers.
         inspect: whether to record distributions of the quadratic layers in every epoch.
     """
 
     epochs: int = Field(default=40, ge=1, le=MAX_COUNT)
+    resolution_images: int = Field(default=RESOLUTION_IMAGES, ge=0, le=MAX_SIZE)
     trainable: Literal["all", "quadratic"] = "all"
     batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
@@ -248,9 +263,9 @@ def resolve_config(given: Config, dataset: Dataset) -> Config:
 def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
     """Defaults of the keys that depend on the data: schedule, learning rates and augmentation.
 
-    Up to 5,000 training images: the defaults of the classes, a short run. Up to 200,000: the
-    recipe measured on CIFAR-10 with small QuadraNets. Beyond: ProxylessNAS's schedule
-    (arXiv:1812.00332, Sec. 4.2).
+    Up to 5,000 training images: a short run; with photos, batches small enough for sixty steps
+    per pass (`experiments/small_data`). Up to 200,000: the recipe measured on CIFAR-10 with small
+    QuadraNets. Beyond: ProxylessNAS's schedule (arXiv:1812.00332, Sec. 4.2).
     """
     size = len(dataset.train)
     padding = dataset.resolution // (16 if size <= 5_000 else 8)
@@ -259,7 +274,7 @@ def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
         "augment": {"flip": photos, "crop_padding": max(1, padding)},
     }
     if size <= 5_000:
-        return decided
+        return decided | (_small_batches(size) if photos else {"schedule": DEMONSTRATION})
     if size <= 200_000:
         return decided | {
             "batch_size": 128,
@@ -270,11 +285,26 @@ def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
     decided["augment"] |= {"rand_augment_ops": 2, "mixup": 0.2}
     return decided | {
         "batch_size": 256,
-        "schedule": {"warmup_epochs": 40, "search_epochs": 120, "finetune_epochs": 150},
+        "schedule": {
+            "warmup_epochs": 40,
+            "search_epochs": 120,
+            "finetune_epochs": 150,
+            "resolution_images": 50_000,
+        },
         "weights": {"optimizer": "sgd", "learning_rate": 0.025, "weight_decay": 4e-5},
         "gates": {"learning_rate": 1e-3, "weight_steps": 5},
         "epochs": 150,
+        "resolution_images": 50_000,
     }
+
+
+def _small_batches(num_images: int) -> dict[str, Any]:
+    """Batch size and learning rate for few images, without which there are too few steps."""
+    usual, weights = TrainConfig().batch_size, WeightConfig()
+    batch_size = 2 ** round(math.log2(max(1, num_images / STEPS_PER_PASS)))
+    batch_size = min(usual, max(MIN_BATCH, batch_size))
+    rate = weights.learning_rate * math.sqrt(batch_size / usual)
+    return {"batch_size": batch_size, "weights": {"learning_rate": rate}}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,27 @@
 """The records of a run: one line of metrics per epoch."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from pydantic import Field, FiniteFloat
 
+from quadranas.errors import QuadranasError
+from quadranas.files import parse_json
 from quadranas.validation import Strict
+
+PhaseName = Literal["warmup", "search", "finetune", "train", "resolution"]
+PHASES: tuple[str, ...] = get_args(PhaseName)
+"""The phases of a run, in their order."""
 
 
 class Epoch(Strict):
-    """One line of `metrics.jsonl`; values that a phase does not measure are None."""
+    """One line of `metrics.jsonl`; values that a phase does not measure are None.
 
-    phase: Literal["warmup", "search", "finetune", "train"]
+    Args:
+        resolution: image size in pixels, where it is not that of the training.
+    """
+
+    phase: PhaseName
     epoch: int = Field(ge=1)
     loss: float | None = None
     accuracy: float | None = None
@@ -21,6 +32,30 @@ class Epoch(Strict):
     entropy: float | None = None
     skip_rate: float | None = None
     latency_weight: float | None = None
+    resolution: int | None = Field(default=None, ge=1)
 
 
 Metrics = dict[str, float | str | int | None]
+
+
+def read_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
+    """The epochs in order, and the number of other lines; the last line of an epoch counts.
+
+    Raises:
+        QuadranasError: the file cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+    epochs: dict[tuple[str, int], Epoch] = {}
+    dropped = 0
+    for line in filter(str.strip, text.split("\n")):
+        try:
+            epoch = Epoch.model_validate(parse_json(line))
+        except (ValueError, RecursionError):
+            dropped += 1
+        else:
+            epochs[epoch.phase, epoch.epoch] = epoch
+    ordered = sorted(epochs.values(), key=lambda e: (PHASES.index(e.phase), e.epoch))
+    return tuple(ordered), dropped

@@ -43,11 +43,25 @@ class StoredResult(CommandResult):
         run: the folder.
         architecture: the architecture file in it.
         notes: what has changed in the run since it was begun, such as images that were left out.
+        accuracy: top-1 accuracy on the test images, from 0 to 1; None if it was not tested.
+        resolution: image size in that test, in pixels: the deployment resolution, for which MACs
+            and latency are counted. None in runs of version 0.1.0, tested at the resolution of
+            the training.
+        trained_resolution: image size of the training, in pixels.
+        accuracy_as_trained: accuracy of the same weights at that size.
+        chance: accuracy of always naming the most frequent class.
+        warnings: signs that the training failed, and what to change.
     """
 
     run: Path
     architecture: Path
     notes: tuple[str, ...] = ()
+    accuracy: FiniteFloat | None = None
+    resolution: int | None = None
+    trained_resolution: int | None = None
+    accuracy_as_trained: FiniteFloat | None = None
+    chance: FiniteFloat | None = None
+    warnings: tuple[str, ...] = ()
 
     def network(self) -> "Network":
         """The network with its weights, in training mode like any new module."""
@@ -84,12 +98,10 @@ class TrainResult(StoredResult):
 
     Args:
         params, macs: number of parameters and multiply-accumulates of the network.
-        accuracy: top-1 accuracy on the test images, from 0 to 1.
     """
 
     params: int
     macs: int
-    accuracy: FiniteFloat
 
 
 class DeriveResult(StoredResult):
@@ -101,7 +113,6 @@ class DeriveResult(StoredResult):
             requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         measured_ms: None where the device is not connected, or its table was not measured.
-        accuracy: top-1 accuracy on the test images, from 0 to 1; None if it was not tested.
     """
 
     device: str
@@ -113,7 +124,6 @@ class DeriveResult(StoredResult):
     table: TableNote
     params: int
     macs: int
-    accuracy: FiniteFloat | None
 
     @classmethod
     def of(
@@ -127,7 +137,7 @@ class DeriveResult(StoredResult):
         """Describe the network that a run chose.
 
         Args:
-            more: the other fields: accuracy, measured_ms, and those of a subclass.
+            more: the other fields: measured_ms, those of the test, and those of a subclass.
         """
         header = priced.table.header
         table = TableNote(

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -110,27 +110,43 @@ def open_network(model: Model, weights: str | Path | None = None) -> StoredNetwo
     """Resolve a model argument: an architecture file, a run folder, a name, or an opened network.
 
     Args:
-        weights: a safetensors file to use instead of the weights in the run folder.
+        weights: a safetensors file to use instead of the weights in the run folder; the
+            preprocessing that is stored beside it belongs to it.
 
     Raises:
         QuadranasError: an unknown name, an unfinished run, or a folder with links out of it.
     """
     weights = None if weights is None else Path(weights)
     if isinstance(model, StoredNetwork):
-        return model if weights is None else replace(model, weights=weights)
-    if isinstance(model, Architecture):
-        return StoredNetwork(model, weights=weights)
-    architecture, folder = find_model(str(model))
+        stored = model
+    elif isinstance(model, Architecture):
+        stored = StoredNetwork(model)
+    else:
+        stored = _find_network(str(model))
+    if weights is None:
+        return stored
+    preprocessing = _preprocessing_in(weights.parent) or stored.preprocessing
+    return replace(stored, weights=weights, preprocessing=preprocessing)
+
+
+def _find_network(model: str) -> StoredNetwork:
+    """The network of a name, a file or a run folder; errors as in `open_network`."""
+    architecture, folder = find_model(model)
     if folder is None:
-        return StoredNetwork(architecture, weights=weights)
-    own_weights = folder / layout.WEIGHTS
-    stored = folder / layout.PREPROCESSING
+        return StoredNetwork(architecture)
+    weights = folder / layout.WEIGHTS
     return StoredNetwork(
         architecture,
         folder=folder,
-        weights=weights or (own_weights if own_weights.is_file() else None),
-        preprocessing=load_preprocessing(stored) if stored.is_file() else None,
+        weights=weights if weights.is_file() else None,
+        preprocessing=_preprocessing_in(folder),
     )
+
+
+def _preprocessing_in(folder: Path) -> Preprocessing | None:
+    """The preprocessing of the images that the weights in a folder were trained on."""
+    path = folder / layout.PREPROCESSING
+    return load_preprocessing(path) if path.is_file() else None
 
 
 def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
@@ -170,21 +186,34 @@ def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Data with a test split, and the preprocessing that a trained network expects."""
+    """Data with a test split, and the preprocessing that a trained network expects.
+
+    Args:
+        trained_resolution: image size of the training, in pixels; that of the data is the one to
+            test at.
+    """
 
     dataset: Dataset
     augmenter: Augmenter
+    trained_resolution: int
 
     def accuracy(self, network: nn.Module) -> float:
         """Top-1 accuracy of a network on the test split."""
         return evaluate(network, self.dataset.test, self.augmenter)
 
+    def as_trained(self) -> Self:
+        """The same images at the resolution of the training."""
+        return replace(self, dataset=self.dataset.at(self.trained_resolution))
 
-def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
+
+def open_test_images(
+    stored: StoredNetwork, given: DataConfig, resolution: int | None = None
+) -> HeldOutImages:
     """The images to test a trained network on.
 
     Args:
         given: the data; by default those of the run that holds the network.
+        resolution: image size in pixels; default: the deployment resolution of the network.
 
     Raises:
         QuadranasError: unsuitable data, or other classes than those of the training.
@@ -203,8 +232,16 @@ def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
             "Name images of the same classes with --data.",
         )
     for_classes(stored, dataset)
-    expected = trained_on or Preprocessing.of(dataset)
-    return HeldOutImages(dataset, Augmenter.of(dataset, preprocessing=expected))
+    wanted = (
+        stored.architecture
+        if resolution is None
+        else stored.architecture.adapted(resolution=resolution)
+    )
+    return HeldOutImages(
+        dataset.at(wanted.resolution),
+        Augmenter.of(dataset, preprocessing=trained_on),
+        dataset.resolution,
+    )
 
 
 def _some(names: Sequence[str]) -> str:

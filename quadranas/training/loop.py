@@ -23,6 +23,7 @@ class Phase(Protocol):
     name: str
     num_steps: int
     steps_per_epoch: int
+    is_inspected: bool
 
     def step(self, number: int) -> Mapping[str, float]:
         """Do one step; returns values to average over the epoch."""
@@ -64,7 +65,8 @@ def run_phase(
         first, num_metrics, sums = _restored(phase, folder, checkpoint)
     # Lines written after the checkpoint belong to steps that are repeated.
     folder.keep_metrics(num_metrics)
-    folder.keep_inspections(first // phase.steps_per_epoch)
+    if phase.is_inspected:
+        folder.keep_inspections(first // phase.steps_per_epoch)
     handle = reporter.phase(phase.name, phase.num_steps, first)
     saved_at = started_at = time.monotonic()
     with Curves(folder, num_metrics) as curves:

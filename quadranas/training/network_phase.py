@@ -1,6 +1,6 @@
-"""Training one network: the last phase of a search, and the only one of `quadranas train`."""
+"""Epochs of training one network, after a search or by itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,9 +25,13 @@ MAX_ALARMS = 5
 
 
 class NetworkTraining:
-    """Epochs over all training images.
+    """Epochs over the training images.
 
     Args:
+        num_images: number of images per epoch; None for all.
+        optimizer: an optimiser to continue with; None for a new one.
+        rate: the learning rate of a step; None for that of the configuration.
+        metrics: values that replace those of `epoch_metrics`.
         inspected: whether to record distributions in the last step of every epoch: of the
             quadratic layers, or of all layers in a network without any.
     """
@@ -43,15 +47,23 @@ class NetworkTraining:
         num_epochs: int,
         batch_size: int,
         seed: int,
+        num_images: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        rate: Callable[[int], float] | None = None,
+        metrics: Metrics | None = None,
         inspected: bool = False,
     ) -> None:
         self.name, self.network, self.dataset, self.augmenter = name, network, dataset, augmenter
+        self._metrics: Metrics = {"phase": name, **(metrics or {})}
         self.weights, self.batch_size, self.seed = weights, batch_size, seed
         self.parameters = list(network.parameters())
+        self._num_batches = max(1, (num_images or len(dataset.train)) // batch_size)
         self.steps_per_epoch = len(self._batches(0))
         self.num_steps = num_epochs * self.steps_per_epoch
-        self.optimizer = build_optimizer(network, weights)
+        self.optimizer = optimizer or build_optimizer(network, weights)
+        self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
         self._alarms: list[Alarm] = []
+        self.is_inspected = inspected
         self.inspector: Inspector | None = None
         if inspected:
             self.inspector = Inspector(
@@ -63,7 +75,8 @@ class NetworkTraining:
 
     def _batches(self, epoch: int) -> list[torch.Tensor]:
         seed = derived_seed(self.seed, self.name, epoch)
-        return epoch_batches(torch.arange(len(self.dataset.train)), self.batch_size, seed=seed)
+        images = torch.arange(len(self.dataset.train))
+        return epoch_batches(images, self.batch_size, seed=seed)[: self._num_batches]
 
     def step(self, number: int) -> Mapping[str, float]:
         """One step of the weights."""
@@ -79,15 +92,14 @@ class NetworkTraining:
                 self.optimizer,
                 Batch(*self.augmenter(images, labels, seed=seed)),
                 self.weights,
-                learning_rate_at(number, self.num_steps, self.weights),
+                self.rate(number),
             )
         return {"loss": result.loss, "accuracy": result.accuracy}
 
     def epoch_metrics(self, epoch: int) -> Metrics:
         """Phase, epoch and learning rate."""
         last_step = (epoch + 1) * self.steps_per_epoch - 1
-        rate = learning_rate_at(last_step, self.num_steps, self.weights)
-        return {"phase": self.name, "epoch": epoch + 1, "learning_rate": rate}
+        return {"epoch": epoch + 1, "learning_rate": self.rate(last_step)} | self._metrics
 
     def inspection(self) -> StepRecord | None:
         """The record of the last step, if distributions are recorded."""

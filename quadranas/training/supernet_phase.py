@@ -32,6 +32,7 @@ class SupernetTraining:
     """Warm-up with random paths, then weight steps alternating with architecture steps."""
 
     name = "supernet"
+    is_inspected = False
 
     def __init__(self, setup: SearchSetup, supernet: Supernet) -> None:
         config, dataset = setup.config, setup.dataset

@@ -38,6 +38,7 @@ class CountingPhase:
     name = "count"
     num_steps = NUM_STEPS
     steps_per_epoch = STEPS_PER_EPOCH
+    is_inspected = False
 
     def __init__(self, *, stop: int | None = None, diverge: int | None = None) -> None:
         self.total = torch.zeros(())

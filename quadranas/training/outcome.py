@@ -1,0 +1,128 @@
+"""The outcome of a training: the accuracy at both resolutions, and signs that it failed."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from quadranas.data.augmentation import Augmenter
+from quadranas.data.dataset import Dataset
+from quadranas.data.image_set import ImageSet
+from quadranas.data.task import evaluate
+from quadranas.network.skeleton import Network
+from quadranas.reporter import Reporter
+from quadranas.runs.records import Epoch, read_epochs
+from quadranas.runs.run_folder import RunFolder
+
+UNDECIDED = 0.9
+"""Entropy of the gates, from 0 to 1, above which they count as undecided."""
+
+MUCH_LOWER = 0.05
+"""Difference in accuracy between two resolutions that deserves a warning."""
+
+
+def outcome(
+    network: Network,
+    dataset: Dataset,
+    augmenter: Augmenter,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Test a trained network, and look for signs that its training failed; warns about them.
+
+    Returns: the fields of a `StoredResult` that describe the accuracy, and its warnings.
+    """
+    assert network.architecture is not None
+    deployed = dataset.at(network.architecture.resolution)
+    accuracy = evaluate(network, deployed.test, augmenter)
+    as_trained = accuracy
+    if deployed is not dataset:
+        as_trained = evaluate(network, dataset.test, augmenter)
+    epochs, _ = read_epochs(folder.metrics)
+    found: dict[str, Any] = {
+        "accuracy": accuracy,
+        "resolution": deployed.resolution,
+        "trained_resolution": dataset.resolution,
+        "accuracy_as_trained": as_trained,
+        "chance": chance_of(dataset.test),
+    }
+    warnings = (
+        *learning_warnings(epochs, chance_of(dataset.train), len(dataset.train)),
+        *_test_warnings(**found, num_images=len(dataset.test)),
+    )
+    for text in warnings:
+        reporter.warning(text)
+    return found | {"warnings": warnings}
+
+
+def chance_of(images: ImageSet) -> float:
+    """The share of the most frequent class: the accuracy of a network that learned nothing."""
+    return int(torch.bincount(images.labels).max()) / len(images)
+
+
+def is_chance(accuracy: float, chance: float, num_images: int) -> bool:
+    """Whether an accuracy is no better than chance.
+
+    It has to exceed chance by a quarter, and by four standard deviations of the accuracy that
+    guessing has on as many images.
+    """
+    deviation = math.sqrt(chance * (1 - chance) / num_images)
+    return accuracy <= 1.25 * chance + 4 * deviation
+
+
+def learning_warnings(epochs: Sequence[Epoch], chance: float, num_images: int) -> Iterator[str]:
+    """Signs in a run's metrics that it did not learn.
+
+    Args:
+        chance: accuracy of guessing on the training images.
+        num_images: number of training images.
+    """
+    search = [epoch for epoch in epochs if epoch.phase == "search"]
+    last = search[-max(1, len(search) // 4) :]
+    held_out = [epoch.gate_accuracy for epoch in last if epoch.gate_accuracy is not None]
+    if held_out and is_chance(fmean(held_out), chance, num_images // 2):
+        yield (
+            f"the supernet did not learn: its held-out accuracy was {fmean(held_out):.1%} in the "
+            f"last {len(held_out)} epochs of the search, and guessing reaches {chance:.1%}; use a "
+            "smaller batch_size or more schedule.warmup_epochs and schedule.search_epochs, so "
+            "that there are more steps, or a lower weights.learning_rate"
+        )
+    entropy = search[-1].entropy if search else None
+    if entropy is not None and entropy > UNDECIDED:
+        yield (
+            f"the gates are undecided: their entropy is {entropy:.2f} of at most 1, so the choice "
+            "of the network is nearly random within the budget; raise schedule.search_epochs or "
+            "gates.learning_rate"
+        )
+    first = next((epoch for epoch in epochs if epoch.phase == "finetune"), None)
+    if first and first.accuracy is not None and is_chance(first.accuracy, chance, num_images):
+        yield (
+            f"the fine-tuning started from nothing: {first.accuracy:.1%} in its first epoch, and "
+            f"guessing reaches {chance:.1%}; the weights of the supernet did not help, and its "
+            "gates have compared networks that had learned nothing"
+        )
+
+
+def _test_warnings(
+    *,
+    accuracy: float,
+    resolution: int,
+    trained_resolution: int,
+    accuracy_as_trained: float,
+    chance: float,
+    num_images: int,
+) -> Iterator[str]:
+    if is_chance(max(accuracy, accuracy_as_trained), chance, num_images):
+        yield (
+            f"the network did not learn: its test accuracy is {accuracy:.1%}, and guessing "
+            f"reaches {chance:.1%}; train it for more epochs or with another learning rate"
+        )
+    elif accuracy < accuracy_as_trained - MUCH_LOWER:
+        yield (
+            f"the accuracy is {accuracy:.1%} at the deployment resolution of {resolution} pixels, "
+            f"and {accuracy_as_trained:.1%} at the {trained_resolution} pixels of the training; "
+            "raise resolution_images, or train at a resolution nearer to that of deployment "
+            "(train_resolution)"
+        )
