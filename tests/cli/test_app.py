@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from torch import nn
+from typer.core import TyperOption
 
 from quadranas import __version__
 from quadranas.cli.app import app
@@ -89,6 +91,7 @@ FAULTS: dict[str, str] = {
     # names
     "serch": "No such command 'serch'. Did you mean 'search'?",
     "search --bugdet 3ms": "No such option: --bugdet",
+    "search --device cpu --device vpu --budget 3ms": "Option '--device' is given twice",
     "search --device vpuu --budget 3ms": "unknown device 'vpuu'; accepted: cpu, gpu, host, vpu; "
     "did you mean 'vpu'?",
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
@@ -231,6 +234,29 @@ def test_a_fault_is_one_message_and_leaves_nothing(
     assert listing(workshop) == before
 
 
+def test_every_single_option_is_refused_when_repeated() -> None:
+    commands = typer.main.get_group(app).commands
+    known = {
+        (name, option.opts[0], option.multiple, option.is_flag)
+        for name, command in commands.items()
+        for option in command.params
+        if isinstance(option, TyperOption)
+    }
+    assert {(name, flag) for name, flag, several, _ in known if several} == {
+        ("spaces", "--device"),
+        ("build-lut", "--num-classes"),
+        ("convert", "--layers"),
+        ("adapt", "--layers"),
+        ("predict", "--input"),
+    }
+    for name, flag, several, is_flag in sorted(known):
+        if not several:
+            times = 3 * ([flag] if is_flag else [flag, "1"])
+            outcome = call(name, *times)
+            assert outcome.code == 2
+            assert f"Option '{flag}' is given 3 times; give it once." in outcome.err
+
+
 def test_every_hint_belongs_to_a_fault() -> None:
     assert set(HINTS) <= set(FAULTS)
 
@@ -244,7 +270,7 @@ def test_a_fault_without_json_leaves_stdout_empty(workshop: Path) -> None:
 
 
 def test_a_fault_in_a_real_process(tmp_path: Path, server: Server) -> None:
-    done = server.run(tmp_path, *SEARCH, "--budget", "1us")
+    done = server.run(tmp_path, "search", "--device", "cpu", "--space", "toy", "--budget", "1us")
     assert (done.code, done.out) == (2, "")
     line, table, error, hint = done.err.splitlines()
     assert line == "budget 1.00 us on cpu; reachable with space toy: 566 us to 1.08 ms"
