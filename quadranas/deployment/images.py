@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +17,9 @@ from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import DataConfig, open_data
 from quadranas.runs.stored_network import StoredNetwork, open_test_images
+
+EXAMPLE = "example.png"
+"""One of the built-in digits, in bundles that were checked with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,21 @@ class ExportImages:
             self._prepared(images, _filled(part, size), False).numpy()
             for part in _spread(images, num_images).split(size)
         ]
+
+    def example(self, folder: Path) -> Path | None:
+        """A test image as a file; `None` if the images lie in a zip file.
+
+        Args:
+            folder: where to write an image of the built-in digits. Images of the user's own are
+                not copied.
+        """
+        files = self.dataset.files
+        if files is not None:
+            path = files.test.source.path / files.test.members[0]
+            return path if path.is_file() else None
+        pixels = self.dataset.test.batch(torch.tensor([0]))[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / EXAMPLE)
+        return folder / EXAMPLE
 
     def _prepared(self, images: ImageSet, indices: Tensor, as_trained: bool) -> Tensor:
         normalised = self.transform(images.batch(indices))

@@ -12,6 +12,7 @@ from quadranas.latency.contract import Contract, missed_budget
 from quadranas.latency.table_files import PricedTable
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
+from quadranas.runs.next_command import resume_command, train_command
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen, validate
@@ -237,7 +238,7 @@ def open_run(path: str | Path) -> Result:
         )
     raise QuadranasError(
         f"the run in {folder} is not finished: it has no {layout.RESULT}",
-        f"Continue it with: {layout.resume_command(command, folder)}"
+        f"Continue it with: {resume_command(command, folder)}"
         if command in layout.RESUMABLE
-        else f"Train it with: quadranas train {folder}",
+        else f"Train it with: {train_command(folder)}",
     )

@@ -322,7 +322,7 @@ KEYS: dict[str, set[str]] = {
         *("device", "predicted_ms", "not_predicted", "measured_on", "measured_ms", "fp32_ms"),
         *("opset", "batch_size", "accuracy_as_trained", "trained_resolution", "spread"),
         *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
-        *("operators", "kept"),
+        *("operators", "kept", "image", "notes"),
     },
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),

@@ -166,7 +166,7 @@ def test_the_run_folder_is_complete(finished_run: Path, tmp_path: Path) -> None:
         *("architecture.json", "checkpoints", "config.yaml", "inherited.safetensors"),
         *("conditions.json", "metrics.jsonl", "preprocessing.json", "result.json"),
         "subnet.safetensors",
-        "tensorboard",
+        *("table.json", "tensorboard"),
     }
     assert json.loads((tmp_path / "new" / "result.json").read_text("utf-8")) == result.content()
     text = (tmp_path / "new" / "metrics.jsonl").read_text(encoding="utf-8")

@@ -28,7 +28,8 @@ from quadranas.runs.config import (
     resolve_config,
 )
 from quadranas.runs.config_file import recorded_command, with_header
-from quadranas.runs.layout import RESUMABLE, resume_command
+from quadranas.runs.layout import RESUMABLE
+from quadranas.runs.next_command import resume_command
 from quadranas.runs.resume import can_resume, matching_config, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
