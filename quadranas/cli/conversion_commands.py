@@ -152,12 +152,14 @@ def _print_ranking(result: "ReduceResult") -> None:
 
 
 def _reduction_text(result: "ReduceResult") -> str:
+    from quadranas.data.description import describe_skipped
     from quadranas.runs import layout
 
     return (
         f"{len(result.removed)} layers removed, {len(result.reverted)} reverted: "
         f"{result.params:,} parameters, {result.macs:,} MACs, accuracy before further training "
-        f"{result.accuracy:.2%} on {result.num_images} images of {result.data}\n"
+        f"{result.accuracy:.2%} on {result.num_images} images of {result.data}"
+        f"{describe_skipped(result.num_skipped)}\n"
         f"written to {result.run}, with {layout.RANKING} and {layout.RANKING_PLOT}"
     )
 

@@ -185,12 +185,15 @@ def export_command(
 
 
 def _export_text(result: "ExportResult") -> str:
+    from quadranas.data.description import describe_skipped
+
+    skipped = describe_skipped(result.num_skipped)
     batch = f", {result.batch_size} images a call" if result.batch_size > 1 else ""
     lines = [
         f"{result.path}: {result.size_bytes / 2**20:.2f} MiB, {result.precision}, input "
         f"{result.resolution} pixels{batch}, {sum(result.operators.values())} operators",
-        f"{result.runtime} against PyTorch on {result.num_images} images: largest error "
-        f"{result.max_abs_error:.2e} ({result.relative_error:.1e} of the largest logit), "
+        f"{result.runtime} against PyTorch on {result.num_images} images{skipped}: largest "
+        f"error {result.max_abs_error:.2e} ({result.relative_error:.1e} of the largest logit), "
         f"top-1 agreement {result.top1_agreement:.1%}",
     ]
     if result.accuracy is not None:

@@ -227,12 +227,16 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of a trained network on the test images."""
     from quadranas.commands.evaluate import evaluate as run_evaluate
+    from quadranas.data.description import describe_skipped
 
     result = run_evaluate(model, data=data, val=val, weights=weights, skip_corrupt=skip_corrupt)
     print_result(
         result,
         as_json,
-        lambda found: f"test accuracy {found.accuracy:.2%} on {found.num_images} images",
+        lambda found: (
+            f"test accuracy {found.accuracy:.2%} on {found.num_images} images"
+            f"{describe_skipped(found.num_skipped)}"
+        ),
     )
 
 

@@ -74,6 +74,7 @@ class ReduceResult(CommandResult):
         data: the data set of the test images.
         removed, reverted: paths of these layers.
         ranking: all ranked layers, the least important first.
+        num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.
     """
 
     run: Path
@@ -86,6 +87,7 @@ class ReduceResult(CommandResult):
     removed: tuple[str, ...]
     reverted: tuple[str, ...]
     ranking: tuple[RankedLayer, ...]
+    num_skipped: int | None = None
 
 
 def convert(
@@ -212,6 +214,7 @@ def _reduce(
         removed=tuple(removed),
         reverted=tuple(reverted),
         ranking=tuple(ranking),
+        num_skipped=images.num_skipped,
     )
     _write_reduced(result, stored, smaller, reduced)
     return result

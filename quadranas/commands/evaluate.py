@@ -14,12 +14,14 @@ class EvaluateResult(CommandResult):
         model: name of the architecture.
         data: name of the data set.
         accuracy: top-1 accuracy on its test images, from 0 to 1.
+        num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.
     """
 
     model: str
     data: str
     num_images: int
     accuracy: float
+    num_skipped: int | None = None
 
 
 def evaluate(
@@ -53,4 +55,5 @@ def evaluate(
         data=images.dataset.name,
         num_images=len(images.dataset.test),
         accuracy=images.accuracy(network),
+        num_skipped=images.num_skipped,
     )

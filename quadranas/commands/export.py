@@ -38,6 +38,7 @@ class ExportResult(CommandResult):
         operators: number of operators of each type in the file.
         kept: layers of an int8 file in higher precision.
         missed: a description of how the budget was missed; empty if it was kept.
+        num_skipped: the number of corrupt images that were skipped; `None` without `skip_corrupt`.
         image: a test image to try the bundle with: a file of the data, or `example.png` in the
             bundle for the built-in digits; `None` if the images lie in a zip file.
         notes: how the measured latency or its runtime departs from what the network was derived
@@ -75,6 +76,7 @@ class ExportResult(CommandResult):
     not_predicted: str
     not_measured: str
     missed: str
+    num_skipped: int | None
     image: Path | None
     notes: tuple[str, ...]
 
@@ -131,7 +133,8 @@ def export(
             work.reporter.warning(note)
     if image is not None and image.parent == folder.path:
         image = bundle / image.name
-    return _result(bundle, manifest, image, notes)
+    more = {"image": image, "notes": notes, "num_skipped": inputs.images.num_skipped}
+    return _result(bundle, manifest, **more)
 
 
 def _open(model: Model, weights: str | Path | None, *, untrained: bool) -> StoredNetwork:
@@ -171,9 +174,8 @@ def _place(
     return bundle
 
 
-def _result(
-    bundle: Path, manifest: Manifest, image: Path | None, notes: tuple[str, ...]
-) -> ExportResult:
+def _result(bundle: Path, manifest: Manifest, **more: Any) -> ExportResult:
+    """The result of an export; `more` are its fields that the manifest does not have."""
     latency, accuracy = manifest.latency, manifest.accuracy
     predicted, measured, agreement = latency.predicted, latency.measured, manifest.agreement
     return ExportResult(
@@ -208,6 +210,5 @@ def _result(
         not_predicted=latency.not_predicted,
         not_measured=latency.not_measured,
         missed=latency.missed,
-        image=image,
-        notes=notes,
+        **more,
     )

@@ -127,7 +127,7 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
         inherited = given_keys(inherited_config(stored, given))
         given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
     dataset = _open_data(stored, given, start.earlier)
-    report_data(dataset, start.reporter)
+    report_data(dataset, start.reporter, skips_corrupt=given.skip_corrupt)
     config = resolve_config(given, dataset)
     architecture = for_classes(stored, dataset)
     untrained = build_subnet(architecture)

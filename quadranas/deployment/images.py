@@ -30,6 +30,7 @@ class ExportImages:
         labelled: whether the network was trained for these images' classes.
         resolution: input size of the file; images are resized to it.
         preprocessing: preprocessing that the network expects; `None` if unknown.
+        num_skipped: number of corrupt images that were skipped; `None` if none were to be.
     """
 
     dataset: Dataset
@@ -38,6 +39,7 @@ class ExportImages:
     resolution: int
     num_images: int
     preprocessing: Preprocessing | None
+    num_skipped: int | None = None
 
     @property
     def name(self) -> str:
@@ -117,9 +119,11 @@ def open_export_images(
         held_out = open_test_images(stored, data)
         dataset, augmenter = held_out.dataset, held_out.augmenter
         known = stored.preprocessing or Preprocessing.of(dataset)
+        num_skipped = held_out.num_skipped
     else:
         dataset, known = open_data(data, resolution), None
         augmenter = Augmenter.of(dataset)
+        num_skipped = dataset.num_skipped if data.skip_corrupt else None
     return ExportImages(
         dataset=dataset,
         transform=augmenter.plain,
@@ -127,6 +131,7 @@ def open_export_images(
         resolution=resolution,
         num_images=min(num_images, len(dataset.test)),
         preprocessing=known,
+        num_skipped=num_skipped,
     )
 
 

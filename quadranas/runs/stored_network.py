@@ -170,10 +170,15 @@ def for_classes(stored: StoredNetwork, dataset: Dataset) -> Architecture:
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """Data with a test split, and the preprocessing that a trained network expects."""
+    """Data with a test split, and the preprocessing that a trained network expects.
+
+    Args:
+        num_skipped: the number of corrupt images that were skipped; None if none were to be.
+    """
 
     dataset: Dataset
     augmenter: Augmenter
+    num_skipped: int | None = None
 
     def accuracy(self, network: nn.Module) -> float:
         """Top-1 accuracy of a network on the test split."""
@@ -204,7 +209,8 @@ def open_test_images(stored: StoredNetwork, given: DataConfig) -> HeldOutImages:
         )
     for_classes(stored, dataset)
     expected = trained_on or Preprocessing.of(dataset)
-    return HeldOutImages(dataset, Augmenter.of(dataset, preprocessing=expected))
+    num_skipped = dataset.num_skipped if config.skip_corrupt else None
+    return HeldOutImages(dataset, Augmenter.of(dataset, preprocessing=expected), num_skipped)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -309,7 +309,7 @@ KEYS: dict[str, set[str]] = {
     "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {"run", "architecture", "notes", "params", "macs", "accuracy"},
-    "eval run": {"model", "data", "num_images", "accuracy"},
+    "eval run": {"model", "data", "num_images", "accuracy", "num_skipped"},
     "adapt run --output new": {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
@@ -322,7 +322,7 @@ KEYS: dict[str, set[str]] = {
         *("device", "predicted_ms", "not_predicted", "measured_on", "measured_ms", "fp32_ms"),
         *("opset", "batch_size", "accuracy_as_trained", "trained_resolution", "spread"),
         *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
-        *("operators", "kept", "image", "notes"),
+        *("operators", "kept", "image", "notes", "num_skipped"),
     },
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
@@ -338,7 +338,7 @@ KEYS: dict[str, set[str]] = {
     },
     "convert run --remove 1 --output new": {
         *("run", "architecture", "params", "macs", "accuracy", "data", "num_images"),
-        *("removed", "reverted", "ranking"),
+        *("removed", "reverted", "ranking", "num_skipped"),
     },
 }
 
@@ -578,3 +578,31 @@ def test_arguments_that_are_not_utf8_are_refused(arguments: tuple[str, ...]) -> 
     outcome = call(*arguments, "caf\udce9", "--json")
     assert outcome.code == 2
     assert outcome.json()["error"].startswith(r"argument 'caf\udce9' is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval run",
+        "train run --epochs 1 --output new",
+        "convert run --remove 1 --output new",
+        "export run --output new",
+        "search --device cpu --budget 0.8ms --space toy --max-macs 1 --output new",
+    ],
+)
+def test_every_command_that_skips_images_says_how_many(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finished_run: Path,
+    pictures: Path,
+    exports: Path,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
+    monkeypatch.setattr("quadranas.training.search_setup.check_limits", lambda *args: None)
+    shutil.copytree(finished_run, "run")
+    shutil.copytree(pictures, "data")
+    (tmp_path / "data/test/cat/0.png").write_bytes(b"no image")
+    outcome = call(*command.split(), "--data", "data", "--skip-corrupt")
+    assert ", 1 corrupt image skipped" in outcome.out + outcome.err
