@@ -212,7 +212,9 @@ def train(
     print_result(
         result,
         as_json,
-        lambda found: f"test accuracy {found.accuracy:.2%}\nrun {found.run}",
+        lambda found: (
+            f"test accuracy {found.accuracy:.2%}\nrun {found.run}, report {found.report_path}"
+        ),
         lambda found: export_command(found.run),
     )
 

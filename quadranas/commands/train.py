@@ -16,6 +16,7 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
+from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import (
@@ -94,6 +95,7 @@ def train(
         start = begin_or_resume("train", given, folder, reporter, resume=resume, needed=needed)
         if not start.is_finished:
             _run(open_network(folder.path if model is None else model, weights), start)
+        write_report(folder.path)
     return read_as(TrainResult, folder.path)
 
 

@@ -80,7 +80,27 @@ class StoredResult(CommandResult):
         return self.model_copy(update=changes)
 
 
-class TrainResult(StoredResult):
+class TrainedResult(StoredResult):
+    """The result of a run that trains and then writes its report.
+
+    Args:
+        report_path: the report of the run; None until it is written.
+    """
+
+    report_path: Path | None = None
+
+    def content(self) -> dict[str, Any]:
+        """The content of `result.json`; the report is written after it."""
+        return self.model_dump(mode="json", exclude={"report_path"})
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same result for the folder in which it was found."""
+        report = folder / layout.REPORT
+        changes = {"report_path": report if report.is_file() else None}
+        return super().moved_to(folder).model_copy(update=changes)
+
+
+class TrainResult(TrainedResult):
     """The result of `quadranas train`.
 
     Args:
@@ -163,17 +183,15 @@ class DeriveResult(StoredResult):
         return super().moved_to(folder).model_copy(update={"table": table})
 
 
-class SearchResult(DeriveResult):
+class SearchResult(DeriveResult, TrainedResult):
     """The result of `quadranas search`: a network within a latency budget, trained and tested.
 
     Args:
         versions: versions of the packages that affect the result.
-        report_path: the report of the run; None until it is written.
     """
 
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
-    report_path: Path | None = None
 
     def derive(
         self, *, device: "str | Path | Device", budget: str, **options: Any
@@ -182,16 +200,6 @@ class SearchResult(DeriveResult):
         import quadranas
 
         return quadranas.derive(self.run, device=device, budget=budget, **options)
-
-    def content(self) -> dict[str, Any]:
-        """The content of `result.json`; the report is written after it."""
-        return self.model_dump(mode="json", exclude={"report_path"})
-
-    def moved_to(self, folder: Path) -> Self:
-        """The same result for the folder in which it was found."""
-        report = folder / layout.REPORT
-        changes = {"report_path": report if report.is_file() else None}
-        return super().moved_to(folder).model_copy(update=changes)
 
 
 Result: TypeAlias = SearchResult | DeriveResult | TrainResult

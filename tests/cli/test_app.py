@@ -308,7 +308,9 @@ KEYS: dict[str, set[str]] = {
     "SEARCH --output new": RUN_KEYS | {"report_path", "seed", "versions"},
     "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
-    "train run --epochs 1": {"run", "architecture", "notes", "params", "macs", "accuracy"},
+    "train run --epochs 1": {
+        *("run", "architecture", "notes", "params", "macs", "accuracy", "report_path"),
+    },
     "eval run": {"model", "data", "num_images", "accuracy", "num_skipped"},
     "adapt run --output new": {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
@@ -403,7 +405,10 @@ def test_nested_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("profile quadranet36_t", "quadranet36_t at 224 pixels: "),
         ("eval run", "test accuracy 100.00% on 8 images"),
         ("derive run --device gpu --budget 1ms", "next: quadranas train run/derived/gpu-1ms"),
-        ("train run --epochs 1 --quiet", "run runs/train-run-1"),
+        (
+            "train run --epochs 1 --quiet",
+            "run runs/train-run-1, report runs/train-run-1/",
+        ),
         ("report run", "run/report.html"),
         ("search --resume --output run", "next: quadranas export run --format onnx"),
         ("--version", f"quadranas {__version__}"),
