@@ -122,3 +122,26 @@ def test_lines_are_quoted_and_leave_out_what_is_not_set() -> None:
     assert shlex.split(line) == [
         *("quadranas", "run", "a b", "--allow-native-code", "--rpc-key", "x'y"),
     ]
+
+
+def test_an_interrupted_training_names_what_it_has_not_copied(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    weights = shutil.copy(run / "subnet.safetensors", "my weights.safetensors")
+    network = shutil.copy(run / "architecture.json", "my network.json")
+    data = ("--data", read_config_file(run / "config.yaml").keys["data"])
+    with monkeypatch.context() as patch:
+        patch.setattr("quadranas.commands.train._keep_start", interrupted)
+        command = ("train", network, "--weights", weights, "--epochs", "1", *data)
+        outcome = call(*command, "--output", "my training")
+    assert outcome.code == 130
+    hint = outcome.err.splitlines()[-1]
+    assert hint == (
+        "Continue with: quadranas train 'my network.json' --weights 'my weights.safetensors' "
+        "--resume --output 'my training'"
+    )
+    continued = call(*shlex.split(hint)[3:], "--quiet")
+    assert next_of(continued)[:2] == ["export", "my training"]
