@@ -1,6 +1,9 @@
 """Messages and progress of long-running commands, on stderr."""
 
+import math
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,11 +15,16 @@ from quadranas.errors import printable_lines
 SHOWN = {
     "loss": "loss {:.3f}",
     "accuracy": "acc {:.1%}",
-    "gate_accuracy": "held-out {:.1%}",
     "expected_ms": "E[latency] {:.4g} ms",
+    "gate_accuracy": "held-out {:.1%}",
     "entropy": "entropy {:.2f}",
     "skip_rate": "skip {:.2f}",
 }
+
+"""The metrics that are shown, the most important first: a narrow terminal cuts the others."""
+
+SECONDS_PER_LINE = 30.0
+"""Without a terminal, the longest time without a line while steps are done."""
 
 
 class PlainConsole(Console):
@@ -39,33 +47,62 @@ class PlainConsole(Console):
         return super().render_str(printable_lines(text), **options)
 
 
+def time_left(seconds: float) -> str:
+    """A remaining time in words: `40 s left`, `12 min left`, `3 h 5 min left`."""
+    if seconds < 90:
+        return f"{math.ceil(max(seconds, 0))} s left"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min left"
+    return f"{minutes // 60} h {minutes % 60} min left"
+
+
+@dataclass
+class _Phase:
+    """A phase and its pace; steps of later phases are assumed to take as long as its own."""
+
+    name: str
+    num_steps: int
+    first: int
+    later_steps: int
+    started_at: float
+    done: int
+
+    @property
+    def left(self) -> str:
+        """The remaining time of this and later phases; empty before the first step."""
+        if self.done <= self.first:
+            return ""
+        pace = (time.monotonic() - self.started_at) / (self.done - self.first)
+        return time_left(pace * (self.num_steps - self.done + self.later_steps))
+
+
 class Reporter:
-    """Prints to stderr: a live progress bar in a terminal, otherwise one line per epoch.
+    """Prints to stderr: a live progress bar in a terminal, otherwise lines at intervals.
 
     Args:
         quiet: print warnings only.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self.console = PlainConsole(stderr=True)
         self.quiet = quiet
-        columns = ("{task.description}", "{task.fields[metrics]}")
+        self._phases: dict[int, _Phase] = {}
+        self._printed_at = time.monotonic()
+        # Where the line is too narrow, the metrics are cut, and nothing else.
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self.progress = Progress(
-            TextColumn(columns[0], markup=False),
-            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn(columns[1], markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False, table_column=rest),
             console=self.console,
             disable=quiet or not self.is_live,
+            expand=True,
         )
 
     def __enter__(self) -> Self:
@@ -88,23 +125,34 @@ class Reporter:
     def message(self, text: str) -> None:
         """Print a message, unless quiet."""
         if not self.quiet:
+            self._printed_at = time.monotonic()
             self.console.print(text)
 
     def warning(self, text: str) -> None:
         """Print a warning, even if quiet."""
         self.console.print(f"warning: {text}", style="yellow")
 
-    def phase(self, name: str, num_steps: int, done: int) -> int:
-        """Begin a phase; returns a handle for `advance`."""
-        return int(self.progress.add_task(name, total=num_steps, completed=done, metrics=""))
+    def phase(self, name: str, num_steps: int, done: int, later_steps: int = 0) -> int:
+        """Begin a phase; returns a handle for `advance`.
+
+        Args:
+            later_steps: number of steps of the phases that follow, for the remaining time.
+        """
+        added = self.progress.add_task(name, total=num_steps, completed=done, metrics="", left="")
+        started = time.monotonic()
+        self._phases[added] = _Phase(name, num_steps, done, later_steps, started, done)
+        return int(added)
 
     def advance(self, phase: int, done: int) -> None:
         """Report the number of finished steps."""
-        self.progress.update(phase, completed=done)  # type: ignore[arg-type]
+        begun = self._phases[phase]
+        begun.done = done
+        left = begun.left
+        self.progress.update(phase, completed=done, left=left)  # type: ignore[arg-type]
+        if not self.is_live and time.monotonic() - self._printed_at >= SECONDS_PER_LINE:
+            self.message(f"{begun.name}: {done} of {begun.num_steps} steps, {left}")
 
-    def epoch(
-        self, phase: int, metrics: Mapping[str, float | str | None], remaining_s: float
-    ) -> None:
+    def epoch(self, phase: int, metrics: Mapping[str, float | str | None]) -> None:
         """Report the metrics of an epoch."""
         parts = []
         for key, template in SHOWN.items():
@@ -115,4 +163,4 @@ class Reporter:
         self.progress.update(phase, metrics=text)  # type: ignore[arg-type]
         if not self.is_live:
             name = f"{metrics['phase']} {metrics.get('resolution', metrics['epoch'])}"
-            self.message(f"{name:<14} {text}  {remaining_s / 60:.1f} min left")
+            self.message(f"{name:<14} {text}  {self._phases[phase].left}")

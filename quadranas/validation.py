@@ -78,6 +78,9 @@ UNION_TAGS = ("str", "int", "float", "bool")
 """The suffixes that pydantic appends to the location of a fault in a union."""
 
 
+MAX_FAULTS = 5
+"""Maximum number of faults of one file that an error lists."""
+
 BOUNDED = reprlib.Repr()
 BOUNDED.maxlevel = 3  # YAML aliases can describe values that are endless when expanded
 BOUNDED.maxlist = BOUNDED.maxdict = BOUNDED.maxstring = 80
@@ -94,7 +97,9 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
         return model.model_validate(content)
     except ValidationError as error:
         lines = [f"{source}: {fault}" for fault in describe_faults(model, error, source)]
-        raise QuadranasError("\n".join(lines[:5])) from error
+        if len(lines) > MAX_FAULTS:
+            lines[MAX_FAULTS:] = [f"{source}: {len(lines) - MAX_FAULTS} more faults"]
+        raise QuadranasError("\n".join(lines)) from error
 
 
 def refuse_newer(content: Mapping[str, Any], newest: int, source: str | Path) -> None:
@@ -122,9 +127,11 @@ def describe_faults(
         if fault["type"] != "extra_forbidden" and location and location[-1] in UNION_TAGS:
             location = location[:-1]  # the faults of all members of a union share a line
         faults.setdefault(location, []).append(fault)
+    # A misspelt key is often the cause of a missing one, so missing keys come last.
+    ordered = sorted(faults.items(), key=lambda item: item[1][0]["type"] == "missing")
     return [
         _describe(model, location, found) + _line(source, location)
-        for location, found in faults.items()
+        for location, found in ordered
         # In a list with a minimum length, a faulty item is also reported as missing.
         if found[0]["type"] != "too_short" or not _any_inside(location, faults)
     ]

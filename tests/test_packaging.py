@@ -13,6 +13,11 @@ from zipfile import ZipFile
 
 import pytest
 
+from quadranas.commands.validate_lut import VALIDATION
+from quadranas.latency.table_files import table_paths
+from quadranas.measurement.bench import RECORDS
+from quadranas.measurement.timing import TIMINGS
+
 ROOT = Path(__file__).parents[1]
 SHIPPED = {
     "search_spaces": "quadranas/search_spaces",
@@ -167,3 +172,26 @@ def test_the_wheel_carries_spaces_tables_and_devices(tmp_path: Path) -> None:
         check=True,
     )
     assert found.stdout.strip() == str(tmp_path / "installed/quadranas/search_spaces")
+
+
+def test_git_ignores_what_commands_leave_in_a_checkout() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a git checkout")
+    host = table_paths("toy", "host")[0]
+    left = [
+        Path("runs/toy-cpu-1ms-1/config.yaml"),
+        RECORDS / "host" / "record.json",
+        host,
+        host.with_name(f"{host.name}{TIMINGS}"),
+        host.with_name(f"{host.stem}{VALIDATION}.png"),
+    ]
+    shipped = [table_paths("toy", device)[0] for device in ("cpu", "gpu", "vpu")]
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        input="\n".join(map(str, [*left, *shipped])),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == list(map(str, left))

@@ -9,11 +9,13 @@ Heavy modules are imported by the commands that need them, so that `--help` is f
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from quadranas import __version__
 from quadranas.cli import (
@@ -36,6 +38,20 @@ app = typer.Typer(
 )
 
 
+class OneValueCommand(TyperCommand):
+    """A command that refuses repeated options, of which all but the last would be ignored."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; errors are those of typer, and a repeated option."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter, count in Counter(order).items():
+            is_single = isinstance(parameter, TyperOption) and not parameter.multiple
+            if is_single and count > 1 and parameter.name != "help":
+                times = "twice" if count == 2 else f"{count} times"
+                ctx.fail(f"Option '{parameter.opts[0]}' is given {times}; give it once.")
+        return super().parse_args(ctx, args)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -54,7 +70,7 @@ GROUPS = (
 )
 for group in GROUPS:
     for name, command in group.COMMANDS.items():
-        app.command(name)(command)
+        app.command(name, cls=OneValueCommand)(command)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def network_line(result: "DeriveResult") -> str:
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
-        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}"
+        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency table: {result.table.summary}"
     )
 
 
@@ -143,13 +143,21 @@ def print_json(content: "CommandResult | dict[str, str]") -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
-def print_result(result: Result, as_json: bool, text: Callable[[Result], str]) -> None:
+def print_result(
+    result: Result,
+    as_json: bool,
+    text: Callable[[Result], str],
+    next_command: Callable[[Result], str] | None = None,
+) -> None:
     """Print a result as JSON or as text.
 
     Args:
         text: describes the result, whose names it can print as they are.
+        next_command: the command line that usually follows; its paths are not escaped, so that it
+            can be copied.
     """
     if as_json:
-        print_json(result)
-    else:
-        say(text(shown(result)))
+        return print_json(result)
+    say(text(shown(result)))
+    if next_command is not None and (line := next_command(result)):
+        say(f"next: {line}")

@@ -1,6 +1,5 @@
 """The commands that replace layers of networks: convert and adapt."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,6 +93,7 @@ def convert(
     """Make layers quadratic, or remove the least important ones of a trained network."""
     from quadranas.commands.convert import ConvertResult
     from quadranas.commands.convert import convert as run_convert
+    from quadranas.runs.next_command import train_command
 
     result = run_convert(
         model,
@@ -109,10 +109,12 @@ def convert(
         weights=weights,
     )
     if isinstance(result, ConvertResult):
-        return print_result(result, as_json, _conversion_text)
+        return print_result(
+            result, as_json, _conversion_text, lambda made: train_command(made.path)
+        )
     if not as_json:
         _print_ranking(shown(result))
-    print_result(result, as_json, _reduction_text)
+    print_result(result, as_json, _reduction_text, lambda made: train_command(made.run))
 
 
 def _conversion_text(result: "ConvertResult") -> str:
@@ -124,7 +126,6 @@ def _conversion_text(result: "ConvertResult") -> str:
             f"parameters: {result.params_before:,} before, {result.params:,} now; MACs: "
             f"{result.macs_before:,} before, {result.macs:,} now",
             f"written to {result.path}",
-            f"next: quadranas train {shlex.quote(str(result.path))}",
         ]
     )
 
@@ -151,15 +152,15 @@ def _print_ranking(result: "ReduceResult") -> None:
 
 
 def _reduction_text(result: "ReduceResult") -> str:
+    from quadranas.data.description import describe_skipped
     from quadranas.runs import layout
 
     return (
         f"{len(result.removed)} layers removed, {len(result.reverted)} reverted: "
         f"{result.params:,} parameters, {result.macs:,} MACs, accuracy before further training "
         f"{result.accuracy:.2%} at {result.resolution} pixels on {result.num_images} images of "
-        f"{result.data}\n"
-        f"written to {result.run}, with {layout.RANKING} and {layout.RANKING_PLOT}\n"
-        f"next: quadranas train {shlex.quote(str(result.run))}"
+        f"{result.data}{describe_skipped(result.num_skipped)}\n"
+        f"written to {result.run}, with {layout.RANKING} and {layout.RANKING_PLOT}"
     )
 
 
@@ -200,6 +201,7 @@ def adapt(
 ) -> None:
     """Add quadratic terms that start at zero to a pre-trained network."""
     from quadranas.commands.adapt import adapt as run_adapt
+    from quadranas.runs.next_command import train_command
 
     result = run_adapt(
         model,
@@ -211,7 +213,7 @@ def adapt(
         train=train,  # type: ignore[arg-type] # checked there
         seed=seed or 0,
     )
-    print_result(result, as_json, _adaptation_text)
+    print_result(result, as_json, _adaptation_text, lambda made: train_command(made.folder))
 
 
 def _adaptation_text(result: "AdaptResult") -> str:
@@ -230,7 +232,6 @@ def _adaptation_text(result: "AdaptResult") -> str:
         f"{result.params_before / 1e6:.3f} -> {result.params / 1e6:.3f} M parameters, "
         f"{result.macs_before / 1e6:.1f} -> {result.macs / 1e6:.1f} M MACs",
         f"folder {result.folder}",
-        f"next: quadranas train {shlex.quote(str(result.folder))}",
     ]
     return "\n".join(lines)
 

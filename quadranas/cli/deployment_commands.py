@@ -1,7 +1,7 @@
 """The commands that export a network as a bundle, and that use a bundle."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,8 +82,8 @@ def export_command(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Target device. Default: the device the architecture was derived for, otherwise "
-            "host.",
+            help="Target device: a name, a YAML file, or the folder of a run. Default: the device "
+            "the architecture was derived for, otherwise host.",
             rich_help_panel=DEVICE,
         ),
     ] = None,
@@ -180,37 +180,46 @@ def export_command(
             reporter=reporter,
             **options,
         )
-    print_result(result, as_json, lambda shown: _export_text(shown, _run_options(result)))
+    print_result(result, as_json, _export_text, _next_run)
     check_promise(result.missed)
 
 
-def _export_text(result: "ExportResult", run_options: Sequence[str]) -> str:
+def _export_text(result: "ExportResult") -> str:
+    from quadranas.data.description import describe_skipped
+
+    skipped = describe_skipped(result.num_skipped)
     batch = f", {result.batch_size} images a call" if result.batch_size > 1 else ""
     lines = [
         f"{result.path}: {result.size_bytes / 2**20:.2f} MiB, {result.precision}, input "
         f"{result.resolution} pixels{batch}, {sum(result.operators.values())} operators",
-        f"{result.runtime} against PyTorch on {result.num_images} images: largest error "
-        f"{result.max_abs_error:.2e} ({result.relative_error:.1e} of the largest logit), "
+        f"{result.runtime} against PyTorch on {result.num_images} images{skipped}: largest "
+        f"error {result.max_abs_error:.2e} ({result.relative_error:.1e} of the largest logit), "
         f"top-1 agreement {result.top1_agreement:.1%}",
     ]
     if result.accuracy is not None:
         lines.append(f"accuracy {result.accuracy:.2%}, in PyTorch {result.accuracy_pytorch:.2%}")
     if result.kept:
         lines.append(f"layers in higher precision: {', '.join(result.kept)}")
-    command = shlex.join(["quadranas", "run", str(result.bundle), "IMAGE", *run_options])
-    lines += [_latency_text(result), f"next: {command}"]
+    lines.append(_latency_text(result))
+    if result.image is None:
+        lines.append(f"label images with: {_run_command(result, 'IMAGE...')}")
     return "\n".join(lines)
 
 
-def _run_options(result: "ExportResult") -> tuple[str, ...]:
-    """The options with which `run` labels images on the device that a bundle was checked on."""
+def _next_run(result: "ExportResult") -> str:
+    """The command that labels a test image; empty if none is a file."""
+    return "" if result.image is None else _run_command(result, shlex.quote(str(result.image)))
+
+
+def _run_command(result: "ExportResult", image: str) -> str:
+    """The command that labels images on the device that a bundle was checked on."""
     from quadranas.deployment.bundle import read_manifest
+    from quadranas.runs.next_command import proposed
 
     reach = read_manifest(result.bundle).device.reach.model_dump(exclude_none=True)
-    options = [part for k, v in reach.items() for part in (f"--{k.replace('_', '-')}", v)]
-    if files_of(result.format).native:
-        options.append("--allow-native-code")
-    return tuple(options)
+    native = files_of(result.format).native
+    options = proposed(**reach, allow_native_code=native).removeprefix("quadranas")
+    return f"{proposed('run', result.bundle)} {image}{options}"
 
 
 def _latency_text(result: "ExportResult") -> str:
@@ -235,6 +244,13 @@ def _latency_text(result: "ExportResult") -> str:
 def run_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as written by export.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML file of the bundle's device, which says how to reach it.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
     rpc: Rpc = None,
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
@@ -266,6 +282,7 @@ def run_command(
         images,
         top=top,
         allow_native_code=allow_native_code,
+        device=device,
         rpc=rpc,
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,

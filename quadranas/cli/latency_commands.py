@@ -104,7 +104,10 @@ OutputTable = Annotated[
 
 
 def devices_command(
-    names: Annotated[list[str] | None, typer.Argument(help="Devices. Default: all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Devices: names, YAML files, or folders of runs. Default: all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List devices, their latency tables, and the runtimes installed on this machine."""
@@ -175,6 +178,7 @@ def build_lut_command(
 ) -> None:
     """Build the latency table of a device for a space; an interrupted measurement resumes."""
     from quadranas.commands.build_lut import build_lut
+    from quadranas.runs.next_command import search_command
 
     with reporting(quiet) as reporter:
         result = build_lut(
@@ -197,7 +201,10 @@ def build_lut_command(
             worker_python=worker_python,
         )
     print_result(
-        result, as_json, lambda made: f"{made.path}: {made.entries} entries, {made.summary}"
+        result,
+        as_json,
+        lambda made: f"{made.path}: {made.entries} entries, {made.summary}",
+        lambda made: search_command(made.path, space, device),
     )
 
 

@@ -1,6 +1,5 @@
 """The commands that search, train and describe networks."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +88,7 @@ def search(
     """Find, train and test the best network within a latency budget."""
     from quadranas.commands.search import search as run_search
     from quadranas.runs.config import SearchConfig, load_config
+    from quadranas.runs.next_command import export_command
 
     options = given(
         device=device,
@@ -113,10 +113,8 @@ def search(
     print_result(
         result,
         as_json,
-        lambda found: (
-            f"{network_line(found)}\nrun {found.run}, report {found.report_path}\n"
-            f"next: quadranas export {shlex.quote(str(found.run))} --format onnx"
-        ),
+        lambda found: f"{network_line(found)}\nrun {found.run}, report {found.report_path}",
+        lambda found: export_command(found.run),
     )
     check_promise(result.missed)
 
@@ -142,6 +140,7 @@ def derive(
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
     from quadranas.commands.derive import derive as run_derive
+    from quadranas.runs.next_command import train_command
 
     with reporting(quiet) as reporter:
         result = run_derive(
@@ -158,10 +157,8 @@ def derive(
     print_result(
         result,
         as_json,
-        lambda found: (
-            f"{network_line(found)}\nfolder {found.run}\n"
-            f"next: quadranas train {shlex.quote(str(found.run))}"
-        ),
+        lambda found: f"{network_line(found)}\nfolder {found.run}",
+        lambda found: train_command(found.run),
     )
     check_promise(result.missed)
 
@@ -198,6 +195,7 @@ def train(
     """Train a network, from its weights if it has any, otherwise from scratch."""
     from quadranas.commands.train import train as run_train
     from quadranas.runs.config import TrainConfig, load_config
+    from quadranas.runs.next_command import export_command
 
     options = given(
         data=data,
@@ -213,7 +211,12 @@ def train(
         result = run_train(
             model, whole, output=output, resume=resume, weights=weights, reporter=reporter
         )
-    print_result(result, as_json, lambda found: f"{accuracy_text(found)}\nrun {found.run}")
+    print_result(
+        result,
+        as_json,
+        lambda found: f"{accuracy_text(found)}\nrun {found.run}, report {found.report_path}",
+        lambda found: export_command(found.run),
+    )
 
 
 def evaluate(
@@ -234,6 +237,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of a trained network on the test images."""
     from quadranas.commands.evaluate import evaluate as run_evaluate
+    from quadranas.data.description import describe_skipped
 
     result = run_evaluate(
         model,
@@ -248,7 +252,8 @@ def evaluate(
         as_json,
         lambda found: (
             f"test accuracy {found.accuracy:.2%} at {found.resolution} pixels on "
-            f"{found.num_images} images{_trained_at(found.trained_resolution, found.resolution)}"
+            f"{found.num_images} images{describe_skipped(found.num_skipped)}"
+            f"{_trained_at(found.trained_resolution, found.resolution)}"
         ),
     )
 

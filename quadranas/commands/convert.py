@@ -75,6 +75,7 @@ class ReduceResult(CommandResult):
         resolution: their size in pixels, that of deployment.
         removed, reverted: paths of these layers.
         ranking: all ranked layers, the least important first.
+        num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.
     """
 
     run: Path
@@ -88,6 +89,7 @@ class ReduceResult(CommandResult):
     removed: tuple[str, ...]
     reverted: tuple[str, ...]
     ranking: tuple[RankedLayer, ...]
+    num_skipped: int | None = None
 
 
 def convert(
@@ -215,6 +217,7 @@ def _reduce(
         removed=tuple(removed),
         reverted=tuple(reverted),
         ranking=tuple(ranking),
+        num_skipped=images.num_skipped,
     )
     _write_reduced(result, stored, smaller, reduced)
     return result

@@ -8,7 +8,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
-from quadranas.latency.device import Device, load_device, shipped_devices
+from quadranas.latency.device import Device, is_shipped, load_device
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
@@ -18,7 +18,9 @@ from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import SearchConfig
 from quadranas.runs.config_file import read_config_file
+from quadranas.runs.next_command import resume_command
 from quadranas.runs.results import DeriveResult
+from quadranas.runs.run_device import keep_device
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import whole_folder
@@ -55,7 +57,7 @@ def derive(
     Args:
         run: the folder of a search whose supernet is trained.
         device: a device's name, its YAML file, or one already loaded; one that is not shipped is
-            written to the output.
+            also written to the output.
         budget: latency budget, such as "30ms".
         output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
         table: latency table to use instead of the default one.
@@ -149,8 +151,7 @@ class _Request:
         )
         with whole_folder(output) as target:
             save_tensors(inherited, target / layout.WEIGHTS)
-            if self.device_argument == str(output / layout.DEVICE):
-                self.device.save(target / layout.DEVICE)
+            keep_device(self.device, target.path)
             priced.table.save(target / layout.TABLE)
             derived.hand_on(
                 target,
@@ -172,8 +173,7 @@ def _device_argument(device: str | Path | Device, folder: Path) -> str:
     """The device as named on the command line; if it is not shipped, its file in the folder."""
     if not isinstance(device, Device):
         return str(device)
-    is_shipped = device.name in shipped_devices() and load_device(device.name) == device
-    return device.name if is_shipped else str(folder / layout.DEVICE)
+    return device.name if is_shipped(device) else str(folder / layout.DEVICE)
 
 
 def _open_searched(run: Path) -> _Searched:
@@ -190,7 +190,7 @@ def _open_searched(run: Path) -> _Searched:
             unfinished = folder.is_run and not folder.is_finished
             raise QuadranasError(
                 f"{run} holds no trained supernet: {name} is missing",
-                f"Finish it with: {layout.resume_command('search', run)}"
+                f"Finish it with: {resume_command('search', run)}"
                 if unfinished
                 else "Name the folder of a run of `quadranas search`.",
             )

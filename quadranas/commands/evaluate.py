@@ -16,6 +16,7 @@ class EvaluateResult(CommandResult):
         resolution: size of its test images, in pixels.
         accuracy: top-1 accuracy on them, from 0 to 1.
         trained_resolution: image size of the training, in pixels; None if unknown.
+        num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.
     """
 
     model: str
@@ -24,6 +25,7 @@ class EvaluateResult(CommandResult):
     resolution: int
     accuracy: float
     trained_resolution: int | None
+    num_skipped: int | None = None
 
 
 def evaluate(
@@ -62,4 +64,5 @@ def evaluate(
         resolution=images.dataset.resolution,
         accuracy=images.accuracy(network),
         trained_resolution=stored.preprocessing.resolution if stored.preprocessing else None,
+        num_skipped=images.num_skipped,
     )

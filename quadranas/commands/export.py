@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.deployment.bundle import check_place, write_papers
-from quadranas.deployment.checks import convert, quantize, time_file, verify
+from quadranas.deployment.checks import convert, latency_notes, quantize, time_file, verify
 from quadranas.deployment.description import describe
 from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.target import ExportOptions, find_target
@@ -38,6 +38,11 @@ class ExportResult(CommandResult):
         operators: number of operators of each type in the file.
         kept: layers of an int8 file in higher precision.
         missed: a description of how the budget was missed; empty if it was kept.
+        num_skipped: the number of corrupt images that were skipped; `None` without `skip_corrupt`.
+        image: a test image to try the bundle with: a file of the data, or `example.png` in the
+            bundle for the built-in digits; `None` if the images lie in a zip file.
+        notes: how the measured latency or its runtime departs from what the network was derived
+            for.
     """
 
     bundle: Path
@@ -71,6 +76,9 @@ class ExportResult(CommandResult):
     not_predicted: str
     not_measured: str
     missed: str
+    num_skipped: int | None
+    image: Path | None
+    notes: tuple[str, ...]
 
 
 def export(
@@ -106,7 +114,7 @@ def export(
     request = ExportOptions(format=format, precision=precision, device=device, **options)
     stored = _open(model, weights, untrained=untrained)
     request.check()
-    target = find_target(request, stored.architecture)
+    target = find_target(request, stored.architecture, stored.folder)
     bundle = _place(stored, request, output, force=force)
     inputs = find_inputs(stored, request, target)
     with (
@@ -118,8 +126,15 @@ def export(
         outputs, quantization = quantize(work, converted.path, outputs)
         latency = time_file(work, converted.path)
         manifest = describe(work, converted, outputs, quantization, latency)
+        image = inputs.images.example(folder.path)
         write_papers(folder.path, manifest)
-    return _result(bundle, manifest)
+        notes = tuple(latency_notes(work, latency))
+        for note in notes:
+            work.reporter.warning(note)
+    if image is not None and image.parent == folder.path:
+        image = bundle / image.name
+    more = {"image": image, "notes": notes, "num_skipped": inputs.images.num_skipped}
+    return _result(bundle, manifest, **more)
 
 
 def _open(model: Model, weights: str | Path | None, *, untrained: bool) -> StoredNetwork:
@@ -159,7 +174,8 @@ def _place(
     return bundle
 
 
-def _result(bundle: Path, manifest: Manifest) -> ExportResult:
+def _result(bundle: Path, manifest: Manifest, **more: Any) -> ExportResult:
+    """The result of an export; `more` are its fields that the manifest does not have."""
     latency, accuracy = manifest.latency, manifest.accuracy
     predicted, measured, agreement = latency.predicted, latency.measured, manifest.agreement
     return ExportResult(
@@ -194,4 +210,5 @@ def _result(bundle: Path, manifest: Manifest) -> ExportResult:
         not_predicted=latency.not_predicted,
         not_measured=latency.not_measured,
         missed=latency.missed,
+        **more,
     )

@@ -49,11 +49,11 @@ def merge_lut(
         raise QuadranasError(f"cannot merge {len(paths)} table", "Name two or more.")
     first, *others = loaded = [load_table(path) for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
-        difference = first.header.conditions.difference(other.header.conditions)
-        if difference is not None:
+        found = first.header.conditions.differences(other.header.conditions)
+        if found:
             raise QuadranasError(
-                f"{paths[0]} and {path} cannot be merged: {difference.key} is "
-                f"{difference.first!r} and {difference.second!r}",
+                f"{paths[0]} and {path} cannot be merged; they differ in "
+                + "; ".join(f"{key}: {one} and {two}" for key, one, two in found),
                 "Merge tables that were made on one device in the same way.",
             )
     entries: dict[OpSpec, TableEntry] = {}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.analytic import BYTES, primitive_ms
-from quadranas.latency.device import AnalyticModel, Device, load_device
+from quadranas.latency.device import AnalyticModel, Device
 from quadranas.prediction.fusion import fuse
 from quadranas.prediction.graph import Graph, Node, read_graph
 from quadranas.prediction.operators import Launch, spatial_dimensions, weights_of
+from quadranas.runs.run_device import open_device_argument
 from quadranas.validation import CommandResult, Frozen
 
 LEAST_SHARE = 0.1
@@ -101,7 +102,8 @@ def predict(
 
     Args:
         model: an ONNX file.
-        device: name, YAML file, or a device that is loaded already; it needs an analytic model.
+        device: name, YAML file, folder of a run, or a device that is loaded already; it needs an
+            analytic model.
         resolution: height and width of the input, if the file leaves them open.
         inputs: whole shapes by the names of inputs, for other sizes that the file leaves open.
 
@@ -110,7 +112,7 @@ def predict(
             or consists of operators without a price; a size remains open; or the device has no
             analytic model.
     """
-    opened, path = load_device(device), Path(model)
+    opened, path = open_device_argument(device), Path(model)
     analytic = _analytic_model(opened)
     graph = read_graph(path, resolution=resolution, inputs=inputs)
     launches, unpriced = fuse(graph)

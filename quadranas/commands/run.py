@@ -18,6 +18,7 @@ from quadranas.latency.host import usable_cores
 from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
 from quadranas.measurement.timing import timing_of
+from quadranas.runs.run_device import open_device_argument
 from quadranas.validation import CommandResult, Frozen, WrittenPath
 
 DEFAULT_TOP = 5
@@ -75,6 +76,7 @@ def run(
     *,
     top: int | None = None,
     allow_native_code: bool = False,
+    device: str | Path | Device | None = None,
     rpc: str | None = None,
     rpc_tracker: str | None = None,
     rpc_key: str | None = None,
@@ -88,8 +90,10 @@ def run(
             as in training.
         top: number of labels per image; by default 5, or all classes if there are fewer.
         allow_native_code: run a file that is machine code, as of the format tvm.
-        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; what the manifest says
-            about it is never used, since a bundle may come from anywhere.
+        device: the file of the bundle's device, which says how to reach it.
+        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; they take precedence
+            over its file. What the manifest says about it is never used, since a bundle may come
+            from anywhere.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
@@ -102,14 +106,15 @@ def run(
     paths = [Path(image) for image in images]
     if not paths:
         raise QuadranasError("no images to label", "Name image files, such as PNG or JPEG.")
-    device = _device(manifest, {key: value for key, value in ways.items() if value is not None})
+    named = {key: value for key, value in ways.items() if value is not None}
+    opened_on = _device(manifest, _reach_of(manifest, device, named))
     if not allow_native_code:
         _refuse_native_code(opened)
     num_labels = _num_labels(top, manifest.architecture.num_classes)
     inputs = [_prepared(_read(path, manifest.input), manifest.input) for path in paths]
     with (
         tempfile.TemporaryDirectory() as records,
-        _opened(device, Path(records)) as backend,
+        _opened(opened_on, Path(records)) as backend,
     ):
         program = backend.load(opened.artefact, tuple(inputs[0].shape))
         provenance = backend.provenance()
@@ -121,7 +126,7 @@ def run(
             )
             for path, x in zip(paths, inputs, strict=True)
         )
-    return _result(opened, device, provenance, results)
+    return _result(opened, opened_on, provenance, results)
 
 
 def _call_ms(program: Program) -> float:
@@ -187,6 +192,25 @@ def _device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
     if device.is_remote or device.threads is None or device.threads <= cores:
         return device
     return device.configured(threads=cores)
+
+
+def _reach_of(
+    manifest: Manifest, device: str | Path | Device | None, named: dict[str, str]
+) -> dict[str, str]:
+    """How to reach the bundle's device: as its file says, and as the options say.
+
+    Raises:
+        QuadranasError: the file describes another device.
+    """
+    if device is None:
+        return named
+    loaded = open_device_argument(device)
+    if loaded.name != manifest.device.name:
+        raise QuadranasError(
+            f"the bundle runs on device {manifest.device.name!r}, not on {loaded.name!r}",
+            "Name the file of the bundle's device, or export again for the other one.",
+        )
+    return loaded.configured(**named).reach.model_dump(exclude_none=True)
 
 
 def _runtime(manifest: Manifest) -> Runtime:

@@ -19,6 +19,7 @@ from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
 from quadranas.runs.results import SearchResult, read_as
 from quadranas.runs.resume import begin_or_resume, can_resume, choose_folder, resumable, run_name
+from quadranas.runs.run_device import keep_device
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
@@ -27,7 +28,7 @@ from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
-from quadranas.training.resolution_phase import train_network
+from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
 
@@ -71,16 +72,20 @@ def search(
             )
             seed = derived_seed(setup.config.seed, "supernet")
             supernet = build_supernet(setup.space, seed=seed)
+            training = SupernetTraining(setup, supernet)
+            if not start.resuming:
+                training.check()  # before anything is written
             start.create(setup.config, supernet, setup.dataset)
             _keep_inputs(folder, setup)
-            run = _SearchRun(setup, supernet, folder, reporter)
+            run = _SearchRun(setup, training, folder, reporter)
             run.train(start.checkpoint())
         write_report(folder.path)
     return read_as(SearchResult, folder.path)
 
 
 def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
-    """Copy table and space beside the configuration; copies that are there already stay."""
+    """Copy table, space and a device of one's own; copies that are there already stay."""
+    keep_device(setup.device, folder.path)
     if not (folder / layout.TABLE).is_file():
         setup.priced.table.save(folder / layout.TABLE)
     if not (folder / layout.SPACE).is_file():
@@ -93,7 +98,7 @@ class _SearchRun:
     """The phases of a search, each of which continues from the files in the run folder."""
 
     setup: SearchSetup
-    supernet: Supernet
+    supernet_training: SupernetTraining
     folder: RunFolder
     reporter: Reporter
 
@@ -102,11 +107,10 @@ class _SearchRun:
         seconds = self.setup.config.checkpoint_seconds
         num_metrics = 0
         if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
-            training = SupernetTraining(self.setup, self.supernet)
-            if checkpoint is None:
-                training.check()
             num_metrics = run_phase(
-                *(training, self.folder, self.reporter, checkpoint), checkpoint_seconds=seconds
+                *(self.supernet_training, self.folder, self.reporter, checkpoint),
+                checkpoint_seconds=seconds,
+                later_steps=self._later_steps,
             )
             checkpoint = None
             architecture = self._derive()
@@ -120,6 +124,23 @@ class _SearchRun:
             num_metrics=num_metrics,
         )
         self._finish(architecture, finetuning.network)
+
+    @property
+    def supernet(self) -> Supernet:
+        """The supernet that is trained."""
+        return self.supernet_training.supernet
+
+    @property
+    def _later_steps(self) -> int:
+        """Number of steps of the supernet that cost as much as training the network."""
+        config, dataset = self.setup.config, self.setup.dataset
+        per_epoch = max(1, len(dataset.train) // config.batch_size)
+        return config.schedule.finetune_epochs * per_epoch + equivalent_steps(
+            dataset.resolution,
+            self.setup.space.resolution,
+            batch_size=config.batch_size,
+            num_images=min(config.schedule.resolution_images, len(dataset.train)),
+        )
 
     def _derive(self) -> Architecture:
         """Decode the gates; write them, the supernet, and the architecture last."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from quadranas.latency.device import Device, load_device, shipped_devices
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import find_priced, load_table, locate_table
+from quadranas.latency.table_files import TABLES, find_priced, load_table, locate_table
+from quadranas.runs import layout
+from quadranas.runs.run_device import open_device_argument, table_of
 from quadranas.space.cost import count_macs
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space, space_files
@@ -81,7 +83,7 @@ def survey_devices(names: Sequence[str] = ()) -> DevicesResult:
     """List devices, their tables, and the runtimes installed on this machine.
 
     Args:
-        names: shipped devices or YAML files; all shipped ones if empty.
+        names: shipped devices, YAML files, or folders of runs; all shipped ones if empty.
     """
     return DevicesResult(
         devices=tuple(_known_device(name) for name in names or shipped_devices()),
@@ -90,8 +92,11 @@ def survey_devices(names: Sequence[str] = ()) -> DevicesResult:
 
 
 def _known_device(name: str) -> KnownDevice:
-    device = load_device(name)
-    paths = {space: _own_table(space, device) for space in space_files()}
+    device = open_device_argument(name)
+    paths = {space: _own_table(space, device) for space in _spaces_with_tables(device)}
+    own = table_of(Path(name)) if Path(name).is_dir() else None
+    if own is not None and not own.header.differences(device):
+        paths[own.header.space] = Path(name) / layout.TABLE
     return KnownDevice(
         name=device.name,
         title=device.title,
@@ -102,6 +107,12 @@ def _known_device(name: str) -> KnownDevice:
         expected_error=device.analytic.expected_error if device.analytic else None,
         tables={space: path for space, path in paths.items() if path is not None},
     )
+
+
+def _spaces_with_tables(device: Device) -> list[str]:
+    """The shipped spaces, and those of which `latency_tables/` has a table of the device."""
+    tables = sorted(TABLES.glob(f"*/{device.name}.json"))
+    return list(dict.fromkeys([*space_files(), *(path.parent.name for path in tables)]))
 
 
 def _own_table(space: str, device: Device) -> Path | None:

@@ -1,5 +1,6 @@
 """train: train one network, from scratch or from its weights, and test it."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from quadranas.network.counting import count_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
+from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import (
@@ -24,6 +26,7 @@ from quadranas.runs.config import (
     open_data,
     resolve_config,
 )
+from quadranas.runs.next_command import resume_command
 from quadranas.runs.results import TrainResult, read_as
 from quadranas.runs.resume import (
     RunStart,
@@ -32,6 +35,7 @@ from quadranas.runs.resume import (
     choose_folder,
     resumable,
 )
+from quadranas.runs.run_device import keep_copies
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import (
     Model,
@@ -86,12 +90,19 @@ def train(
             "Name an architecture file, a run folder or a model, or continue a run with --resume.",
         )
     folder = RunFolder(Path(output)) if output else _default_folder(model, given, resume)
-    with resumable("train", folder):
+    with resumable("train", folder, _network_arguments(model, weights)):
         needed = "" if model is not None else "a network to train"
         start = begin_or_resume("train", given, folder, reporter, resume=resume, needed=needed)
         if not start.is_finished:
             _run(open_network(folder.path if model is None else model, weights), start)
+        write_report(folder.path)
     return read_as(TrainResult, folder.path)
+
+
+def _network_arguments(model: Model | None, weights: str | Path | None) -> str:
+    """The network as named on the command line, for a training that has not copied it yet."""
+    named = str(model) if isinstance(model, str | Path) else "MODEL"
+    return shlex.join([named, *(["--weights", str(weights)] if weights is not None else [])])
 
 
 def _default_folder(model: Model | None, given: TrainConfig, resume: bool) -> RunFolder:
@@ -118,12 +129,13 @@ def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
         inherited = given_keys(inherited_config(stored, given))
         given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
     dataset = _open_data(stored, given, start.earlier)
-    report_data(dataset, start.reporter)
+    report_data(dataset, start.reporter, skips_corrupt=given.skip_corrupt)
     config = resolve_config(given, dataset)
     architecture = for_classes(stored, dataset)
     untrained = build_subnet(architecture)
     set_trained(untrained, config.trainable)  # raises if there is nothing to train
     start.create(config, untrained, dataset)
+    keep_copies(stored.folder, folder.path)
     kept = _keep_start(folder, StoredNetwork(architecture, weights=stored.weights))
     augmenter = Augmenter.of(dataset, config.augment)
     network = kept.network(seed=config.seed)
@@ -184,6 +196,6 @@ def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:
         raise QuadranasError(
             f"cannot resume {folder.path}: it trains {kept.name!r}, not the current "
             f"{stored.architecture.name!r}",
-            f"Continue it with: {layout.resume_command('train', folder.path)}",
+            f"Continue it with: {resume_command('train', folder.path)}",
         )
     return StoredNetwork(kept, weights=weights if weights.is_file() else None)

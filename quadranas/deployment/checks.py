@@ -1,6 +1,6 @@
 """The steps of an export: convert, verify, quantise, and find accuracy and latency."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -19,6 +19,8 @@ from quadranas.deployment.target import ExportOptions, ExportTarget
 from quadranas.deployment.work import ExportWork
 from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.latency.contract import missed_budget
+from quadranas.latency.device import ANALYTIC
+from quadranas.latency.runtimes import RUNTIMES
 
 NUM_CALIBRATION_IMAGES = 128
 
@@ -151,6 +153,34 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
     latency = describe_latency(work.prediction, measurement, comparable=comparable)
     missed = _missed(latency, work.target, options)
     return latency.model_copy(update={"budget_ms": options.budget_ms, "missed": missed})
+
+
+def latency_notes(work: ExportWork, latency: Latency) -> Iterator[str]:
+    """How the file departs from what the network was derived for: budget and runtime."""
+    device, derived = work.target.device, work.stored.architecture.provenance
+    budget_ms, measured_there = derived.get("budget_ms"), latency.measured
+    if latency.budget_ms is not None or not work.target.is_checked_there:
+        measured_there = None  # it is judged already, or says nothing about the device
+    same_device = derived.get("device") == device.name
+    if measured_there is not None and same_device and isinstance(budget_ms, int | float):
+        missed = missed_budget(
+            *(float(budget_ms), work.options.tolerance),
+            predicted_ms=None,
+            measured_ms=measured_there.ms,
+        )
+        if missed:
+            yield f"{missed}, which the network was derived for"
+    if work.table is None or latency.predicted is None:
+        return
+    header, runtime = work.table.header, work.target.runtime
+    title = RUNTIMES[runtime].title
+    # An analytic model names the runtime that it was fitted to, in words.
+    is_same = title in header.runtime if header.method == ANALYTIC else runtime == header.backend
+    if not is_same:
+        yield (
+            f"the predicted latency is for {header.runtime}; the file is for {title}, which may "
+            "be slower or faster"
+        )
 
 
 def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> str:

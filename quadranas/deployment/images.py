@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from quadranas.data.augmentation import Augmenter
@@ -15,6 +17,9 @@ from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.runs.config import DataConfig, open_data
 from quadranas.runs.stored_network import HeldOutImages, StoredNetwork, open_test_images
+
+EXAMPLE = "example.png"
+"""One of the built-in digits, in bundles that were checked with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,7 @@ class ExportImages:
         labelled: whether the network was trained for these images' classes.
         trained_resolution: image size of the training; that of the data is the file's input size.
         preprocessing: preprocessing that the network expects; `None` if unknown.
+        num_skipped: number of corrupt images that were skipped; `None` if none were to be.
     """
 
     dataset: Dataset
@@ -33,6 +39,7 @@ class ExportImages:
     trained_resolution: int
     num_images: int
     preprocessing: Preprocessing | None
+    num_skipped: int | None = None
 
     @property
     def name(self) -> str:
@@ -70,6 +77,21 @@ class ExportImages:
             for part in _spread(images, num_images).split(size)
         ]
 
+    def example(self, folder: Path) -> Path | None:
+        """A test image as a file; `None` if the images lie in a zip file.
+
+        Args:
+            folder: where to write an image of the built-in digits. Images of the user's own are
+                not copied.
+        """
+        files = self.dataset.files
+        if files is not None:
+            path = files.test.source.path / files.test.members[0]
+            return path if path.is_file() else None
+        pixels = self.dataset.test.batch(torch.tensor([0]))[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / EXAMPLE)
+        return folder / EXAMPLE
+
     def _prepared(self, images: ImageSet, indices: Tensor) -> Tensor:
         return self.transform(images.batch(indices)).contiguous()
 
@@ -98,7 +120,12 @@ def open_export_images(
         known = stored.preprocessing or Preprocessing.of(held_out.as_trained().dataset)
     else:
         dataset, known = open_data(data, resolution), None
-        held_out = HeldOutImages(dataset.at(resolution), Augmenter.of(dataset), dataset.resolution)
+        held_out = HeldOutImages(
+            dataset.at(resolution),
+            Augmenter.of(dataset),
+            dataset.resolution,
+            dataset.num_skipped if data.skip_corrupt else None,
+        )
     dataset = held_out.dataset
     return ExportImages(
         dataset=dataset,
@@ -107,6 +134,7 @@ def open_export_images(
         trained_resolution=held_out.trained_resolution,
         num_images=min(num_images, len(dataset.test)),
         preprocessing=known,
+        num_skipped=held_out.num_skipped,
     )
 
 

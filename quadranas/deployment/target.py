@@ -8,7 +8,7 @@ from typing import Any
 from quadranas.errors import QuadranasError, unknown
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE
-from quadranas.latency.device import Device, load_device, shipped_devices
+from quadranas.latency.device import Device, load_device
 from quadranas.latency.runtimes import (
     LOCAL_SETTINGS,
     REACH_SETTINGS,
@@ -20,6 +20,7 @@ from quadranas.latency.runtimes import (
     precisions_in_words,
 )
 from quadranas.runs.config import DataConfig, load_config
+from quadranas.runs.run_device import device_of, open_device_argument
 from quadranas.space.architecture import Architecture
 
 HOST = "host"
@@ -187,15 +188,27 @@ class ExportTarget:
         """Whether the file is measured on the device that its latency was predicted for."""
         return self.checked_on is self.device
 
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that the file is for: the device's, if it can run the file."""
+        name = self.device.runtime or ""
+        is_own = name in RUNTIMES and self.files.format in RUNTIMES[name].formats
+        return name if is_own else file_formats()[self.files.format]
 
-def find_target(options: ExportOptions, architecture: Architecture) -> ExportTarget:
+
+def find_target(
+    options: ExportOptions, architecture: Architecture, folder: Path | None = None
+) -> ExportTarget:
     """Choose the device that a file is for, and the one that it is checked on.
+
+    Args:
+        folder: the run folder of the network, which may describe its device.
 
     Raises:
         QuadranasError: unknown device, or one whose runtime cannot read the file.
     """
     home = file_formats()[options.format]
-    device = _device(options, architecture)
+    device = _device(options, architecture, folder)
     if device.name == HOST:
         device = device.configured(runtime=home)
     runtime = RUNTIMES.get(device.runtime or "")
@@ -254,12 +267,11 @@ def _opset(options: ExportOptions, device: Device, reads: Runtime | None) -> int
     return options.opset or files.opset
 
 
-def _device(options: ExportOptions, architecture: Architecture) -> Device:
+def _device(options: ExportOptions, architecture: Architecture, folder: Path | None) -> Device:
     if options.device is not None:
-        return load_device(options.device, **options.settings)
-    derived_for = architecture.provenance.get("device")
-    # Of the user's own device file only the name is recorded; no other file is looked for.
-    device = load_device(str(derived_for) if derived_for in shipped_devices() else HOST)
+        return open_device_argument(options.device).configured(**options.settings)
+    found_for = device_of(folder, architecture)
+    device = found_for.without_reach() if found_for is not None else load_device(HOST)
     if not _can_run(device, options.format):
         device = load_device(HOST)
     return device.configured(**options.settings)

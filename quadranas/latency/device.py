@@ -220,6 +220,12 @@ def shipped_devices() -> dict[str, Path]:
     return {path.stem: path for path in sorted(DEVICES.glob("*.yaml"))}
 
 
+def is_shipped(device: Device) -> bool:
+    """Whether a device is a shipped one, unchanged, so that its name is enough to load it."""
+    known = shipped_devices()
+    return device.name in known and _read_device(device.name) == device
+
+
 class DeviceSettings(TypedDict, total=False):
     """Keys of a device that a command can replace, those of `reach` included; `None` keeps one."""
 

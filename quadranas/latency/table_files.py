@@ -7,7 +7,7 @@ from pathlib import Path
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, shipped
 from quadranas.latency.conditions import in_words
-from quadranas.latency.device import ANALYTIC, Device, load_device, shipped_devices
+from quadranas.latency.device import ANALYTIC, Device, is_shipped, load_device, shipped_devices
 from quadranas.latency.table import (
     FORMAT_VERSION,
     LatencyTable,
@@ -17,6 +17,9 @@ from quadranas.latency.table import (
 )
 from quadranas.space.search_space import SearchSpace
 from quadranas.validation import refuse_newer, validate
+
+TABLES = Path("latency_tables")
+"""The folder of the user's own tables, in the working folder."""
 
 
 def load_table(path: str | Path) -> LatencyTable:
@@ -39,7 +42,7 @@ def load_table(path: str | Path) -> LatencyTable:
 def table_paths(space: str, device: str) -> tuple[Path, ...]:
     """The default paths of a table: `latency_tables/` in the working folder, then shipped ones."""
     relative = Path(space) / f"{device}.json"
-    return Path("latency_tables") / relative, shipped("latency_tables") / relative
+    return TABLES / relative, shipped("latency_tables") / relative
 
 
 def locate_table(
@@ -155,8 +158,7 @@ def check_conditions(
 def _rebuild(header: TableHeader, device: Device, place: Path, command: str) -> str:
     """The command that makes a table for the device as it is; `build-lut` keeps measured ones."""
     command = f"{command} --backend {_backend(header, device)}"
-    known = shipped_devices()
-    if device.name in known and load_device(device.name) != device:
+    if device.name in shipped_devices() and not is_shipped(device):
         return f"Give the device a name of its own; then make its table with: {command}"
     if header.method == ANALYTIC or place.is_relative_to(shipped("latency_tables")):
         return f"Make the right one with: {command}"

@@ -242,6 +242,7 @@ def fastest_runtime(device: Device, space: SearchSpace, reporter: Reporter) -> D
     latencies: dict[str, float] = {}
     for runtime in host_runtimes():
         candidate = device.configured(runtime=runtime)
+        reporter.message(f"timing a network in {RUNTIMES[runtime].title}")
         try:
             with open_bench(candidate) as bench:
                 quiet, plan = Reporter(quiet=True), Plan(num_rounds=3)

@@ -22,7 +22,7 @@ import numpy as np
 from quadranas.backends.interface import Program
 from quadranas.latency.journal import Journal
 from quadranas.measurement.plan import Plan
-from quadranas.reporter import Reporter
+from quadranas.reporter import Reporter, time_left
 
 REFERENCE = "reference"
 REFERENCES_PER_ROUND = 5
@@ -166,7 +166,7 @@ class _Rounds:
 def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> None:
     """Report the progress in about ten lines if there is no live progress bar."""
     if not reporter.is_live and number * 10 // total > (number - 1) * 10 // total:
-        reporter.message(f"round {number} of {total}, {left_s / 60:.1f} min left")
+        reporter.message(f"round {number} of {total}, {time_left(left_s)}")
 
 
 def _reference_ms(journal: Journal) -> dict[int, float]:

@@ -5,6 +5,7 @@ Functions take plain data and return markup; the same data give the same bytes.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from matplotlib.axes import Axes
@@ -267,14 +268,38 @@ FROM_ZERO = {
 """Figures whose axis starts at zero, with its end, or None if that depends on the data."""
 
 
-def plot_curves(epochs: Sequence[Epoch], budget_ms: float | None) -> list[str]:
-    """One small figure per recorded quantity."""
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line that a curve is compared with.
+
+    Args:
+        width: half the width of the band around it, relative to its value.
+    """
+
+    value: float
+    label: str
+    width: float = 0.0
+
+
+def plot_curves(
+    epochs: Sequence[Epoch], budget_ms: float | None, num_classes: int | None = None
+) -> list[str]:
+    """One small figure per recorded quantity.
+
+    Args:
+        num_classes: number of classes, which decides about the accuracy of chance.
+    """
+    chance = (
+        None if num_classes is None else Level(100 / num_classes, f"chance, 1 in {num_classes}")
+    )
     figures = []
     for title, (unit, fields, factor) in PANELS.items():
         lines = {label: _values(epochs, field, factor) for field, label in fields.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
-            level = budget_ms if title == "Expected latency" else None
+            level = chance if title == "Accuracy" else None
+            if title == "Expected latency" and budget_ms is not None:
+                level = Level(budget_ms, "budget ± 5 %", width=0.05)
             figures.append(_curve(title, unit, lines, epochs, level))
     return figures
 
@@ -291,12 +316,15 @@ def _curve(
     unit: str,
     lines: Mapping[str, Sequence[tuple[int, float]]],
     epochs: Sequence[Epoch],
-    budget_ms: float | None,
+    level: Level | None,
 ) -> str:
     def draw(axes: Axes) -> None:
-        if budget_ms is not None:
-            axes.axhspan(0.95 * budget_ms, 1.05 * budget_ms, color=RED, alpha=0.15, lw=0)
-            axes.axhline(budget_ms, color=RED, lw=1, label="budget ± 5 %")
+        if level is not None and level.width:
+            ends = (level.value * (1 - level.width), level.value * (1 + level.width))
+            axes.axhspan(*ends, color=RED, alpha=0.15, lw=0)
+        if level is not None:
+            style = "-" if level.width else "--"
+            axes.axhline(level.value, color=RED, lw=1, ls=style, label=level.label)
         for (label, points), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
             xs, ys = zip(*points, strict=True)
             marker = "o" if len(points) < 40 else ""
@@ -308,10 +336,10 @@ def _curve(
         _mark_phases(axes, epochs)
         axes.set(xlabel="epoch", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        if budget_ms is not None:
+        if level is not None and level.width:
             axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
             axes.legend(loc="upper right", ncols=2)
-        elif len(lines) > 1:
+        elif level is not None or len(lines) > 1:
             axes.legend(loc="best")
 
     return plot(title.lower().replace(" ", "-"), title, draw, (4.2, 2.7), pad=16)

@@ -13,6 +13,7 @@ from typing import Any
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.budget import format_ms
+from quadranas.latency.contract import Contract
 from quadranas.reports.figures import (
     PHASES,
     draw_architecture,
@@ -49,7 +50,7 @@ def write_report(run: Path) -> Path:
         QuadranasError: the folder does not exist, contains none of a run's files, or is not
             writable.
     """
-    hint = "Pass the output folder of `quadranas search`."
+    hint = "Pass the folder that `quadranas search`, `derive` or `train` wrote."
     if not run.is_dir():
         raise QuadranasError(f"run folder {run} does not exist", hint)
     if not any((run / name).is_file() for name in RUN_FILES):
@@ -71,7 +72,7 @@ def _page(run: Run) -> str:
         "Latency": _latency(run),
         "Training": _training(run),
         **_inspection(run),
-        "Other budgets": _front(run),
+        **({} if run.is_training else {"Other budgets": _front(run)}),
         "Blocks": _block_table(run),
         "Provenance": _provenance(run),
         "Configuration": _configuration(run),
@@ -122,7 +123,7 @@ def _state(run: Run) -> str:
 
 def _headline(run: Run) -> str:
     predicted_ms, budget_ms, result = run.predicted_ms, run.budget_ms, run.result
-    method = f" ({run.table.header.method})" if run.table else ""
+    method = f" ({run.method})" if run.table else ""
     cards = []
     if predicted_ms is not None and budget_ms is not None:
         note = f"{_percent(predicted_ms / budget_ms)} of {_short_ms(budget_ms)}"
@@ -132,6 +133,8 @@ def _headline(run: Run) -> str:
         cards.append((f"predicted latency{method}", format_ms(predicted_ms), "budget unknown"))
     elif budget_ms is not None:
         cards.append(("budget", _short_ms(budget_ms), "no network yet"))
+    if run.confidence is not None and budget_ms is not None:
+        cards.append(("budget", _short_ms(budget_ms), _about_confidence(run)))
     if run.derived is not None and run.derived.measured_ms is not None:
         cards.append(("measured latency", format_ms(run.derived.measured_ms), run.device or ""))
     if result is not None and result.accuracy is not None:
@@ -144,9 +147,25 @@ def _headline(run: Run) -> str:
         f"<small>{escape(note)}</small></div>"
         for name, value, note in cards
     )
-    source = run.table.header.summary() if run.table else run.source
-    note = "" if predicted_ms is None and budget_ms is None else f"Source of latencies: {source}."
+    source = run.source
+    if run.table is not None:
+        source += f"; expected error {run.table.header.expected_error}"
+    note = "" if predicted_ms is None and budget_ms is None else f"Predicted latency: {source}."
     return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
+
+
+def _about_confidence(run: Run) -> str:
+    """The confidence, and the predicted latency within which the budget is kept with it."""
+    assert run.budget_ms is not None
+    assert run.confidence is not None
+    text = f"with a confidence of {_percent(run.confidence, 0)}"
+    if run.table is None:
+        return text
+    contract = Contract(budget_ms=run.budget_ms, confidence=run.confidence)
+    try:
+        return f"{text}: predicted within {format_ms(contract.decoding_ms(run.table))}"
+    except QuadranasError:  # the table was not measured
+        return text
 
 
 def _size_cards(run: Run) -> list[tuple[str, str, str]]:
@@ -170,10 +189,15 @@ def _size_cards(run: Run) -> list[tuple[str, str, str]]:
 
 def _tested_on(run: Run) -> str:
     name = Path(str(run.config.get("data") or "built-in digits")).name
-    classes = f", {run.architecture.num_classes} classes" if run.architecture else ""
+    classes = chance = ""
+    if run.num_classes:
+        classes = f", {run.num_classes} classes"
+        chance = f"; chance {_percent(1 / run.num_classes)}"
+    if run.result is not None and run.result.chance is not None:
+        chance = f"; chance {_percent(run.result.chance)}"
     tested = run.result.resolution if run.result else None
     pixels = tested or run.config.get("train_resolution")
-    return f"{name}{classes}" + (f", {pixels} px" if pixels else "")
+    return f"{name}{classes}" + (f", {pixels} px" if pixels else "") + chance
 
 
 def _network(run: Run) -> str:
@@ -251,7 +275,7 @@ def _training(run: Run) -> str:
         for phase, (name, colour) in PHASES.items()
         if phase in seen
     )
-    figures = plot_curves(run.epochs, run.budget_ms)
+    figures = plot_curves(run.epochs, run.budget_ms, run.num_classes)
     drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
     weights = run.config.get("weights")
     if isinstance(weights, dict) and weights.get("label_smoothing"):

@@ -5,6 +5,7 @@ Files that are absent or broken are noted here, so later code need not check the
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadranas.errors import BudgetError, QuadranasError
-from quadranas.files import read_text, refuse_links
+from quadranas.files import read_json, read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.device import load_device
@@ -97,6 +98,7 @@ class Run:
     space: SearchSpace | None
     scores: GateScores | None
     result: Result | None
+    class_names: tuple[str, ...]
     records: tuple[StepRecord, ...]
     faults: dict[str, str]
 
@@ -107,11 +109,28 @@ class Run:
 
     @property
     def device(self) -> str | None:
-        """The name of the device; None for a run of `quadranas train`."""
+        """The name of the device; None for a network that was not found for one."""
         derived = self.derived.device if self.derived else None
         table = self.table.header.device if self.table else None
-        name = self.config.get("device") or derived or table
+        name = derived or table or self._origin("device") or self.config.get("device")
         return str(name) if name else None
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is a run of `quadranas train`, which searches nothing."""
+        trained = self.result is not None and not isinstance(self.result, DeriveResult)
+        return trained or {epoch.phase for epoch in self.epochs} == {"train"}
+
+    def _origin(self, key: str) -> Any:
+        """A value that the architecture records about the derivation of the network."""
+        return None if self.architecture is None else self.architecture.provenance.get(key)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of the images."""
+        if self.architecture is not None:
+            return self.architecture.num_classes
+        return len(self.class_names) or None
 
     @property
     def name(self) -> str:
@@ -121,13 +140,22 @@ class Run:
 
     @property
     def budget_ms(self) -> float | None:
-        """From the result, the configuration, or the last epoch."""
+        """From the result, the configuration, the derivation, or the last epoch."""
         if self.derived is not None:
             return self.derived.budget_ms
-        try:
+        with suppress(KeyError, BudgetError):
             return parse_budget(str(self.config["budget"]))
-        except (KeyError, BudgetError):
-            return next((e.budget_ms for e in reversed(self.epochs) if e.budget_ms), None)
+        origin = self._origin("budget_ms")
+        if isinstance(origin, int | float) and origin > 0:
+            return float(origin)
+        return next((e.budget_ms for e in reversed(self.epochs) if e.budget_ms), None)
+
+    @property
+    def confidence(self) -> float | None:
+        """The probability with which the budget is kept; None if none was asked for."""
+        derived = self.derived.confidence if self.derived else None
+        found = derived or self.config.get("confidence") or self._origin("confidence")
+        return float(found) if isinstance(found, int | float) and 0.5 <= found < 1 else None
 
     @property
     def predicted_ms(self) -> float | None:
@@ -142,7 +170,13 @@ class Run:
         if self.table is None:
             return f"unknown ({self.faults[layout.TABLE]})"
         header = self.table.header
-        return f"{header.method} ({header.title}, {header.runtime}, {header.precision})"
+        return f"{self.method} ({header.title}, {header.runtime}, {header.precision})"
+
+    @property
+    def method(self) -> str:
+        """How the table was made, in words that do not call a prediction a measurement."""
+        method = self.table.header.method if self.table else ""
+        return "from a measured table" if method == "measured" else method
 
     @cached_property
     def blocks(self) -> tuple[BlockView, ...]:
@@ -232,6 +266,9 @@ def read_run(run: Path) -> Run:
     records: tuple[StepRecord, ...] = ()
     if (run / layout.RECORDS).exists():  # without an inspection there is nothing amiss
         records = read(layout.RECORDS, lambda path: read_records(run)) or ()
+    class_names: tuple[str, ...] = ()
+    if (run / layout.PREPROCESSING).exists():  # only an unfinished search needs it
+        class_names = read(layout.PREPROCESSING, _class_names) or ()
     return Run(
         config_text=read(layout.CONFIG, lambda path: read_text(path, "configuration")),
         config=read(layout.CONFIG, lambda path: read_config_file(path).keys) or {},
@@ -242,6 +279,7 @@ def read_run(run: Path) -> Run:
         space=space,
         scores=read(layout.GATES, lambda path: _load_scores(path, space)),
         result=read(layout.RESULT, lambda path: read_result(run)),
+        class_names=class_names,
         records=records,
         faults=faults,
     )
@@ -277,3 +315,8 @@ def _load_scores(path: Path, space: SearchSpace | None) -> GateScores:
     if space is None:
         raise QuadranasError(f"{path} cannot be interpreted without {layout.SPACE}")
     return load_scores(path, space)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    names = read_json(path, "preprocessing").get("class_names")
+    return tuple(map(str, names)) if isinstance(names, list) else ()

@@ -1,7 +1,4 @@
-"""The names of the files in a run folder, and the command that continues a run."""
-
-import shlex
-from pathlib import Path
+"""The names of the files in a run folder."""
 
 from quadranas.inspection.records import RECORDS_FILE
 from quadranas.space.architecture import ARCHITECTURE_FILE
@@ -14,7 +11,7 @@ CONDITIONS = "conditions.json"
 CONFIG = "config.yaml"
 DERIVED = "derived"
 DEVICE = "device.yaml"
-"""The device, if it is not a shipped one."""
+"""The device that the network was found for, if it is not a shipped one."""
 
 EXPORTS = "exports"
 GATES = "gates.json"
@@ -42,13 +39,3 @@ WEIGHTS = "subnet.safetensors"
 """The trained weights of the run's network."""
 
 RESUMABLE = ("search", "train")
-
-
-def resume_command(command: str, folder: Path) -> str:
-    """The command line that continues a run.
-
-    A training that was interrupted before it copied its network needs the network named again.
-    """
-    quoted = shlex.quote(str(folder))
-    is_named = command != "train" or (folder / ARCHITECTURE).is_file()
-    return f"quadranas {command}{'' if is_named else ' MODEL'} --resume --output {quoted}"

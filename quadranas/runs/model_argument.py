@@ -7,6 +7,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
+from quadranas.runs.next_command import resume_command
 from quadranas.space.architecture import Architecture
 from quadranas.space.catalog import find_architecture, find_folder
 
@@ -43,7 +44,7 @@ def _without_architecture(folder: Path) -> QuadranasError:
     command = recorded_command(folder)
     return QuadranasError(
         f"{folder} contains no {layout.ARCHITECTURE}",
-        f"If the run is unfinished, continue it with: {layout.resume_command(command, folder)}"
+        f"If the run is unfinished, continue it with: {resume_command(command, folder)}"
         if command in layout.RESUMABLE
         else "Name a run folder, or an architecture file.",
     )

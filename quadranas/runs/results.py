@@ -12,6 +12,7 @@ from quadranas.latency.contract import Contract, missed_budget
 from quadranas.latency.table_files import PricedTable
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
+from quadranas.runs.next_command import resume_command, train_command
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen, validate
@@ -93,7 +94,27 @@ class StoredResult(CommandResult):
         return self.model_copy(update=changes)
 
 
-class TrainResult(StoredResult):
+class TrainedResult(StoredResult):
+    """The result of a run that trains and then writes its report.
+
+    Args:
+        report_path: the report of the run; None until it is written.
+    """
+
+    report_path: Path | None = None
+
+    def content(self) -> dict[str, Any]:
+        """The content of `result.json`; the report is written after it."""
+        return self.model_dump(mode="json", exclude={"report_path"})
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same result for the folder in which it was found."""
+        report = folder / layout.REPORT
+        changes = {"report_path": report if report.is_file() else None}
+        return super().moved_to(folder).model_copy(update=changes)
+
+
+class TrainResult(TrainedResult):
     """The result of `quadranas train`.
 
     Args:
@@ -172,17 +193,15 @@ class DeriveResult(StoredResult):
         return super().moved_to(folder).model_copy(update={"table": table})
 
 
-class SearchResult(DeriveResult):
+class SearchResult(DeriveResult, TrainedResult):
     """The result of `quadranas search`: a network within a latency budget, trained and tested.
 
     Args:
         versions: versions of the packages that affect the result.
-        report_path: the report of the run; None until it is written.
     """
 
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
-    report_path: Path | None = None
 
     def derive(
         self, *, device: "str | Path | Device", budget: str, **options: Any
@@ -191,16 +210,6 @@ class SearchResult(DeriveResult):
         import quadranas
 
         return quadranas.derive(self.run, device=device, budget=budget, **options)
-
-    def content(self) -> dict[str, Any]:
-        """The content of `result.json`; the report is written after it."""
-        return self.model_dump(mode="json", exclude={"report_path"})
-
-    def moved_to(self, folder: Path) -> Self:
-        """The same result for the folder in which it was found."""
-        report = folder / layout.REPORT
-        changes = {"report_path": report if report.is_file() else None}
-        return super().moved_to(folder).model_copy(update=changes)
 
 
 Result: TypeAlias = SearchResult | DeriveResult | TrainResult
@@ -247,7 +256,7 @@ def open_run(path: str | Path) -> Result:
         )
     raise QuadranasError(
         f"the run in {folder} is not finished: it has no {layout.RESULT}",
-        f"Continue it with: {layout.resume_command(command, folder)}"
+        f"Continue it with: {resume_command(command, folder)}"
         if command in layout.RESUMABLE
-        else f"Train it with: quadranas train {folder}",
+        else f"Train it with: {train_command(folder)}",
     )

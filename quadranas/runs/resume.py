@@ -1,6 +1,5 @@
 """Beginning or resuming a run: its folder, and whether the given options match it."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ from quadranas.runs.config_file import (
     with_header,
 )
 from quadranas.runs.lock import FolderInUseError
-from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder
+from quadranas.runs.next_command import resume_command, train_command
+from quadranas.runs.run_folder import BYTES_PER_WEIGHT, RunFolder, next_name
 from quadranas.validation import validate
 
 COPIES_ON_DISK = 8
@@ -143,7 +143,8 @@ def begin_or_resume(
     """
     if resume and folder.is_run:
         return _resume(command, given, folder, reporter)
-    folder.refuse_content()
+    if not folder.is_numbered:
+        folder.refuse_content()
     if resume and needed:
         raise QuadranasError(
             f"{folder.path} holds no run to continue",
@@ -188,7 +189,7 @@ def _require_data(command: str, folder: Path, config: Config) -> None:
             raise QuadranasError(
                 f"cannot resume {folder}: its images are no longer at {place}",
                 "If they were moved, name the new place: "
-                f"{layout.resume_command(command, folder)} --{key} PLACE",
+                f"{resume_command(command, folder)} --{key} PLACE",
             )
 
 
@@ -206,8 +207,11 @@ def _restore_threads(conditions: Conditions | None, reporter: Reporter) -> None:
 
 
 @contextmanager
-def resumable(command: str, folder: RunFolder) -> Iterator[None]:
+def resumable(command: str, folder: RunFolder, network: str = "") -> Iterator[None]:
     """Hold the lock of a run until its end, and turn interrupts and system errors into messages.
+
+    Args:
+        network: the arguments that name the network of a training.
 
     Raises:
         RunInterruptedError: in place of a `KeyboardInterrupt`.
@@ -223,7 +227,7 @@ def resumable(command: str, folder: RunFolder) -> Iterator[None]:
             ) from error
         raise RunInterruptedError(
             f"interrupted; the run in {folder.path} can be continued",
-            f"Continue with: {layout.resume_command(command, folder.path)}",
+            f"Continue with: {resume_command(command, folder.path, network)}",
         ) from error
     except CorruptImageError as error:
         with suppress(QuadranasError):  # the image is the error to report
@@ -289,12 +293,12 @@ def _check_command(command: str, folder: Path, file: ConfigFile) -> None:
     if file.command in layout.RESUMABLE:
         raise QuadranasError(
             f"{folder} is a run of `quadranas {file.command}`, not of `quadranas {command}`",
-            f"Continue it with: {layout.resume_command(file.command, folder)}",
+            f"Continue it with: {resume_command(file.command, folder)}",
         )
     writer = f"`quadranas {file.command}`" if file.command else "another command"
     raise QuadranasError(
         f"{folder} was written by {writer} and holds no run of `quadranas {command}`",
-        f"Train its network with: quadranas train {shlex.quote(str(folder))}"
+        f"Train its network with: {train_command(folder)}"
         if file.command
         else "Start a new run with another --output.",
     )
@@ -334,10 +338,7 @@ def choose_folder(name: str, accept: Callable[[Path], bool] | None = None) -> Ru
     """
     runs, name = Path("runs"), file_name(name)
     if accept is None:
-        number = 1
-        while (runs / f"{name}-{number}").exists():
-            number += 1
-        return RunFolder(runs / f"{name}-{number}")
+        return RunFolder(next_name(runs / f"{name}-0"), is_numbered=True)
     unfinished, in_use = _unfinished(runs), {}
     for folder in filter(lambda folder: accept(folder.path), unfinished):
         try:

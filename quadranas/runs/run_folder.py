@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,30 @@ THEN_RESUME = "then continue with --resume"
 CHECKPOINT_KEYS = {"phase", "step", "num_metrics", "sums", "counts", "state"}
 
 
-class RunFolder:
-    """A folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and results."""
+class OutputExistsError(QuadranasError):
+    """The folder for new results has content."""
 
-    def __init__(self, path: Path) -> None:
+
+def next_name(path: Path) -> Path:
+    """The next free path of a numbered series: `x-2` after `x-1`."""
+    name, _, number = path.name.rpartition("-")
+    following = (path.with_name(f"{name}-{n}") for n in count(int(number) + 1))
+    return next(place for place in following if not place.exists())
+
+
+class RunFolder:
+    """A folder with `config.yaml`, `metrics.jsonl`, `checkpoints/` and results.
+
+    Args:
+        is_numbered: whether the name ends with a number that was chosen here: then `create` takes
+            the next free one if another process has made the folder in the meantime.
+    """
+
+    def __init__(self, path: Path, *, is_numbered: bool = False) -> None:
+        self.is_numbered = is_numbered
+        self._move_to(path)
+
+    def _move_to(self, path: Path) -> None:
         self.path = path
         self.metrics = path / layout.METRICS
         self.inspection = path / layout.RECORDS
@@ -86,6 +107,8 @@ class RunFolder:
     ) -> None:
         """Make and lock the folder; its `config.yaml` marks it as a run that can be resumed.
 
+        A numbered folder that another process has made in the meantime is left to that process.
+
         Args:
             needed_bytes: approximate number of bytes that the run will write.
             config: the content of `config.yaml` (`with_header`).
@@ -94,6 +117,17 @@ class RunFolder:
             QuadranasError: the folder exists with content, is in use or cannot be written, or the
                 disk is too full; nothing is left behind.
         """
+        while True:
+            try:
+                return self._create(needed_bytes, config, conditions)
+            except (FolderInUseError, OutputExistsError):
+                if not self.is_numbered:
+                    raise
+                self._move_to(next_name(self.path))
+
+    def _create(
+        self, needed_bytes: int, config: Mapping[str, Any], conditions: Conditions | None
+    ) -> None:
         self.refuse_content()
         new = missing_folders(self.checkpoints)
         try:
@@ -145,7 +179,7 @@ class RunFolder:
             raise QuadranasError(
                 f"cannot read the output {self.path}: {error.strerror}", "Choose another --output."
             ) from error
-        raise QuadranasError(
+        raise OutputExistsError(
             f"the output {self.path} exists already",
             "Add --resume to continue it, or choose another --output."
             if self.is_run and not self.is_finished

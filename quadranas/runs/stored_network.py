@@ -1,6 +1,5 @@
 """Opening a model argument: a network with its weights, and the images to test it on."""
 
-import shlex
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
 from quadranas.runs.config_file import read_config_file, recorded_command, same_place, with_header
 from quadranas.runs.model_argument import find_model
+from quadranas.runs.next_command import resume_command, train_command
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
 from quadranas.validation import validate
@@ -91,9 +91,9 @@ class StoredNetwork:
             raise QuadranasError(
                 f"{self.folder} holds no trained weights: {layout.WEIGHTS} is missing",
                 f"If the run is unfinished, continue it with: "
-                f"{layout.resume_command(command, self.folder)}"
+                f"{resume_command(command, self.folder)}"
                 if command in layout.RESUMABLE
-                else f"Train it with: quadranas train {shlex.quote(str(self.folder))}",
+                else f"Train it with: {train_command(self.folder)}",
             )
         if self.weights is None:
             raise QuadranasError(
@@ -191,11 +191,13 @@ class HeldOutImages:
     Args:
         trained_resolution: image size of the training, in pixels; that of the data is the one to
             test at.
+        num_skipped: the number of corrupt images that were skipped; None if none were to be.
     """
 
     dataset: Dataset
     augmenter: Augmenter
     trained_resolution: int
+    num_skipped: int | None = None
 
     def accuracy(self, network: nn.Module) -> float:
         """Top-1 accuracy of a network on the test split."""
@@ -241,6 +243,7 @@ def open_test_images(
         dataset.at(wanted.resolution),
         Augmenter.of(dataset, preprocessing=trained_on),
         dataset.resolution,
+        dataset.num_skipped if config.skip_corrupt else None,
     )
 
 

@@ -94,8 +94,14 @@ class StageFile(Frozen):
 
 
 class SpaceFile(Frozen):
-    """A search space as written in YAML."""
+    """A search space as written in YAML.
 
+    Args:
+        extends: the space that the other keys change; `load_space_file` fills its keys in, so that
+            this one is always `None` here.
+    """
+
+    extends: None = None
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: str = ""
     resolution: int = Field(ge=1)

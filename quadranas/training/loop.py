@@ -52,11 +52,13 @@ def run_phase(
     *,
     checkpoint_seconds: float,
     num_metrics: int = 0,
+    later_steps: int = 0,
 ) -> int:
     """Run a phase from its start or from one of its checkpoints; write a checkpoint at the end.
 
     Args:
         num_metrics: number of lines in `metrics.jsonl` when the phase began.
+        later_steps: number of steps of the phases that follow.
 
     Returns: the number of lines in `metrics.jsonl` at the end.
     """
@@ -67,8 +69,8 @@ def run_phase(
     folder.keep_metrics(num_metrics)
     if phase.is_inspected:
         folder.keep_inspections(first // phase.steps_per_epoch)
-    handle = reporter.phase(phase.name, phase.num_steps, first)
-    saved_at = started_at = time.monotonic()
+    handle = reporter.phase(phase.name, phase.num_steps, first, later_steps)
+    saved_at = time.monotonic()
     with Curves(folder, num_metrics) as curves:
         for done in range(first + 1, phase.num_steps + 1):
             sums.add(phase.step(done - 1))
@@ -76,8 +78,7 @@ def run_phase(
             if done % phase.steps_per_epoch == 0:
                 num_metrics += 1
                 metrics = _end_epoch(phase, folder, curves, done, sums.take(), num_metrics)
-                pace = (time.monotonic() - started_at) / (done - first)
-                reporter.epoch(handle, metrics, pace * (phase.num_steps - done))
+                reporter.epoch(handle, metrics)
                 for text in phase.alarms(metrics):
                     reporter.warning(text)
             if done == phase.num_steps or time.monotonic() - saved_at >= checkpoint_seconds:

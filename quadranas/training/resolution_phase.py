@@ -77,6 +77,16 @@ def _stage(resolution: int, batch_size: float, num_images: int) -> Stage:
     return Stage(resolution, size, max(1, num_images // size))
 
 
+def equivalent_steps(trained: int, deployed: int, *, batch_size: int, num_images: int) -> int:
+    """The number of steps of the training that cost as much as the whole phase.
+
+    The arguments are those of `plan_stages`.
+    """
+    stages = plan_stages(trained, deployed, stride=1, batch_size=batch_size, num_images=num_images)
+    cost = sum(stage.num_steps * stage.pixels_per_step for stage in stages)
+    return round(cost / (batch_size * trained**2))
+
+
 def train_network(
     training: NetworkTraining,
     folder: RunFolder,
@@ -108,12 +118,25 @@ def train_network(
             "Start a new run with another --output.",
         )
     for name in names[names.index(checkpoint["phase"]) if checkpoint else 0 :]:
+        phase = phases[name]()
         num_metrics = run_phase(
-            *(phases[name](), folder, reporter, checkpoint),
+            *(phase, folder, reporter, checkpoint),
             checkpoint_seconds=checkpoint_seconds,
             num_metrics=num_metrics,
+            later_steps=_later_steps(phase, num_images),
         )
         checkpoint = None
+
+
+def _later_steps(phase: NetworkTraining, num_images: int) -> int:
+    """The number of steps of a phase that cost as much as all later phases."""
+    assert phase.network.architecture is not None
+    return equivalent_steps(
+        phase.dataset.resolution,
+        phase.network.architecture.resolution,
+        batch_size=phase.batch_size,
+        num_images=min(num_images, len(phase.dataset.train)),
+    )
 
 
 def _stages(first: NetworkTraining, num_images: int) -> dict[str, Callable[[], NetworkTraining]]:

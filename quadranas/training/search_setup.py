@@ -108,7 +108,7 @@ def prepare_search(
         _check_train_resolution(space, given.train_resolution)
     dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
-    report_data(dataset, reporter)
+    report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
     config = resolve_config(given, dataset)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 

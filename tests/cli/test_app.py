@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from torch import nn
+from typer.core import TyperOption
 
 from quadranas import __version__
 from quadranas.cli.app import app
@@ -89,6 +91,7 @@ FAULTS: dict[str, str] = {
     # names
     "serch": "No such command 'serch'. Did you mean 'search'?",
     "search --bugdet 3ms": "No such option: --bugdet",
+    "search --device cpu --device vpu --budget 3ms": "Option '--device' is given twice",
     "search --device vpuu --budget 3ms": "unknown device 'vpuu'; accepted: cpu, gpu, host, vpu; "
     "did you mean 'vpu'?",
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
@@ -231,6 +234,29 @@ def test_a_fault_is_one_message_and_leaves_nothing(
     assert listing(workshop) == before
 
 
+def test_every_single_option_is_refused_when_repeated() -> None:
+    commands = typer.main.get_group(app).commands
+    known = {
+        (name, option.opts[0], option.multiple, option.is_flag)
+        for name, command in commands.items()
+        for option in command.params
+        if isinstance(option, TyperOption)
+    }
+    assert {(name, flag) for name, flag, several, _ in known if several} == {
+        ("spaces", "--device"),
+        ("build-lut", "--num-classes"),
+        ("convert", "--layers"),
+        ("adapt", "--layers"),
+        ("predict", "--input"),
+    }
+    for name, flag, several, is_flag in sorted(known):
+        if not several:
+            times = 3 * ([flag] if is_flag else [flag, "1"])
+            outcome = call(name, *times)
+            assert outcome.code == 2
+            assert f"Option '{flag}' is given 3 times; give it once." in outcome.err
+
+
 def test_every_hint_belongs_to_a_fault() -> None:
     assert set(HINTS) <= set(FAULTS)
 
@@ -244,7 +270,7 @@ def test_a_fault_without_json_leaves_stdout_empty(workshop: Path) -> None:
 
 
 def test_a_fault_in_a_real_process(tmp_path: Path, server: Server) -> None:
-    done = server.run(tmp_path, *SEARCH, "--budget", "1us")
+    done = server.run(tmp_path, "search", "--device", "cpu", "--space", "toy", "--budget", "1us")
     assert (done.code, done.out) == (2, "")
     line, table, error, hint = done.err.splitlines()
     assert line == "budget 1.00 us on cpu; reachable with space toy: 566 us to 1.08 ms"
@@ -282,8 +308,10 @@ KEYS: dict[str, set[str]] = {
     "SEARCH --output new": RUN_KEYS | {"report_path", "seed", "versions"},
     "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
-    "train run --epochs 1": {"run", "architecture", "notes", "params", "macs", "accuracy"},
-    "eval run": {"model", "data", "num_images", "accuracy"},
+    "train run --epochs 1": {
+        *("run", "architecture", "notes", "params", "macs", "accuracy", "report_path"),
+    },
+    "eval run": {"model", "data", "num_images", "accuracy", "num_skipped"},
     "adapt run --output new": {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
@@ -296,7 +324,7 @@ KEYS: dict[str, set[str]] = {
         *("device", "predicted_ms", "not_predicted", "measured_on", "measured_ms", "fp32_ms"),
         *("opset", "batch_size", "accuracy_as_trained", "trained_resolution", "spread"),
         *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
-        *("operators", "kept"),
+        *("operators", "kept", "image", "notes", "num_skipped"),
     },
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
@@ -312,7 +340,7 @@ KEYS: dict[str, set[str]] = {
     },
     "convert run --remove 1 --output new": {
         *("run", "architecture", "params", "macs", "accuracy", "data", "num_images"),
-        *("removed", "reverted", "ranking"),
+        *("removed", "reverted", "ranking", "num_skipped"),
     },
 }
 
@@ -377,7 +405,10 @@ def test_nested_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("profile quadranet36_t", "quadranet36_t at 224 pixels: "),
         ("eval run", "test accuracy 100.00% on 8 images"),
         ("derive run --device gpu --budget 1ms", "next: quadranas train run/derived/gpu-1ms"),
-        ("train run --epochs 1 --quiet", "run runs/train-run-1"),
+        (
+            "train run --epochs 1 --quiet",
+            "run runs/train-run-1, report runs/train-run-1/",
+        ),
         ("report run", "run/report.html"),
         ("search --resume --output run", "next: quadranas export run --format onnx"),
         ("--version", f"quadranas {__version__}"),
@@ -552,3 +583,31 @@ def test_arguments_that_are_not_utf8_are_refused(arguments: tuple[str, ...]) -> 
     outcome = call(*arguments, "caf\udce9", "--json")
     assert outcome.code == 2
     assert outcome.json()["error"].startswith(r"argument 'caf\udce9' is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval run",
+        "train run --epochs 1 --output new",
+        "convert run --remove 1 --output new",
+        "export run --output new",
+        "search --device cpu --budget 0.8ms --space toy --max-macs 1 --output new",
+    ],
+)
+def test_every_command_that_skips_images_says_how_many(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finished_run: Path,
+    pictures: Path,
+    exports: Path,
+    command: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
+    monkeypatch.setattr("quadranas.training.search_setup.check_limits", lambda *args: None)
+    shutil.copytree(finished_run, "run")
+    shutil.copytree(pictures, "data")
+    (tmp_path / "data/test/cat/0.png").write_bytes(b"no image")
+    outcome = call(*command.split(), "--data", "data", "--skip-corrupt")
+    assert ", 1 corrupt image skipped" in outcome.out + outcome.err

@@ -168,7 +168,7 @@ def test_untrained_networks_are_not_adapted(finished_run: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_the_adapted_network_is_exported(adapted: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    outcome = call("export", adapted, "--output", tmp_path / "net.onnx", "--json")
+    outcome = call("export", adapted, "--output", tmp_path / "bundle", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json()["top1_agreement"] == 1.0
 

@@ -202,7 +202,10 @@ def test_the_command_prints_what_the_function_returns() -> None:
     assert printed == build_lut("toy", device="vpu")
     path, summary = Path("latency_tables/toy/vpu.json"), printed.table().header.summary()
     assert (printed.path, printed.summary) == (path, summary)
-    assert call(*command).out == f"{path}: {printed.entries} entries, {summary}\n"
+    assert call(*command).out == (
+        f"{path}: {printed.entries} entries, {summary}\n"
+        "next: quadranas search --device vpu --space toy --budget 1.01ms\n"
+    )
 
 
 def test_settings_replace_those_of_the_device_s_file() -> None:

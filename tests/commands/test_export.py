@@ -23,12 +23,15 @@ from quadranas.deployment.bundle import open_bundle
 from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
+from quadranas.latency.device import Reach, load_device
 from quadranas.latency.runtimes import file_formats
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import load_table
 from quadranas.measurement.plan import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
-from quadranas.space.architecture import Architecture, LayerChange
+from quadranas.space.architecture import Architecture, LayerChange, load_architecture
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
 from tests.command_line import Server, call, listing, until
@@ -110,7 +113,7 @@ def test_the_file_computes_what_pytorch_computes(
     assert result.size_bytes == (bundle / "model.onnx").stat().st_size
     assert result.measured_ms is not None
     assert result.measured_ms > 0
-    assert listing(bundle) == sorted([*BUNDLE, "model.onnx"])
+    assert listing(bundle) == sorted([*BUNDLE, "example.png", "model.onnx"])
     assert open_bundle(bundle).manifest.input.shape == (None, 3, size, size)
 
 
@@ -163,7 +166,9 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     assert lines[2].startswith("accuracy ")
     assert "predicted 0." in lines[3]
     assert "ms on cpu; measured 0." in lines[3]
-    assert lines[-1] == "next: quadranas run run/exports/onnx-fp32 IMAGE"
+    assert lines[-1].startswith("next: quadranas run run/exports/onnx-fp32 /")
+    assert lines[-1].endswith("/test/cat/0.png")
+    assert "warning: the predicted latency is for TFLite 2.1; the file is for ONNX" in outcome.err
     before = (run / "exports/onnx-fp32/manifest.json").read_bytes()
     trained = call("export", "run", "--untrained", "--output", "new")
     assert trained.code == 2
@@ -192,6 +197,10 @@ def test_a_measured_table_stands_beside_the_measurement(run: Path, host_table: P
     other = call("export", "run", "--format", "openvino", *options).json()
     assert other["predicted_ms"] == result["predicted_ms"]
     assert other["deviation"] is None  # the table is ONNX Runtime's
+    assert result["notes"] == []
+    assert [note.partition("; ")[2] for note in other["notes"]] == [
+        "the file is for OpenVINO, which may be slower or faster"
+    ]
     refused = call("export", "run", "--device", "vpu", "--table", host_table, "--force")
     assert refused.code == 2
     assert "was made for device 'host', not for 'vpu'" in refused.err
@@ -389,6 +398,35 @@ def test_a_budget_that_is_not_kept_ends_with_3_and_a_bundle(run: Path) -> None:
     assert measured.code == 3
     assert measured.json()["missed"].startswith("measured ")
     assert "ms by more than the tolerance of 5%; host: measured (" in measured.json()["missed"]
+
+
+def test_a_file_slower_than_its_network_was_derived_for_is_warned_about(run: Path) -> None:
+    architecture = load_architecture(run / "architecture.json")
+    derived = architecture.provenance | {"device": "host", "budget_ms": 1e-6}
+    architecture.model_copy(update={"provenance": derived}).save(run / "architecture.json")
+    outcome = call("export", "run", "--json")
+    assert outcome.code == 0, outcome.err
+    (note,) = outcome.json()["notes"]
+    assert note.startswith("measured 0.")
+    assert note.endswith("the tolerance of 5%, which the network was derived for")
+    assert f"warning: {note}" in outcome.err
+
+
+def test_a_run_knows_its_own_device_and_table(run: Path, finished_run: Path) -> None:
+    mine = load_device("cpu").configured(name="mine", rpc="pi:9090")
+    mine.save(run / "device.yaml")
+    table = load_table(finished_run / "table.json")
+    header = table.header.model_copy(update={"device": "mine"})
+    LatencyTable(header=header, entries=table.entries).save(run / "table.json")
+    outcome = call("export", "run", "--json")
+    assert (outcome.json()["device"], outcome.json()["measured_on"]) == ("mine", "host")
+    assert outcome.json()["predicted_ms"] > 0
+    reach = open_bundle(run / "exports/onnx-fp32").manifest.made_for.reach
+    assert reach == Reach()  # a run folder never chooses what is contacted
+    (listed,) = call("devices", run, "--json").json()["devices"]
+    assert (listed["name"], listed["tables"]["toy"]) == ("mine", str(run / "table.json"))
+    predicted = call(*("predict", run / "exports/onnx-fp32/model.onnx", "--device", run, "--json"))
+    assert predicted.json()["device"] == "mine"
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -469,10 +469,18 @@ def test_unlike_tables_are_not_merged(table: Path, header: dict[str, Any], key: 
     changed(Path("other.json"), **header)
     outcome = call("merge-lut", table, "other.json", "--output", "merged.json", "--json")
     assert outcome.code == 2
-    assert outcome.json()["error"].startswith(
-        f"{table} and other.json cannot be merged: {key} is "
-    )
+    error = outcome.json()["error"]
+    assert error.startswith(f"{table} and other.json cannot be merged; they differ in {key}")
     assert not Path("merged.json").exists()
+
+
+def test_all_that_differs_is_named(table: Path) -> None:
+    shutil.copy(table, "other.json")
+    changed(Path("other.json"), device="tpu", precision="fp16", threads=2)
+    outcome = call("merge-lut", table, "other.json", "--output", "merged.json", "--json")
+    assert outcome.json()["error"].endswith(
+        "they differ in device: host and tpu; precision: fp32 and fp16; threads: 1 and 2"
+    )
 
 
 def test_one_table_is_nothing_to_merge(table: Path) -> None:

@@ -266,8 +266,16 @@ def test_the_way_to_the_device_is_that_of_the_command_line(
     options = [
         part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", value)
     ]
-    outcome = call("run", folder, images[0], *options, "--allow-native-code")
+    command = ("run", folder, images[0], "--allow-native-code")
+    outcome = call(*command, *options)
     assert (outcome.code, opened) == (2, [given])
+    device.configured(**given).save(tmp_path / "mine.yaml")
+    assert call(*command, "--device", tmp_path / "mine.yaml").code == 2
+    assert opened == [given, given]
+    other = device.configured(name="other")
+    other.save(tmp_path / "other.yaml")
+    refused = call(*command, "--device", tmp_path / "other.yaml")
+    assert f"the bundle runs on device {device.name!r}, not on 'other'" in refused.err
 
 
 @pytest.mark.parametrize(

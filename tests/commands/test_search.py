@@ -124,6 +124,19 @@ def test_the_result_keeps_the_budget_and_adds_up(finished_run: Path) -> None:
     assert result["table"]["summary"] == table.header.summary()
 
 
+def test_a_search_that_cannot_learn_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_config: Path
+) -> None:
+    def unlearnable(*args: object) -> None:
+        raise QuadranasError("no gradient reaches stage1_block1")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quadranas.training.supernet_phase.check_gradients", unlearnable)
+    search = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy")
+    assert "no gradient reaches" in call(*search, "--config", small_config).err
+    assert listing(tmp_path) == []
+
+
 def test_the_feasibility_comes_first_and_the_accuracy_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_config: Path
 ) -> None:

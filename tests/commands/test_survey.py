@@ -67,6 +67,8 @@ def test_a_space_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (found,) = survey_spaces(["my space.yaml"]).spaces
     assert set(found.devices) == {"cpu"}
     assert found.devices["cpu"].table == Path("latency_tables/mine/cpu.json")
+    (device,) = survey_devices(["cpu"]).devices
+    assert device.tables["mine"] == Path("latency_tables/mine/cpu.json")
 
 
 def test_one_s_own_table_comes_before_the_shipped(

@@ -82,6 +82,7 @@ def test_the_head_takes_the_classes_of_the_data(finished_run: Path, tmp_path: Pa
         "data": "digits",
         "num_images": 359,
         "accuracy": outcome.json()["accuracy"],
+        "num_skipped": None,
     }
 
 
@@ -166,9 +167,10 @@ def test_the_run_folder_is_complete(finished_run: Path, tmp_path: Path) -> None:
         *("architecture.json", "checkpoints", "config.yaml", "inherited.safetensors"),
         *("conditions.json", "metrics.jsonl", "preprocessing.json", "result.json"),
         "subnet.safetensors",
-        "tensorboard",
+        *("report.html", "table.json", "tensorboard"),
     }
     assert json.loads((tmp_path / "new" / "result.json").read_text("utf-8")) == result.content()
+    assert result.report_path == tmp_path / "new" / "report.html"
     text = (tmp_path / "new" / "metrics.jsonl").read_text(encoding="utf-8")
     metrics = [json.loads(line) for line in text.splitlines()]
     assert [(line["phase"], line["epoch"], line["step"]) for line in metrics] == [

@@ -64,6 +64,10 @@ def test_an_unknown_device_suggests_the_nearest() -> None:
         ({"precision": "fp8"}, r"board\.yaml: precision: .*fp8"),
         ({"threads": 0}, r"board\.yaml: threads: .*0"),
         ({"name": "../up"}, r"board\.yaml: name: "),
+        (
+            {"analytic": {"gmacs": 3}},
+            r"board\.yaml: analytic\.gmacs: unknown key.*did you mean 'gmacs_per_s'.*\n.*missing",
+        ),
         ({"analytic": {}}, r"board\.yaml: analytic\.runtime: required key is missing"),
         (
             change("gmacs_per_s", {"conv": 1, "pointwize": 1, "depthwise": 1, "linear": 1}),

@@ -16,10 +16,12 @@ import pytest
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
+from quadranas.latency.table import LatencyTable, Measurement
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.reports.figures import PARTS, plot_curves
 from quadranas.reports.run_report import write_report
 from quadranas.reports.run_view import RUN_FILES, read_run
+from quadranas.runs.records import Epoch
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
@@ -309,6 +311,50 @@ def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     assert "mine, 10 classes" in page.text
     assert "75.0 %" in page.text
     assert "which were skipped" not in page.text
+    assert "chance 10.0 %" in page.text
+    assert "Other budgets" not in page.text
+
+
+def test_a_training_of_a_derived_network_keeps_its_budget(
+    make_run: Callable[[str], Path], plain: None
+) -> None:
+    run = make_run("toy")
+    for name in ("space.yaml", "gates.json", "config.yaml"):
+        (run / name).unlink()
+    (run / "metrics.jsonl").write_text(epoch_line("train", 1))
+    result = {"run": "x", "architecture": "x", "params": 1, "macs": 1, "accuracy": 0.75}
+    (run / "result.json").write_text(json.dumps(result))
+    architecture = load_architecture(run / "architecture.json")
+    derived = {"device": "vpu", "budget_ms": 0.8, "confidence": 0.95}
+    architecture.model_copy(update={"provenance": derived}).save(run / "architecture.json")
+    page = report(run)
+    assert "on vpu within 800 us" in page.text
+    assert "of 800 us" in page.text
+    assert "with a confidence of 95 %" in page.text
+
+
+def test_a_prediction_is_not_called_a_measurement(
+    make_run: Callable[[str], Path], plain: None
+) -> None:
+    run = make_run("toy")
+    table = load_table(run / "table.json")
+    measurement = Measurement(
+        **{"hardware": "x", "versions": {}, "settings": {}, "num_rounds": 1, "repeats": 1},
+        **{"num_disturbed": 0, "noise": 0.0, "reference_ms": 1.0},
+    )
+    changes = {"method": "measured", "measurement": measurement}
+    header = table.header.model_copy(update=changes)
+    LatencyTable(header=header, entries=table.entries).save(run / "table.json")
+    page = report(run)
+    assert "predicted latency (from a measured table)" in page.text
+    assert "predicted latency (measured)" not in page.text
+
+
+def test_the_accuracy_is_drawn_beside_that_of_chance() -> None:
+    epochs = [Epoch(phase="train", epoch=number, accuracy=0.2) for number in (1, 2)]
+    (with_chance,), (without,) = (plot_curves(epochs, None, n) for n in (10, None))
+    assert "chance, 1 in 10" in with_chance
+    assert "chance" not in without
 
 
 def test_a_torn_line_is_left_out_with_a_note(make_run: Callable[[str], Path], plain: None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -28,7 +28,8 @@ from quadranas.runs.config import (
     resolve_config,
 )
 from quadranas.runs.config_file import recorded_command, with_header
-from quadranas.runs.layout import RESUMABLE, resume_command
+from quadranas.runs.layout import RESUMABLE
+from quadranas.runs.next_command import resume_command
 from quadranas.runs.resume import can_resume, matching_config, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
@@ -41,16 +42,16 @@ def dataset(num_images: int, resolution: int = 32) -> Dataset:
         def __len__(self) -> int:
             return num_images
 
-    third = (0.3, 0.3, 0.3)
+    third, images = (0.3, 0.3, 0.3), cast(Any, Images())
     return Dataset(
         name="none",
         class_names=("a", "b"),
         resolution=resolution,
-        train=Images(),  # type: ignore[arg-type]
-        test=Images(),  # type: ignore[arg-type]
+        train=images,
+        test=images,
         mean=third,
         std=third,
-        resized=lambda resolution: (Images(), Images()),  # type: ignore[return-value]
+        resized=lambda resolution: (images, images),
     )
 
 

@@ -339,3 +339,23 @@ def test_a_replacement_that_was_killed_is_undone_or_finished(tmp_path: Path, mov
     assert listing(tmp_path) == ["bundle", "bundle/b" if moved else "bundle/a"]
     with pytest.raises(QuadranasError, match="exists already"), whole_folder(path):
         pass
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_of_two_runs_at_once_the_second_takes_the_next_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_begun: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (choose_folder("toy-cpu-1ms", None) for _ in range(2))
+    assert first.path == second.path == Path("runs/toy-cpu-1ms-1")
+    first.create(0, CONFIG)
+    if not is_begun:  # it has the lock, and is about to write its configuration
+        (first / "config.yaml").unlink()
+    second.create(0, CONFIG)
+    assert second.path == Path("runs/toy-cpu-1ms-2")
+    assert (second / "config.yaml").is_file()
+    assert (second.metrics, second.checkpoints.parent) == (second / "metrics.jsonl", second.path)
+    with pytest.raises(QuadranasError, match=r"toy-cpu-1ms-1 (is in use|exists already)"):
+        RunFolder(first.path).create(0, CONFIG)  # the name was given
+    for folder in (first, second):
+        folder.unlock()

@@ -65,7 +65,7 @@ KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthw
 @pytest.mark.parametrize(
     ("path", "value", "fault"),
     [
-        ("headd", "x", "headd: unknown key (got 'x'); accepted: head, name, num_classes, "),
+        ("headd", "x", "headd: unknown key (got 'x'); accepted: extends, head, name, "),
         ("head", "norm_heat", "unknown head 'norm_heat'; accepted: norm_head, linear_head; did"),
         ("head", ..., "head: required key is missing"),
         ("name", "../evil", "name: String should match pattern"),
@@ -216,6 +216,11 @@ def test_extending_a_space(tmp_path: Path, write_space: WriteSpace) -> None:
         (
             {"extends": "toy", "name": "x", "width": [1]},
             "width: unknown key.*did you mean 'widths",
+        ),
+        (
+            {"extend": "toy", "name": "x", "widths": [1]},
+            "extend: unknown key.*accepted: extends, head, .*did you mean 'extends'.*\n"
+            ".*: resolution: required key is missing",
         ),
         ({"extends": "toy", "name": "x", "widths": [1]}, "1 widths for 2 stages"),
         ({"extends": "space.yaml", "name": "x"}, "extends: 'space.yaml' itself extends another"),

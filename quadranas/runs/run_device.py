@@ -1,0 +1,71 @@
+"""The device that a run's network was found for, as recorded in the run folder."""
+
+from pathlib import Path
+
+from quadranas.errors import QuadranasError
+from quadranas.files import refuse_links
+from quadranas.latency.device import Device, is_shipped, load_device, shipped_devices
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import load_table
+from quadranas.runs import layout
+from quadranas.space.architecture import Architecture, load_architecture
+
+
+def keep_device(device: Device, folder: Path) -> None:
+    """Write a device that is not shipped into a run folder, unless it is there already."""
+    path = folder / layout.DEVICE
+    if not is_shipped(device) and not path.is_file():
+        device.save(path)
+
+
+def keep_copies(source: Path | None, folder: Path) -> None:
+    """Copy the device and the table of a run into the folder of a run that goes on from it."""
+    for name in (layout.DEVICE, layout.TABLE):
+        path = source / name if source is not None else None
+        if path is not None and path.is_file() and not (folder / name).exists():
+            (folder / name).write_bytes(path.read_bytes())
+
+
+def device_of(folder: Path | None, architecture: Architecture | None) -> Device | None:
+    """The device that a network was found for; `None` if no device is recorded.
+
+    Args:
+        folder: the run folder; a device of the user's own is described there.
+        architecture: names the device, which is recognised if it is a shipped one.
+    """
+    own = folder / layout.DEVICE if folder is not None else None
+    if own is not None and own.is_file():
+        return load_device(own)
+    name = architecture.provenance.get("device") if architecture is not None else None
+    return load_device(str(name)) if name in shipped_devices() else None
+
+
+def open_device_argument(device: str | Path | Device) -> Device:
+    """Load a device by its name or file, or the device of a run by the run's folder.
+
+    How the device of a run is reached is left out: a run folder never chooses what is contacted.
+
+    Raises:
+        QuadranasError: as in `load_device`; or a folder that records no device.
+    """
+    if isinstance(device, Device) or device in shipped_devices() or not Path(device).is_dir():
+        return load_device(device)
+    folder = Path(device)
+    refuse_links(folder)
+    path = folder / layout.ARCHITECTURE
+    found = device_of(folder, load_architecture(path) if path.is_file() else None)
+    if found is None:
+        raise QuadranasError(
+            f"{folder} records no device that its network was found for",
+            "Name a device, a .yaml file, or the folder of a search or of a derived network.",
+        )
+    return found.without_reach()
+
+
+def table_of(folder: Path) -> LatencyTable | None:
+    """The copy of a latency table in a run folder; `None` if there is no usable one."""
+    path = folder / layout.TABLE
+    try:
+        return load_table(path) if path.is_file() else None
+    except QuadranasError:
+        return None
