@@ -66,12 +66,21 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
 def network_line(result: "DeriveResult") -> str:
     """A description of a derived network, with the source of its latency."""
     tested = f", test accuracy {result.accuracy:.2%}" if result.accuracy is not None else ""
-    measured = f"measured {result.measured_ms:.4g} ms, " if result.measured_ms is not None else ""
+    measured = ""
+    if result.measured_ms is not None:
+        measured = f"measured {result.measured_ms:.4g} ms{percentiles(result)}, "
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
         f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}"
     )
+
+
+def percentiles(result: "DeriveResult") -> str:
+    """Median and 95th percentile of the measured calls, in brackets."""
+    if result.measured_p50_ms is None:  # of an earlier version
+        return ""
+    return f" (p50 {result.measured_p50_ms:.4g}, p95 {result.measured_p95_ms:.4g})"
 
 
 def warn(text: str) -> None:

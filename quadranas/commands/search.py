@@ -154,13 +154,12 @@ class _SearchRun:
         setup = self.setup
         save_tensors(network.state_dict(), self.folder / layout.WEIGHTS)
         accuracy = evaluate(network, setup.dataset.test, setup.augmenter())
-        measured_ms = measure_network(
+        measured = measure_network(
             architecture, network, setup.device, setup.priced, self.reporter
         )
         result = SearchResult.of(
-            *(self.folder.path, architecture, setup.priced, setup.contract),
+            *(self.folder.path, architecture, setup.priced, setup.contract, measured),
             accuracy=accuracy,
-            measured_ms=measured_ms,
             notes=notes_of(self.folder.path),
             seed=setup.config.seed,
             versions={"quadranas": __version__, "torch": torch.__version__},

@@ -24,7 +24,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import REFERENCES_PER_ROUND, STATISTIC
+from quadranas.measurement.summary import REFERENCES_PER_ROUND, STATISTIC
 from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing, until

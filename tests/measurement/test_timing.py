@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 import quadranas.measurement.timing
 from quadranas.backends.interface import Program
 from quadranas.errors import DeviceLostError
-from quadranas.latency.journal import Journal
+from quadranas.latency.journal import Calls, Journal
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import (
-    DISAGREEMENT,
-    DISTURBED,
-    MAX_EXTRA,
-    REFERENCE,
-    REFERENCES_PER_ROUND,
-    Timings,
-    time_programs,
-)
+from quadranas.measurement.summary import DISTURBED, REFERENCE, REFERENCES_PER_ROUND, Timings
+from quadranas.measurement.timing import DISAGREEMENT, MAX_EXTRA, time_programs
 from quadranas.reporter import Reporter
 from tests.measuring import ScriptedProgram
 
@@ -41,8 +34,10 @@ class Recorder(Journal):
         super().__init__(path, {"kind": "test"})
         self.order: list[tuple[int, str]] = []
 
-    def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
-        super().add(program, round_number, times_ms)
+    def add(
+        self, program: str, round_number: int, times_ms: list[float], calls: Calls | None = None
+    ) -> None:
+        super().add(program, round_number, times_ms, calls)
         self.order.append((round_number, program))
 
     def rounds(self) -> list[list[str]]:
