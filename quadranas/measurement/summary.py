@@ -85,7 +85,7 @@ class Timings:
         return self.companions[self.begun.get(name, 0)]
 
 
-def _is_undisturbed(name: str, number: int, journal: Journal) -> bool:
+def is_undisturbed(name: str, number: int, journal: Journal) -> bool:
     """Whether the kept calls of a program in a round had the processor, as far as is known."""
     calls = journal.calls.get(name, {}).get(number)
     return calls is None or calls.disturbed < calls.made
@@ -103,7 +103,7 @@ def _reference_ms(journal: Journal, start: int = 0, end: int | None = None) -> d
         name = f"{REFERENCE} {index}"
         for number, times in journal.samples.get(name, {}).items():
             if _in_session(number, start, end):
-                found = rounds if _is_undisturbed(name, number, journal) else disturbed
+                found = rounds if is_undisturbed(name, number, journal) else disturbed
                 found.setdefault(number, []).append(min(times))
     return {number: statistics.median(times) for number, times in (disturbed | rounds).items()}
 
@@ -136,7 +136,7 @@ def timing_in(
         for number, times in sorted(journal.samples[name].items())
         if _in_session(number, start, end)
     }
-    kept = [times for n, times in rounds.items() if _is_undisturbed(name, n, journal)]
+    kept = [times for n, times in rounds.items() if is_undisturbed(name, n, journal)]
     needed = min(MIN_UNDISTURBED, plan.num_rounds)
     known = journal.calls.get(name, {})
     return timing_of(

@@ -29,6 +29,7 @@ from quadranas.measurement.summary import (
     Timings,
     disturbed_rounds,
     dropped_share,
+    is_undisturbed,
     summarise,
     timing_in,
 )
@@ -45,7 +46,7 @@ MAX_ATTEMPTS = 3
 """Limit on the attempts to get undisturbed calls of a program in one round."""
 
 BUSY = 0.2
-"""Share of disturbed calls above which a warning is printed during the measurement."""
+"""Share of disturbed calls above which the measurement says that the machine is busy."""
 
 TIMINGS = ".timings"
 """Suffix of the journal that stores the timings until the file is complete."""
@@ -80,15 +81,20 @@ def time_programs(
     return summarise(sessions, companions, journal, plan)
 
 
-def undisturbed_calls(program: Program, repeats: int) -> tuple[list[float], Calls | None]:
+def undisturbed_calls(
+    program: Program, repeats: int, attempts: int = MAX_ATTEMPTS
+) -> tuple[list[float], Calls | None]:
     """Time calls; those that lost the processor are dropped and repeated.
+
+    Args:
+        attempts: how often to time `repeats` calls until as many are undisturbed.
 
     Returns: the times in milliseconds, of disturbed calls only if there are no others; and the
         numbers of calls, `None` if it is unknown which calls lost the processor.
     """
     kept: list[float] = []
     disturbed: list[float] = []
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(attempts):
         times = program.time_ms(repeats)
         if not isinstance(times, CallTimes):
             return times, None
@@ -125,7 +131,7 @@ class _Progress:
         self.total = plan.num_rounds * (members + sessions * REFERENCES_PER_ROUND)
         self.phase = reporter.phase("timing", self.total, journal.num_timings)
         self.started, self.done_before = time.monotonic(), journal.num_timings
-        self.has_warned = False
+        self.has_said_busy = False
 
     def advance(self) -> None:
         """A program was timed."""
@@ -140,9 +146,9 @@ class _Progress:
         left_s *= max(0, self.total - done)
         _say_round(self.reporter, number, self.plan.num_rounds, left_s)
         dropped = dropped_share(self.journal.calls.values())
-        if not self.has_warned and dropped is not None and dropped > BUSY:
-            self.has_warned = True
-            self.reporter.warning(
+        if not self.has_said_busy and dropped is not None and dropped > BUSY:
+            self.has_said_busy = True
+            self.reporter.message(
                 f"the machine is busy: {dropped:.0%} of the calls so far lost the processor to "
                 "other processes and are repeated; stop other programs to measure faster"
             )
@@ -190,7 +196,9 @@ class _Rounds:
 
     def _is_unsteady(self, name: str, start: int, end: int | None) -> bool:
         timing = timing_in(name, self.journal, self.plan, start, end)
-        return timing.is_busy or timing.disagreement > DISAGREEMENT
+        if timing.is_busy:
+            return timing.dropped is None or timing.dropped < 1  # else further rounds are in vain
+        return timing.disagreement > DISAGREEMENT
 
     def run(self, number: int, names: Sequence[str]) -> None:
         """Run a round."""
@@ -202,18 +210,21 @@ class _Rounds:
         samples = self.journal.samples
         todo = [name for name in order if number not in samples.get(name, {})]
         started = time.monotonic()
-        for name, (times, calls) in self._time(todo):
+        for name, (times, calls) in self._time(todo, number):
             self.journal.add(name, number, times, calls)
             self.progress.advance()
         if todo:
             time.sleep(max(0.0, self.plan.round_s - (time.monotonic() - started)))
 
     def _time(
-        self, names: Sequence[str]
+        self, names: Sequence[str], number: int
     ) -> Iterable[tuple[str, tuple[list[float], Calls | None]]]:
         def time_one(name: str) -> tuple[list[float], Calls | None]:
             key = REFERENCE if name.startswith(f"{REFERENCE} ") else name
-            return undisturbed_calls(self.programs[key], self.plan.repeats)
+            # A neighbour that disturbed all calls of the last round is probably still there.
+            is_hopeful = is_undisturbed(name, number - 1, self.journal)
+            attempts = MAX_ATTEMPTS if is_hopeful else 1
+            return undisturbed_calls(self.programs[key], self.plan.repeats, attempts)
 
         if self.max_parallel == 1:
             for name in names:

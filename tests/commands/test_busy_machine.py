@@ -38,6 +38,17 @@ NEEDED = tuple(
 Lost = Callable[[nn.Module, Sequence[int]], float]
 
 
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> PricedTable:
+    """A table of the undisturbed machine. Not to be changed."""
+    path = tmp_path_factory.mktemp("tables") / "table.json"
+    machine = Machine(NEEDED, calibration_networks(SPACE))
+    with pytest.MonkeyPatch.context() as patch:
+        measured_by(ScriptedBackend(machine.network_ms), patch)
+        build_lut("toy", device=board(), rounds=ROUNDS, output=path)
+    return PricedTable(path, load_table(path))
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,10 +207,9 @@ def test_there_must_be_something_suspect(
 
 
 def test_networks_of_a_validation_are_measured_again_and_no_others(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, priced: PricedTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
-    build_lut("toy", device=board(), rounds=ROUNDS, output="table.json")
+    priced.table.save(Path("table.json"))
     worst = fresh_networks(SPACE, 3, 0)[1]
     busy = ScriptedBackend(machine.network_ms, lost=losing(network_probe(worst)))
     measured_by(busy, monkeypatch)
@@ -218,12 +228,9 @@ def test_networks_of_a_validation_are_measured_again_and_no_others(
 
 
 def verified(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, lost: Lost | None
-) -> tuple[Timing | str, PricedTable]:
+    machine: Machine, priced: PricedTable, monkeypatch: pytest.MonkeyPatch, lost: Lost | None
+) -> Timing | str:
     """What is measured of a network that takes thrice as long now, and so does all else."""
-    measured_by(ScriptedBackend(machine.network_ms), monkeypatch)
-    build_lut("toy", device=board(), rounds=ROUNDS, output="table.json")
-    priced = PricedTable(Path("table.json"), load_table("table.json"))
     architecture = calibration_networks(SPACE)[0]
 
     def slower_ms(network: nn.Module, shape: Sequence[int]) -> float:
@@ -232,15 +239,18 @@ def verified(
     measured_by(ScriptedBackend(slower_ms, lost=lost), monkeypatch)
     network = network_probe(architecture)
     with Reporter(quiet=True) as reporter:
-        return measure_network(architecture, network, board(), priced, reporter), priced
+        return measure_network(architecture, network, board(), priced, reporter)
 
 
 def test_a_network_is_not_measured_on_a_busy_machine(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine,
+    priced: PricedTable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nor is the device said to be slower or faster: that would not be known either."""
     network = network_probe(calibration_networks(SPACE)[0])
-    found, _ = verified(machine, monkeypatch, losing(network))
+    found = verified(machine, priced, monkeypatch, losing(network))
     assert isinstance(found, str)
     assert "the machine was busy: 100% of the calls lost the processor" in found
     told = " ".join(capsys.readouterr().err.split())
@@ -252,11 +262,12 @@ def test_a_network_is_not_measured_on_a_busy_machine(
 @pytest.mark.parametrize("lost", [None, losing()])
 def test_an_undisturbed_network_is_measured(
     machine: Machine,
+    priced: PricedTable,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     lost: Lost | None,
 ) -> None:
-    found, priced = verified(machine, monkeypatch, lost)
+    found = verified(machine, priced, monkeypatch, lost)
     assert isinstance(found, Timing)
     expected_ms = 3 * priced.table.predict_ms(calibration_networks(SPACE)[0])
     assert found.latency_ms == found.p95_ms == pytest.approx(expected_ms)

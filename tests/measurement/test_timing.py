@@ -429,9 +429,9 @@ def test_programs_are_begun_again_beside_their_companions(tmp_path: Path) -> Non
     assert timings.beside("bad")["base"].latency_ms == 3.0
 
 
-def test_a_busy_machine_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_machine_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
     programs = {REFERENCE: Losing(1.0, [0.0]), "op": Losing(12.0, [0.43])}
-    with Reporter(quiet=True) as reporter:
+    with Reporter() as reporter:
         time_programs(programs, Recorder(), reporter, Plan(num_rounds=5))
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("the machine is busy: 38% of the calls so far lost the processor") == 1
