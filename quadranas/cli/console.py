@@ -72,8 +72,15 @@ def network_line(result: "DeriveResult") -> str:
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
-        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}"
+        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}{_why_not(result)}"
     )
+
+
+def _why_not(result: "DeriveResult") -> str:
+    """Why a network is not measured although its table was."""
+    if result.table.method != "measured" or not result.not_measured:
+        return ""
+    return f"\nnot measured: {result.not_measured}"
 
 
 def percentiles(result: "DeriveResult") -> str:
