@@ -72,7 +72,8 @@ def network_line(result: "DeriveResult") -> str:
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
-        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency: {result.table.summary}{_why_not(result)}"
+        f"{result.macs / 1e6:.1f} M MACs{tested}\n"
+        f"latency: {result.table.summary}{_why_not(result)}"
     )
 
 

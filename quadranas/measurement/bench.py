@@ -20,7 +20,7 @@ from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.measurement.summary import REFERENCE, Timings
-from quadranas.measurement.timing import time_programs
+from quadranas.measurement.timing import BUSY, time_programs
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
@@ -222,8 +222,15 @@ def with_runtime(device: Device, header: TableHeader) -> Device:
 
 
 def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:
-    """Warn if the device is slower or faster than when a table was measured."""
+    """Warn if the device is slower or faster than when a table was measured.
+
+    Nothing is said if the machine was busy in either measurement: its neighbours slow down
+    undisturbed calls too, by the caches and clocks that they share.
+    """
     assert header.measurement is not None
+    shares = (header.measurement.dropped, timings.dropped)
+    if any(isinstance(share, float) and share > BUSY for share in shares):
+        return
     drift = timings.reference_ms / header.measurement.reference_ms - 1
     if abs(drift) > DRIFT:
         reporter.warning(

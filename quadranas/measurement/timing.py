@@ -46,7 +46,8 @@ MAX_ATTEMPTS = 3
 """Limit on the attempts to get undisturbed calls of a program in one round."""
 
 BUSY = 0.2
-"""Share of disturbed calls above which the measurement says that the machine is busy."""
+"""Share of disturbed calls above which a machine is busy: the measurement says so, and nothing is
+concluded about the speed of the machine."""
 
 TIMINGS = ".timings"
 """Suffix of the journal that stores the timings until the file is complete."""
