@@ -23,6 +23,7 @@ from quadranas.backends.onnx_file import to_onnx
 from quadranas.backends.tvm import TvmBackend
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
+from quadranas.latency.processor import CallTimes
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
@@ -231,6 +232,8 @@ class ScriptedBackend(Backend):
     Args:
         network_ms: of a network and its input's shape.
         before: called before every timing, with how many there were; may raise.
+        lost: the share of the time of a network's calls that they waited for a processor; without
+            it that is unknown.
     """
 
     max_parallel = 1
@@ -241,8 +244,10 @@ class ScriptedBackend(Backend):
         before: Callable[[int], None] = lambda count: None,
         *,
         emulated: bool = False,
+        lost: Callable[[nn.Module, Sequence[int]], float] | None = None,
     ) -> None:
         self.network_ms = network_ms
+        self.lost = lost
         self.before = before
         self.emulated = emulated
         self.timed: Counter[str] = Counter()
@@ -256,7 +261,11 @@ class ScriptedBackend(Backend):
             def time_ms(self, repeats: int) -> list[float]:
                 backend.before(backend.timed.total())
                 backend.timed[name] += 1
-                return super().time_ms(repeats)
+                times = super().time_ms(repeats)
+                if backend.lost is None:
+                    return times
+                share = backend.lost(network, input_shape)
+                return CallTimes(times, [ms * share for ms in times])
 
         return Counted(ms)
 

@@ -21,7 +21,8 @@ from quadranas.latency.journal import Journal
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
-from quadranas.measurement.timing import REFERENCE, STATISTIC, time_programs
+from quadranas.measurement.summary import REFERENCE, STATISTIC
+from quadranas.measurement.timing import time_programs
 from quadranas.reporter import Reporter
 from quadranas.runs.config import DataConfig
 from quadranas.runs.stored_network import open_test_images

@@ -18,7 +18,8 @@ from quadranas.latency.journal import Journal
 from quadranas.measurement.bench import open_device
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe
-from quadranas.measurement.timing import REFERENCE, time_programs
+from quadranas.measurement.summary import REFERENCE
+from quadranas.measurement.timing import time_programs
 from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import load_architecture

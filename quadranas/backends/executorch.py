@@ -23,7 +23,6 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
-    call_times_ms,
     check_host_device,
     reason_of,
     refuse_shape,
@@ -33,6 +32,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.processor import call_times_ms
 from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["executorch"]
@@ -150,7 +150,6 @@ class ExecuTorchProgram:
     def time_ms(self, repeats: int) -> list[float]:
         """See `Program`."""
         execute, example = self.method.execute, [self.example]
-        execute(example)
         return call_times_ms(lambda: execute(example), repeats)
 
 

@@ -4,7 +4,6 @@ A backend is opened for one device and belongs to the code that opened it. For a
 files, `compile` gives the same program as `convert` followed by `load`.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,16 +50,6 @@ class Provenance:
         )
 
 
-def call_times_ms(call: Callable[[], object], repeats: int) -> list[float]:
-    """Time calls in this process, in milliseconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - start) / 1e6)
-    return times
-
-
 def as_shape(input_shape: Sequence[int]) -> tuple[int, int, int, int]:
     """An input shape as a tuple, (B, C, H, W)."""
     batch, channels, height, width = input_shape
@@ -75,6 +64,8 @@ class Program(Protocol):
 
     def time_ms(self, repeats: int) -> list[float]:
         """Time `repeats` calls, in milliseconds, after one that is discarded.
+
+        Returns: `CallTimes` where the time that calls lost to other processes is known.
 
         Raises:
             DeviceLostError: the device no longer responds; the call can be repeated after opening

@@ -16,7 +16,6 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
-    call_times_ms,
     check_host_device,
     reason_of,
     refuse_shape,
@@ -28,6 +27,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.processor import call_times_ms
 from quadranas.latency.runtimes import ONNX_OPSET, RUNTIMES
 
 FACTS = RUNTIMES["onnxruntime"]
@@ -151,5 +151,4 @@ class OnnxRuntimeProgram:
     def time_ms(self, repeats: int) -> list[float]:
         """See `Program`."""
         run, example = self.session.run, self.example
-        run(None, example)
         return call_times_ms(lambda: run(None, example), repeats)

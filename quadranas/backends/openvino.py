@@ -17,7 +17,6 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
-    call_times_ms,
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import to_onnx
@@ -28,6 +27,7 @@ from quadranas.backends.openvino_quantization import (
 )
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
+from quadranas.latency.processor import call_times_ms
 from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["openvino"]

@@ -17,7 +17,6 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
-    call_times_ms,
     check_host_device,
     reason_of,
     refuse_shape,
@@ -28,6 +27,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.processor import call_times_ms
 from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["torch"]
@@ -136,7 +136,6 @@ class PyTorchProgram:
         """See `Program`."""
         module, example = self.module, self.example
         with running_with(self.threads):
-            module(example)
             return call_times_ms(lambda: module(example), repeats)
 
 

@@ -6,6 +6,7 @@ session stays open until every handle to it is gone (TVM 0.27).
 
 import gc
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from tvm import relax, rpc
 
 from quadranas.backends.tvm_reach import Place
 from quadranas.backends.tvm_reader import PATH_SIZE
+from quadranas.latency.processor import open_watch, own_threads
 
 KEPT_BYTES = 512 * 2**20
 """Maximum size of the programs that a board keeps loaded, so that each is loaded once."""
@@ -52,13 +54,24 @@ class Board:
         output: NDArray[np.float32] = machine.get_outputs("main").numpy()
         return output
 
-    def time_s(self, library: str, shape: Sequence[int], repeats: int) -> list[float]:
-        """Time calls, in seconds; `time_evaluator` discards one before them."""
+    def time_s(
+        self, library: str, shape: Sequence[int], repeats: int
+    ) -> tuple[list[float], float | None]:
+        """Time calls, in seconds; `time_evaluator` discards one before them.
+
+        Returns: the times, and how long all calls together waited for a processor, in
+            milliseconds; `None` on another machine, where that is unknown.
+        """
         machine = self._machine(library)
         images = np.random.default_rng(0).standard_normal(shape, np.float32)
         machine.set_input("main", self._tensor(images))
         timer = machine.time_evaluator("invoke_stateful", self.cpu, number=1, repeat=repeats)
-        return [float(seconds) for seconds in timer("main").results]
+        with open_watch(own_threads()) as watch:
+            watch.start()
+            start = time.perf_counter()
+            seconds = [float(each) for each in timer("main").results]
+            lost_ms = watch.lost_ms(1e3 * (time.perf_counter() - start))
+        return seconds, lost_ms if self.session is None else None
 
     def try_kernel(
         self, library: str, tensors: Sequence[tuple[str, Sequence[int]]], min_repeat_ms: int

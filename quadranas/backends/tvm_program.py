@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quadranas.errors import QuadranasError
+from quadranas.latency.processor import CallTimes
 
 
 class TvmProgram:
@@ -47,11 +48,13 @@ class TvmProgram:
                 "Name a real board in the device's file, under reach.",
             )
         if self.call_s is None:  # to distinguish a board that hangs from a slow network
-            (self.call_s,) = self._time_s(1, 0.0)
-        return [1e3 * seconds for seconds in self._time_s(repeats, 5 * repeats * self.call_s)]
+            ((self.call_s,), _) = self._time_s(1, 0.0)
+        seconds, lost_ms = self._time_s(repeats, 5 * repeats * self.call_s)
+        # Any of the calls may have lost the time.
+        return CallTimes((1e3 * each for each in seconds), [lost_ms] * repeats)
 
-    def _time_s(self, repeats: int, expected_s: float) -> list[float]:
-        seconds: list[float] = self.call(
+    def _time_s(self, repeats: int, expected_s: float) -> tuple[list[float], float | None]:
+        times: tuple[list[float], float | None] = self.call(
             "time_s", self.library, self.input_shape, repeats, expected_s=expected_s
         )
-        return seconds
+        return times

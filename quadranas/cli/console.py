@@ -66,11 +66,14 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
 def network_line(result: "DeriveResult") -> str:
     """A description of a derived network, with the source of its latency."""
     tested = f", {accuracy_text(result)}" if result.accuracy is not None else ""
-    measured = f"measured {result.measured_ms:.4g} ms, " if result.measured_ms is not None else ""
+    measured = ""
+    if result.measured_ms is not None:
+        measured = f"measured {result.measured_ms:.4g} ms{percentiles(result)}, "
     return (
         f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
         f"{result.device}; {result.params / 1e6:.2f} M parameters, "
-        f"{result.macs / 1e6:.1f} M MACs{tested}\nlatency table: {result.table.summary}"
+        f"{result.macs / 1e6:.1f} M MACs{tested}\n"
+        f"latency table: {result.table.summary}{_why_not(result)}"
     )
 
 
@@ -86,6 +89,20 @@ def accuracy_text(result: "StoredResult") -> str:
         f"{text} ({result.accuracy_as_trained:.2%} at {result.trained_resolution} pixels, the "
         "resolution of the training)"
     )
+
+
+def _why_not(result: "DeriveResult") -> str:
+    """Why a network is not measured although its table was."""
+    if result.table.method != "measured" or not result.not_measured:
+        return ""
+    return f"\nnot measured: {result.not_measured}"
+
+
+def percentiles(result: "DeriveResult") -> str:
+    """Median and 95th percentile of the measured calls, in brackets."""
+    if result.measured_p50_ms is None:  # of an earlier version
+        return ""
+    return f" (p50 {result.measured_p50_ms:.4g}, p95 {result.measured_p95_ms:.4g})"
 
 
 def warn(text: str) -> None:

@@ -223,13 +223,20 @@ def _run_command(result: "ExportResult", image: str) -> str:
 
 
 def _latency_text(result: "ExportResult") -> str:
+    from quadranas.latency.table import dropped_text
+
     predicted = f"not predicted: {result.not_predicted}"
     if result.predicted_ms is not None:
         predicted = f"predicted {result.predicted_ms:.4g} ms on {result.device}"
     if result.measured_ms is None:
         return f"latency: {predicted}; not measured: {result.not_measured}"
     text = f"latency: {predicted}; measured {result.measured_ms:.4g} ms on {result.measured_on}"
-    text += f" (spread of the calls {result.spread:.0%})"
+    text += f" (spread of the calls {result.spread:.0%}"
+    if result.measured_p50_ms is not None:
+        text += f", p50 {result.measured_p50_ms:.4g} ms, p95 {result.measured_p95_ms:.4g} ms"
+    if result.measured_dropped:
+        text += f", {dropped_text(result.measured_dropped)}"
+    text += ")"
     if result.deviation is not None:
         text += f" ({result.deviation:+.1%})"
     if result.fp32_ms is not None:
@@ -301,6 +308,8 @@ def _run_text(result: "RunResult") -> str:
     lines = []
     for answer in result.results:
         taken = "not timed" if answer.ms is None else format_ms(answer.ms)
+        if answer.p95_ms is not None:
+            taken += f" (p95 {format_ms(answer.p95_ms)})"
         lines.append(f"{printable(str(answer.image))}: {taken}{beside}")
         lines += [f"  {label.probability:7.2%}  {label.label}" for label in answer.labels]
     size = result.batch_size

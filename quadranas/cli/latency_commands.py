@@ -33,9 +33,10 @@ from quadranas.cli.options import (
     WorkerPython,
 )
 from quadranas.latency.runtimes import RUNTIMES
-from quadranas.measurement.plan import Plan
+from quadranas.measurement.plan import MAX_RESIDUAL, Plan
 
 if TYPE_CHECKING:
+    from quadranas.commands.build_lut import BuildLutResult
     from quadranas.commands.predict import PredictResult
 
 MEASUREMENT = "Measurement"
@@ -80,6 +81,23 @@ OnlyMissing = Annotated[
     typer.Option(
         "--only-missing",
         help="Add missing entries to the existing table and keep the others.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+OnlySuspect = Annotated[
+    bool,
+    typer.Option(
+        "--only-suspect",
+        help="Measure again only the suspect entries of a measurement that ended with an error.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+MaxResidual = Annotated[
+    float,
+    typer.Option(
+        "--max-residual",
+        min=0.0,
+        help="Upper limit on the residual of the calibration, as a fraction of the latency.",
         rich_help_panel=MEASUREMENT,
     ),
 ]
@@ -171,6 +189,8 @@ def build_lut_command(
     worker_python: WorkerPython = None,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
+    only_suspect: OnlySuspect = False,
+    max_residual: MaxResidual = MAX_RESIDUAL,
     num_classes: NumClasses = None,
     output: OutputTable = None,
     quiet: Quiet = False,
@@ -187,6 +207,8 @@ def build_lut_command(
             backend=backend,
             output=output,
             only_missing=only_missing,
+            only_suspect=only_suspect,
+            max_residual=max_residual,
             num_classes=num_classes or (),
             rounds=rounds,
             reporter=reporter,
@@ -201,11 +223,13 @@ def build_lut_command(
             worker_python=worker_python,
         )
     print_result(
-        result,
-        as_json,
-        lambda made: f"{made.path}: {made.entries} entries, {made.summary}",
-        lambda made: search_command(made.path, space, device),
+        result, as_json, _table_text, lambda made: search_command(made.path, space, device)
     )
+
+
+def _table_text(result: "BuildLutResult") -> str:
+    text = f"{result.path}: {result.entries} entries, {result.summary}"
+    return f"{text}\n{result.quality}" if result.quality else text
 
 
 def validate_lut_command(

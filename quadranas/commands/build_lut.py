@@ -1,6 +1,7 @@
 """build-lut: make a device's latency table for a space, by its analytic model or by measuring."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +29,17 @@ from quadranas.measurement.lut_entries import (
     calibration_networks,
     measure_entries,
 )
-from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import STATISTIC, TIMINGS
+from quadranas.measurement.plan import MAX_RESIDUAL, Plan, Trust
+from quadranas.measurement.summary import STATISTIC
+from quadranas.measurement.suspects import measure_trusted
+from quadranas.measurement.timing import TIMINGS
 from quadranas.reporter import Reporter
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
 from quadranas.validation import CommandResult
+
+ONLY_SUSPECT = "--only-suspect"
 
 CLASS_COUNTS = (10, 100, 1000)
 """Every table has heads for these numbers of classes."""
@@ -48,6 +53,7 @@ class BuildLutResult(CommandResult):
         entries: number of operations in the table.
         method: `analytic` or `measured`.
         summary: the source of the table's numbers, in one line.
+        quality: noise and share of dropped calls of the measurement; empty for an analytic table.
     """
 
     path: Path
@@ -56,6 +62,7 @@ class BuildLutResult(CommandResult):
     entries: int
     method: str
     summary: str
+    quality: str = ""
 
     def table(self) -> LatencyTable:
         """Load the table."""
@@ -69,6 +76,8 @@ def build_lut(
     backend: str | None = None,
     output: str | Path | None = None,
     only_missing: bool = False,
+    only_suspect: bool = False,
+    max_residual: float = MAX_RESIDUAL,
     num_classes: Sequence[int] = (),
     rounds: int = Plan.num_rounds,
     repeats: int = Plan.repeats,
@@ -86,6 +95,8 @@ def build_lut(
             device has a model and no address, otherwise its own runtime.
         output: file of the table; default: `latency_tables/<space>/<device>.json`.
         only_missing: keep the entries of the existing table.
+        only_suspect: measure the suspect entries of a measurement again that ended with an error.
+        max_residual: limit on the calibration's residual, a fraction of the latency.
         num_classes: numbers of classes to add head entries for, besides 10, 100 and 1000.
         rounds, repeats: number of rounds, and of calls of every program in each.
         command: the command line, recorded in the table.
@@ -93,7 +104,9 @@ def build_lut(
 
     Raises:
         QuadranasError: an unknown backend, a device that has no model or cannot be measured, an
-            existing table made under other conditions, or a file that cannot be written.
+            existing table made under other conditions, or a file that cannot be written; or the
+            machine was too busy, or nothing is suspect. The timings are kept.
+        PromiseMissedError: the residual is above its limit. The timings are kept.
     """
     request = _request(
         load_space(space),
@@ -104,9 +117,12 @@ def build_lut(
     if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
         raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
     if backend == ANALYTIC:
+        if only_suspect:
+            raise _nothing_suspect(request)
         return _analytic(request)
     plan = Plan(num_rounds=rounds, repeats=repeats)
-    return _measured(request, backend, reporter or Reporter(quiet=True), plan)
+    trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
+    return _measured(request, backend, reporter or Reporter(quiet=True), plan, trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +158,17 @@ class _Request:
     def timings(self) -> Path:
         """The file of the timings until the table is complete."""
         return self.target.with_name(f"{self.target.name}{TIMINGS}")
+
+    def suspect_command(self) -> str:
+        """The command that measures the suspect entries again."""
+        command = self.command or shlex.join(
+            [
+                *("quadranas", "build-lut", "--device", self.device.name),
+                *("--space", self.space.name, "--backend", str(self.device.runtime)),
+                *("--output", str(self.target)),
+            ]
+        )
+        return command if ONLY_SUSPECT in command.split() else f"{command} {ONLY_SUSPECT}"
 
     def begun_with(self) -> str | None:
         """The runtime of an interrupted measurement, or of the existing table."""
@@ -219,6 +246,7 @@ class _Request:
             entries=len(table.entries),
             method=header.method,
             summary=header.summary(),
+            quality=header.measurement.quality() if header.measurement else "",
         )
 
 
@@ -297,8 +325,12 @@ def _check_entries(request: _Request, model: AnalyticModel) -> None:
             )
 
 
-def _measured(request: _Request, backend: str, reporter: Reporter, plan: Plan) -> BuildLutResult:
+def _measured(
+    request: _Request, backend: str, reporter: Reporter, plan: Plan, trust: Trust
+) -> BuildLutResult:
     """Measure, save the table, and only then delete the timings."""
+    if trust.only_suspect and not request.timings.is_file():
+        raise _nothing_suspect(request)
     request = replace(request, device=_device_to_measure(request, backend, reporter))
     space, existing = request.space, request.existing
     with open_bench(request.device) as bench:
@@ -309,11 +341,17 @@ def _measured(request: _Request, backend: str, reporter: Reporter, plan: Plan) -
                 reporter.message(
                     f"continuing with {journal.num_timings} timings from {journal.path}"
                 )
-            measured = measure_entries(
-                request.missing,
-                baseline_network(space),
-                [] if existing else calibration_networks(space),
-                *(bench, journal, reporter, plan),
+
+            def measure() -> MeasuredEntries:
+                return measure_entries(
+                    request.missing,
+                    baseline_network(space),
+                    [] if existing else calibration_networks(space),
+                    *(bench, journal, reporter, plan),
+                )
+
+            measured = measure_trusted(
+                measure, journal, reporter, trust, request.suspect_command()
             )
             if existing is None:
                 header, entries = request.measured_header(conditions, measured), measured.entries
@@ -323,6 +361,14 @@ def _measured(request: _Request, backend: str, reporter: Reporter, plan: Plan) -
             result = request.save(header, entries)
             journal.remove()
     return result
+
+
+def _nothing_suspect(request: _Request) -> QuadranasError:
+    return QuadranasError(
+        f"there is nothing suspect to measure again: {request.timings} does not exist",
+        "Omit --only-suspect. It is for a measurement that ended with an error about suspect "
+        "entries.",
+    )
 
 
 def _device_to_measure(request: _Request, backend: str, reporter: Reporter) -> Device:

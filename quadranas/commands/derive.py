@@ -144,8 +144,8 @@ class _Request:
         inherited = searched.supernet().subnet_tensors(architecture)
         network = build_subnet(architecture)
         load_tensors(network, inherited, str(searched.folder / layout.SUPERNET))
-        measured_ms = measure_network(architecture, network, self.device, priced, reporter)
-        result = DeriveResult.of(output, architecture, priced, contract, measured_ms=measured_ms)
+        measured = measure_network(architecture, network, self.device, priced, reporter)
+        result = DeriveResult.of(output, architecture, priced, contract, measured)
         derived = StoredNetwork(
             architecture, searched.folder.path, preprocessing=searched.preprocessing
         )

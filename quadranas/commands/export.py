@@ -32,7 +32,9 @@ class ExportResult(CommandResult):
         device: name of the target device.
         predicted_ms: latency by the device's table; if `None`, `not_predicted` gives the reason.
         measured_ms: latency on `measured_on`; if `None`, `not_measured` gives the reason.
-        spread: spread of the measured calls.
+        spread, measured_p50_ms, measured_p95_ms: spread, median and 95th percentile of the calls.
+        measured_dropped: share of calls that lost the processor to other processes and were
+            dropped; `None` if unknown.
         fp32_ms: latency of the same network in fp32, measured with an int8 file.
         deviation: relative difference of measured from predicted latency.
         operators: number of operators of each type in the file.
@@ -65,6 +67,9 @@ class ExportResult(CommandResult):
     predicted_ms: float | None
     measured_on: str | None
     measured_ms: float | None
+    measured_p50_ms: float | None
+    measured_p95_ms: float | None
+    measured_dropped: float | None
     spread: float | None
     fp32_ms: float | None
     deviation: float | None
@@ -199,6 +204,9 @@ def _result(bundle: Path, manifest: Manifest, **more: Any) -> ExportResult:
         predicted_ms=predicted.ms if predicted else None,
         measured_on=measured.device if measured else None,
         measured_ms=measured.ms if measured else None,
+        measured_p50_ms=measured.p50_ms if measured else None,
+        measured_p95_ms=measured.p95_ms if measured else None,
+        measured_dropped=measured.dropped if measured else None,
         spread=measured.spread if measured else None,
         fp32_ms=latency.fp32.ms if latency.fp32 else None,
         deviation=latency.deviation,

@@ -84,7 +84,7 @@ def _rescaled(entry: TableEntry, own: TableHeader, wanted: TableHeader) -> Table
         return (ms - own.null_ms) * own.scale / wanted.scale + wanted.null_ms
 
     update: dict[str, float | None] = {"latency_ms": convert(entry.latency_ms)}
-    for key in ("minimum_ms", "median_ms"):
+    for key in ("minimum_ms", "median_ms", "p95_ms"):
         # Single calls may be faster than the null call's statistic, which leaves no positive time.
         ms = getattr(entry, key)
         update[key] = convert(ms) if ms is not None and convert(ms) > 0 else None

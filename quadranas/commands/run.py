@@ -17,7 +17,8 @@ from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
 from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
-from quadranas.measurement.timing import timing_of
+from quadranas.measurement.summary import timing_of
+from quadranas.measurement.timing import undisturbed_calls
 from quadranas.runs.run_device import open_device_argument
 from quadranas.validation import CommandResult, Frozen, WrittenPath
 
@@ -39,12 +40,17 @@ class LabelledImage(Frozen):
 
     Args:
         labels: the most probable first.
-        ms: latency of a call, in milliseconds; `None` on an emulated device.
+        ms, p95_ms: median and 95th percentile of the undisturbed calls, in milliseconds; `None`
+            on an emulated device.
+        dropped: share of calls that lost the processor to other processes, which are in neither;
+            1 if all did, and both are of disturbed calls; `None` if unknown.
     """
 
     image: WrittenPath
     labels: tuple[Label, ...]
     ms: float | None
+    p95_ms: float | None = None
+    dropped: float | None = None
 
 
 class RunResult(CommandResult):
@@ -119,18 +125,29 @@ def run(
         program = backend.load(opened.artefact, tuple(inputs[0].shape))
         provenance = backend.provenance()
         results = tuple(
-            LabelledImage(
-                image=path,
-                labels=_labels(program.run(x)[0], manifest.class_names, num_labels),
-                ms=None if provenance.emulated else _call_ms(program),
+            _labelled(
+                path,
+                _labels(program.run(x)[0], manifest.class_names, num_labels),
+                None if provenance.emulated else program,
             )
             for path, x in zip(paths, inputs, strict=True)
         )
     return _result(opened, opened_on, provenance, results)
 
 
-def _call_ms(program: Program) -> float:
-    return timing_of([program.time_ms(NUM_CALLS)]).median_ms
+def _labelled(path: Path, labels: tuple[Label, ...], program: Program | None) -> LabelledImage:
+    """The labels of an image, and the latency of a program if it is not emulated."""
+    if program is None:
+        return LabelledImage(image=path, labels=labels, ms=None)
+    times, calls = undisturbed_calls(program, NUM_CALLS)
+    timing = timing_of([times])
+    return LabelledImage(
+        image=path,
+        labels=labels,
+        ms=timing.median_ms,
+        p95_ms=timing.p95_ms,
+        dropped=None if calls is None else calls.disturbed / calls.made,
+    )
 
 
 def _result(
@@ -148,7 +165,10 @@ def _result(
         batch_size=manifest.input.batch_size,
         measured_ms=None if measured is None else measured.ms,
         measured_on=None if measured is None else f"{measured.device}, {measured.source}",
-        notes=tuple(_notes(manifest, device, emulated=provenance.emulated)),
+        notes=(
+            *_notes(manifest, device, emulated=provenance.emulated),
+            *_busy_note(results),
+        ),
         results=results,
     )
 
@@ -291,6 +311,16 @@ def _labels(
             indices.tolist(), probabilities[indices].tolist(), strict=True
         )
     )
+
+
+def _busy_note(results: Sequence[LabelledImage]) -> list[str]:
+    busy = sum(result.dropped == 1 for result in results)
+    if not busy:
+        return []
+    return [
+        f"the machine was busy: all calls for {busy} of {len(results)} images lost the processor "
+        "to other processes, so their latencies are too long"
+    ]
 
 
 def _notes(manifest: Manifest, device: Device, *, emulated: bool) -> list[str]:

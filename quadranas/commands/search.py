@@ -176,12 +176,11 @@ class _SearchRun:
         """Save the weights, test once, measure if the device is connected, write the result."""
         setup = self.setup
         save_tensors(network.state_dict(), self.folder / layout.WEIGHTS)
-        measured_ms = measure_network(
+        measured = measure_network(
             architecture, network, setup.device, setup.priced, self.reporter
         )
         result = SearchResult.of(
-            *(self.folder.path, architecture, setup.priced, setup.contract),
-            measured_ms=measured_ms,
+            *(self.folder.path, architecture, setup.priced, setup.contract, measured),
             **outcome(*(network, setup.dataset, setup.augmenter(), self.folder, self.reporter)),
             notes=notes_of(self.folder.path),
             seed=setup.config.seed,

@@ -2,23 +2,31 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from matplotlib.figure import Figure
 
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, some
 from quadranas.files import stamp, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable, argument_of, build_command
 from quadranas.latency.table_files import PricedTable, find_priced
-from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
+from quadranas.measurement.bench import (
+    Bench,
+    Job,
+    network_job,
+    open_bench,
+    warn_of_drift,
+    with_runtime,
+)
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import TIMINGS, Timings
+from quadranas.measurement.summary import Timings, busy_text
+from quadranas.measurement.timing import TIMINGS
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
@@ -81,7 +89,8 @@ def validate_lut(
         settings: values to use instead of those in the device's file.
 
     Raises:
-        QuadranasError: no measured table, or it was measured on another device.
+        QuadranasError: no measured table, or it was measured on another device; or this machine
+            is too busy, and the timings are kept.
     """
     building = build_command(argument_of(space), argument_of(device))
     space, opened = load_space(space), load_device(device, **settings)
@@ -94,12 +103,36 @@ def validate_lut(
         path = priced.path.with_name(f"{priced.path.name}{VALIDATION}{TIMINGS}")
         with Journal(path, identity) as journal:
             jobs = {network.name: network_job(network) for network in fresh}
-            timings = bench.time(jobs, reporter, plan, journal)
+            timings = _timings(bench, jobs, reporter, plan, journal)
             warn_of_drift(priced.table.header, timings, reporter)
             found = _agreement(priced.table, fresh, timings, command)
             _record(priced, found)
             journal.remove()
     return _result(priced, found)
+
+
+def _timings(
+    bench: Bench, jobs: Mapping[str, Job], reporter: Reporter, plan: Plan, journal: Journal
+) -> Timings:
+    """The latencies of the networks; those that an earlier call could not measure, again.
+
+    Raises:
+        QuadranasError: the machine is too busy to measure all; the timings are kept.
+    """
+    is_repeated = all(journal.has_rounds(name, plan.num_rounds) for name in jobs)
+    timings = bench.time(jobs, reporter, plan, journal)
+    if timings.busy and is_repeated:
+        reporter.message(f"measuring again: {some(timings.busy)}")
+        journal.begin_again(timings.busy)
+        timings = bench.time(jobs, reporter, plan, journal)
+    if timings.busy:
+        worst = timings.programs[timings.busy[0]]
+        raise QuadranasError(
+            f"{len(timings.busy)} of {len(jobs)} networks are not measured: {some(timings.busy)}: "
+            f"{busy_text(worst)}; the timings are kept in {journal.path}",
+            "The same command measures these networks again, and no other.",
+        )
+    return timings
 
 
 def _measured_table(

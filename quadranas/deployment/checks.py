@@ -187,10 +187,20 @@ def _missed(latency: Latency, target: ExportTarget, options: ExportOptions) -> s
     """A description of how a file misses its budget; empty if it is kept, or without a budget.
 
     A measurement on another machine than the device says nothing about the device's budget.
+
+    Raises:
+        QuadranasError: the machine was too busy to measure, and there is no prediction.
     """
     if options.budget_ms is None:
         return ""
     predicted, here = latency.predicted, latency.measured if target.is_checked_there else None
+    if here is None and predicted is None and target.is_checked_there:
+        raise QuadranasError(
+            f"cannot check the budget of {options.budget_ms:.4g} ms: the latency is not predicted "
+            f"({latency.not_predicted}) and not measured ({latency.not_measured}); nothing was "
+            "kept",
+            "Repeat the command on an idle machine, or omit --budget.",
+        )
     missed = missed_budget(
         *(options.budget_ms, options.tolerance),
         predicted_ms=predicted.ms if predicted else None,

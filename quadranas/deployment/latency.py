@@ -14,7 +14,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import check_conditions, load_table, locate_table
 from quadranas.measurement.bench import Bench
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import STATISTIC
+from quadranas.measurement.summary import STATISTIC, busy_text
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.space.architecture import Architecture
@@ -77,17 +77,23 @@ def measured(
     programs: Mapping[str, Program],
     reporter: Reporter,
     plan: Plan | None = None,
-) -> dict[str, LatencyNote]:
+) -> dict[str, LatencyNote] | str:
     """Measure programs of one device together.
 
     Args:
         plan: `DEFAULT_PLAN` of the bench if not given.
+
+    Returns: the latencies, or the reason why they are missing: the machine is busy.
 
     Raises:
         QuadranasError: the device is emulated; emulated times are not latencies.
     """
     bench = Bench(device, backend)
     timings, provenance = bench.time(programs, reporter, plan), bench.provenance
+    if timings.busy:
+        reason = busy_text(timings.programs[timings.busy[0]])
+        reporter.warning(f"the file is not measured: {reason}")
+        return reason
     threads = f"{device.threads} thread{'s' if device.threads != 1 else ''}, "
     source = (
         f"measured ({provenance.hardware}, {provenance.runtime}, "
@@ -96,11 +102,14 @@ def measured(
     return {
         name: LatencyNote(
             device=device.name,
-            ms=timings.programs[name].latency_ms,
+            ms=timing.latency_ms,
             source=source,
-            spread=timings.programs[name].spread,
+            spread=timing.spread,
+            p50_ms=timing.median_ms,
+            p95_ms=timing.p95_ms,
+            dropped=timing.dropped,
         )
-        for name in programs
+        for name, timing in timings.programs.items()
     }
 
 

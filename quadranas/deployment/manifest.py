@@ -124,12 +124,18 @@ class LatencyNote(Described):
     Args:
         source: summary of a table; or runtime, hardware, threads and statistic of a measurement.
         spread: interquartile range of all measured calls, relative to their median.
+        p50_ms, p95_ms: median and 95th percentile of these calls.
+        dropped: share of calls that lost the processor to other processes, which are in none of
+            these numbers; `None` if unknown.
     """
 
     device: str
     ms: float = Field(gt=0)
     source: str
     spread: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    dropped: float | None = None
 
 
 class Latency(Described):

@@ -7,6 +7,7 @@ from quadranas.deployment.manifest import Accuracy, LatencyNote, Manifest, Quant
 from quadranas.errors import printable, printable_lines
 from quadranas.latency.budget import format_ms
 from quadranas.latency.runtimes import files_of
+from quadranas.latency.table import dropped_text
 
 MAX_CLASSES = 20
 MAX_RANGES = 10
@@ -124,6 +125,9 @@ def _latency_row(title: str, note: LatencyNote | None, why_not: str) -> tuple[st
     if note is None:
         return title, f"not {title}", "", _plain(why_not or "no reason recorded")
     spread = f"; calls spread by {note.spread:.0%}" if note.spread is not None else ""
+    if note.p50_ms is not None and note.p95_ms is not None:
+        spread += f"; p50 {format_ms(note.p50_ms)}, p95 {format_ms(note.p95_ms)}"
+        spread += f"; {dropped_text(note.dropped)}"
     return title, format_ms(note.ms), _plain(note.device), _plain(note.source) + spread
 
 

@@ -9,9 +9,9 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from quadranas.errors import QuadranasError
 from quadranas.files import parse_json
@@ -19,6 +19,19 @@ from quadranas.files import parse_json
 Identity = Mapping[str, str | int | None]
 Samples = dict[str, dict[int, list[float]]]
 """The milliseconds of all calls, by program and round."""
+
+
+class Calls(NamedTuple):
+    """The calls of a program in a round.
+
+    Args:
+        made: number of calls that were timed.
+        disturbed: number of these that lost the processor; they are kept only if all did.
+    """
+
+    made: int
+    disturbed: int
+
 
 JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
 """Exceptions that reading a damaged line can raise."""
@@ -42,6 +55,11 @@ class Journal:
             measurement. `None`: the timings are kept in memory only.
         identity: identifies the measurement and its conditions.
 
+    Attributes:
+        samples: the kept timings.
+        calls: by program and round, if it is known which calls lost the processor.
+        begun: the first round of each program that was begun again.
+
     Raises:
         QuadranasError: the file is of another measurement, damaged, in use, or not writable.
     """
@@ -49,6 +67,8 @@ class Journal:
     def __init__(self, path: Path | None, identity: Identity) -> None:
         self.path = path
         self.samples: Samples = {}
+        self.calls: dict[str, dict[int, Calls]] = {}
+        self.begun: dict[str, int] = {}
         self.file: IO[bytes] | None = None
         if path is None:
             return
@@ -71,10 +91,47 @@ class Journal:
         if self.file is not None:
             self.file.close()
 
-    def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
-        """Append the timings of one program in one round."""
-        self._write({"program": program, "round": round_number, "ms": times_ms})
+    def add(
+        self,
+        program: str,
+        round_number: int,
+        times_ms: list[float],
+        calls: Calls | None = None,
+    ) -> None:
+        """Append the timings of one program in one round.
+
+        Args:
+            times_ms: the kept timings.
+            calls: `None` if it is unknown which calls lost the processor.
+        """
+        known = {} if calls is None else {"calls": calls.made, "disturbed": calls.disturbed}
+        self._write({"program": program, "round": round_number, "ms": times_ms, **known})
+        self._keep(program, round_number, times_ms, calls)
+
+    def has_rounds(self, program: str, number: int) -> bool:
+        """Whether the first rounds of a program are complete, since it was begun again."""
+        first = self.begun.get(program, 0)
+        samples = self.samples.get(program, {})
+        return all(each in samples for each in range(first, first + number))
+
+    def begin_again(self, programs: Iterable[str]) -> None:
+        """Discard the timings of some programs, whose rounds follow all others."""
+        first = 1 + max((max(rounds) for rounds in self.samples.values() if rounds), default=-1)
+        for program in programs:
+            self._write({"again": program, "round": first})
+            self._discard(program, first)
+
+    def _keep(
+        self, program: str, round_number: int, times_ms: list[float], calls: Calls | None
+    ) -> None:
         self.samples.setdefault(program, {})[round_number] = times_ms
+        if calls is not None:
+            self.calls.setdefault(program, {})[round_number] = calls
+
+    def _discard(self, program: str, first: int) -> None:
+        self.samples.pop(program, None)
+        self.calls.pop(program, None)
+        self.begun[program] = first
 
     def remove(self) -> None:
         """Delete the file, once its timings have been used."""
@@ -108,8 +165,11 @@ class Journal:
         try:
             self._check(parse_json(lines[0])["identity"], identity)
             for line in map(parse_json, lines[1:]):
-                times = _times(line["ms"])
-                self.samples.setdefault(str(line["program"]), {})[int(line["round"])] = times
+                if "again" in line:
+                    self._discard(str(line["again"]), int(line["round"]))
+                    continue
+                sample = int(line["round"]), _times(line["ms"]), _calls(line)
+                self._keep(str(line["program"]), *sample)
         except JSON_FAULTS as error:
             raise QuadranasError(
                 f"{self.path} is not a journal of a measurement, or it is damaged: {error}",
@@ -150,3 +210,12 @@ def _times(values: Any) -> list[float]:
     if not times or not all(math.isfinite(ms) and ms > 0 for ms in times):
         raise ValueError(f"{values} are not times")
     return times
+
+
+def _calls(line: Mapping[str, Any]) -> Calls | None:
+    if "calls" not in line:
+        return None
+    calls = Calls(int(line["calls"]), int(line["disturbed"]))
+    if not 0 <= calls.disturbed <= calls.made or not calls.made:
+        raise ValueError(f"{calls.disturbed} of {calls.made} calls are disturbed")
+    return calls

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,13 @@ from quadranas.validation import Frozen
 FORMAT_VERSION = 2
 
 
+def dropped_text(dropped: float | Literal["unknown"] | None) -> str:
+    """The share of calls that lost the processor, in words."""
+    if not isinstance(dropped, float | int):
+        return "unknown how many calls lost the processor"
+    return f"{dropped:.1%} of the calls lost the processor and were dropped"
+
+
 class Measurement(Frozen):
     """How the entries of a measured table were measured.
 
@@ -36,7 +43,10 @@ class Measurement(Frozen):
         settings: other settings that affect the speed: tuning, clocks, driver.
         num_rounds, repeats: number of rounds, and of calls of every program in each.
         num_disturbed: number of rounds in which the reference operation was slow.
-        noise: relative difference between odd and even rounds, median over the programs.
+        noise, noise_p95: relative difference between odd and even rounds, median and 95th
+            percentile over the programs; `noise_p95` is `None` in older tables.
+        dropped: share of the calls that lost the processor to other processes, which were dropped
+            and repeated; `unknown` for devices that cannot tell, and in older tables.
         reference_ms: latency of the reference operation.
     """
 
@@ -48,7 +58,14 @@ class Measurement(Frozen):
     repeats: int = Field(ge=1)
     num_disturbed: int = Field(ge=0)
     noise: float = Field(ge=0, allow_inf_nan=False)
+    noise_p95: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    dropped: Annotated[float, Field(ge=0, le=1)] | Literal["unknown"] = "unknown"
     reference_ms: Milliseconds
+
+    def quality(self) -> str:
+        """The noise and the share of dropped calls in words."""
+        worst = "" if self.noise_p95 is None else f" (95th percentile {self.noise_p95:.1%})"
+        return f"noise {self.noise:.1%}{worst}, {dropped_text(self.dropped)}"
 
 
 class TableHeader(Frozen):
@@ -154,16 +171,21 @@ class TableEntry(Frozen):
 
     Args:
         latency_ms: the latency, as the table's statistic.
-        minimum_ms, median_ms: minimum and median of all calls of the program that the operation
-            was timed in, in proportion to `latency_ms`; `None` if it was not measured.
+        minimum_ms, median_ms, p95_ms: minimum, median and 95th percentile of all undisturbed
+            calls of the program that the operation was timed in, in proportion to `latency_ms`;
+            `None` if it was not measured, `p95_ms` also in older tables.
         spread: interquartile range of those calls, relative to their median.
+        noise: relative difference between the latencies by odd and by even rounds; `None` if it
+            was not measured, and in older tables.
     """
 
     op: OpSpec
     latency_ms: Milliseconds
     minimum_ms: Milliseconds | None = None
     median_ms: Milliseconds | None = None
+    p95_ms: Milliseconds | None = None
     spread: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    noise: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class LatencyTable(Frozen):

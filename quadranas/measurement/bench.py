@@ -1,7 +1,7 @@
 """The bench: a device opened for timing; programs are compiled there and timed together."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
-from quadranas.measurement.timing import REFERENCE, Timings, time_programs
+from quadranas.measurement.summary import REFERENCE, Timings
+from quadranas.measurement.timing import BUSY, time_programs
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
@@ -101,10 +102,12 @@ class Bench:
         reporter: Reporter,
         plan: Plan | None = None,
         journal: Journal | None = None,
+        companions: Collection[str] = (),
     ) -> Timings:
         """Time networks together with the reference operation, in shuffled rounds.
 
         Args:
+            companions: see `time_programs`.
             jobs: networks to compile, or compiled programs.
             plan: how often to time. Default: `DEFAULT_PLAN`.
             journal: stores the timings, so that an interrupted measurement resumes. Default: in
@@ -115,7 +118,9 @@ class Bench:
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)
         return time_programs(
-            programs, journal, reporter, plan, max_parallel=self.backend.max_parallel
+            *(programs, journal, reporter, plan),
+            max_parallel=self.backend.max_parallel,
+            companions=companions,
         )
 
     def _compile(self, job: Job | Program) -> Program:
@@ -135,6 +140,8 @@ class Bench:
             repeats=plan.repeats,
             num_disturbed=timings.num_disturbed,
             noise=timings.noise,
+            noise_p95=timings.noise_p95,
+            dropped="unknown" if timings.dropped is None else timings.dropped,
             reference_ms=timings.reference_ms,
         )
 
@@ -177,8 +184,7 @@ class _Programs(Mapping[str, Program]):
 
 def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:
     """The programs whose planned rounds are not complete."""
-    rounds = range(plan.num_rounds)
-    found = [n for n in jobs if any(r not in journal.samples.get(n, {}) for r in rounds)]
+    found = [name for name in jobs if not journal.has_rounds(name, plan.num_rounds)]
     return found if found != [REFERENCE] else []
 
 
@@ -216,8 +222,15 @@ def with_runtime(device: Device, header: TableHeader) -> Device:
 
 
 def warn_of_drift(header: TableHeader, timings: Timings, reporter: Reporter) -> None:
-    """Warn if the device is slower or faster than when a table was measured."""
+    """Warn if the device is slower or faster than when a table was measured.
+
+    Nothing is said if the machine was busy in either measurement: its neighbours slow down
+    undisturbed calls too, by the caches and clocks that they share.
+    """
     assert header.measurement is not None
+    shares = (header.measurement.dropped, timings.dropped)
+    if any(isinstance(share, float) and share > BUSY for share in shares):
+        return
     drift = timings.reference_ms / header.measurement.reference_ms - 1
     if abs(drift) > DRIFT:
         reporter.warning(

@@ -11,7 +11,7 @@ feature maps, and share one factor, with which the entries of the baseline netwo
 latency.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -22,7 +22,7 @@ from quadranas.latency.table import Measurement, TableEntry
 from quadranas.measurement.bench import Bench, Job, chain_job, network_job
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import null_probe, preserves_shape
-from quadranas.measurement.timing import Timings
+from quadranas.measurement.summary import Timing, Timings
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs
@@ -56,8 +56,11 @@ class MeasuredEntries:
     """Entries of a table, and the description of their measurement for its header.
 
     Args:
+        timings: what the entries were computed from.
         scale, calibration: `None` if no whole network was measured.
     """
+
+    timings: Timings
 
     entries: tuple[TableEntry, ...]
     null_ms: float
@@ -105,10 +108,11 @@ def measure_entries(
     jobs = {NULL: Job(null_probe, 1, 1)}
     jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
     jobs |= {network.name: network_job(network) for network in networks}
-    timings = bench.time(jobs, reporter, plan, journal)
+    timings = bench.time(jobs, reporter, plan, journal, companions=_baselines())
     entries = _entries(timed, baseline, timings)
     scale, calibration = _calibrate(entries.values(), networks, timings)
     return MeasuredEntries(
+        timings=timings,
         entries=tuple(entries[spec] for spec in specs),
         null_ms=timings.programs[NULL].latency_ms,
         measurement=bench.describe(timings, plan),
@@ -177,40 +181,64 @@ def _double(spec: OpSpec) -> str:
     return f"{spec} twice"
 
 
+def programs_of(spec: OpSpec) -> list[str]:
+    """The programs that an entry is computed from, besides those that all entries share."""
+    if preserves_shape(spec):
+        return [_inserted(spec)]
+    convs = map(_preserving, _ends(spec))
+    return [_single(spec), *(name for conv in convs for name in (_single(conv), _double(conv)))]
+
+
+def shared_programs() -> list[str]:
+    """The programs that all entries are computed from."""
+    return [NULL, *_baselines()]
+
+
 def _entries(
     specs: Sequence[OpSpec], baseline: Architecture, timings: Timings
 ) -> dict[OpSpec, TableEntry]:
     """The entries; each includes one null call."""
     null_ms = timings.programs[NULL].latency_ms
+    even = _added_ms(specs, baseline, timings, lambda timing: timing.halves_ms[0])
+    odd = _added_ms(specs, baseline, timings, lambda timing: timing.halves_ms[1])
     entries = {}
-    for spec, added_ms in _added_ms(specs, baseline, timings).items():
-        # Minimum, median and spread are known for the timed program, not for the difference; they
-        # are scaled to the entry.
-        program = timings.programs[_inserted(spec) if preserves_shape(spec) else _single(spec)]
+    added = _added_ms(specs, baseline, timings, lambda timing: timing.latency_ms)
+    for spec, added_ms in added.items():
+        # Minimum, percentiles and spread are known for the timed program, not for the difference;
+        # they are scaled to the entry.
+        program = timings.programs[programs_of(spec)[0]]
         latency_ms = added_ms + null_ms
         entries[spec] = TableEntry(
             op=spec,
             latency_ms=latency_ms,
             minimum_ms=latency_ms * (program.minimum_ms / program.latency_ms),
             median_ms=latency_ms * (program.median_ms / program.latency_ms),
+            p95_ms=latency_ms * (program.p95_ms / program.latency_ms),
             spread=program.spread,
+            noise=abs(even[spec] - odd[spec]) / latency_ms,
         )
     return entries
 
 
 def _added_ms(
-    specs: Sequence[OpSpec], baseline: Architecture, timings: Timings
+    specs: Sequence[OpSpec],
+    baseline: Architecture,
+    timings: Timings,
+    latency_of: Callable[[Timing], float],
 ) -> dict[OpSpec, float]:
     """The latency that each operation adds to a network."""
-    ms = {name: timing.latency_ms for name, timing in timings.programs.items()}
+    ms = {name: latency_of(timing) for name, timing in timings.programs.items()}
     baseline_ms = fmean(ms[name] for name in _baselines())
     least_ms = TINY * baseline_ms
     added = {}
     for spec in specs:
         if preserves_shape(spec):
             # The baseline is the smallest network because the noise of the difference grows with
-            # the latency of the baseline.
-            added[spec] = max((ms[_inserted(spec)] - baseline_ms) / COPIES, least_ms)
+            # the latency of the baseline. Of the rounds of a program that was timed again, only
+            # those of the baseline are comparable that were made beside it.
+            beside = timings.beside(_inserted(spec)).values()
+            beside_ms = fmean(map(latency_of, beside))
+            added[spec] = max((ms[_inserted(spec)] - beside_ms) / COPIES, least_ms)
         else:
             # A single operation enters one shape and leaves another: half of each boundary cost.
             alone_ms = ms[_single(spec)] - ms[NULL]

@@ -1,6 +1,13 @@
-"""The plan of a measurement, in its own module so that help texts need not import the timing."""
+"""The plan of a measurement, and when it is trusted.
+
+It is a module of its own so that help texts need not import the timing.
+"""
 
 from dataclasses import dataclass
+
+MAX_RESIDUAL = 0.10
+"""Residual of the calibration above which a table is not saved. Tables that were measured on an
+idle machine have 1 to 3 %."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +25,16 @@ class Plan:
     repeats: int = 5
     seed: int = 0
     round_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """When a table is trusted.
+
+    Args:
+        only_suspect: measure the suspects again.
+        max_residual: limit on the residual of the calibration.
+    """
+
+    only_suspect: bool = False
+    max_residual: float = MAX_RESIDUAL

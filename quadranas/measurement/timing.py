@@ -8,73 +8,52 @@ cores of a Zen 5, 2026-11-21) short programs reached their overall minimum in bu
 long programs, and two halves of one measurement differed by 1.4 % in the minimum, but by 0.8 % in
 the quartile. A reference operation, timed several times in every round, shows which rounds were
 disturbed; another round is added for each.
+
+A call that waited for a processor is dropped and repeated (`latency/processor.py`). The reference
+alone does not show such calls: it is shorter than the time slice of a busy neighbour, while a long
+network is interrupted in every call.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from random import Random
 
-import numpy as np
-
 from quadranas.backends.interface import Program
-from quadranas.latency.journal import Journal
+from quadranas.latency.journal import Calls, Journal
+from quadranas.latency.processor import CallTimes
 from quadranas.measurement.plan import Plan
+from quadranas.measurement.summary import (
+    REFERENCE,
+    REFERENCES_PER_ROUND,
+    Timings,
+    disturbed_rounds,
+    dropped_share,
+    is_undisturbed,
+    summarise,
+    timing_in,
+)
 from quadranas.reporter import Reporter, time_left
-
-REFERENCE = "reference"
-REFERENCES_PER_ROUND = 5
-
-DISTURBED = 0.05
-"""A round whose reference is slower than the quietest round's by more than this is disturbed."""
 
 DISAGREEMENT = 0.01
 """A program whose latencies in odd and even rounds differ by more than this is unsteady, and is
 timed again."""
 
-STATISTIC = "first quartile of the rounds' minima"
+LOST = 0.01
+"""A call that waited for a processor for more than this fraction of its time is disturbed."""
+
+MAX_ATTEMPTS = 3
+"""Limit on the attempts to get undisturbed calls of a program in one round."""
+
+BUSY = 0.2
+"""Share of disturbed calls above which a machine is busy: the measurement says so, and nothing is
+concluded about the speed of the machine."""
 
 TIMINGS = ".timings"
 """Suffix of the journal that stores the timings until the file is complete."""
 
 MAX_EXTRA = 10
 """Limit on the rounds beyond the planned ones, for disturbed rounds and unsteady programs."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The latency of a program, in milliseconds.
-
-    Args:
-        latency_ms: first quartile of the rounds' minima.
-        minimum_ms, median_ms: minimum and median of all calls.
-        spread: interquartile range of all calls, relative to their median.
-    """
-
-    latency_ms: float
-    minimum_ms: float
-    median_ms: float
-    spread: float
-    num_rounds: int
-
-
-@dataclass(frozen=True)
-class Timings:
-    """The latencies of programs, and the noise of the machine.
-
-    Args:
-        reference_ms: latency of the reference operation.
-        num_disturbed: number of rounds whose reference was slow.
-        noise: relative difference between odd and even rounds, median over the programs.
-    """
-
-    programs: Mapping[str, Timing]
-    reference_ms: float
-    num_rounds: int
-    num_disturbed: int
-    noise: float
 
 
 def time_programs(
@@ -84,52 +63,146 @@ def time_programs(
     plan: Plan,
     *,
     max_parallel: int = 1,
+    companions: Collection[str] = (),
 ) -> Timings:
     """Time programs in shuffled rounds; timings already in the journal are not repeated.
 
     Args:
         programs: the programs by name; one of them is `REFERENCE`.
         max_parallel: number of programs that can be timed at once.
+        companions: programs to time beside those that were begun again, to compare with.
     """
     names = [name for name in programs if name != REFERENCE]
-    rounds = _Rounds(programs, journal, plan, max_parallel)
-    total = plan.num_rounds * (len(names) + REFERENCES_PER_ROUND)
-    phase = reporter.phase("timing", total, journal.num_timings)
-    started, done_before = time.monotonic(), journal.num_timings
+    sessions = _sessions(names, journal, companions)
+    progress = _Progress(journal, reporter, plan, sum(map(len, sessions.values())), len(sessions))
+    rounds = _Rounds(programs, journal, plan, max_parallel, progress)
+    ends = [*list(sessions)[1:], None]
+    for (start, members), end in zip(sessions.items(), ends, strict=True):
+        rounds.run_session(start, end, members)
+    return summarise(sessions, companions, journal, plan)
 
-    def advance() -> None:
-        reporter.advance(phase, min(journal.num_timings, total))
 
-    for number in range(plan.num_rounds):
-        rounds.run(number, names, advance)
-        done = journal.num_timings
-        if done > done_before:
-            left_s = (time.monotonic() - started) / (done - done_before) * (total - done)
-            _say_round(reporter, number + 1, plan.num_rounds, left_s)
-    for number in range(plan.num_rounds, plan.num_rounds + MAX_EXTRA):
-        # Further rounds time all programs until enough rounds were quiet, then the unsteady ones.
-        quiet = number - len(_disturbed(journal))
-        again = names
-        if quiet >= plan.num_rounds:
-            again = [n for n in names if _disagreement(_rounds_of(n, journal)) > DISAGREEMENT]
-        if not again:
+def undisturbed_calls(
+    program: Program, repeats: int, attempts: int = MAX_ATTEMPTS
+) -> tuple[list[float], Calls | None]:
+    """Time calls; those that lost the processor are dropped and repeated.
+
+    Args:
+        attempts: how often to time `repeats` calls until as many are undisturbed.
+
+    Returns: the times in milliseconds, of disturbed calls only if there are no others; and the
+        numbers of calls, `None` if it is unknown which calls lost the processor.
+    """
+    kept: list[float] = []
+    disturbed: list[float] = []
+    for _ in range(attempts):
+        times = program.time_ms(repeats)
+        if not isinstance(times, CallTimes):
+            return times, None
+        for ms, lost_ms in zip(times, times.lost_ms, strict=True):
+            if lost_ms is None:
+                return list(times), None
+            (disturbed if lost_ms > LOST * ms else kept).append(ms)
+        if len(kept) >= repeats:
             break
-        rounds.run(number, again, advance)
-    return _summarise(names, journal)
+    return (kept or disturbed)[:repeats], Calls(len(kept) + len(disturbed), len(disturbed))
+
+
+def _sessions(
+    names: Sequence[str], journal: Journal, companions: Collection[str]
+) -> dict[int, list[str]]:
+    """The programs to time, by the first round of each session.
+
+    A session follows another when programs are begun again; the companions are part of all.
+    """
+    begun = {name: journal.begun.get(name, 0) for name in names}
+    return {
+        start: [n for n in names if begun[n] == start or (n in companions and begun[n] < start)]
+        for start in sorted(set(begun.values()))
+    }
+
+
+class _Progress:
+    """Reports the progress of a measurement, and once that the machine is busy."""
+
+    def __init__(
+        self, journal: Journal, reporter: Reporter, plan: Plan, members: int, sessions: int
+    ) -> None:
+        self.journal, self.reporter, self.plan = journal, reporter, plan
+        self.total = plan.num_rounds * (members + sessions * REFERENCES_PER_ROUND)
+        self.phase = reporter.phase("timing", self.total, journal.num_timings)
+        self.started, self.done_before = time.monotonic(), journal.num_timings
+        self.has_said_busy = False
+
+    def advance(self) -> None:
+        """A program was timed."""
+        self.reporter.advance(self.phase, min(self.journal.num_timings, self.total))
+
+    def finish_round(self, number: int) -> None:
+        """The planned round of this number, from 1 on, is complete."""
+        done = self.journal.num_timings
+        if done <= self.done_before:
+            return
+        left_s = (time.monotonic() - self.started) / (done - self.done_before)
+        left_s *= max(0, self.total - done)
+        _say_round(self.reporter, number, self.plan.num_rounds, left_s)
+        dropped = dropped_share(self.journal.calls.values())
+        if not self.has_said_busy and dropped is not None and dropped > BUSY:
+            self.has_said_busy = True
+            self.reporter.message(
+                f"the machine is busy: {dropped:.0%} of the calls so far lost the processor to "
+                "other processes and are repeated; stop other programs to measure faster"
+            )
 
 
 class _Rounds:
     """Runs rounds of all programs, in an order that depends on seed and round number."""
 
     def __init__(
-        self, programs: Mapping[str, Program], journal: Journal, plan: Plan, max_parallel: int
+        self,
+        programs: Mapping[str, Program],
+        journal: Journal,
+        plan: Plan,
+        max_parallel: int,
+        progress: _Progress,
     ) -> None:
         self.programs = programs
         self.journal = journal
         self.plan = plan
         self.max_parallel = max_parallel
+        self.progress = progress
 
-    def run(self, number: int, names: Sequence[str], advance: Callable[[], None]) -> None:
+    def run_session(self, start: int, end: int | None, names: Sequence[str]) -> None:
+        """Run the planned rounds of some programs, and those to be added.
+
+        Args:
+            start: the first round.
+            end: the first round of the next session.
+        """
+        planned = start + self.plan.num_rounds
+        for number in range(start, min(planned, end or planned)):
+            self.run(number, names)
+            self.progress.finish_round(number - start + 1)
+        last = planned + MAX_EXTRA
+        for number in range(planned, min(last, end or last)):
+            # Further rounds time all programs until enough rounds were quiet, then those that
+            # are unsteady or had too few undisturbed calls.
+            quiet = number - start - len(disturbed_rounds(self.journal, start, end))
+            again = names
+            if quiet >= self.plan.num_rounds:
+                again = [name for name in names if self._is_unsteady(name, start, end)]
+            if not again:
+                break
+            self.run(number, again)
+
+    def _is_unsteady(self, name: str, start: int, end: int | None) -> bool:
+        timing = timing_in(name, self.journal, self.plan, start, end)
+        if timing.is_busy:
+            return timing.dropped is None or timing.dropped < 1  # else further rounds are in vain
+        return timing.disagreement > DISAGREEMENT
+
+    def run(self, number: int, names: Sequence[str]) -> None:
+        """Run a round."""
         order = list(names)
         Random(f"{self.plan.seed} {number}").shuffle(order)
         step = max(1, len(order) // REFERENCES_PER_ROUND)
@@ -138,16 +211,21 @@ class _Rounds:
         samples = self.journal.samples
         todo = [name for name in order if number not in samples.get(name, {})]
         started = time.monotonic()
-        for name, times in self._time(todo):
-            self.journal.add(name, number, times)
-            advance()
+        for name, (times, calls) in self._time(todo, number):
+            self.journal.add(name, number, times, calls)
+            self.progress.advance()
         if todo:
             time.sleep(max(0.0, self.plan.round_s - (time.monotonic() - started)))
 
-    def _time(self, names: Sequence[str]) -> Iterable[tuple[str, list[float]]]:
-        def time_one(name: str) -> list[float]:
+    def _time(
+        self, names: Sequence[str], number: int
+    ) -> Iterable[tuple[str, tuple[list[float], Calls | None]]]:
+        def time_one(name: str) -> tuple[list[float], Calls | None]:
             key = REFERENCE if name.startswith(f"{REFERENCE} ") else name
-            return self.programs[key].time_ms(self.plan.repeats)
+            # A neighbour that disturbed all calls of the last round is probably still there.
+            is_hopeful = is_undisturbed(name, number - 1, self.journal)
+            attempts = MAX_ATTEMPTS if is_hopeful else 1
+            return undisturbed_calls(self.programs[key], self.plan.repeats, attempts)
 
         if self.max_parallel == 1:
             for name in names:
@@ -167,62 +245,3 @@ def _say_round(reporter: Reporter, number: int, total: int, left_s: float) -> No
     """Report the progress in about ten lines if there is no live progress bar."""
     if not reporter.is_live and number * 10 // total > (number - 1) * 10 // total:
         reporter.message(f"round {number} of {total}, {time_left(left_s)}")
-
-
-def _reference_ms(journal: Journal) -> dict[int, float]:
-    """The latency of the reference by round: the median of its timings there."""
-    rounds: dict[int, list[float]] = {}
-    for index in range(REFERENCES_PER_ROUND):
-        for number, times in journal.samples.get(f"{REFERENCE} {index}", {}).items():
-            rounds.setdefault(number, []).append(min(times))
-    return {number: statistics.median(times) for number, times in rounds.items()}
-
-
-def _disturbed(journal: Journal) -> set[int]:
-    """The rounds whose reference was slow."""
-    rounds = _reference_ms(journal)
-    quietest = min(rounds.values())
-    return {number for number, ms in rounds.items() if ms > quietest * (1 + DISTURBED)}
-
-
-def _latency_ms(rounds: Sequence[Sequence[float]]) -> float:
-    """The first quartile of the rounds' minima."""
-    return float(np.percentile([min(times) for times in rounds], 25))
-
-
-def _disagreement(rounds: Sequence[Sequence[float]]) -> float:
-    """Relative difference between the latencies in odd and in even rounds."""
-    low, high = sorted((_latency_ms(rounds[::2]), _latency_ms(rounds[1::2] or rounds)))
-    return high / low - 1
-
-
-def _rounds_of(name: str, journal: Journal) -> list[list[float]]:
-    return [times for _, times in sorted(journal.samples[name].items())]
-
-
-def timing_of(rounds: Sequence[Sequence[float]]) -> Timing:
-    """The statistics of a program's calls.
-
-    Args:
-        rounds: milliseconds of the calls of each round.
-    """
-    calls = np.concatenate([np.asarray(times) for times in rounds])
-    quarter, median, three_quarters = np.percentile(calls, [25, 50, 75])
-    return Timing(
-        latency_ms=_latency_ms(rounds),
-        minimum_ms=float(calls.min()),
-        median_ms=float(median),
-        spread=float((three_quarters - quarter) / median),
-        num_rounds=len(rounds),
-    )
-
-
-def _summarise(names: Sequence[str], journal: Journal) -> Timings:
-    references = list(_reference_ms(journal).values())
-    return Timings(
-        programs={name: timing_of(_rounds_of(name, journal)) for name in names},
-        reference_ms=float(np.percentile(references, 25)),
-        num_rounds=len(references),
-        num_disturbed=len(_disturbed(journal)),
-        noise=statistics.median(_disagreement(_rounds_of(name, journal)) for name in names),
-    )

@@ -7,6 +7,7 @@ from quadranas.latency.device import Device
 from quadranas.latency.table_files import PricedTable
 from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.plan import Plan
+from quadranas.measurement.summary import Timing, busy_text
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 
@@ -18,19 +19,20 @@ def measure_network(
     priced: PricedTable,
     reporter: Reporter,
     plan: Plan | None = None,
-) -> float | None:
-    """Measure a network on the device that its table was measured on, in milliseconds.
+) -> Timing | str:
+    """Measure a network on the device that its table was measured on.
 
     Nothing is measured under other conditions than the table's: runtime, precision, threads ...
 
     Args:
         plan: how often to time. Default: `DEFAULT_PLAN` of the bench.
 
-    Returns: the latency; `None` if the table was not measured, or the device is not connected.
+    Returns: the latency, of undisturbed calls; or why there is none: the table was not measured,
+        the device is not connected, or the machine is busy.
     """
     header = priced.table.header
     if header.measurement is None:
-        return None
+        return f"the table is {header.method}"
     job = network_job(architecture, network)
     try:
         with open_bench(with_runtime(device, header)) as bench:
@@ -38,6 +40,11 @@ def measure_network(
             timings = bench.time({architecture.name: job}, reporter, plan)
     except QuadranasError as error:
         reporter.warning(f"the network is not measured: {error.message}")
-        return None
+        return error.message
+    timing = timings.programs[architecture.name]
+    # A busy machine says nothing about the budget, and its reference nothing about the device.
+    if timing.is_busy:
+        reporter.warning(f"the network is not measured: {busy_text(timing)}")
+        return busy_text(timing)
     warn_of_drift(header, timings, reporter)
-    return timings.programs[architecture.name].latency_ms
+    return timing

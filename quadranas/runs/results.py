@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quadranas.commands.export import ExportResult
     from quadranas.commands.report import ReportResult
     from quadranas.latency.device import Device
+    from quadranas.measurement.summary import Timing
     from quadranas.network.skeleton import Network
 
 
@@ -133,7 +134,10 @@ class DeriveResult(StoredResult):
         confidence: probability that the measured latency is within the budget; None if not
             requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
-        measured_ms: None where the device is not connected, or its table was not measured.
+        measured_ms: None if it was not measured; `not_measured` gives the reason.
+        measured_p50_ms, measured_p95_ms: median and 95th percentile of the undisturbed calls.
+        measured_dropped: share of calls that lost the processor to other processes and were
+            dropped; None if unknown.
     """
 
     device: str
@@ -142,6 +146,10 @@ class DeriveResult(StoredResult):
     tolerance: float
     predicted_ms: FiniteFloat
     measured_ms: FiniteFloat | None
+    measured_p50_ms: FiniteFloat | None = None
+    measured_p95_ms: FiniteFloat | None = None
+    measured_dropped: FiniteFloat | None = None
+    not_measured: str = ""
     table: TableNote
     params: int
     macs: int
@@ -153,13 +161,16 @@ class DeriveResult(StoredResult):
         architecture: Architecture,
         priced: PricedTable,
         contract: Contract,
+        measured: "Timing | str",
         **more: Any,
     ) -> Self:
         """Describe the network that a run chose.
 
         Args:
-            more: the other fields: measured_ms, those of the test, and those of a subclass.
+            measured: the measured latency, or why there is none.
+            more: the other fields: those of the test, and those of a subclass.
         """
+        timing = None if isinstance(measured, str) else measured
         header = priced.table.header
         table = TableNote(
             path=folder / layout.TABLE, method=header.method, summary=header.summary()
@@ -172,6 +183,11 @@ class DeriveResult(StoredResult):
             confidence=contract.confidence,
             tolerance=contract.tolerance,
             predicted_ms=architecture.provenance["predicted_ms"],
+            measured_ms=timing and timing.latency_ms,
+            measured_p50_ms=timing and timing.median_ms,
+            measured_p95_ms=timing and timing.p95_ms,
+            measured_dropped=timing and timing.dropped,
+            not_measured=measured if isinstance(measured, str) else "",
             table=table,
             params=count_params(architecture),
             macs=count_macs(architecture),

@@ -290,7 +290,7 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 RUN_KEYS = {
     *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
-    "table",
+    *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
     *("params", "macs", "accuracy", "confidence", "tolerance"),
 }
 KEYS: dict[str, set[str]] = {
@@ -298,7 +298,7 @@ KEYS: dict[str, set[str]] = {
     "devices": {"devices", "runtimes"},
     "spaces toy": {"spaces"},
     "build-lut --device cpu --space toy": {
-        *("path", "device", "space", "entries", "method", "summary"),
+        *("path", "device", "space", "entries", "method", "summary", "quality"),
     },
     "validate-lut --device host --space toy --table host.json --networks 2": {
         *("networks", "bias", "mape", "within_5", "within_10", "kendall_tau"),
@@ -325,6 +325,7 @@ KEYS: dict[str, set[str]] = {
         *("opset", "batch_size", "accuracy_as_trained", "trained_resolution", "spread"),
         *("not_measured", "deviation", "budget_ms", "missed", "params", "size_bytes"),
         *("operators", "kept", "image", "notes", "num_skipped"),
+        *("measured_p50_ms", "measured_p95_ms", "measured_dropped"),
     },
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),

@@ -24,7 +24,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table, load_table
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import REFERENCES_PER_ROUND, STATISTIC
+from quadranas.measurement.summary import REFERENCES_PER_ROUND, STATISTIC
 from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing, until
@@ -184,7 +184,9 @@ def test_a_measurement_killed_at_any_moment_takes_no_timing_twice(journal: Path)
         assert (told in outcome.err) == bool(timings_in(before)), moment
         before = after
         counts.append(len(timings_in(before)))
-    assert counts[:6] == [0, 0, 0, 3, 3 + 59, 3 + 59 + 99]
+    assert counts[:4] == [0, 0, 0, 3]
+    assert 3 < counts[4] <= 3 + 59  # calls that lost the processor are repeated
+    assert counts[5] == counts[4] + 99
     assert Path(TABLE).is_file()  # the last moment comes after the table
     done = call(*KILLED, "--json")
     assert done.code == 0, done.err
@@ -650,7 +652,8 @@ def test_a_promise_that_is_kept_is_told_with_what_was_measured(table: Path, run:
     result = json.loads(Path("derived/result.json").read_text())
     assert 0 < result["measured_ms"] < result["budget_ms"]
     assert outcome.out.startswith(
-        f"measured {result['measured_ms']:.4g} ms, predicted {result['predicted_ms']:.4g} ms of "
+        f"measured {result['measured_ms']:.4g} ms (p50 {result['measured_p50_ms']:.4g}, p95 "
+        f"{result['measured_p95_ms']:.4g}), predicted {result['predicted_ms']:.4g} ms of "
     )
     assert result["table"]["method"] == "measured"
     assert "budget missed" not in outcome.err

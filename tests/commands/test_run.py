@@ -136,7 +136,8 @@ def test_the_command_prints_a_block_per_image(bundle: Path, images: list[Path]) 
     outcome = call("run", bundle, *images[:2], "--top", "3")
     assert (outcome.code, outcome.err) == (0, "")
     first, *labels, second = outcome.out.splitlines()[:5]
-    assert re.fullmatch(rf"{re.escape(str(images[0]))}: \S+ [mu]s, 123 us at export", first)
+    timed = r"\S+ [mu]s \(p95 \S+ [mu]s\), 123 us at export"
+    assert re.fullmatch(f"{re.escape(str(images[0]))}: {timed}", first)
     assert all(re.fullmatch(r"  +\d+\.\d\d%  class [a-j]", label) for label in labels)
     assert second.startswith(f"{images[1]}: ")
     assert outcome.out.splitlines()[8].startswith("ONNX Runtime ")
@@ -148,7 +149,7 @@ def test_the_command_prints_json(bundle: Path, images: list[Path]) -> None:
     assert content["bundle"] == str(bundle)
     assert content["device"] == "host"
     (answer,) = content["results"]
-    assert answer.keys() == {"image", "labels", "ms"}
+    assert answer.keys() == {"image", "labels", "ms", "p95_ms", "dropped"}
     (label,) = answer["labels"]
     assert label.keys() == {"label", "index", "probability"}
 

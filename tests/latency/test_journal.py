@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.journal import Journal, Samples
+from quadranas.latency.journal import Calls, Journal, Samples
 from tests.command_line import CHECKOUT
 
 IDENTITY: dict[str, Any] = {
@@ -305,3 +305,34 @@ def test_a_place_that_cannot_be_written_is_named(
 
 def test_the_limit_of_a_file_s_size_is_only_the_child_s() -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_what_lost_the_processor_and_what_is_begun_again_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t.timings"
+    with Journal(path, IDENTITY) as journal:
+        journal.add("a", 0, [1.0], Calls(made=3, disturbed=2))
+        journal.add("a", 1, [2.0])
+        journal.add("b", 0, [5.0], Calls(made=1, disturbed=0))
+        assert journal.has_rounds("a", 2)
+        journal.begin_again(["a"])
+        assert not journal.has_rounds("a", 1)
+        journal.add("a", 2, [3.0], Calls(made=2, disturbed=1))
+    with Journal(path, IDENTITY) as journal:
+        assert journal.samples == {"a": {2: [3.0]}, "b": {0: [5.0]}}
+        assert journal.calls == {"a": {2: Calls(2, 1)}, "b": {0: Calls(1, 0)}}
+        assert journal.begun == {"a": 2}
+        assert journal.has_rounds("a", 1)
+        assert journal.num_timings == 2
+
+
+@pytest.mark.parametrize(("made", "disturbed"), [(2, 3), (0, 0), (2, -1), ("x", 0)])
+def test_impossible_numbers_of_calls_are_damage(
+    tmp_path: Path, made: object, disturbed: int
+) -> None:
+    path = tmp_path / "t.timings"
+    filled(path)
+    line = {"program": "a", "round": 0, "ms": [1.0], "calls": made, "disturbed": disturbed}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(QuadranasError, match="damaged"):
+        read(path)

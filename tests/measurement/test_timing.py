@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 import quadranas.measurement.timing
 from quadranas.backends.interface import Program
 from quadranas.errors import DeviceLostError
-from quadranas.latency.journal import Journal
+from quadranas.latency.journal import Calls, Journal
+from quadranas.latency.processor import CallTimes
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.timing import (
-    DISAGREEMENT,
+from quadranas.measurement.summary import (
     DISTURBED,
-    MAX_EXTRA,
     REFERENCE,
     REFERENCES_PER_ROUND,
     Timings,
-    time_programs,
+    timing_of,
 )
+from quadranas.measurement.timing import DISAGREEMENT, MAX_ATTEMPTS, MAX_EXTRA, time_programs
 from quadranas.reporter import Reporter
 from tests.measuring import ScriptedProgram
 
@@ -41,8 +41,10 @@ class Recorder(Journal):
         super().__init__(path, {"kind": "test"})
         self.order: list[tuple[int, str]] = []
 
-    def add(self, program: str, round_number: int, times_ms: list[float]) -> None:
-        super().add(program, round_number, times_ms)
+    def add(
+        self, program: str, round_number: int, times_ms: list[float], calls: Calls | None = None
+    ) -> None:
+        super().add(program, round_number, times_ms, calls)
         self.order.append((round_number, program))
 
     def rounds(self) -> list[list[str]]:
@@ -321,3 +323,115 @@ def test_progress_is_told_and_counts_what_was_done_before(
         *("round 1 of 3", "round 2 of 3", "round 3 of 3"),
         *("round 4 of 5", "round 5 of 5"),
     ]
+
+
+# Calls that lost the processor
+
+
+class Losing(ScriptedProgram):
+    """Takes so long, and loses so much of it in each of its timings, and then as in the last."""
+
+    def __init__(self, ms: float, shares: Sequence[float]) -> None:
+        super().__init__(ms)
+        self.shares = shares
+
+    def time_ms(self, repeats: int) -> list[float]:
+        share = self.shares[min(self.calls, len(self.shares) - 1)]
+        times = super().time_ms(repeats)
+        return CallTimes((ms / (1 - share) for ms in times), [ms * share for ms in times])
+
+
+def test_disturbed_calls_are_in_no_statistic() -> None:
+    """Of four rounds the third has no undisturbed call; its times are left out."""
+    shares = [0.0, 0.5, 0.0, *[0.5] * MAX_ATTEMPTS, 0.0]
+    programs = {REFERENCE: Losing(1.0, [0.0]), "op": Losing(2.0, shares)}
+    plan = Plan(num_rounds=4, repeats=2)
+    journal = Recorder()
+    timings = timed(programs, plan, journal)
+    timing = timings.programs["op"]
+    assert (timing.latency_ms, timing.median_ms, timing.p95_ms, timing.spread) == (2, 2, 2, 0)
+    assert timing.halves_ms == (2.0, 2.0)
+    assert timings.noise == timings.noise_p95 == 0
+    # four planned rounds need four with undisturbed calls, so one was added
+    assert timing.num_rounds == 4
+    assert len(journal.samples["op"]) == 5
+    assert not timing.is_busy
+    made = 2 * (len(shares) + 1)
+    assert timing.dropped == pytest.approx(2 * (1 + MAX_ATTEMPTS) / made)
+    calls_of_reference = 2 * REFERENCES_PER_ROUND * 5
+    assert timings.dropped == pytest.approx(2 * (1 + MAX_ATTEMPTS) / (made + calls_of_reference))
+
+
+def test_a_program_without_undisturbed_calls_is_busy() -> None:
+    """Its reference is too short to be disturbed, so that alone shows nothing."""
+    programs = {REFERENCE: Losing(1.0, [0.0]), "op": Losing(12.0, [0.43])}
+    timings = timed(programs, Plan(num_rounds=10))
+    assert timings.busy == ["op"]
+    assert timings.programs["op"].dropped == 1.0
+    assert timings.num_disturbed == 0
+
+
+def test_a_device_that_cannot_tell_has_no_share_and_is_not_busy() -> None:
+    timings = timed(constant(), Plan(num_rounds=4))
+    assert timings.dropped is None
+    assert {timing.dropped for timing in timings.programs.values()} == {None}
+    assert timings.busy == []
+
+
+def test_percentiles_are_of_all_calls() -> None:
+    rounds = [[1.0, 3.0], [2.0, 4.0]]
+    timing = timing_of(rounds)
+    assert (timing.latency_ms, timing.median_ms) == (1.25, 2.5)
+    assert timing.p95_ms == pytest.approx(3.85)
+
+
+def test_programs_are_begun_again_beside_their_companions(tmp_path: Path) -> None:
+    """Their new rounds have the companion and the reference, and what was not begun again does
+    not take part; the machine has become twice as slow, which both sides of a comparison show."""
+    plan = Plan(num_rounds=4, repeats=2)
+    counts: Counter[str] = Counter()
+
+    def programs(ms: float) -> dict[str, Program]:
+        class Counted(ScriptedProgram):
+            def __init__(self, name: str, ms: float) -> None:
+                super().__init__(ms)
+                self.name = name
+
+            def time_ms(self, repeats: int) -> list[float]:
+                counts[self.name] += 1
+                return super().time_ms(repeats)
+
+        return {name: Counted(name, ms) for name in (REFERENCE, "base", "good", "bad")}
+
+    def run(journal: Journal, ms: float) -> Timings:
+        return time_programs(programs(ms), journal, QUIET, plan, companions=["base"])
+
+    with Journal(tmp_path / "t", {}) as journal:
+        run(journal, 1.0)
+        journal.begin_again(["bad"])
+        counts.clear()
+        run(journal, 2.0)
+    assert counts == {REFERENCE: 4 * REFERENCES_PER_ROUND, "base": 4, "bad": 4}
+    counts.clear()
+    with Journal(tmp_path / "t", {}) as journal:
+        timings = run(journal, 9.0)
+    assert not counts
+    latencies = {name: timing.latency_ms for name, timing in timings.programs.items()}
+    assert latencies == {"base": 1.0, "good": 1.0, "bad": 2.0}
+    assert timings.beside("bad")["base"].latency_ms == 2.0
+    assert timings.beside("good")["base"].latency_ms == 1.0
+    assert timings.programs["base"].num_rounds == 4
+    with Journal(tmp_path / "t", {}) as journal:
+        journal.begin_again(["base", "good", "bad"])  # now only their new rounds count
+        timings = run(journal, 3.0)
+    assert {timing.latency_ms for timing in timings.programs.values()} == {3.0}
+    assert timings.reference_ms == 3.0
+    assert timings.beside("bad")["base"].latency_ms == 3.0
+
+
+def test_a_busy_machine_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    programs = {REFERENCE: Losing(1.0, [0.0]), "op": Losing(12.0, [0.43])}
+    with Reporter() as reporter:
+        time_programs(programs, Recorder(), reporter, Plan(num_rounds=5))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("the machine is busy: 38% of the calls so far lost the processor") == 1
