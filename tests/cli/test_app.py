@@ -147,7 +147,8 @@ FAULTS: dict[str, str] = {
     # configurations
     "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: augment,",
     "SEARCH --config nested.yaml": "schedule.serach_epochs: unknown key (got 3); accepted: "
-    "finetune_epochs, search_epochs, warmup_epochs; did you mean 'search_epochs'?",
+    "finetune_epochs, resolution_images, search_epochs, warmup_epochs; did you mean "
+    "'search_epochs'?",
     "SEARCH --config value.yaml": "value.yaml: weights.optimizer: Input should be 'adamw'",
     "SEARCH --config flat.yaml": "flat.yaml: schedule: Input should be a mapping of keys (got 5)",
     "SEARCH --config list.yaml": "list.yaml: table: Input should be a valid string (got [1])",
@@ -288,10 +289,14 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
         call("devices")
 
 
-RUN_KEYS = {
+TEST_KEYS = {
+    *("accuracy", "resolution", "trained_resolution", "accuracy_as_trained", "chance"),
+    "warnings",
+}
+RUN_KEYS = TEST_KEYS | {
     *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
-    *("params", "macs", "accuracy", "confidence", "tolerance"),
+    *("params", "macs", "confidence", "tolerance"),
 }
 KEYS: dict[str, set[str]] = {
     "profile quadranet36_t": {"model", "resolution", "num_classes", "params", "macs", "layers"},
@@ -309,9 +314,13 @@ KEYS: dict[str, set[str]] = {
     "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {
-        *("run", "architecture", "notes", "params", "macs", "accuracy", "report_path"),
+        *("run", "architecture", "notes", "params", "macs", "report_path"),
+        *TEST_KEYS,
     },
-    "eval run": {"model", "data", "num_images", "accuracy", "num_skipped"},
+    "eval run": {
+        *("model", "data", "num_images", "num_skipped"),
+        *("accuracy", "resolution", "trained_resolution"),
+    },
     "adapt run --output new": {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
@@ -341,7 +350,7 @@ KEYS: dict[str, set[str]] = {
     },
     "convert run --remove 1 --output new": {
         *("run", "architecture", "params", "macs", "accuracy", "data", "num_images"),
-        *("removed", "reverted", "ranking", "num_skipped"),
+        *("removed", "reverted", "ranking", "num_skipped", "resolution"),
     },
 }
 
@@ -404,7 +413,7 @@ def test_nested_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("devices", "cpu  Arm Cortex-A76"),
         ("spaces toy --device cpu", "cpu   566 us to 1.08 ms"),
         ("profile quadranet36_t", "quadranet36_t at 224 pixels: "),
-        ("eval run", "test accuracy 100.00% on 8 images"),
+        ("eval run", "test accuracy 100.00% at 32 pixels on 8 images"),
         ("derive run --device gpu --budget 1ms", "next: quadranas train run/derived/gpu-1ms"),
         (
             "train run --epochs 1 --quiet",

@@ -83,6 +83,8 @@ def test_the_head_takes_the_classes_of_the_data(finished_run: Path, tmp_path: Pa
         "num_images": 359,
         "accuracy": outcome.json()["accuracy"],
         "num_skipped": None,
+        "resolution": 32,
+        "trained_resolution": 32,
     }
 
 
