@@ -29,8 +29,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU, with the built-in data
-	$(RUN)quadranas search --device vpu --budget 30ms
+demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU with the built-in data, and export it
+	$(BIN)/quadranas search --device vpu --budget 30ms --resume --output runs/demo
+	$(BIN)/quadranas export runs/demo --format onnx --force
 
 # One thread each, as there are as many processes as cores
 test: $(STAMP)  ## run the fast tests
@@ -55,7 +56,6 @@ bench: $(STAMP)  ## measure the speeds that the README states
 
 smoke: $(STAMP)  ## build-lut, search, derive, train and export on the toy space, in two minutes
 	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	export OMP_WAIT_POLICY=PASSIVE; \
 	q="$$PWD/$(BIN)/quadranas"; cd "$$folder"; \
 	"$$q" build-lut --device vpu --space toy --backend analytic; \
 	"$$q" search --device vpu --space toy --budget 1ms --output run; \

@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command does
 
 import torch
 
@@ -54,6 +54,10 @@ def main() -> None:
         "params": result.params,
         "macs": result.macs,
         "accuracy": result.accuracy,
+        "resolution": result.resolution,
+        "accuracy_as_trained": result.accuracy_as_trained,
+        "trained_resolution": result.trained_resolution,
+        "onnx_accuracy": exported.accuracy,
         "onnx_max_abs_error": exported.max_abs_error,
         "minutes": round(minutes, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
