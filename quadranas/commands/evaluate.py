@@ -13,6 +13,7 @@ class EvaluateResult(CommandResult):
     Args:
         model: name of the architecture.
         data: name of the data set.
+        num_images: number of test images.
         accuracy: top-1 accuracy on its test images, from 0 to 1.
     """
 

@@ -29,6 +29,7 @@ class TableNote(Frozen):
     Args:
         path: the copy in the run folder.
         method: `analytic` or `measured`.
+        summary: the source of the table's numbers, in one line.
     """
 
     path: Path
@@ -97,10 +98,14 @@ class DeriveResult(StoredResult):
 
     Args:
         device: name of the deployment device.
-        confidence: probability that the measured latency is within the budget; None if not
-            requested.
+        budget_ms: the latency budget.
+        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
+            None if not requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        predicted_ms: latency of the network by the table.
         measured_ms: None where the device is not connected, or its table was not measured.
+        table: the latency table that the network was chosen with.
+        params, macs: number of parameters and multiply-accumulates of the network.
         accuracy: top-1 accuracy on the test images, from 0 to 1; None if it was not tested.
     """
 
@@ -166,6 +171,7 @@ class SearchResult(DeriveResult):
     """The result of `quadranas search`: a network within a latency budget, trained and tested.
 
     Args:
+        seed: random seed of the run; None in results of version 0.1.0.
         versions: versions of the packages that affect the result.
         report_path: the report of the run; None until it is written.
     """
