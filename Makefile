@@ -12,7 +12,7 @@ PYTEST := $(RUN)python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format bench smoke
+.PHONY: help install demo test test-slow lint format reference bench smoke
 
 help:  ## print this list of targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -49,6 +49,9 @@ lint: $(STAMP)  ## check style, types and directions of imports
 format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+reference: $(STAMP)  ## write docs/reference/ from the models and their docstrings
+	$(RUN)python docs/generate.py
 
 bench: $(STAMP)  ## measure the speeds that the README states
 	$(RUN)python experiments/benchmark/run.py $(ARGS)

@@ -68,6 +68,18 @@ class CommandResult(Frozen):
     """The frozen, typed result of a command; `--json` prints its `model_dump(mode="json")`."""
 
 
+class CommandError(Frozen):
+    """What `--json` prints of a command that fails.
+
+    Args:
+        error: what is wrong.
+        hint: the next step; empty if there is none.
+    """
+
+    error: str
+    hint: str
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -18,7 +18,7 @@ from quadranas.reporter import PlainConsole, Reporter
 
 if TYPE_CHECKING:
     from quadranas.runs.results import DeriveResult, StoredResult
-    from quadranas.validation import CommandResult
+    from quadranas.validation import CommandError, CommandResult
 
 Result = TypeVar("Result", bound="CommandResult")
 
@@ -41,8 +41,10 @@ def command_line() -> str:
 def fail(message: str, hint: str, code: int) -> NoReturn:
     """Print an error with its hint, and exit."""
     if "--json" in ARGUMENTS.get():
+        from quadranas.validation import CommandError
+
         with suppress(OutputError):  # this error is the one to report
-            print_json({"error": message, "hint": hint})
+            print_json(CommandError(error=message, hint=hint))
             sys.stdout.flush()
     console = PlainConsole(stderr=True)
     console.print(f"error: {message}", style="red")
@@ -153,11 +155,9 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def print_json(content: "CommandResult | dict[str, str]") -> None:
+def print_json(content: "CommandResult | CommandError") -> None:
     """Print the one JSON object of a command on stdout."""
-    if not isinstance(content, dict):
-        content = content.model_dump(mode="json")
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    sys.stdout.write(json.dumps(content.model_dump(mode="json"), indent=2) + "\n")
 
 
 def print_result(

@@ -27,6 +27,11 @@ class AdaptResult(CommandResult):
         folder: the folder that was written.
         adapted_from: the name of the pre-trained network.
         layers: paths of the adapted layers.
+        rank: rank of the quadratic terms: the number of products per output.
+        dilation: dilation of their kernels, in pixels.
+        train: the parameters to train: `all`, or only the `quadratic` terms.
+        params, macs: number of parameters and multiply-accumulates of the adapted network.
+        params_before, macs_before: number of parameters and multiply-accumulates before.
         quadratic_params: the number of parameters in the quadratic terms.
         weights: which tensors of the given weights were used; None if none were given.
     """

@@ -50,6 +50,7 @@ class BuildLutResult(CommandResult):
 
     Args:
         path: the table's file.
+        device, space: name of the device and of the space.
         entries: number of operations in the table.
         method: `analytic` or `measured`.
         summary: the source of the table's numbers, in one line.

@@ -40,7 +40,12 @@ IN_RANKING_FILE = {"data", "num_images", "removed", "reverted", "ranking"}
 
 
 class KeptLayer(Frozen):
-    """A layer that a conversion does not replace, and why."""
+    """A layer that a conversion does not replace, and why.
+
+    Args:
+        name, kind: path and class of the layer.
+        reason: why the layer is not replaced.
+    """
 
     name: str
     kind: str
@@ -52,7 +57,10 @@ class ConvertResult(CommandResult):
 
     Args:
         path: the folder or architecture file that was written.
+        params_before, params: number of parameters before and after the conversion.
+        macs_before, macs: number of multiply-accumulates before and after the conversion.
         replaced: paths of the layers that are quadratic now.
+        kept: the other layers, and why they were not replaced.
     """
 
     path: Path
@@ -70,9 +78,11 @@ class ReduceResult(CommandResult):
     Args:
         run: the folder that was written.
         architecture: its architecture file.
-        accuracy: top-1 accuracy on the test images, before any further training.
+        params, macs: number of parameters and multiply-accumulates of the network.
+        accuracy: top-1 accuracy on the test images, from 0 to 1, before any further training.
         data: the data set of the test images.
         resolution: their size in pixels, that of deployment.
+        num_images: number of test images.
         removed, reverted: paths of these layers.
         ranking: all ranked layers, the least important first.
         num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.

@@ -13,7 +13,8 @@ class EvaluateResult(CommandResult):
     Args:
         model: name of the architecture.
         data: name of the data set.
-        resolution: size of its test images, in pixels.
+        num_images: number of test images.
+        resolution: size of the test images, in pixels.
         accuracy: top-1 accuracy on them, from 0 to 1.
         trained_resolution: image size of the training, in pixels; None if unknown.
         num_skipped: the number of corrupt images that were skipped; None without `skip_corrupt`.

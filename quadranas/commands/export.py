@@ -25,20 +25,36 @@ class ExportResult(CommandResult):
     Args:
         bundle: the bundle's folder.
         path: the model file in it.
-        num_images, max_abs_error, relative_error, top1_agreement: comparison with PyTorch.
-        accuracy, accuracy_pytorch: accuracy of the file, and in PyTorch; `None` without labelled
-            images.
-        accuracy_as_trained, trained_resolution: accuracy in PyTorch at the image size of training.
+        format, precision: format of the file, and precision of its weights.
+        opset: ONNX opset of the file; `None` for formats without one.
+        resolution: height and width of the input, in pixels.
+        batch_size: number of images per call; 1 if the file takes any number.
+        runtime: name and version of the runtime that checked the file.
+        num_images: number of images that the file was compared with PyTorch on.
+        max_abs_error: the largest absolute error of a logit.
+        relative_error: the largest error relative to the largest logit.
+        top1_agreement: share of images for which both predict the same class.
+        accuracy, accuracy_pytorch: top-1 accuracy of the file, and in PyTorch, from 0 to 1; `None`
+            without labelled images.
+        accuracy_as_trained: top-1 accuracy in PyTorch at the image size of training, from 0 to 1.
+        trained_resolution: that image size, in pixels.
         device: name of the target device.
         predicted_ms: latency by the device's table; if `None`, `not_predicted` gives the reason.
+        measured_on: name of the device that the latency was measured on; `None` if it was not
+            measured.
         measured_ms: latency on `measured_on`; if `None`, `not_measured` gives the reason.
-        spread, measured_p50_ms, measured_p95_ms: spread, median and 95th percentile of the calls.
+        spread: interquartile range of the measured calls, relative to their median.
+        measured_p50_ms, measured_p95_ms: median and 95th percentile of the calls.
         measured_dropped: share of calls that lost the processor to other processes and were
             dropped; `None` if unknown.
         fp32_ms: latency of the same network in fp32, measured with an int8 file.
         deviation: relative difference of measured from predicted latency.
+        budget_ms: the latency budget; `None` without one.
+        params: number of parameters of the network.
+        size_bytes: size of the model file and the files that it refers to.
         operators: number of operators of each type in the file.
         kept: layers of an int8 file in higher precision.
+        not_predicted, not_measured: the reason why the latency is missing; empty if it is not.
         missed: a description of how the budget was missed; empty if it was kept.
         num_skipped: the number of corrupt images that were skipped; `None` without `skip_corrupt`.
         image: a test image to try the bundle with: a file of the data, or `example.png` in the

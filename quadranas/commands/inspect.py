@@ -23,6 +23,7 @@ class InspectResult(CommandResult):
 
     Args:
         model: the name of the network.
+        image: the image file.
         page: the HTML page that was written.
         layers: the energy of the terms, layer by layer.
     """

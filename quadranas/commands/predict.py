@@ -26,6 +26,7 @@ class PredictedOperator(Frozen):
         kind: kind of primitive in the analytic model.
         macs: number of multiply-accumulates.
         params: number of weights.
+        latency_ms: latency of the launch.
     """
 
     name: str
@@ -41,6 +42,7 @@ class UnpricedOperators(Frozen):
 
     Args:
         op: their type.
+        count: number of operators of that type.
         nodes: their names.
     """
 
@@ -54,19 +56,22 @@ class PredictResult(CommandResult):
 
     Args:
         model: the ONNX file.
-        inputs: shapes of its inputs.
+        inputs: shapes of its inputs: the number of elements in each dimension.
         latency_ms: sum over the operators, at batch 1 unless the file has another.
         is_lower_bound: whether operators without a price are missing from the sum.
+        macs: number of multiply-accumulates of convolutions and matrix products.
         params: number of weights; those that several operators share count once.
-        device, title, precision, threads: description of the device.
+        device, title: name of the device, and description of its hardware.
+        precision: precision that the operators are priced in.
+        threads: number of threads on the device.
         method: always `analytic`.
         runtime, fitted_to, expected_error: description of its model, see `AnalyticModel`.
         operators: the kernel launches in order.
         unpriced: the operators without a price, by type.
         file_precision: precision of the file's weights, such as `fp32`, or the type that it is
             quantised to, such as `int8`; `precision` is the one that it is priced in.
-        notes: how the prediction departs from the file, or from what the device's model was
-            fitted to.
+        notes: how the prediction departs from the file, or from what the device's model was fitted
+            to.
     """
 
     model: Path

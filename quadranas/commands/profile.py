@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 class OperationCounts(Frozen):
-    """Parameters and MACs of one operation, at batch 1."""
+    """Parameters and MACs of one operation, at batch 1.
+
+    Args:
+        block, op: name of the block, and description of the operation in it.
+        params, macs: number of parameters and multiply-accumulates of the operation.
+    """
 
     block: str
     op: str
@@ -25,7 +30,15 @@ class OperationCounts(Frozen):
 
 
 class ProfileResult(CommandResult):
-    """Parameters and MACs of a model and of each of its operations, at batch 1."""
+    """Parameters and MACs of a model and of each of its operations, at batch 1.
+
+    Args:
+        model: name of the model.
+        resolution: height and width of the input, in pixels.
+        num_classes: number of classes.
+        params, macs: number of parameters and multiply-accumulates of the model.
+        layers: the operations in order.
+    """
 
     model: str
     resolution: int
@@ -36,7 +49,12 @@ class ProfileResult(CommandResult):
 
 
 class DirectMemory(Frozen):
-    """Memory without memory-efficient back-propagation of the quadratic layers."""
+    """Memory without memory-efficient back-propagation of the quadratic layers.
+
+    Args:
+        saved_bytes: bytes kept for the backward pass.
+        training_peak_bytes: peak memory of a training step.
+    """
 
     saved_bytes: int
     training_peak_bytes: int
@@ -46,9 +64,11 @@ class ProfiledLayer(Frozen):
     """Memory of one layer.
 
     Args:
-        macs: MACs for one image.
+        name, kind: path and class of the layer.
+        params: number of parameters of the layer.
+        macs: number of multiply-accumulates for one image.
         saved_bytes: bytes kept for the backward pass.
-        saved_bytes_direct: the same without memory-efficient back-propagation.
+        saved_bytes_direct: bytes kept without memory-efficient back-propagation.
     """
 
     name: str
@@ -65,13 +85,18 @@ class MemoryResult(CommandResult):
     The training step is that of AdamW on the cross entropy.
 
     Args:
+        model: name of the model.
+        resolution: height and width of the input, in pixels.
+        num_classes: number of classes.
         batch: number of images.
-        macs: MACs for one image.
+        params: number of parameters.
+        macs: number of multiply-accumulates for one image.
         saved_bytes: bytes kept for the backward pass.
         training_peak_bytes, inference_peak_bytes: peak memory.
         training_peak_phase: `forward`, `backward` or `optimizer`.
         training_parts_bytes, inference_parts_bytes: the parts of the peaks.
         direct: memory without memory-efficient back-propagation; None without quadratic layers.
+        layers: the layers in order.
     """
 
     model: str

@@ -7,7 +7,12 @@ from quadranas.validation import CommandResult
 
 
 class ReportResult(CommandResult):
-    """The result of `quadranas report`: the run folder and the page in it."""
+    """The result of `quadranas report`: the run folder and the page in it.
+
+    Args:
+        run: the run folder.
+        report: the page in it.
+    """
 
     run: Path
     report: Path

@@ -28,7 +28,13 @@ NUM_CALLS = 5
 
 
 class Label(Frozen):
-    """A class and its probability."""
+    """A class and its probability.
+
+    Args:
+        label: name of the class; its index as text if the names are unknown.
+        index: index of the class.
+        probability: probability of the class, from 0 to 1.
+    """
 
     label: str
     index: int
@@ -39,6 +45,7 @@ class LabelledImage(Frozen):
     """The labels of an image.
 
     Args:
+        image: the image file.
         labels: the most probable first.
         ms, p95_ms: median and 95th percentile of the undisturbed calls, in milliseconds; `None`
             on an emulated device.
@@ -57,10 +64,16 @@ class RunResult(CommandResult):
     """The result of `quadranas run`.
 
     Args:
+        bundle: the bundle's folder.
+        name: name of the network.
         runtime: name and version of the runtime.
-        batch_size: images per call; an image is repeated to fill it.
+        hardware: the processor that computed.
+        device: name of the device that the file was opened for.
+        precision: precision of the file's weights.
+        batch_size: number of images per call; an image is repeated to fill it.
         measured_ms, measured_on: latency of a call at export, and where it was measured.
         notes: limitations of the labels and latencies.
+        results: the labels, image by image.
     """
 
     bundle: WrittenPath

@@ -20,6 +20,10 @@ class KnownDevice(Frozen):
     """A device and its latency tables.
 
     Args:
+        name, title: name of the device, and description of its hardware.
+        runtime: the runtime that measures it; `None` if it cannot be measured.
+        precision: precision of weights and activations.
+        threads: number of threads on the device; `None` for devices without a thread count.
         analytic: whether it has an analytic model.
         expected_error: description of the expected error of that model.
         tables: path of the table by space.
@@ -36,7 +40,12 @@ class KnownDevice(Frozen):
 
 
 class DevicesResult(CommandResult):
-    """The known devices, and the runtimes that this machine can measure with."""
+    """The known devices, and the runtimes that this machine can measure with.
+
+    Args:
+        devices: the known devices.
+        runtimes: names of the runtimes that are installed.
+    """
 
     devices: tuple[KnownDevice, ...]
     runtimes: tuple[str, ...]
@@ -46,7 +55,9 @@ class ReachableLatency(Frozen):
     """The range of predicted latencies of a space on a device.
 
     Args:
+        min_ms, max_ms: predicted latency of the fastest and of the slowest network.
         method: `analytic` or `measured`.
+        table: the table's file.
         summary: the source of the table's numbers, in one line.
     """
 
@@ -61,7 +72,10 @@ class KnownSpace(Frozen):
     """A search space.
 
     Args:
+        name: name of the space.
+        resolution: height and width of the input, in pixels.
         architectures: number of architectures.
+        min_macs, max_macs: minimum and maximum number of multiply-accumulates.
         devices: latencies by device.
     """
 
@@ -74,7 +88,11 @@ class KnownSpace(Frozen):
 
 
 class SpacesResult(CommandResult):
-    """The known search spaces."""
+    """The known search spaces.
+
+    Args:
+        spaces: the known spaces.
+    """
 
     spaces: tuple[KnownSpace, ...]
 

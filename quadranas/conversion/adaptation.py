@@ -25,7 +25,11 @@ WEIGHTS, CHANGES = "adapted.safetensors", "adapted.json"
 
 
 class AdaptedModel(Frozen):
-    """The changes that turn a first-order network into an adapted one."""
+    """The changes that turn a first-order network into an adapted one.
+
+    Args:
+        changes: the layers that are adapted.
+    """
 
     changes: tuple[LayerChange, ...] = Field(min_length=1)
 

@@ -49,9 +49,11 @@ class RankedLayer(Frozen):
 
     Args:
         name, kind: path and class of the layer.
-        params, macs: its parameters, and its multiply-accumulates for the example.
-        params_share, macs_share: P_M and P_W, 0 to 1.
-        accuracy_drop: dA: the accuracy of the network minus that with the layer masked.
+        params, macs: number of its parameters, and of its multiply-accumulates for the example.
+        params_share, macs_share: its share of the parameters (P_M) and of the multiply-accumulates
+            (P_W).
+        accuracy_drop: dA: the accuracy of the network minus that with the layer masked, as a
+            fraction.
         ri: P_M * P_W / dA, high for an expensive layer with little effect; infinite if masking
             does not reduce the accuracy.
         obstacle: why the layer cannot be removed; empty if it can.

@@ -32,7 +32,8 @@ class AugmentConfig(Frozen):
 
     Args:
         flip: mirror images left to right with probability 1/2.
-        crop_padding: black pixels added on every side before a random crop to the old size.
+        crop_padding: width of the black border that is added before a random crop to the old
+            size, in pixels.
         rand_augment_ops: number of operations per image; RandAugment, arXiv:1909.13719.
         rand_augment_magnitude: strength of the operations; kornia excludes 0 and 30.
         mixup: alpha of the Beta distribution of the mixing weight; mixup, arXiv:1710.09412.

@@ -26,7 +26,8 @@ class DataIdentity(Frozen):
 
     Args:
         whole: whether large files are digested whole.
-        train, test: the images in use, in their order.
+        train, test: the images in use, in their order: the number of bytes, digest and label of
+            each.
         skipped: corrupt images that were skipped when the run was begun.
 
     Names are those of `written_name`.

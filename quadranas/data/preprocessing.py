@@ -21,8 +21,9 @@ class Preprocessing(Frozen):
     """The preprocessing that a trained network expects.
 
     Args:
+        class_names: names of the classes, by index.
         mean, std: normalisation per channel of pixels in [0, 1].
-        resolution: height and width of the images in training.
+        resolution: height and width of the images in training, in pixels.
     """
 
     class_names: tuple[str, ...]

@@ -35,7 +35,12 @@ class InputDescription(Described):
     """The input of the file.
 
     Args:
-        shape: (B, C, H, W); B is `None` if the file takes any batch size.
+        name: name of the input in the file.
+        shape: (B, C, H, W): number of images, number of channels, height and width in pixels; B is
+            `None` if the file takes any batch size.
+        layout, element_type, channel_order: order of the dimensions, type of the numbers, and
+            order of the channels.
+        resizing: how an image of another size is fitted.
         mean, std: normalisation per channel of pixels in [0, 1]; `None` where the training data
             are unknown.
     """
@@ -76,8 +81,11 @@ class Agreement(Described):
 
     Args:
         images: description of the images, such as `digits, test`.
+        num_images: number of images.
+        max_abs_error: the largest absolute error of a logit.
         relative_error: the largest error relative to the largest logit.
-        tolerance: upper limit of `relative_error`; `None` for int8, which is judged by accuracy.
+        tolerance: upper limit of `relative_error`, a fraction; `None` for int8, which is judged by
+            accuracy.
         top1_agreement: share of images for which both predict the same class.
     """
 
@@ -93,10 +101,12 @@ class Accuracy(Described):
     """Top-1 accuracy on labelled validation images, in PyTorch and of the file.
 
     Args:
-        pytorch: accuracy of the network in PyTorch, at the file's resolution.
-        exported: accuracy of the file.
-        trained_resolution: image size in training.
-        at_trained_resolution: accuracy of the network in PyTorch at that size.
+        images: description of the images, such as `digits, test`.
+        num_images: number of images.
+        pytorch: accuracy of the network in PyTorch, at the file's resolution, from 0 to 1.
+        exported: accuracy of the file, from 0 to 1.
+        trained_resolution: image size in training, in pixels.
+        at_trained_resolution: accuracy of the network in PyTorch at that size, from 0 to 1.
     """
 
     images: str
@@ -122,6 +132,8 @@ class LatencyNote(Described):
     """A latency and its source.
 
     Args:
+        device: name of the device.
+        ms: the latency, in milliseconds per call.
         source: summary of a table; or runtime, hardware, threads and statistic of a measurement.
         spread: interquartile range of all measured calls, relative to their median.
         p50_ms, p95_ms: median and 95th percentile of these calls.
@@ -142,6 +154,8 @@ class Latency(Described):
     """Predicted and measured latency of the file, of one call.
 
     Args:
+        predicted: latency by the device's table.
+        measured: latency of the file in its runtime.
         fp32: latency of the same network in fp32, measured in the same rounds.
         deviation: relative difference of measured from predicted, for the same device and runtime.
         not_predicted, not_measured: the reason why the latency is missing.
@@ -163,7 +177,9 @@ class BranchRange(Described):
     """The values of one part of a quadratic layer on the calibration images.
 
     Args:
+        layer: path of the layer.
         part: a branch (`a`, `b`, `c`), the `product` of the first two, or the `output`.
+        minimum, maximum: the smallest and the largest value.
         typical: 99th percentile of the magnitudes.
         signal_to_noise_db: of the median channel, in 8 bits over the whole range; 0 means that
             rounding errors are as large as the values.
@@ -181,9 +197,12 @@ class Quantization(Described):
     """How an int8 file was made.
 
     Args:
+        num_layers: number of layers that could be quantised.
         kept: layers that stay in higher precision.
+        num_calibration_images: number of images that the ranges were computed from.
         max_drop: largest allowed drop of accuracy, in percentage points.
         drop: drop of accuracy, in percentage points; negative if the accuracy rose.
+        ranges: the ranges of the quadratic layers.
     """
 
     num_layers: int
@@ -198,15 +217,32 @@ class Manifest(Described):
     """Everything known about an exported network; stored as `manifest.json`.
 
     Args:
+        format_version: version of the file format.
+        name: name of the network.
+        created, quadranas, commit: date and time in UTC, version and source revision that made the
+            bundle.
+        format, precision: format of the file, and precision of its weights.
+        opset: ONNX opset; `None` for formats without one.
         artefact: name of the file that the runtime loads; it may refer to other files.
         files: SHA-256 of every file of the bundle except the manifest.
         size_bytes: size of the artefact and the files that it refers to.
+        params, macs: number of parameters and multiply-accumulates of the network.
+        operators: number of operators of each type in the file.
+        lowering: names of the lowering passes that were applied.
+        runtime: name and version, as in `ONNX Runtime 1.31.1`.
+        hardware: the processor that checked the file.
+        versions: versions of the packages that made and checked the file.
         made_for: target device of the file.
         device: device that the file was checked on: the target device, or this machine.
-        runtime: name and version, as in `ONNX Runtime 1.31.1`.
-        lowering: names of the lowering passes that were applied.
-        table: header of the latency table used for the prediction.
+        input: the input of the file.
         class_names: `None` if unknown.
+        trained: whether the weights are trained.
+        agreement: comparison of the file with PyTorch.
+        accuracy: accuracy of the file; `None` without labelled images.
+        quantization: how an int8 file was made; `None` for other files.
+        latency: predicted and measured latency.
+        table: header of the latency table used for the prediction.
+        architecture: the complete description of the network.
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)

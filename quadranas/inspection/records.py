@@ -20,9 +20,14 @@ class Distribution(Frozen):
 
     Args:
         num_values: number of values, including those that are not finite.
+        num_nonfinite: number of values that are infinite or NaN.
+        mean: mean of the values.
         std: standard deviation of the values, without Bessel's correction.
-        quantiles: the quantiles at `QUANTILES`.
-        counts: histogram: `NUM_BINS` bins of equal width from `low` to `high`.
+        max_abs: largest magnitude.
+        quantiles: the quantiles at 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99.
+        low, high: bounds of the histogram: minimum and maximum of the values.
+        counts: histogram: the number of values in each of 40 bins of equal width from `low` to
+            `high`.
     """
 
     num_values: int
@@ -79,9 +84,11 @@ class LayerTerms(Frozen):
 
     Args:
         layer: path of the layer.
+        form: form of the layer, such as `hadamard`.
         first_order_energy, second_order_energy: mean squares of the terms; None for a term that
             the form does not have.
-        second_order_share: see `energy_share`.
+        second_order_share: share of the second-order term in the energy of both terms; None if
+            there is only one.
     """
 
     layer: str
@@ -103,7 +110,10 @@ class Alarm(Frozen):
     """A problem with a layer, described in one sentence.
 
     Args:
+        layer: path of the layer.
         part: the part of the layer: `activation`, a branch, or `matrix`.
+        kind: `nonfinite`, `exploding` or `vanishing`.
+        text: the sentence.
     """
 
     layer: str
@@ -113,7 +123,13 @@ class Alarm(Frozen):
 
 
 class StepRecord(Frozen):
-    """All inspected layers in one training step, by their paths in the network."""
+    """All inspected layers in one training step, by their paths in the network.
+
+    Args:
+        step: number of the training step.
+        layers: the inspected layers, by their paths.
+        alarms: the alarms of this step.
+    """
 
     step: int
     layers: dict[str, LayerRecord]

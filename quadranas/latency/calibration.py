@@ -15,7 +15,13 @@ Milliseconds = Annotated[float, Field(ge=MIN_MS, le=MAX_MS)]
 
 
 class NetworkLatency(Frozen):
-    """Predicted and measured latency of a whole network."""
+    """Predicted and measured latency of a whole network.
+
+    Args:
+        name: name of the network.
+        predicted_ms: latency by the table.
+        measured_ms: latency on the device.
+    """
 
     name: str
     predicted_ms: Milliseconds
@@ -31,6 +37,7 @@ class Calibration(Frozen):
     """The whole networks that a table's scale was fitted to.
 
     Args:
+        networks: the networks, with the predictions of the scaled table.
         residual: standard deviation of the error after scaling, relative to the prediction.
     """
 
@@ -48,10 +55,12 @@ class Agreement(Frozen):
     """Agreement of predictions and measurements on fresh networks.
 
     Args:
+        networks: the networks that were measured.
         bias: mean signed error of the predictions, relative to the measurements.
         mape: mean absolute error, relative to the measurements.
         within_5, within_10: share of networks with an absolute error of at most 5 and 10 %.
         kendall_tau: rank correlation.
+        command, date, commit: command line, date and source revision of the comparison.
     """
 
     networks: tuple[NetworkLatency, ...] = Field(min_length=2)

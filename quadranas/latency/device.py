@@ -22,7 +22,14 @@ Rate = Annotated[float, Field(ge=1e-9, le=1e12)]
 
 
 class Throughputs(Frozen):
-    """Multiply-accumulates a device sustains, in 10^9 per second, by kind of primitive."""
+    """Multiply-accumulates a device sustains, in 10^9 per second, by kind of primitive.
+
+    Args:
+        conv: convolutions with a kernel above 1, not depthwise; in GMAC/s.
+        pointwise: 1 x 1 convolutions, in GMAC/s.
+        depthwise: depthwise convolutions, in GMAC/s.
+        linear: fully connected layers, in GMAC/s.
+    """
 
     conv: Rate
     pointwise: Rate
@@ -34,12 +41,14 @@ class ModelNumbers(Frozen):
     """The numbers of a roofline with saturation and a cost per kernel launch; see `analytic.py`.
 
     Args:
-        saturation_channels: the channels that limit the throughput, `in` or `out`.
-        saturation: number of those channels at which half of the throughput is reached.
+        gmacs_per_s: throughputs by kind of primitive.
+        bandwidth_gb_per_s: memory bandwidth.
+        linear_weights_gb_per_s: bandwidth for the weights of fully connected layers, if different.
         overhead_us: time of every kernel launch.
         sigmoid_overhead_us: additional time of a sigmoid, hard sigmoid, swish or hard swish.
         joins_in_place: concatenated and split tensors share memory, so that nothing is copied.
-        linear_weights_gb_per_s: bandwidth for the weights of fully connected layers, if different.
+        saturation_channels: the channels that limit the throughput, `in` or `out`.
+        saturation: number of those channels at which half of the throughput is reached.
     """
 
     gmacs_per_s: Throughputs
@@ -108,14 +117,20 @@ class Device(Frozen):
     Args:
         name: name of the device and of its tables, `latency_tables/<space>/<name>.json`.
         title: description of the hardware.
-        runtime: a name in `RUNTIMES`, or `fastest` for this machine; `None` if it cannot be
-            measured.
-        target: the hardware in the runtime's terms: an OpenVINO device name, a TVM target, the
-            number of a CUDA device.
-        precision: precision of weights and activations; decides the bytes per element.
+        runtime: `onnxruntime`, `openvino`, `tvm`, `torch`, `executorch`, `cuda`, `openvino2021`,
+            or `fastest`: the faster of ONNX Runtime and OpenVINO on this machine; `None` if the
+            device cannot be measured.
+        target: the hardware in the runtime's terms: an OpenVINO device (`CPU`, `GPU`, `NPU`; with
+            `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device.
+        precision: precision of weights and activations; refused if the runtime would run in
+            another one.
         threads: number of threads on the device; `None` for devices without a thread count.
-        batch_size: images per call; latencies are per call.
+        batch_size: number of images per call; latencies are per call.
         tuning_trials: number of schedules that TVM tries per kernel; 0 leaves kernels untuned.
+        reach: how to reach the device; omit for this machine. Only a device file that is named on
+            the command line decides this, never one in a bundle or run folder.
+        analytic: an analytic model, for a device that cannot be measured; see
+            `quadranas/latency/devices/cpu.yaml`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

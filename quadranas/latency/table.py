@@ -72,17 +72,26 @@ class TableHeader(Frozen):
     """The provenance of a table.
 
     Args:
+        format_version: version of the file format.
+        device, title: name of the device, and description of its hardware.
         space, space_digest: the search space, and the identity of its blocks.
+        resolution: height and width of the input of the space's networks, in pixels.
         method: `analytic`, `emulated` or `measured`.
-        fitted_to: for an analytic table, the source of the device model.
-        expected_error: description of the expected error of a predicted network latency.
+        backend: name of the runtime, or `analytic`.
+        runtime: name and version of the runtime that was measured or modelled.
+        precision: precision of weights and activations.
+        threads: number of threads on the device; `None` for devices without a thread count.
+        batch_size: number of images per call; latencies are per call.
         unit: unit of every latency.
-        statistic: `model`, or the statistic of the timings that gives an entry.
         tuning_trials: for a measured table, the number of schedules that the runtime tried per
             kernel; `None` if it has no such setting, or in a table of version 0.1.0.
-        model: for an analytic table, the numbers of the device model; `None` in a table of
-            version 0.1.0.
+        statistic: `model`, or the statistic of the timings that gives an entry.
+        fitted_to: for an analytic table, the source of the device model.
+        model: for an analytic table, the numbers of the device model; `None` in a table of version
+            0.1.0.
+        expected_error: description of the expected error of a predicted network latency.
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
+        quadranas: version of quadranas that made the table.
         command, date, commit: command line, date and source revision that made the table.
         measurement, calibration, validation: for a measured table: how it was measured, the whole
             networks that the scale was fitted to, and fresh networks that it was compared with.
@@ -170,6 +179,7 @@ class TableEntry(Frozen):
     """The latency of one operation.
 
     Args:
+        op: the operation.
         latency_ms: the latency, as the table's statistic.
         minimum_ms, median_ms, p95_ms: minimum, median and 95th percentile of all undisturbed
             calls of the program that the operation was timed in, in proportion to `latency_ms`;
@@ -189,7 +199,12 @@ class TableEntry(Frozen):
 
 
 class LatencyTable(Frozen):
-    """The latencies of the operations of a space on one device."""
+    """The latencies of the operations of a space on one device.
+
+    Args:
+        header: the provenance of the table.
+        entries: the entries; each operation once.
+    """
 
     header: TableHeader
     entries: tuple[TableEntry, ...] = Field(min_length=1)

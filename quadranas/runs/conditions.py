@@ -20,8 +20,9 @@ class Conditions(Frozen):
     """The conditions under which a run was begun, in `conditions.json`.
 
     Args:
-        threads: number of threads of PyTorch. Sums are split between them, so that results
-            with another number differ in their last bits. A run uses one process.
+        format_version: version of the file format.
+        threads: number of threads of PyTorch. Sums are split between them, so that results with
+            another number differ in their last bits. A run uses one process.
         torch, processor: version of PyTorch, and the instruction set it computes with.
         images: the images; None for the built-in digits.
         corrupt: images that an error named as corrupt; they may be removed or replaced.

@@ -47,9 +47,13 @@ class WeightConfig(Frozen):
     """How weights are trained.
 
     Args:
+        optimizer: AdamW, or SGD with Nesterov momentum.
         learning_rate: peak value; it rises linearly over `warmup_fraction` of the steps, then
             falls to zero along a cosine.
-        label_smoothing: applied in weight steps only, never in architecture steps.
+        weight_decay: weight decay of the optimiser.
+        warmup_fraction: share of the steps in which the learning rate rises.
+        label_smoothing: share of the target that is spread over all classes; applied in weight
+            steps only, never in architecture steps.
         clip_norm: upper bound on the gradient norm of the weights in use.
     """
 
@@ -83,6 +87,10 @@ class ScheduleConfig(Frozen):
     the weights.
 
     Args:
+        warmup_epochs: number of epochs that train the weights of all candidates, before the
+            search.
+        search_epochs: number of epochs that train weights and architecture parameters in turn.
+        finetune_epochs: number of epochs that train the chosen network.
         resolution_images: number of training images for each resolution of the last phase, at
             most one pass over them; 0 to omit the phase (`quadranas.training.resolution_phase`).
     """
@@ -99,8 +107,10 @@ class DataConfig(Frozen):
     Args:
         data: a folder or a zip; None for scikit-learn's digits.
         val: a second folder or zip with the test images.
-        verify: which parts of the image files are verified before training: headers and `ends`,
-            or the `full` files, which are decoded. It does not affect the results.
+        skip_corrupt: leave out corrupt images instead of ending with an error.
+        verify: which parts of the image files are verified before training: headers and `ends`, or
+            the `full` files, which are decoded. It does not affect the results.
+        seed: random seed; it determines all random draws of the run.
         train_resolution: image size during training, in pixels. A last phase of the training
             prepares the network for its deployment resolution, for which latency is counted.
     """
@@ -117,7 +127,22 @@ class SearchConfig(DataConfig):
     """The configuration of `quadranas search`.
 
     Args:
-        device, budget: required to begin a search.
+        device: the device that the network is for: a shipped one, or the path of a YAML file;
+            required to begin a search.
+        budget: the latency budget, such as `30ms`, `0.3s` or `250us`; required to begin a search.
+        space: a shipped search space, or the path of a YAML file.
+        table: latency table to use instead of the default one.
+        max_params, max_macs: upper limit on the number of parameters and of multiply-accumulates;
+            null: no limit.
+        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
+            needs a measured table. Null: only the predicted latency is kept within it.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        batch_size: number of images per step.
+        checkpoint_seconds: minimum time between two checkpoints.
+        schedule: number of epochs of each phase.
+        weights: how weights are trained.
+        gates: how architecture parameters are trained.
+        augment: the augmentations to use.
         inspect: whether to record distributions of the quadratic layers in every epoch of the
             fine-tuning.
     """
@@ -143,8 +168,14 @@ class TrainConfig(DataConfig):
     """The configuration of `quadranas train`.
 
     Args:
-        resolution_images: as in `ScheduleConfig`.
+        epochs: number of epochs.
+        resolution_images: number of training images for each resolution of the last phase, as in
+            `ScheduleConfig`.
         trainable: `all` parameters, or only the `quadratic` terms of adapted layers.
+        batch_size: number of images per step.
+        checkpoint_seconds: minimum time between two checkpoints.
+        weights: how weights are trained.
+        augment: the augmentations to use.
         inspect: whether to record distributions of the quadratic layers in every epoch.
     """
 

@@ -7,11 +7,22 @@ from typing import Any
 
 from quadranas.files import read_yaml
 from quadranas.runs import layout
-from quadranas.validation import refuse_newer
+from quadranas.validation import Frozen, refuse_newer
 
 FORMAT_VERSION = 1
-HEADER = ("command", "format_version")
-"""The keys at the top of the file; all others are fields of the command's configuration."""
+
+
+class Header(Frozen):
+    """The keys at the top of `config.yaml`; all others are keys of the command's configuration.
+
+    Args:
+        command: the command that wrote the file; null for a file written by hand.
+        format_version: version of the file format.
+    """
+
+    command: str | None = None
+    format_version: int = FORMAT_VERSION
+
 
 PATHS = ("data", "val", "table")
 NAMES_OR_PATHS = ("device", "space")
@@ -39,7 +50,7 @@ def with_header(command: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         key: str(Path(value).absolute()) if value and is_place(key, value) else value
         for key, value in keys.items()
     }
-    return {"command": command, "format_version": FORMAT_VERSION, **placed}
+    return {**Header(command=command).model_dump(), **placed}
 
 
 def is_place(key: str, value: Any) -> bool:
@@ -63,7 +74,7 @@ def read_config_file(path: Path) -> ConfigFile:
     content = read_yaml(path, "configuration")
     refuse_newer(content, FORMAT_VERSION, path)
     command = content.get("command") or _command_of_0_1_0(content)
-    keys = {key: value for key, value in content.items() if key not in HEADER}
+    keys = {key: value for key, value in content.items() if key not in Header.model_fields}
     return ConfigFile(path, str(command) if command else None, keys)
 
 

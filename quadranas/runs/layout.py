@@ -4,38 +4,84 @@ from quadranas.inspection.records import RECORDS_FILE
 from quadranas.space.architecture import ARCHITECTURE_FILE
 
 ARCHITECTURE = ARCHITECTURE_FILE
+"""The network (`Architecture`); written by search, derive, train, convert and adapt."""
+
 CHECKPOINTS = "checkpoints"
+"""The newest two checkpoints of search or train, torch files without code: phase, step, number of
+lines of metrics, averages of the current epoch, and the state of networks and optimisers. Their
+names contain a digest of the content."""
+
 CONDITIONS = "conditions.json"
-"""The images, the number of threads and other conditions under which a run was begun."""
+"""The images, the number of threads and other conditions under which a search or a training was
+begun (`Conditions`)."""
 
 CONFIG = "config.yaml"
+"""The command, and its complete configuration (`SearchConfig`, `TrainConfig`), in which paths are
+absolute; written first, by search, derive and train. Convert and adapt copy that of the network
+they change."""
+
 DERIVED = "derived"
+"""The default folder of the networks that derive chooses, each a run folder."""
+
 DEVICE = "device.yaml"
-"""The device that the network was found for, if it is not a shipped one."""
+"""The device (`Device`) that the network was found for, if it is not a shipped one; written by
+search and derive, and copied by train."""
 
 EXPORTS = "exports"
+"""The default folder of the bundles that export writes."""
+
 GATES = "gates.json"
+"""The log-probabilities of all candidates (`GateScores`); written by search after its search
+epochs."""
+
 INHERITED = "inherited.safetensors"
-"""The initial weights of a training."""
+"""The initial weights of a training: those that search takes from the supernet, or train from the
+given network."""
 
 INSPECTION_PAGE = "inspection.html"
+"""A page about the quadratic layers; written by inspect."""
+
 LOCK = ".lock"
-"""Names the process that writes to the folder; present while it runs."""
+"""Names the process that writes to the folder; present while search or train runs."""
 
 METRICS = "metrics.jsonl"
+"""One line per epoch (`Epoch`); written by search and train."""
+
 PREPROCESSING = "preprocessing.json"
+"""How images are prepared for the network (`Preprocessing`); written by search, derive, train,
+convert and adapt, if the images are known."""
+
 RANKING = "importance.json"
+"""The ranking of the layers: `data`, `num_images`, `removed`, `reverted` and `ranking` of
+`ReduceResult`; written by convert."""
+
 RANKING_PLOT = "importance.png"
+"""The ranking as a picture; written by convert."""
+
 RECORDS = RECORDS_FILE
+"""One line per inspected step (`StepRecord`); written by search and train if `inspect` is set."""
+
 REPORT = "report.html"
+"""The report of the run; written by search and report."""
+
 RESULT = "result.json"
-"""Written last: a folder with it holds a finished run."""
+"""The result: `SearchResult` of search, `DeriveResult` of derive, `TrainResult` of train and
+convert. Written last: a folder with it holds a finished run."""
 
 SPACE = "space.yaml"
+"""The complete search space (`SpaceFile`); written by search."""
+
 SUPERNET = "supernet.safetensors"
+"""The weights of the trained supernet; written by search."""
+
 TABLE = "table.json"
+"""A copy of the latency table (`LatencyTable`) that the network was chosen with; written by search
+and derive."""
+
 TENSORBOARD = "tensorboard"
+"""The metrics as curves for TensorBoard; written by search and train."""
+
 WEIGHTS = "subnet.safetensors"
-"""The trained weights of the run's network."""
+"""The weights of the run's network; written by search, derive, train, convert and adapt."""
 
 RESUMABLE = ("search", "train")

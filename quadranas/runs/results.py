@@ -31,6 +31,7 @@ class TableNote(Frozen):
     Args:
         path: the copy in the run folder.
         method: `analytic` or `measured`.
+        summary: the source of the table's numbers, in one line.
     """
 
     path: Path
@@ -50,8 +51,8 @@ class StoredResult(CommandResult):
             and latency are counted. None in runs of version 0.1.0, tested at the resolution of
             the training.
         trained_resolution: image size of the training, in pixels.
-        accuracy_as_trained: accuracy of the same weights at that size.
-        chance: accuracy of always naming the most frequent class.
+        accuracy_as_trained: accuracy of the same weights at that size, from 0 to 1.
+        chance: accuracy of always naming the most frequent class, from 0 to 1.
         warnings: signs that the training failed, and what to change.
     """
 
@@ -131,13 +132,17 @@ class DeriveResult(StoredResult):
 
     Args:
         device: name of the deployment device.
-        confidence: probability that the measured latency is within the budget; None if not
-            requested.
+        budget_ms: the latency budget.
+        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
+            None if not requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        predicted_ms: latency of the network by the table.
         measured_ms: None if it was not measured; `not_measured` gives the reason.
         measured_p50_ms, measured_p95_ms: median and 95th percentile of the undisturbed calls.
         measured_dropped: share of calls that lost the processor to other processes and were
             dropped; None if unknown.
+        table: the latency table that the network was chosen with.
+        params, macs: number of parameters and multiply-accumulates of the network.
     """
 
     device: str
@@ -213,6 +218,7 @@ class SearchResult(DeriveResult, TrainedResult):
     """The result of `quadranas search`: a network within a latency budget, trained and tested.
 
     Args:
+        seed: random seed of the run; None in results of version 0.1.0.
         versions: versions of the packages that affect the result.
     """
 

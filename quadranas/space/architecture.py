@@ -22,7 +22,12 @@ ARCHITECTURE_FILE = "architecture.json"
 
 
 class Block(Frozen):
-    """A named sequence of operations that is kept or skipped as a whole."""
+    """A named sequence of operations that is kept or skipped as a whole.
+
+    Args:
+        name: name of the block; unique in the architecture.
+        ops: the operations in order; each kind at most once.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     ops: tuple[OpSpec, ...] = Field(min_length=1)
@@ -43,7 +48,8 @@ class LayerChange(Frozen):
         kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
             quadratic term added) or `removed` (replaced by the identity).
         form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
-        rank, dilation: arguments of the adapted layer's quadratic term.
+        rank: rank of the adapted layer's quadratic term: the number of its products.
+        dilation: dilation of the kernel of that term, in pixels.
     """
 
     name: str = Field(min_length=1)
@@ -58,11 +64,16 @@ class Architecture(Frozen):
     """A complete description of a network, sufficient to rebuild it.
 
     Args:
+        format_version: version of the file format.
+        name: name of the network.
         space: name of the search space that contains it; empty for a reference model.
+        resolution: height and width of the input, in pixels.
+        num_classes: number of classes.
         layer_scale: initial value of the gammas on the residual branches.
+        blocks: the blocks in order; the last operation is the only head.
         changes: layers to replace in the network that the blocks describe.
-        provenance: origin of the architecture, as plain values (device, budget, predicted
-            latency ...).
+        provenance: origin of the architecture, as plain values (device, budget, predicted latency
+            ...).
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)

@@ -19,7 +19,8 @@ class OpSpec(Frozen):
         kind: one of `OP_RULES`.
         in_channels, out_channels: for a head, `out_channels` is the number of classes.
         resolution: height and width of the input, in pixels.
-        kernel_size, stride, expand_ratio: at their defaults for kinds that do not use them.
+        kernel_size, stride: size and stride of the kernel, in pixels; 1 for kinds without one.
+        expand_ratio: channels inside the operation, relative to its input's; 1 for kinds without.
         num_quadratic: the number of quadratic layers among a feed-forward part's two linear
             layers.
     """

@@ -28,7 +28,14 @@ def _check_body_kind(kind: str) -> None:
 
 
 class SlotFile(Frozen):
-    """A slot of every block of a stage; lists are the values to search over."""
+    """A slot of every block of a stage; lists are the values to search over.
+
+    Args:
+        kind: kind of the operation, such as `quadratic_depthwise`, `feed_forward` or `mbconv`.
+        kernel_size: kernel sizes to search over, in pixels.
+        expand_ratio: expansion ratios to search over: channels inside the operation, relative to
+            its input's.
+    """
 
     kind: str
     kernel_size: tuple[int, ...] = Field(default=(1,), min_length=1)
@@ -44,7 +51,12 @@ class SlotFile(Frozen):
 
 
 class EntryFile(Frozen):
-    """The operation before a stage's blocks; it changes width and resolution."""
+    """The operation before a stage's blocks; it changes width and resolution.
+
+    Args:
+        kind: kind of the operation: `patch_stem`, `downsample`, `conv_bn` or `mbconv`.
+        kernel_size, stride: size and stride of its kernel, in pixels.
+    """
 
     kind: str
     kernel_size: int
@@ -60,8 +72,11 @@ class StageFile(Frozen):
     """A sequence of blocks of one width.
 
     Args:
+        name: name of the stage; empty: `stage1`, `stage2` ...
+        entry: the operation before the blocks; null: none.
+        stride: stride of the first block, in pixels, for stages without an `entry`.
         depth: minimum and maximum number of blocks; those beyond the minimum are optional.
-        stride: stride of the first block, for stages without an `entry`.
+        slots: the operations of every block, in order; each kind at most once.
     """
 
     name: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
@@ -96,9 +111,19 @@ class StageFile(Frozen):
 class SpaceFile(Frozen):
     """A search space as written in YAML.
 
+    A file may begin with `extends: NAME` (or the path of another file, relative to its own
+    folder), and then needs only a `name` and the keys that differ, such as `widths`.
+
     Args:
         extends: the space that the other keys change; `load_space_file` fills its keys in, so that
             this one is always `None` here.
+        name: name of the space and of its tables, `latency_tables/NAME/DEVICE.json`.
+        source: where the space comes from, in words.
+        resolution: height and width of the input, in pixels.
+        num_classes: number of classes that latency tables are made for.
+        widths: number of channels of each stage.
+        stages: the stages in order.
+        head: kind of the classifier: `norm_head` or `linear_head`.
     """
 
     extends: None = None

@@ -26,7 +26,12 @@ class BlockScores(Frozen):
 
 
 class GateScores(Frozen):
-    """Log-probabilities of all gates of a trained supernet, and the search space they are for."""
+    """Log-probabilities of all gates of a trained supernet, and the search space they are for.
+
+    Args:
+        space, space_digest: name of the space, and the identity of its blocks.
+        blocks: the gates of each block, by its name.
+    """
 
     space: str
     space_digest: str
