@@ -137,7 +137,8 @@ class DeriveResult(StoredResult):
             None if not requested.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         predicted_ms: latency of the network by the table.
-        measured_ms: None if it was not measured; `not_measured` gives the reason.
+        measured_ms: measured latency of the network; None if it was not measured.
+        not_measured: the reason; empty if it was measured.
         measured_p50_ms, measured_p95_ms: median and 95th percentile of the undisturbed calls.
         measured_dropped: share of calls that lost the processor to other processes and were
             dropped; None if unknown.
