@@ -20,6 +20,10 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", help="Show warnings only, no progress.", rich_help_panel=OUTPUT),
 ]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=OUTPUT),

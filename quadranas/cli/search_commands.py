@@ -34,6 +34,7 @@ from quadranas.cli.options import (
     Quiet,
     Resume,
     Run,
+    RunFolder,
     Seed,
     SkipCorrupt,
     TableFile,
@@ -75,12 +76,7 @@ def search(
     max_macs: MaxMacs = None,
     confidence: Confidence = None,
     tolerance: Tolerance = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -182,12 +178,7 @@ def train(
         ),
     ] = None,
     inspect: Inspect = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder. Default: a new folder under runs/.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,

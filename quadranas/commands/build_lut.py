@@ -104,23 +104,17 @@ def build_lut(
         settings: values to use instead of those in the device's file.
 
     Raises:
-        QuadranasError: an unknown backend, a device that has no model or cannot be measured, an
-            existing table made under other conditions, or a file that cannot be written; or the
-            machine was too busy, or nothing is suspect. The timings are kept.
+        QuadranasError: an unsuitable backend, device, existing table or file; or the machine was
+            too busy, or nothing is suspect. The timings are kept.
         PromiseMissedError: the residual is above its limit. The timings are kept.
     """
-    request = _request(
-        load_space(space),
-        load_device(device, **settings),
-        *(output, only_missing, num_classes, command),
-    )
+    chosen = load_space(space), load_device(device, **settings)
+    request = _request(*chosen, output, only_missing, num_classes, command)
     backend = backend or request.default_backend
     if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
         raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
     if backend == ANALYTIC:
-        if only_suspect:
-            raise _nothing_suspect(request)
-        return _analytic(request)
+        return _analytic(request, only_suspect=only_suspect)
     plan = Plan(num_rounds=rounds, repeats=repeats)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
     return _measured(request, backend, reporter or Reporter(quiet=True), plan, trust)
@@ -273,7 +267,9 @@ def _request(
     )
 
 
-def _analytic(request: _Request) -> BuildLutResult:
+def _analytic(request: _Request, *, only_suspect: bool) -> BuildLutResult:
+    if only_suspect:
+        raise _nothing_suspect(request)
     device, model = request.device, request.device.analytic
     if model is None:
         raise QuadranasError(

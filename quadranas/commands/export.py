@@ -6,9 +6,9 @@ from typing import Any
 from quadranas.deployment.bundle import check_place, write_papers
 from quadranas.deployment.checks import convert, latency_notes, quantize, time_file, verify
 from quadranas.deployment.description import describe
-from quadranas.deployment.manifest import Manifest
+from quadranas.deployment.manifest import Latency, Manifest
 from quadranas.deployment.target import ExportOptions, find_target
-from quadranas.deployment.work import find_inputs, open_work
+from quadranas.deployment.work import ExportWork, find_inputs, open_work
 from quadranas.errors import QuadranasError
 from quadranas.files import file_name
 from quadranas.latency.device import Device
@@ -127,8 +127,7 @@ def export(
         options: other fields of `ExportOptions`, such as `budget` and `batch`.
 
     Raises:
-        QuadranasError: an option does not fit, an extra or a device is missing, or the output
-            exists; nothing is written.
+        QuadranasError: an unsuitable option, extra, device or output; nothing is written.
         PromiseMissedError: the file does not agree with PyTorch, or int8 reduces the accuracy by
             more than allowed; nothing is kept.
     """
@@ -149,13 +148,22 @@ def export(
         manifest = describe(work, converted, outputs, quantization, latency)
         image = inputs.images.example(folder.path)
         write_papers(folder.path, manifest)
-        notes = tuple(latency_notes(work, latency))
-        for note in notes:
-            work.reporter.warning(note)
-    if image is not None and image.parent == folder.path:
-        image = bundle / image.name
-    more = {"image": image, "notes": notes, "num_skipped": inputs.images.num_skipped}
-    return _result(bundle, manifest, **more)
+        notes = _warned(work, latency)
+    more = {"notes": notes, "num_skipped": inputs.images.num_skipped}
+    return _result(bundle, manifest, image=_moved(image, folder.path, bundle), **more)
+
+
+def _moved(path: Path | None, folder: Path, new: Path) -> Path | None:
+    """The path of a file after the folder that may contain it was renamed."""
+    return new / path.name if path is not None and path.parent == folder else path
+
+
+def _warned(work: ExportWork, latency: Latency) -> tuple[str, ...]:
+    """The notes about a latency, each printed as a warning."""
+    notes = tuple(latency_notes(work, latency))
+    for note in notes:
+        work.reporter.warning(note)
+    return notes
 
 
 def _open(model: Model, weights: str | Path | None, *, untrained: bool) -> StoredNetwork:

@@ -107,8 +107,7 @@ def predict(
 
     Args:
         model: an ONNX file.
-        device: name, YAML file, folder of a run, or a device that is loaded already; it needs an
-            analytic model.
+        device: name, YAML file, folder of a run, or an opened device, with an analytic model.
         resolution: height and width of the input, if the file leaves them open.
         inputs: whole shapes by the names of inputs, for other sizes that the file leaves open.
 

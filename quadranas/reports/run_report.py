@@ -280,7 +280,7 @@ def _training(run: Run) -> str:
     weights = run.config.get("weights")
     if isinstance(weights, dict) and weights.get("label_smoothing"):
         key += " The loss on training images includes label smoothing."
-    if seen != {"train"}:
+    if "train" not in seen:
         key += (
             " Epochs are numbered through all phases. Before fine-tuning, loss and accuracy are "
             "those of networks sampled from the supernet. The held-out half of the training "

@@ -119,7 +119,7 @@ class Run:
     def is_training(self) -> bool:
         """Whether it is a run of `quadranas train`, which searches nothing."""
         trained = self.result is not None and not isinstance(self.result, DeriveResult)
-        return trained or {epoch.phase for epoch in self.epochs} == {"train"}
+        return trained or any(epoch.phase == "train" for epoch in self.epochs)
 
     def _origin(self, key: str) -> Any:
         """A value that the architecture records about the derivation of the network."""
