@@ -20,7 +20,7 @@ Identity = Mapping[str, str | int | None]
 Samples = dict[str, dict[int, list[float]]]
 """The milliseconds of all calls, by program and round."""
 
-JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
+JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError)
 """Exceptions that reading a damaged line can raise."""
 
 
