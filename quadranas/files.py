@@ -35,9 +35,6 @@ YAML_FAULTS = (
     TypeError,
     RecursionError,
 )
-JSON_FAULTS = (ValueError, RecursionError)
-"""ValueError also covers overlong numbers."""
-
 YAML_FLOAT = "tag:yaml.org,2002:float"
 SCIENTIFIC = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)[eE][-+]?\d++\Z")
 """Numbers such as 1e-3, which YAML 1.2 reads as floats, and YAML 1.1 (PyYAML) as strings."""
@@ -252,7 +249,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     text = read_text(path, what)
     try:
         content = _unique_json(text)
-    except JSON_FAULTS as error:
+    except ValueError as error:  # also of overlong numbers
         raise QuadranasError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected an object, got {type(content).__name__}")
@@ -263,8 +260,8 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON as its standard has it: every key once, and finite numbers only.
 
     Raises:
-        ValueError: not valid JSON, a duplicate key, or a number that is not finite.
-        RecursionError: too deeply nested.
+        ValueError: not valid JSON, too deeply nested, a duplicate key, or a number that is not
+            finite.
     """
     content = _unique_json(text.decode() if isinstance(text, bytes) else text)
     fault = _not_finite(content)
@@ -282,6 +279,8 @@ def _unique_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except _DuplicateKeyError as error:
         raise ValueError(f"{error}{_duplicate_line(text)}") from error
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -114,15 +114,17 @@ def open_export_images(
     Raises:
         QuadranasError: the data have other classes than the network, or are unsuitable.
     """
-    labelled = stored.weights is not None and bool(stored.preprocessing or data.data)
+    known = stored.preprocessing
+    is_known = data.data is not None or (stored.folder is not None and known)
+    labelled = stored.weights is not None and bool(is_known)
     if labelled:
         held_out = open_test_images(stored, data, resolution)
-        known = stored.preprocessing or Preprocessing.of(held_out.as_trained().dataset)
+        known = known or Preprocessing.of(held_out.as_trained().dataset)
     else:
-        dataset, known = open_data(data, resolution), None
+        dataset = open_data(data, resolution)
         held_out = HeldOutImages(
             dataset.at(resolution),
-            Augmenter.of(dataset),
+            Augmenter.of(dataset, preprocessing=known),
             dataset.resolution,
             dataset.num_skipped if data.skip_corrupt else None,
         )

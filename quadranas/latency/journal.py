@@ -33,7 +33,7 @@ class Calls(NamedTuple):
     disturbed: int
 
 
-JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
+JSON_FAULTS = (ValueError, LookupError, TypeError, OverflowError)
 """Exceptions that reading a damaged line can raise."""
 
 

@@ -68,7 +68,7 @@ def read_epochs(path: Path) -> tuple[tuple[Epoch, ...], int]:
     for line in filter(str.strip, text.split("\n")):
         try:
             epoch = Epoch.model_validate(parse_json(line))
-        except (ValueError, RecursionError):
+        except ValueError:
             dropped += 1
         else:
             epochs[epoch.phase, epoch.epoch] = epoch
