@@ -59,13 +59,14 @@ def spoil_bytes(draw: Draw, content: bytes) -> bytes:
     if kind == "flip":
         flipped = bytes([content[start] ^ 1 << draw(st.integers(0, 7))]) if content else b""
         return content[:start] + flipped + content[start + 1 :]
-    middle = {
+    changes: dict[str, Callable[[], bytes | None]] = {
         "cut": lambda: None,
         "remove": lambda: b"",
         "double": lambda: 2 * content[start:end],
         "insert": lambda: draw(st.sampled_from(TOKENS)) + content[start:end],
         "replace": lambda: draw(st.binary(max_size=64)),
-    }[kind]()
+    }
+    middle = changes[kind]()
     return content[:start] if middle is None else content[:start] + middle + content[end:]
 
 
@@ -87,11 +88,12 @@ def spoil_lines(draw: Draw, content: bytes) -> bytes:
     if not lines:
         return content
     index = draw(st.integers(0, len(lines) - 1))
-    new = {
-        "remove": lambda: [],
+    changes: dict[str, Callable[[], list[bytes]]] = {
+        "remove": list,
         "double": lambda: 2 * [lines[index]],
         "change": lambda: [spoil_json(draw, lines[index]) + b"\n"],
-    }[draw(st.sampled_from(("remove", "double", "change")))]()
+    }
+    new = changes[draw(st.sampled_from(("remove", "double", "change")))]()
     return b"".join([*lines[:index], *new, *lines[index + 1 :]])
 
 
@@ -202,7 +204,8 @@ def spoil_onnx(draw: Draw, content: bytes) -> bytes:
         message.ClearField(field.name)
     else:
         setattr(message, field.name, _other(draw, field, getattr(message, field.name)))
-    return model.SerializeToString()
+    serialised: bytes = model.SerializeToString()
+    return serialised
 
 
 def _fields(message: Any) -> Iterator[tuple[Any, Any]]:

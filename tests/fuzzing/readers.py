@@ -28,7 +28,7 @@ from quadranas.data.preprocessing import load_preprocessing
 from quadranas.deployment.bundle import MANIFEST, checksums, open_bundle, write_manifest
 from quadranas.inspection.records import Distribution, LayerRecord, StepRecord, read_records
 from quadranas.latency.device import load_device
-from quadranas.latency.journal import Journal, read_identity
+from quadranas.latency.journal import Identity, Journal, read_identity
 from quadranas.latency.table_files import load_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights, save_tensors
@@ -60,7 +60,7 @@ from tests.fuzzing.damage import (
 from tests.pictures import noise, write_classes, write_zip
 
 GOLDEN = CHECKOUT / "tests/golden/0.1.0"
-IDENTITY = {"kind": "build-lut", "device": "board", "threads": 1, "precision": None}
+IDENTITY: Identity = {"kind": "build-lut", "device": "board", "threads": 1, "precision": None}
 
 
 class Attack:
@@ -310,7 +310,11 @@ READERS = {
         _in_run(layout.PREPROCESSING), load_preprocessing, spoil_json, JSON_ATTACKS,
     ),
     "metrics": Reader(
-        ("read_run",), _in_run(layout.METRICS), _report_data, spoil_lines, JSON_ATTACKS
+        ("read_run", "read_epochs"),
+        _in_run(layout.METRICS),
+        _report_data,
+        spoil_lines,
+        JSON_ATTACKS,
     ),
     "inspection": Reader(
         ("read_records", "read_text"),

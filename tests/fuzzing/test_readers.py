@@ -40,6 +40,8 @@ INDIRECT = {
     "load_tensors": "gets tensors",
     "load_digits": "reads no file of the user",
     "open_device": "opens a device",
+    "open_device_argument": "calls load_device",
+    "open_watch": "opens a file of the kernel",
     "open_bench": "opens a device",
     "open_backend": "opens a device",
     "open_data": "calls load_dataset",
