@@ -28,7 +28,6 @@ MIN_BATCH = 4
 """Minimum batch size of a stage. Batches shrink with the number of pixels, so that steps stay
 short and there are enough of them."""
 
-
 WARMUP_FRACTION = 0.05
 """Fraction of the phase over which the learning rate rises."""
 
