@@ -77,7 +77,7 @@ def test_the_remaining_time_is_that_of_all_phases(
     reporter.epoch(handle, METRICS)
     *_, line = capsys.readouterr().err.splitlines()
     assert line == (
-        "search 3     loss 1.234  acc 45.6%  E[latency] 29.87 ms  held-out 40.0%  entropy 0.71  "
+        "search 3       loss 1.234  acc 45.6%  E[latency] 29.87 ms  held-out 40.0%  entropy 0.71  "
         "skip 0.25  32 min left"
     )
 
