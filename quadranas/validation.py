@@ -73,7 +73,7 @@ class CommandError(Frozen):
 
     Args:
         error: what is wrong.
-        hint: the next step; empty if there is none.
+        hint: the next step; may be empty.
     """
 
     error: str

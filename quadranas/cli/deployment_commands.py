@@ -216,7 +216,7 @@ def _run_command(result: "ExportResult", image: str) -> str:
     from quadranas.deployment.bundle import read_manifest
     from quadranas.runs.next_command import proposed
 
-    reach = read_manifest(result.bundle).device.reach.model_dump(exclude_none=True)
+    reach = read_manifest(result.bundle).device.reach.given
     native = files_of(result.format).native
     options = proposed(**reach, allow_native_code=native).removeprefix("quadranas")
     return f"{proposed('run', result.bundle)} {image}{options}"

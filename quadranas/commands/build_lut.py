@@ -139,8 +139,7 @@ class _Request:
     def default_backend(self) -> str:
         if self.existing is not None:
             return self.existing.header.backend
-        reachable = bool(self.device.reach.model_dump(exclude_none=True))
-        if self.device.analytic is not None and not reachable:
+        if self.device.analytic is not None and not self.device.reach.given:
             return ANALYTIC
         return self.device.runtime or ANALYTIC
 

@@ -243,7 +243,7 @@ def _reach_of(
             f"the bundle runs on device {manifest.device.name!r}, not on {loaded.name!r}",
             "Name the file of the bundle's device, or export again for the other one.",
         )
-    return loaded.configured(**named).reach.model_dump(exclude_none=True)
+    return loaded.configured(**named).reach.given
 
 
 def _runtime(manifest: Manifest) -> Runtime:

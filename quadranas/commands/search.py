@@ -136,10 +136,10 @@ class _SearchRun:
         config, dataset = self.setup.config, self.setup.dataset
         per_epoch = max(1, len(dataset.train) // config.batch_size)
         return config.schedule.finetune_epochs * per_epoch + equivalent_steps(
-            dataset.resolution,
+            dataset,
             self.setup.space.resolution,
             batch_size=config.batch_size,
-            num_images=min(config.schedule.resolution_images, len(dataset.train)),
+            num_images=config.schedule.resolution_images,
         )
 
     def _derive(self) -> Architecture:

@@ -3,22 +3,32 @@
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from quadranas.data.decoding import fit
-from quadranas.data.image_set import ImageSet, picker
+from quadranas.data.image_set import ImageSet
 from quadranas.data.splits import hold_out
 
 
 def load_digits(resolution: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Training and test split of the 1797 digits (8 x 8 pixels, grey values 0 to 16)."""
+    """Training and test split of the 1797 digits (8 x 8 pixels, grey values 0 to 16).
+
+    Each split is resized with its first batch.
+    """
     from sklearn import datasets
 
     digits = datasets.load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = torch.from_numpy(np.stack([fit(Image.fromarray(g), resolution) for g in grey]))
     labels = torch.from_numpy(digits.target.astype(np.int64))
+
+    def split(members: Tensor) -> ImageSet:
+        def decode(indices: Tensor) -> Tensor:
+            chosen = grey[members[indices].numpy()]
+            return torch.from_numpy(
+                np.stack([fit(Image.fromarray(image), resolution) for image in chosen])
+            )
+
+        return ImageSet(labels[members], decode, at_first_use=True)
+
     first, second = hold_out(labels, seed)
-    return (
-        ImageSet(labels[first], picker(pixels[first])),
-        ImageSet(labels[second], picker(pixels[second])),
-    )
+    return split(first), split(second)

@@ -102,6 +102,11 @@ class Reach(Frozen):
     rpc_key: str | None = None
     worker_python: str | None = None
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The settings that are set; empty if nothing has to be started or contacted."""
+        return self.model_dump(exclude_none=True)
+
     @model_validator(mode="after")
     def _check_tracker(self) -> Self:
         if self.rpc is not None and self.rpc_tracker is not None:

@@ -14,10 +14,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 TASKS = Path("/proc/self/task")
 """Folder of the threads of this process."""
@@ -56,7 +55,7 @@ class ProcessorWatch(Protocol):
 
 
 class SchedulerWatch:
-    """Reads the run delay of threads of this process; a context manager.
+    """Reads the run delay of threads of this process; `contextlib.closing` closes its files.
 
     Args:
         threads: ids of the threads.
@@ -75,19 +74,8 @@ class SchedulerWatch:
             if not any(run_ns for run_ns, _ in map(_read, self.files)):
                 raise OSError("the scheduler keeps no statistics")
         except (OSError, ValueError, IndexError):
-            self._close()
+            self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
 
     def start(self) -> None:
         """See `ProcessorWatch`."""
@@ -108,7 +96,8 @@ class SchedulerWatch:
                 delays.append(0)
         return delays
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the files; the watch cannot be used after that."""
         while self.files:
             os.close(self.files.pop())
 
@@ -160,7 +149,7 @@ def open_watch(threads: Iterable[int], tasks: Path = TASKS) -> Iterator[Processo
     except (OSError, ValueError, IndexError):  # no such file, or without these numbers
         yield ClockWatch()
         return
-    with watch:
+    with closing(watch):
         yield watch
 
 

@@ -27,8 +27,8 @@ def measure_network(
     Args:
         plan: how often to time. Default: `DEFAULT_PLAN` of the bench.
 
-    Returns: the latency, of undisturbed calls; or why there is none: the table was not measured,
-        the device is not connected, or the machine is busy.
+    Returns: the latency of undisturbed calls; or the reason why it was not measured: the table was
+        not measured, the device is not connected, or the machine is busy.
     """
     header = priced.table.header
     if header.measurement is None:

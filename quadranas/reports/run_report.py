@@ -5,7 +5,6 @@ from them is escaped; each section names in one line the files that it lacks.
 """
 
 import math
-import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.budget import format_ms
-from quadranas.latency.contract import Contract
 from quadranas.reports.figures import (
     PHASES,
     draw_architecture,
@@ -26,10 +24,10 @@ from quadranas.reports.figures import (
 from quadranas.reports.inspection_figures import inspection_section
 from quadranas.reports.page import figure, html_page
 from quadranas.reports.page import note as note_line
+from quadranas.reports.run_cards import headline, percent, short_ms
 from quadranas.reports.run_view import (
     NUM_BUDGETS,
     RUN_FILES,
-    TIMES,
     BlockView,
     Run,
     fixed_ms,
@@ -38,7 +36,6 @@ from quadranas.reports.run_view import (
 )
 from quadranas.runs import layout
 from quadranas.runs.results import SearchResult
-from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import Slot
 from quadranas.strategies.limits import MIN_USE, reachable_ms
 
@@ -66,7 +63,7 @@ def write_report(run: Path) -> Path:
 def _page(run: Run) -> str:
     title = run.name if run.device is None else f"{run.name} on {run.device}"
     if run.budget_ms is not None:
-        title += f" within {_short_ms(run.budget_ms)}"
+        title += f" within {short_ms(run.budget_ms)}"
     sections = {
         "The network": _network(run),
         "Latency": _latency(run),
@@ -77,7 +74,7 @@ def _page(run: Run) -> str:
         "Provenance": _provenance(run),
         "Configuration": _configuration(run),
     }
-    before = "\n".join((_state(run), _headline(run), _warnings(run)))
+    before = "\n".join((_state(run), headline(run), _warnings(run)))
     return html_page(title, sections, before=before)
 
 
@@ -94,22 +91,6 @@ def _why_not(run: Run, *files: str) -> str:
     return note_line(f"{escape(text[0].upper() + text[1:])}.")
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def _short_ms(latency_ms: float) -> str:
-    """A duration without trailing zeros, as a budget is typed."""
-    return re.sub(r"\.0+ ", " ", format_ms(latency_ms))
-
-
-def _count(number: int) -> str:
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {unit}"
-    return str(number)
-
-
 def _state(run: Run) -> str:
     """A line at the top of the page while the run has no result."""
     if run.result is not None:
@@ -119,85 +100,6 @@ def _state(run: Run) -> str:
         epoch = run.epochs[-1]
         last = f"the last recorded epoch is epoch {epoch.epoch} of {PHASES[epoch.phase][0]}"
     return f'<p class="state">Not finished: {escape(run.faults[layout.RESULT])}; {last}.</p>'
-
-
-def _headline(run: Run) -> str:
-    predicted_ms, budget_ms, result = run.predicted_ms, run.budget_ms, run.result
-    method = f" ({run.method})" if run.table else ""
-    cards = []
-    if predicted_ms is not None and budget_ms is not None:
-        note = f"{_percent(predicted_ms / budget_ms)} of {_short_ms(budget_ms)}"
-        note += ": over the budget" if predicted_ms > budget_ms else ""
-        cards.append((f"predicted latency{method}", format_ms(predicted_ms), note))
-    elif predicted_ms is not None:
-        cards.append((f"predicted latency{method}", format_ms(predicted_ms), "budget unknown"))
-    elif budget_ms is not None:
-        cards.append(("budget", _short_ms(budget_ms), "no network yet"))
-    if run.confidence is not None and budget_ms is not None:
-        cards.append(("budget", _short_ms(budget_ms), _about_confidence(run)))
-    if run.derived is not None and run.derived.measured_ms is not None:
-        cards.append(("measured latency", format_ms(run.derived.measured_ms), run.device or ""))
-    if result is not None and result.accuracy is not None:
-        cards.append(("test accuracy", _percent(result.accuracy), _tested_on(run)))
-    else:
-        cards.append(("test accuracy", "unknown", "not tested yet"))
-    cards += _size_cards(run)
-    drawn = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span>'
-        f"<small>{escape(note)}</small></div>"
-        for name, value, note in cards
-    )
-    source = run.source
-    if run.table is not None:
-        source += f"; expected error {run.table.header.expected_error}"
-    note = "" if predicted_ms is None and budget_ms is None else f"Predicted latency: {source}."
-    return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
-
-
-def _about_confidence(run: Run) -> str:
-    """The confidence, and the predicted latency within which the budget is kept with it."""
-    assert run.budget_ms is not None
-    assert run.confidence is not None
-    text = f"with a confidence of {_percent(run.confidence, 0)}"
-    if run.table is None:
-        return text
-    contract = Contract(budget_ms=run.budget_ms, confidence=run.confidence)
-    try:
-        return f"{text}: predicted within {format_ms(contract.decoding_ms(run.table))}"
-    except QuadranasError:  # the table was not measured
-        return text
-
-
-def _size_cards(run: Run) -> list[tuple[str, str, str]]:
-    """Parameters and MACs; for a network with replaced layers, those of its result."""
-    architecture = run.architecture
-    if architecture is None:
-        return []
-    if not architecture.changes:
-        params, macs = count_params(architecture), count_macs(architecture)
-    elif run.result is not None:
-        params, macs = run.result.params, run.result.macs
-    else:
-        return []
-    changed = f", {len(architecture.changes)} layers replaced" if architecture.changes else ""
-    pixels = architecture.resolution
-    return [
-        ("parameters", _count(params), f"{params:,}{changed}"),
-        ("MACs", _count(macs), f"at {pixels}{TIMES}{pixels} px"),
-    ]
-
-
-def _tested_on(run: Run) -> str:
-    name = Path(str(run.config.get("data") or "built-in digits")).name
-    classes = chance = ""
-    if run.num_classes:
-        classes = f", {run.num_classes} classes"
-        chance = f"; chance {_percent(1 / run.num_classes)}"
-    if run.result is not None and run.result.chance is not None:
-        chance = f"; chance {_percent(run.result.chance)}"
-    tested = run.result.resolution if run.result else None
-    pixels = tested or run.config.get("train_resolution")
-    return f"{name}{classes}" + (f", {pixels} px" if pixels else "") + chance
 
 
 def _network(run: Run) -> str:
@@ -234,7 +136,7 @@ def _latency(run: Run) -> str:
     )
     rows = "".join(
         f'<tr><td><i class="key" style="background:{colour}"></i>{escape(part)}</td><td class="n">'
-        f'{fixed_ms(ms, total_ms)}</td><td class="n">{_percent(ms / total_ms)}</td></tr>'
+        f'{fixed_ms(ms, total_ms)}</td><td class="n">{percent(ms / total_ms)}</td></tr>'
         for (part, colour), ms in parts.items()
     )
     head = '<tr><th>part</th><th class="n">latency [ms]</th><th class="n">share</th></tr>'
@@ -304,7 +206,7 @@ def _front(run: Run) -> str:
         plot_front(front, run.chosen, run.budget_ms),
         f"Results of <code>quadranas derive</code> for {NUM_BUDGETS} budgets in the reachable "
         f"range of this space, {low} to {high}: the most probable network under the gates that "
-        f"uses at least {_percent(MIN_USE, 0)} of the budget, if the space has one. The score "
+        f"uses at least {percent(MIN_USE, 0)} of the budget, if the space has one. The score "
         "ranks networks of similar latency. It is not an accuracy, and the gates were trained for "
         f"the budget of this run only. Source of latencies: {escape(run.source)}.",
     )
@@ -370,7 +272,7 @@ def _gates(run: Run, block: BlockView) -> str:
         chosen = None if block.skipped else slot.candidates.index(op)
         drawn += draw_gate(slot.candidates, [math.exp(min(log, 0.0)) for log in logs], chosen)
     if scores.skip is not None:
-        drawn += f"<span>keep {_percent(math.exp(min(scores.keep, 0.0)), 0)}</span>"
+        drawn += f"<span>keep {percent(math.exp(min(scores.keep, 0.0)), 0)}</span>"
     return f'<div class="gates">{drawn}</div>'
 
 

@@ -127,4 +127,4 @@ def _named_device(folder: Path) -> tuple[str | None, Device | None]:
 
 def _has_reach(device: Device | None) -> bool:
     """Whether something has to be started or contacted to reach a device."""
-    return device is not None and bool(device.reach.model_dump(exclude_none=True))
+    return device is not None and bool(device.reach.given)

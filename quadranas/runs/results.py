@@ -173,7 +173,7 @@ class DeriveResult(StoredResult):
         """Describe the network that a run chose.
 
         Args:
-            measured: the measured latency, or why there is none.
+            measured: the measured latency, or the reason why it was not measured.
             more: the other fields: those of the test, and those of a subclass.
         """
         timing = None if isinstance(measured, str) else measured

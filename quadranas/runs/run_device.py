@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quadranas.errors import QuadranasError
-from quadranas.files import refuse_links
+from quadranas.files import refuse_links, write_atomically
 from quadranas.latency.device import Device, is_shipped, load_device, shipped_devices
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
@@ -23,7 +23,7 @@ def keep_copies(source: Path | None, folder: Path) -> None:
     for name in (layout.DEVICE, layout.TABLE):
         path = source / name if source is not None else None
         if path is not None and path.is_file() and not (folder / name).exists():
-            (folder / name).write_bytes(path.read_bytes())
+            write_atomically(folder / name, path.read_bytes())
 
 
 def device_of(folder: Path | None, architecture: Architecture | None) -> Device | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.reporter import Reporter
 from quadranas.runs.run_folder import RunFolder
@@ -46,6 +47,11 @@ class Stage:
     num_steps: int
 
     @property
+    def name(self) -> str:
+        """Name of its training in checkpoints and in the progress."""
+        return f"resolution-{self.resolution}"
+
+    @property
     def pixels_per_step(self) -> int:
         """A measure of the cost of a step."""
         return self.batch_size * self.resolution**2
@@ -76,11 +82,15 @@ def _stage(resolution: int, batch_size: float, num_images: int) -> Stage:
     return Stage(resolution, size, max(1, num_images // size))
 
 
-def equivalent_steps(trained: int, deployed: int, *, batch_size: int, num_images: int) -> int:
+def equivalent_steps(dataset: Dataset, deployed: int, *, batch_size: int, num_images: int) -> int:
     """The number of steps of the training that cost as much as the whole phase.
 
-    The arguments are those of `plan_stages`.
+    Args:
+        dataset: the images of the training.
+        deployed, batch_size: see `plan_stages`.
+        num_images: see `train_network`.
     """
+    trained, num_images = dataset.resolution, min(num_images, len(dataset.train))
     stages = plan_stages(trained, deployed, stride=1, batch_size=batch_size, num_images=num_images)
     cost = sum(stage.num_steps * stage.pixels_per_step for stage in stages)
     return round(cost / (batch_size * trained**2))
@@ -131,10 +141,10 @@ def _later_steps(phase: NetworkTraining, num_images: int) -> int:
     """The number of steps of a phase that cost as much as all later phases."""
     assert phase.network.architecture is not None
     return equivalent_steps(
-        phase.dataset.resolution,
+        phase.dataset,
         phase.network.architecture.resolution,
         batch_size=phase.batch_size,
-        num_images=min(num_images, len(phase.dataset.train)),
+        num_images=num_images,
     )
 
 
@@ -151,7 +161,7 @@ def _stages(first: NetworkTraining, num_images: int) -> dict[str, Callable[[], N
     )
     optimizer = build_optimizer(first.network, first.weights)
     return {
-        f"resolution-{stage.resolution}": partial(_begin, first, optimizer, stages, index)
+        stage.name: partial(_begin, first, optimizer, stages, index)
         for index, stage in enumerate(stages)
     }
 
@@ -165,7 +175,7 @@ def _begin(
     """The training of one stage, which continues that of the stage before."""
     stage = stages[index]
     return NetworkTraining(
-        f"resolution-{stage.resolution}",
+        stage.name,
         first.network,
         first.dataset.at(stage.resolution),
         first.augmenter.at(stage.resolution / first.dataset.resolution),

@@ -137,11 +137,10 @@ def _refuse_reach(device: Device, argument: str) -> None:
     Raises:
         QuadranasError: the device has `reach`.
     """
-    reach = device.reach.model_dump(exclude_none=True)
-    if reach:
+    if device.reach.given:
         raise QuadranasError(
-            f"the run's device {argument!r} is reached through {' and '.join(reach)}, and a run "
-            "folder never chooses what is started or contacted",
+            f"the run's device {argument!r} is reached through {' and '.join(device.reach.given)}, "
+            "and a run folder never chooses what is started or contacted",
             f"Name the device again: --device {shlex.quote(argument)}",
         )
 
