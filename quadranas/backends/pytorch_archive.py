@@ -60,7 +60,12 @@ def read_archive(path: Path) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             fault = next(_faults(archive), "")
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError) as error:
+            if not fault:
+                _targets(archive)
+    except (
+        *(zipfile.BadZipFile, ValueError, LookupError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise QuadranasError(
             f"{path} is not an archive of torch.export, or it is damaged: {error}",
             "Convert the network again.",
@@ -80,9 +85,14 @@ def count_targets(path: Path) -> dict[str, int]:
         QuadranasError: as for `read_archive`.
     """
     with zipfile.ZipFile(io.BytesIO(read_archive(path))) as archive:
-        graph = parse_json(archive.read(f"{_root(archive)}/{GRAPH}"))["graph_module"]["graph"]
+        return dict(Counter(_targets(archive)).most_common())
+
+
+def _targets(archive: zipfile.ZipFile) -> list[str]:
+    """The operator of every node in an archive's graph; errors of any kind if it is damaged."""
+    graph = parse_json(archive.read(f"{_root(archive)}/{GRAPH}"))["graph_module"]["graph"]
     names = (node["target"].removeprefix("torch.ops.") for node in graph["nodes"])
-    return dict(Counter(name.removesuffix(".default") for name in names).most_common())
+    return [name.removesuffix(".default") for name in names]
 
 
 def _root(archive: zipfile.ZipFile) -> str:

@@ -5,6 +5,7 @@ two are kept: if the last one is damaged, the one before it is used.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -39,6 +40,7 @@ from quadranas.runs.lock import FolderInUseError, FolderLock
 
 CHECKPOINT = re.compile(r"^(\d{9})-([0-9a-f]{16})\.pt$")
 KEPT_CHECKPOINTS = 2
+DIGEST_LENGTH = 16
 BYTES_PER_WEIGHT = 4
 THEN_RESUME = "then continue with --resume"
 """The end of the hint of an error that interrupts a run."""
@@ -287,12 +289,12 @@ class RunFolder:
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     """The content of a checkpoint; None if it is damaged, or holds more than tensors."""
-    if _digest(path) != path.stem.partition("-")[2]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH] != path.stem.partition("-")[2]:
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        # From memory, since torch raises an OSError for a damaged file too.
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # torch's reader has no common error class
         return None
     return state if isinstance(state, dict) and state.keys() >= CHECKPOINT_KEYS else None
@@ -325,4 +327,4 @@ def _keep_lines(path: Path, num_lines: int) -> None:
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]

@@ -137,10 +137,11 @@ def _refuse_reach(device: Device, argument: str) -> None:
     Raises:
         QuadranasError: the device has `reach`.
     """
-    if device.reach.given:
+    through = " and ".join(device.reach.given)
+    if through:
         raise QuadranasError(
-            f"the run's device {argument!r} is reached through {' and '.join(device.reach.given)}, "
-            "and a run folder never chooses what is started or contacted",
+            f"the run's device {argument!r} is reached through {through}, and a run folder never "
+            "chooses what is started or contacted",
             f"Name the device again: --device {shlex.quote(argument)}",
         )
 

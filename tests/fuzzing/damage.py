@@ -30,9 +30,12 @@ INTEGERS = (0, -1, 1, 2, 7, 255, 2**31 - 1, 2**32, 2**62, 2**63 - 1, -(2**63))
 
 @dataclass(frozen=True)
 class File:
-    """The content of a file, which is not printed."""
+    """The content of a file, which is not printed, by hypothesis neither."""
 
     content: bytes = field(repr=False)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"File of {len(self.content)} bytes")
 
 
 def files(content: bytes, spoil: Spoil) -> st.SearchStrategy[File]:
@@ -226,6 +229,8 @@ def _other(draw: Draw, field: Any, old: Any) -> Any:
         )
     if isinstance(old, float):
         return draw(st.sampled_from((0.0, -1.0, 1e38, float("nan"))))
+    if field.enum_type:
+        return draw(st.sampled_from(sorted(field.enum_type.values_by_number)))
     small = field.cpp_type != field.CPPTYPE_INT64
     return draw(st.sampled_from([n for n in INTEGERS if not small or 0 <= n < 2**31]))
 
