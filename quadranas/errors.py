@@ -24,9 +24,14 @@ class QuadranasError(Exception):
     Args:
         message: names the faulty item, the value received and the accepted values.
         hint: the next step, usually a command.
+
+    Attributes:
+        is_printed: whether this process prints the error, of several that train together; None
+            for an error that all have, which the main process prints.
     """
 
     exit_code = 2
+    is_printed: bool | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -51,6 +56,10 @@ class MissingExtraError(QuadranasError):
 
 class DeviceLostError(QuadranasError):
     """The connection to a device was lost; measurements taken before are kept."""
+
+
+class ProcessesEndedError(QuadranasError):
+    """Another process of the same training has ended, so that this one cannot go on."""
 
 
 class PromiseMissedError(QuadranasError):

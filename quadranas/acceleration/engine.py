@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quadranas.acceleration.accelerator import CPU, Accelerator
+from quadranas.acceleration.accelerator import CPU, Accelerator, Precision, find_accelerator
 from quadranas.acceleration.processes import ALONE, Processes
 
 
@@ -76,6 +76,16 @@ class Engine:
         """The reverse of `state`."""
         if state:
             self.scaler.load_state_dict(dict(state))
+
+
+def open_engine(accelerator: str, precision: Precision, processes: Processes) -> Engine:
+    """The engine on the accelerator of a name.
+
+    Raises:
+        QuadranasError: there is no such accelerator, or it cannot compute in the precision.
+    """
+    found = find_accelerator(accelerator, precision, local_rank=processes.local_rank)
+    return Engine.of(found, processes)
 
 
 def _scaler(accelerator: Accelerator) -> torch.amp.GradScaler:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from quadranas.errors import QuadranasError
+from quadranas.errors import ProcessesEndedError, QuadranasError
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that has died is noticed at once, since its
@@ -26,18 +26,6 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which `torchrun` describes a process."""
 
 Value = TypeVar("Value")
-
-
-class ProcessesEndedError(QuadranasError):
-    """Another process has ended, so that this one cannot go on.
-
-    Attributes:
-        is_explained: whether that process or another one has printed the reason.
-    """
-
-    def __init__(self, message: str, hint: str = "", *, is_explained: bool) -> None:
-        super().__init__(message, hint)
-        self.is_explained = is_explained
 
 
 class Part(NamedTuple):
@@ -159,12 +147,11 @@ ALONE = Processes()
 def together() -> Iterator[Processes]:
     """Join the processes that `torchrun` has started; without it, this process is alone.
 
-    If this process fails, the others end as soon as they next wait for it; the one that failed
+    If one process fails, the others end as soon as they next wait for it; the first one to fail
     prints the reason.
 
     Raises:
         QuadranasError: the environment of `torchrun` is incomplete, or the processes do not meet.
-        ProcessesEndedError: another process has ended.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -178,10 +165,8 @@ def together() -> Iterator[Processes]:
     processes = _join()
     try:
         yield processes
-    except ProcessesEndedError:
-        raise
-    except BaseException:
-        _explain()
+    except QuadranasError as error:
+        error.is_printed = _is_first()
         raise
     finally:
         with suppress(Exception):
@@ -203,26 +188,20 @@ def _join() -> Processes:
 
 @contextmanager
 def _noticing() -> Iterator[None]:
-    """Turn a lost connection into an error that one of the remaining processes prints."""
+    """Turn a lost connection into an error."""
     try:
         yield
-    except RuntimeError as error:  # torch's distributed errors are RuntimeErrors, by backend
-        is_explained = not _is_first()
+    except RuntimeError as error:  # what the backends of torch.distributed raise
         raise ProcessesEndedError(
-            f"another process of this run has ended: {str(error).splitlines()[0]}",
-            is_explained=is_explained,
+            f"another process of this training has ended: {str(error).splitlines()[0]}",
+            "Continue the run with --resume.",
         ) from error
 
 
-def _explain() -> None:
-    """Note that this process prints a reason."""
-    _is_first()
-
-
 def _is_first() -> bool:
-    """Whether no process has claimed to print a reason yet; claims it."""
+    """Whether this process is the first one to fail, which prints the reason for all."""
     try:
         store = dist.distributed_c10d._get_default_store()
-        return int(store.add("quadranas/explained", 1)) == 1
+        return int(store.add("quadranas/failed", 1)) == 1
     except (RuntimeError, ValueError):  # the store has ended with the process that held it
         return dist.get_rank() <= 1

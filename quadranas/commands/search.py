@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quadranas import __version__
-from quadranas.acceleration.engine import Engine
+from quadranas.acceleration.engine import Engine, open_engine
 from quadranas.acceleration.processes import Processes, together
 from quadranas.data.identity import EarlierData
 from quadranas.files import dump_yaml, write_atomically
@@ -35,12 +35,12 @@ from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture
 from quadranas.supernet.supernet import Supernet, build_supernet
+from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
-from quadranas.training.start import check_agreement, check_batch_size, open_engine
 from quadranas.training.supernet_phase import SupernetTraining
 
 
@@ -111,7 +111,7 @@ class _Agreed:
 
     def prepare(self, reporter: Reporter, processes: Processes) -> tuple[SearchSetup, Engine]:
         """Check everything that can be checked before training, and find the accelerator."""
-        engine = open_engine(self.config, processes)
+        engine = open_engine(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,

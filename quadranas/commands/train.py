@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quadranas.acceleration.engine import Engine
+from quadranas.acceleration.engine import Engine, open_engine
 from quadranas.acceleration.processes import Processes, together
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
@@ -51,10 +51,10 @@ from quadranas.runs.stored_network import (
     open_network,
 )
 from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
-from quadranas.training.start import check_agreement, check_batch_size, open_engine
 from quadranas.validation import validate
 
 
@@ -163,7 +163,7 @@ class _Agreed:
 
     def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
         """Check everything that can be checked before training, and find the accelerator."""
-        engine = open_engine(self.config, processes)
+        engine = open_engine(self.config.accelerator, self.config.precision, processes)
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
         config = resolve_config(self.config, dataset)
@@ -257,7 +257,7 @@ def _follow(processes: Processes) -> TrainResult:
     if agreed is not None:
         torch.set_num_threads(agreed.threads)
         prepared = agreed.prepare(silent, processes)
-        checkpoint = processes.from_main()
+        checkpoint: dict[str, Any] | None = processes.from_main()
         # Its weights come from the main process.
         network = prepared.train(build_subnet(prepared.architecture), None, silent, checkpoint)
         prepared.tested(network, None, silent)

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from quadranas.acceleration.engine import Engine
-from quadranas.acceleration.processes import ProcessesEndedError
 from quadranas.data.dataset import Dataset
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.identity import EarlierData
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
-from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
 from quadranas.files import file_name, refuse_links
 from quadranas.reporter import Reporter
 from quadranas.runs import layout

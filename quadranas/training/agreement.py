@@ -1,23 +1,11 @@
-"""Starting a training on any hardware: the accelerator, and what several processes agree on."""
+"""What the processes of a training have to agree on before it starts."""
 
-from quadranas.acceleration.accelerator import find_accelerator
-from quadranas.acceleration.engine import Engine
 from quadranas.acceleration.processes import Processes
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
 from quadranas.runs.config import TrainingConfig
 
 SAME = "Start all processes with the same command, on machines that see the same files."
-
-
-def open_engine(config: TrainingConfig, processes: Processes) -> Engine:
-    """The engine that a configuration asks for.
-
-    Raises:
-        QuadranasError: there is no such accelerator, or it cannot compute in the precision.
-    """
-    found = find_accelerator(config.accelerator, config.precision, local_rank=processes.local_rank)
-    return Engine.of(found, processes)
 
 
 def check_batch_size(config: TrainingConfig, processes: Processes) -> None:
