@@ -74,7 +74,12 @@ class RunInterruptedError(KeyboardInterrupt):
     Args:
         message: what was interrupted.
         hint: the next step; empty where nothing is left to continue.
+
+    Attributes:
+        is_printed: see `QuadranasError`.
     """
+
+    is_printed: bool | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from quadranas.errors import ProcessesEndedError, QuadranasError
+from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that has died is noticed at once, since its
@@ -165,7 +165,7 @@ def together() -> Iterator[Processes]:
     processes = _join()
     try:
         yield processes
-    except QuadranasError as error:
+    except (QuadranasError, RunInterruptedError) as error:
         error.is_printed = _is_first()
         raise
     finally:
