@@ -188,7 +188,18 @@ class _Records:
         """Write a checkpoint."""
         if self.folder is not None:
             state = {"phase": self.phase.name, **counted, "state": self.phase.state()}
-            self.folder.save_checkpoint(state)
+            self.folder.save_checkpoint(_on_processor(state))
+
+
+def _on_processor(value: Any) -> Any:
+    """The content of a checkpoint with its tensors on the processor, for any machine."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_processor(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_on_processor, value))
+    return value
 
 
 class _Means:
@@ -237,7 +248,7 @@ class _Means:
             return {}
         totals = torch.stack(list(self.sums.values()))
         self.processes.add_up([totals])
-        found = dict(zip(self.sums, totals.tolist(), strict=True))
+        found = dict(zip(self.sums, totals.cpu().tolist(), strict=True))
         for key, value in found.items():
             if not math.isfinite(value):
                 raise QuadranasError(
