@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.profile import MemoryResult as MemoryResult
     from quadranas.commands.profile import ProfileResult as ProfileResult
     from quadranas.commands.profile import profile as profile
+    from quadranas.commands.recipes import RecipesResult as RecipesResult
+    from quadranas.commands.recipes import recipes as recipes
     from quadranas.commands.report import ReportResult as ReportResult
     from quadranas.commands.report import report as report
     from quadranas.commands.run import RunResult as RunResult
@@ -75,6 +77,7 @@ _HOMES = {
     "convert": "quadranas.commands.convert",
     "adapt": "quadranas.commands.adapt",
     "inspect": "quadranas.commands.inspect",
+    "recipes": "quadranas.commands.recipes",
     "open_run": "quadranas.runs.results",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
@@ -97,6 +100,7 @@ _HOMES = {
     "ReduceResult": "quadranas.commands.convert",
     "AdaptResult": "quadranas.commands.adapt",
     "InspectResult": "quadranas.commands.inspect",
+    "RecipesResult": "quadranas.commands.recipes",
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",

@@ -23,6 +23,7 @@ SHIPPED = {
     "search_spaces": "quadranas/search_spaces",
     "latency_tables": "quadranas/latency_tables",
     "quadranas/latency/devices": "quadranas/latency/devices",
+    "quadranas/runs/recipes": "quadranas/runs/recipes",
 }
 RUNTIMES = ("onnx", "onnxruntime", "onnxscript", "tvm")
 HEAVY = {"torch", "kornia", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", *RUNTIMES}
@@ -138,7 +139,7 @@ def test_every_requirement_has_a_known_version(setup_cfg: RawConfigParser) -> No
     assert needed - pinned == set()
 
 
-def test_the_wheel_carries_spaces_tables_and_devices(tmp_path: Path) -> None:
+def test_the_wheel_carries_spaces_tables_devices_and_recipes(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for folder in ("quadranas", "search_spaces", "latency_tables"):
         shutil.copytree(ROOT / folder, source / folder)

@@ -145,6 +145,15 @@ ConfigFile = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Defaults of all other keys: a name that `quadranas recipes` lists, or a YAML file. "
+        "Default: chosen by the number of images.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Inspect = Annotated[
     bool | None,
     typer.Option(

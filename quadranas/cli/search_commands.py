@@ -10,8 +10,11 @@ from quadranas.cli.console import (
     accuracy_text,
     check_promise,
     network_line,
+    print_json,
     print_result,
     reporting,
+    say,
+    shown,
 )
 from quadranas.cli.options import (
     DATA,
@@ -35,6 +38,7 @@ from quadranas.cli.options import (
     OptionalModel,
     Precision,
     Quiet,
+    Recipe,
     Resume,
     Run,
     RunFolder,
@@ -65,6 +69,7 @@ def search(
     verify: Verify = None,
     seed: Seed = None,
     config: ConfigFile = None,
+    recipe: Recipe = None,
     train_resolution: Annotated[
         int | None,
         typer.Option(
@@ -107,6 +112,7 @@ def search(
         tolerance=tolerance,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        recipe=recipe,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -177,6 +183,7 @@ def train(
     weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
+    recipe: Recipe = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -207,6 +214,7 @@ def train(
         epochs=epochs,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        recipe=recipe,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -275,6 +283,25 @@ def report(run: Run, as_json: Json = False) -> None:
     print_result(result, as_json, lambda written: str(written.report))
 
 
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this recipe: a name or a YAML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, which are the defaults of search and train, or show one."""
+    from quadranas.commands.recipes import recipes as list_recipes
+    from quadranas.files import dump_yaml
+
+    result = list_recipes(name)
+    if as_json:
+        return print_json(result)
+    for known, recipe in shown(result).recipes.items():
+        say(f"{known}  {recipe.description}")
+        if name is not None:
+            say(dump_yaml(recipe.model_dump(mode="json", exclude={"description"})).rstrip())
+
+
 def _trained_at(trained: int | None, tested: int) -> str:
     return "" if trained in (None, tested) else f"; the network was trained at {trained} pixels"
 
@@ -285,5 +312,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "report": report,
+    "recipes": recipes,
 }
 """The commands of this file by name."""

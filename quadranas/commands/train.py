@@ -30,9 +30,9 @@ from quadranas.runs.config import (
     given_keys,
     merged,
     open_data,
-    resolve_config,
 )
 from quadranas.runs.next_command import resume_command
+from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.runs.results import TrainResult, read_as
 from quadranas.runs.resume import (
     RunStart,
@@ -164,6 +164,7 @@ class _Agreed:
     def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
         """Check everything that can be checked before training, and find the accelerator."""
         engine = open_engine(self.config.accelerator, self.config.precision, processes)
+        check_recipe(self.config)
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
         config = resolve_config(self.config, dataset)

@@ -1,11 +1,10 @@
 """The configuration of a search or a training run: typed, and resolved once.
 
 Every field has a default, so a configuration may be partial: `given_keys` returns the keys that
-were set. `resolve_config` completes it with values that depend on the data, then with the
-defaults; `config.yaml` records the result.
+were set. `recipe.resolve_config` completes it with a recipe for the data, then with the defaults;
+`config.yaml` records the result.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,12 +31,6 @@ MAX_RATE, MAX_COUNT, MAX_SIZE = 1e6, 1_000_000, 10**18
 them the float32 arithmetic of a training, or float64 of decoding, overflows or loses meaning."""
 
 RESOLUTION_IMAGES = 5_000
-STEPS_PER_PASS, MIN_BATCH = 60, 16
-"""For few images: the number of steps in a pass over them, and the smallest batch size."""
-
-DEMONSTRATION = {"finetune_epochs": 6}
-"""Schedule for the embedded digits: their network learns in few epochs at 32 pixels."""
-
 PathText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
 ]
@@ -128,6 +121,8 @@ class TrainingConfig(DataConfig):
     """How any training runs: its steps, and the hardware that does them.
 
     Args:
+        recipe: the defaults of the other keys: a name that `quadranas recipes` lists, or the path
+            of a YAML file. Null: chosen by the number of training images.
         batch_size: number of images per step, of all processes together.
         checkpoint_seconds: minimum time between two checkpoints.
         accelerator: the hardware that trains: `cpu`, or a type of PyTorch such as `cuda`, `mps` or
@@ -140,6 +135,7 @@ class TrainingConfig(DataConfig):
             a network.
     """
 
+    recipe: PathText | None = None
     batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     accelerator: str = Field(default="auto", min_length=1, max_length=40)
@@ -279,69 +275,6 @@ def open_data(
         earlier=earlier,
         verify=config.verify,
     )
-
-
-def resolve_config(given: Config, dataset: Dataset) -> Config:
-    """Complete a configuration with values that depend on the data, then with the defaults.
-
-    Raises:
-        QuadranasError: an impossible value.
-    """
-    model = type(given)
-    decided = {
-        key: value
-        for key, value in defaults_for(dataset, photos=given.data is not None).items()
-        if key in model.model_fields
-    }
-    defaults = merged(model().model_dump(mode="json"), decided)
-    return validate(model, merged(defaults, given_keys(given)), "configuration")
-
-
-def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
-    """Defaults of the keys that depend on the data: schedule, learning rates and augmentation.
-
-    Up to 5,000 training images: a short run; with photos, batches small enough for sixty steps
-    per pass (`experiments/small_data`). Up to 200,000: the recipe measured on CIFAR-10 with small
-    QuadraNets. Beyond: ProxylessNAS's schedule (arXiv:1812.00332, Sec. 4.2).
-    """
-    size = len(dataset.train)
-    padding = dataset.resolution // (16 if size <= 5_000 else 8)
-    decided: dict[str, Any] = {
-        "train_resolution": dataset.resolution,
-        "augment": {"flip": photos, "crop_padding": max(1, padding)},
-    }
-    if size <= 5_000:
-        return decided | (_small_batches(size) if photos else {"schedule": DEMONSTRATION})
-    if size <= 200_000:
-        return decided | {
-            "batch_size": 128,
-            "schedule": {"warmup_epochs": 10, "search_epochs": 30, "finetune_epochs": 40},
-            "gates": {"learning_rate": 6e-3, "weight_steps": 2},
-            "epochs": 60,
-        }
-    decided["augment"] |= {"rand_augment_ops": 2, "mixup": 0.2}
-    return decided | {
-        "batch_size": 256,
-        "schedule": {
-            "warmup_epochs": 40,
-            "search_epochs": 120,
-            "finetune_epochs": 150,
-            "resolution_images": 50_000,
-        },
-        "weights": {"optimizer": "sgd", "learning_rate": 0.025, "weight_decay": 4e-5},
-        "gates": {"learning_rate": 1e-3, "weight_steps": 5},
-        "epochs": 150,
-        "resolution_images": 50_000,
-    }
-
-
-def _small_batches(num_images: int) -> dict[str, Any]:
-    """Batch size and learning rate for few images, without which there are too few steps."""
-    usual, weights = TrainConfig().batch_size, WeightConfig()
-    batch_size = 2 ** round(math.log2(max(1, num_images / STEPS_PER_PASS)))
-    batch_size = min(usual, max(MIN_BATCH, batch_size))
-    rate = weights.learning_rate * math.sqrt(batch_size / usual)
-    return {"batch_size": batch_size, "weights": {"learning_rate": rate}}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

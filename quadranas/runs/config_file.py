@@ -25,7 +25,7 @@ class Header(Frozen):
 
 
 PATHS = ("data", "val", "table")
-NAMES_OR_PATHS = ("device", "space")
+NAMES_OR_PATHS = ("device", "space", "recipe")
 """Keys with a name, or with the path of a YAML file."""
 
 

@@ -26,8 +26,8 @@ from quadranas.runs.config import (
     count_classes,
     list_data,
     open_data,
-    resolve_config,
 )
+from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
     SpaceFile,
@@ -85,6 +85,7 @@ def prepare_search(
     if given.budget is None or given.device is None:
         missing = "device" if given.device is None else "budget"
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
+    check_recipe(given)
     budget_ms = parse_budget(given.budget)
     device = load_device(given.device)
     if not is_device_named:

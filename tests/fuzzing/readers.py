@@ -38,6 +38,7 @@ from quadranas.reports.run_view import read_run
 from quadranas.runs import layout
 from quadranas.runs.conditions import load_conditions
 from quadranas.runs.config import SearchConfig, load_config
+from quadranas.runs.recipe import load_recipe
 from quadranas.runs.results import open_run
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import open_network
@@ -265,6 +266,10 @@ READERS = {
     "configuration": Reader(
         ("load_config", "read_config_file", "read_yaml"),
         _in_run(layout.CONFIG), _configuration, spoil_yaml, YAML_ATTACKS,
+    ),
+    "recipe": Reader(
+        ("load_recipe",),
+        _copy("quadranas/runs/recipes/imagenet.yaml"), load_recipe, spoil_yaml, YAML_ATTACKS,
     ),
     "space": Reader(
         ("load_space", "load_space_file"),

@@ -25,11 +25,11 @@ from quadranas.runs.config import (
     load_config,
     merged,
     open_data,
-    resolve_config,
 )
 from quadranas.runs.config_file import recorded_command, with_header
 from quadranas.runs.layout import RESUMABLE
 from quadranas.runs.next_command import resume_command
+from quadranas.runs.recipe import resolve_config
 from quadranas.runs.resume import can_resume, matching_config, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
