@@ -13,10 +13,10 @@ from tests.command_line import CHECKOUT
 
 @pytest.mark.slow
 def test_every_part_runs_and_keeps_its_result(tmp_path: Path) -> None:
-    command = [sys.executable, CHECKOUT / "experiments/gpu/run.py", "--smoke", "--output"]
+    command = [sys.executable, str(CHECKOUT / "experiments/gpu/run.py"), "--smoke", "--output"]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
-        [*command, tmp_path], env=environment, capture_output=True, text=True, check=False
+        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     logs = {path.name: path.read_text("utf-8")[-2000:] for path in tmp_path.glob("*.log")}
     assert done.returncode == 0, (done.stderr, logs)
