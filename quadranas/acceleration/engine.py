@@ -78,7 +78,7 @@ class Engine:
             self.scaler.load_state_dict(dict(state))
 
 
-def open_engine(accelerator: str, precision: Precision, processes: Processes) -> Engine:
+def engine_for(accelerator: str, precision: Precision, processes: Processes) -> Engine:
     """The engine on the accelerator of a name.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from quadranas.acceleration.accelerator import Precision
-from quadranas.acceleration.engine import Engine, open_engine
+from quadranas.acceleration.engine import Engine, engine_for
 from quadranas.acceleration.processes import ALONE
 from quadranas.conversion.conversion import plan_conversion
 from quadranas.conversion.importance import RankedLayer, pick, plot_ranking, rank_layers
@@ -165,7 +165,7 @@ def convert(
         "cannot be combined with --remove or --revert",
         "Convert first, train the result, then remove or revert layers of the trained run.",
     )
-    engine = open_engine(accelerator, precision, ALONE)
+    engine = engine_for(accelerator, precision, ALONE)
     stored = open_network(model, weights)
     return _reduce(stored, output, remove, revert, layers, images_of, engine)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quadranas.acceleration.accelerator import Precision
-from quadranas.acceleration.engine import open_engine
+from quadranas.acceleration.engine import engine_for
 from quadranas.acceleration.processes import together
 from quadranas.runs.config import DataConfig, combined
 from quadranas.runs.stored_network import Model, open_network, open_test_images
@@ -64,7 +64,7 @@ def evaluate(
     options = {"data": data, "val": val, "skip_corrupt": skip_corrupt}
     given = {key: value for key, value in options.items() if value is not None}
     with together() as processes:
-        engine = open_engine(accelerator, precision, processes)
+        engine = engine_for(accelerator, precision, processes)
         images = open_test_images(stored, combined(DataConfig, None, given), resolution)
         accuracy = images.accuracy(network, engine)
     return EvaluateResult(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quadranas import __version__
-from quadranas.acceleration.engine import Engine, open_engine
+from quadranas.acceleration.engine import Engine, engine_for
 from quadranas.acceleration.processes import Processes, together
 from quadranas.data.identity import EarlierData
 from quadranas.files import dump_yaml, write_atomically
@@ -111,7 +111,7 @@ class _Agreed:
 
     def prepare(self, reporter: Reporter, processes: Processes) -> tuple[SearchSetup, Engine]:
         """Check everything that can be checked before training, and find the accelerator."""
-        engine = open_engine(self.config.accelerator, self.config.precision, processes)
+        engine = engine_for(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,

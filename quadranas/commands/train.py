@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quadranas.acceleration.engine import Engine, open_engine
+from quadranas.acceleration.engine import Engine, engine_for
 from quadranas.acceleration.processes import Processes, together
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
@@ -163,7 +163,7 @@ class _Agreed:
 
     def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
         """Check everything that can be checked before training, and find the accelerator."""
-        engine = open_engine(self.config.accelerator, self.config.precision, processes)
+        engine = engine_for(self.config.accelerator, self.config.precision, processes)
         check_recipe(self.config)
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
