@@ -162,6 +162,26 @@ Inspect = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout",
+        min=0,
+        max=0.5,
+        help="Share of the training images that is held out for the validation after every epoch "
+        "(default 0).",
+        rich_help_panel=TRAINING,
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        help="Epoch whose weights are used: best (on the held-out images; the default if there "
+        "are any) or last.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Accelerator = Annotated[
     str | None,
     typer.Option(

@@ -28,8 +28,10 @@ from quadranas.cli.options import (
     ConfigFile,
     Data,
     DeviceName,
+    Holdout,
     Inspect,
     Json,
+    Keep,
     MaxMacs,
     MaxParams,
     Model,
@@ -70,6 +72,8 @@ def search(
     seed: Seed = None,
     config: ConfigFile = None,
     recipe: Recipe = None,
+    holdout: Holdout = None,
+    keep: Keep = None,
     train_resolution: Annotated[
         int | None,
         typer.Option(
@@ -113,6 +117,8 @@ def search(
         skip_corrupt=skip_corrupt,
         verify=verify,
         recipe=recipe,
+        holdout=holdout,
+        keep=keep,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -184,6 +190,8 @@ def train(
     seed: Seed = None,
     config: ConfigFile = None,
     recipe: Recipe = None,
+    holdout: Holdout = None,
+    keep: Keep = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -215,6 +223,8 @@ def train(
         skip_corrupt=skip_corrupt,
         verify=verify,
         recipe=recipe,
+        holdout=holdout,
+        keep=keep,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,

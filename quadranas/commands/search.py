@@ -41,6 +41,7 @@ from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
+from quadranas.training.selection import EpochChoice
 from quadranas.training.supernet_phase import SupernetTraining
 
 
@@ -249,6 +250,7 @@ class _SearchRun:
             inspected=config.inspect,
             engine=self.engine,
             compiled=config.compile,
+            choice=EpochChoice.of(config),
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:
@@ -257,7 +259,8 @@ class _SearchRun:
         if folder is not None:
             save_tensors(network.state_dict(), folder / layout.WEIGHTS)
         tested = outcome(
-            *(network, setup.dataset, setup.augmenter(), folder, self.reporter, self.engine)
+            *(network, setup.dataset, setup.augmenter(), folder, self.reporter, self.engine),
+            keep=setup.config.keep,
         )
         if folder is None:
             return

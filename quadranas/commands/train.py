@@ -52,9 +52,11 @@ from quadranas.runs.stored_network import (
 )
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.held_out import hold_out
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
+from quadranas.training.selection import EpochChoice
 from quadranas.validation import validate
 
 
@@ -168,6 +170,7 @@ class _Agreed:
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
         config = resolve_config(self.config, dataset)
+        dataset = hold_out(dataset, config, reporter)
         check_batch_size(config, processes)
         check_agreement(config, dataset, processes)
         architecture = for_classes(self.stored, dataset)
@@ -210,6 +213,7 @@ class _Prepared:
             inspected=config.inspect,
             engine=self.engine,
             compiled=config.compile,
+            choice=EpochChoice.of(config),
         )
         train_network(
             *(training, folder, reporter, checkpoint),
@@ -222,7 +226,9 @@ class _Prepared:
         self, network: Network, folder: RunFolder | None, reporter: Reporter
     ) -> dict[str, Any]:
         """The fields of the result that describe training and accuracy."""
-        return outcome(network, self.dataset, self.augmenter, folder, reporter, self.engine)
+        return outcome(
+            network, self.dataset, self.augmenter, folder, reporter, self.engine, self.config.keep
+        )
 
 
 def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -> None:

@@ -27,6 +27,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at given indices, which are read through this set."""
+        return ImageSet(
+            self.labels[indices], lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1)
+        )
+
     def batch(self, indices: Tensor) -> Tensor:
         """The images at given indices, uint8 (B, 3, R, R), channels_last.
 

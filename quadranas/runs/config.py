@@ -133,6 +133,12 @@ class TrainingConfig(DataConfig):
         augment: the augmentations to use.
         inspect: whether to record distributions of the quadratic layers in every epoch of training
             a network.
+        holdout: share of the training images of every class that is held out: for the validation
+            after every epoch of training a network, and to compare sub-networks; 0 for none.
+        keep: the epoch whose weights are used at the end: `last`, or the `best` one on the
+            held-out images. Null: `best` if there are any.
+        patience: number of epochs without a better one on the held-out images after which the
+            training of a network ends; 0: it does not end early.
     """
 
     recipe: PathText | None = None
@@ -144,6 +150,9 @@ class TrainingConfig(DataConfig):
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig = AugmentConfig()
     inspect: bool = False
+    holdout: float = Field(default=0.0, ge=0, le=0.5)
+    keep: Literal["best", "last"] | None = None
+    patience: int = Field(default=0, ge=0, le=MAX_COUNT)
 
 
 class SearchConfig(TrainingConfig):

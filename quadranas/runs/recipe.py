@@ -176,4 +176,23 @@ def resolve_config(given: Config, dataset: Dataset) -> Config:
     name = given.recipe or chosen_recipe(size, photos=photos)
     decided = load_recipe(name).defaults(size, dataset.resolution, photos=photos)
     defaults = merged(complete, _of(model, decided) | {"recipe": name})
-    return validate(model, merged(defaults, given_keys(given)), "configuration")
+    keys = merged(defaults, given_keys(given))
+    keys["keep"] = keys["keep"] or ("best" if keys["holdout"] else "last")
+    config = validate(model, keys, "configuration")
+    assert isinstance(config, TrainingConfig)
+    _check_holdout(config)
+    return config
+
+
+def _check_holdout(config: TrainingConfig) -> None:
+    """Refuse a choice of the epoch without held-out images.
+
+    Raises:
+        QuadranasError: names the key.
+    """
+    for key, value in (("keep", "best"), ("patience", config.patience or None)):
+        if not config.holdout and getattr(config, key) == value:
+            raise QuadranasError(
+                f"{key} {value!r} needs held-out images, but holdout is 0",
+                "Hold out a share of the training images, such as --holdout 0.1.",
+            )

@@ -12,6 +12,7 @@ from quadranas.acceleration.batch_norm import synchronized
 from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.data.task import assess
 from quadranas.inspection.inspector import Inspector
 from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
@@ -21,6 +22,7 @@ from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed
 from quadranas.training.batches import Batches
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
+from quadranas.training.selection import EpochChoice
 from quadranas.training.steps import weight_step
 
 MAX_ALARMS = 5
@@ -39,6 +41,7 @@ class NetworkTraining:
             quadratic layers, or of all layers in a network without any.
         engine: the hardware that trains; by default the processor.
         compiled: compile the network with `torch.compile`.
+        choice: remembers the best epoch by the held-out images; by default the last one is kept.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class NetworkTraining:
         inspected: bool = False,
         engine: Engine | None = None,
         compiled: bool = False,
+        choice: EpochChoice | None = None,
     ) -> None:
         self.name, self.dataset, self.augmenter = name, dataset, augmenter
         self.engine, self.is_compiled = engine or Engine(), compiled
@@ -79,6 +83,7 @@ class NetworkTraining:
         self.num_steps = num_epochs * self.steps_per_epoch
         self.optimizer = optimizer or build_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
+        self.choice = choice or EpochChoice()
         self._alarms: list[Alarm] = []
         self.is_inspected = inspected
         self.inspector: Inspector | None = None
@@ -120,6 +125,23 @@ class NetworkTraining:
         last_step = (epoch + 1) * self.steps_per_epoch - 1
         return {"epoch": epoch + 1, "learning_rate": self.rate(last_step)} | self._metrics
 
+    def validation(self) -> Mapping[str, float]:
+        """Loss and accuracy on the held-out images, which decide about the best epoch."""
+        if self.dataset.validation is None:
+            return {}
+        found = assess(self.network, self.dataset.validation, self.augmenter, self.engine)
+        self.choice.note(self.network, found)
+        return {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the validation has not become better for a while."""
+        return self.choice.is_over
+
+    def finish(self) -> None:
+        """Go back to the best epoch, if it is to be kept."""
+        self.choice.apply(self.network)
+
     def inspection(self) -> StepRecord | None:
         """The record of the last step, if distributions are recorded."""
         return self.inspector.records.pop() if self.inspector else None
@@ -142,6 +164,7 @@ class NetworkTraining:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state(),
+            "choice": self.choice.state(),
         }
         return state | ({"watch": self.inspector.watch.state()} if self.inspector else {})
 
@@ -150,5 +173,7 @@ class NetworkTraining:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.restore(state.get("engine", {}))
+        if "choice" in state:
+            self.choice.restore(state["choice"], self.engine.accelerator.device)
         if self.inspector:
             self.inspector.watch.restore(state["watch"])

@@ -16,7 +16,9 @@ import torch
 
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
+from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 from quadranas.runs.run_folder import RunFolder
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
@@ -136,6 +138,8 @@ def train_network(
             later_steps=_later_steps(phase, num_images),
         )
         checkpoint = None
+        if folder is not None and phase.choice.keeps_best:
+            save_tensors(phase.network.state_dict(), folder / layout.BEST)
 
 
 def _later_steps(phase: NetworkTraining, num_images: int) -> int:

@@ -37,6 +37,7 @@ from quadranas.space.space_file import (
 )
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
+from quadranas.training.held_out import hold_out
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def prepare_search(
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
     config = resolve_config(given, dataset)
+    dataset = hold_out(dataset, config, reporter)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 
 
