@@ -251,6 +251,8 @@ class _SearchRun:
             engine=self.engine,
             compiled=config.compile,
             choice=EpochChoice.of(config),
+            num_parts=config.accumulate,
+            checkpointing=config.checkpointing,
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:

@@ -143,12 +143,14 @@ class _Agreed:
         stored: the network to train.
         earlier: when resuming, the images of the run.
         threads: number of threads of every process.
+        is_new: whether the network begins with untrained weights.
     """
 
     stored: StoredNetwork
     config: TrainConfig
     earlier: EarlierData | None
     threads: int
+    is_new: bool
 
     @classmethod
     def of(
@@ -161,7 +163,9 @@ class _Agreed:
             stored.network()  # raises if its weights do not fit
             inherited = given_keys(inherited_config(stored, config))
             config = validate(TrainConfig, merged(inherited, given_keys(config)), "configuration")
-        return cls(stored, config, start.earlier, torch.get_num_threads())
+        inherits = start.resuming and (start.folder / layout.INHERITED).is_file()
+        is_new = stored.weights is None and not inherits
+        return cls(stored, config, start.earlier, torch.get_num_threads(), is_new)
 
     def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
         """Check everything that can be checked before training, and find the accelerator."""
@@ -174,7 +178,7 @@ class _Agreed:
         check_batch_size(config, processes)
         check_agreement(config, dataset, processes)
         architecture = for_classes(self.stored, dataset)
-        return _Prepared(config, dataset, architecture, engine)
+        return _Prepared(config, dataset, architecture, engine, self.is_new)
 
 
 @dataclass(frozen=True)
@@ -183,12 +187,14 @@ class _Prepared:
 
     Args:
         architecture: the network, with a head for the classes of the images.
+        is_new: whether it begins with untrained weights.
     """
 
     config: TrainConfig
     dataset: Dataset
     architecture: Architecture
     engine: Engine
+    is_new: bool
 
     @property
     def augmenter(self) -> Augmenter:
@@ -214,6 +220,9 @@ class _Prepared:
             engine=self.engine,
             compiled=config.compile,
             choice=EpochChoice.of(config),
+            num_parts=config.accumulate,
+            checkpointing=config.checkpointing,
+            is_new=self.is_new,
         )
         train_network(
             *(training, folder, reporter, checkpoint),

@@ -1,6 +1,6 @@
 """The task: a classifier's result in a training step, and its accuracy on a split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,14 @@ def step_result(loss: Tensor, logits: Tensor, batch: Batch) -> StepResult:
     is_correct = logits.detach().argmax(1) == batch.targets.argmax(1)
     accuracy = is_correct.sum(dtype=widest(logits.device)) / len(is_correct)
     return StepResult(loss.detach() * batch.weight, accuracy * batch.weight)
+
+
+def joined(results: Sequence[StepResult]) -> StepResult:
+    """The result of a step from those of the parts of its batch."""
+    first, *others = results
+    for other in others:
+        first = StepResult(first.loss + other.loss, first.accuracy + other.accuracy)
+    return first
 
 
 BATCH_SIZE = 128

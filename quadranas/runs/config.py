@@ -49,6 +49,15 @@ class WeightConfig(Frozen):
         label_smoothing: share of the target that is spread over all classes; applied in weight
             steps only, never in architecture steps.
         clip_norm: upper bound on the gradient norm of the weights in use.
+        ema: decay of the exponential moving average of the weights of a network, which is then
+            validated, tested and stored in their place; 0 for none. Weights of a supernet are not
+            averaged.
+        drop_path: probability that an image skips the last residual branch of a network
+            (stochastic depth, arXiv:1603.09382); it rises linearly over the depth from 0 at the
+            first. Supernets skip nothing.
+        second_order_warmup: share of the steps in which the second-order terms of the quadratic
+            layers rise from 0 to 1, the first layers first; in a supernet, and in a network that
+            is trained from scratch.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -57,6 +66,9 @@ class WeightConfig(Frozen):
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     clip_norm: float = Field(default=2.0, gt=0, le=1e30)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    second_order_warmup: float = Field(default=0.0, ge=0, lt=1)
 
 
 class GateConfig(Frozen):
@@ -124,6 +136,11 @@ class TrainingConfig(DataConfig):
         recipe: the defaults of the other keys: a name that `quadranas recipes` lists, or the path
             of a YAML file. Null: chosen by the number of training images.
         batch_size: number of images per step, of all processes together.
+        accumulate: number of parts in which a batch is computed, one after the other, to need less
+            memory; their gradients are added up before the weights change. BatchNorm uses the
+            statistics of each part.
+        checkpointing: store only the inputs of a network's blocks for the backward pass, which
+            computes the blocks again (gradient checkpointing); supernets never do.
         checkpoint_seconds: minimum time between two checkpoints.
         accelerator: the hardware that trains: `cpu`, or a type of PyTorch such as `cuda`, `mps` or
             `xpu`, with a number (`cuda:1`) to choose among several; `auto` for the best there is.
@@ -143,6 +160,8 @@ class TrainingConfig(DataConfig):
 
     recipe: PathText | None = None
     batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    accumulate: int = Field(default=1, ge=1, le=MAX_COUNT)
+    checkpointing: bool = False
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     accelerator: str = Field(default="auto", min_length=1, max_length=40)
     precision: Precision = "fp32"

@@ -181,6 +181,12 @@ def resolve_config(given: Config, dataset: Dataset) -> Config:
     config = validate(model, keys, "configuration")
     assert isinstance(config, TrainingConfig)
     _check_holdout(config)
+    if config.checkpointing and config.compile:
+        raise QuadranasError(
+            "checkpointing and compile exclude each other: torch.compile itself decides what the "
+            "backward pass computes again",
+            "Set one of them to false.",
+        )
     return config
 
 

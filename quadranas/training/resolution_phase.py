@@ -194,6 +194,8 @@ def _begin(
         metrics={"phase": "resolution", "epoch": index + 1, "resolution": stage.resolution},
         engine=first.engine,
         compiled=first.is_compiled,
+        num_parts=first.batches.num_parts,
+        checkpointing=first.network.checkpointing,
     )
 
 

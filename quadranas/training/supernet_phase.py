@@ -21,6 +21,7 @@ from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
+from quadranas.training.second_order import SecondOrderWarmup
 from quadranas.training.steps import weight_step
 
 COLLAPSED = 0.05
@@ -54,6 +55,7 @@ class SupernetTraining:
                 *(dataset, augmenter, self.engine, half),
                 batch_size=config.batch_size,
                 seed_of=partial(derived_seed, config.seed, purpose),
+                num_parts=config.accumulate,
             )
             for half, purpose in ((weight_half, "weights"), (gate_half, "gates"))
         )
@@ -68,6 +70,11 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
+        self.warmup = SecondOrderWarmup(
+            supernet,
+            round(config.weights.second_order_warmup * self.num_steps),
+            self.engine.accelerator.put,
+        )
         self.optimizer = build_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
@@ -81,6 +88,7 @@ class SupernetTraining:
     def step(self, number: int) -> Mapping[str, Tensor]:
         """One weight step and, after the warm-up, an architecture step when it is due."""
         self.supernet.train()
+        self.warmup.begin(number)
         seed, weights = self.config.seed, self.config.weights
         sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
         self.supernet.set_sample(sample)
@@ -127,7 +135,8 @@ class SupernetTraining:
         return {}
 
     def finish(self) -> None:
-        """Nothing: the final weights are those of the last step."""
+        """Compute the whole second-order terms; the weights are those of the last step."""
+        self.warmup.end()
 
     def inspection(self) -> None:
         """None: the layers in use change from step to step."""
