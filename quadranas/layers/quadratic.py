@@ -37,7 +37,7 @@ class QuadraticLayer(nn.Module):
             (`read_weight`). They are zero in forms without a linear term; the bias is None in
             layers without biases.
         second_order_factor: a scalar by which the second-order term is multiplied in a training
-            that warms it up; None for none. Only in forms with a linear term.
+            that warms it up; None for none. Only for layers with `has_factor`.
         path: path of the layer in the network that it was made for, for messages.
     """
 
@@ -106,9 +106,9 @@ class QuadraticLayer(nn.Module):
         return self.form != "linear"
 
     @property
-    def has_both_orders(self) -> bool:
-        """Whether the layer has a linear and a second-order term."""
-        return self.second_order and "c" in FORMS[self.form].branches
+    def has_factor(self) -> bool:
+        """Whether `second_order_factor` can be set: there are both terms, and no norms."""
+        return self.second_order and "c" in FORMS[self.form].branches and not len(self.norms)
 
     @property
     def weight(self) -> Tensor:
@@ -194,8 +194,6 @@ class QuadraticLayer(nn.Module):
         """A factor of the second-order term, multiplied by `second_order_factor`."""
         factor = self.second_order_factor
         assert factor is not None
-        if branch.scale is not None and branch.shift is not None:  # behind the norm
-            return branch._replace(scale=branch.scale * factor, shift=branch.shift * factor)
         bias = None if branch.bias is None else branch.bias * factor.to(branch.bias.dtype)
         return branch._replace(weight=branch.weight * factor.to(branch.weight.dtype), bias=bias)
 

@@ -11,7 +11,7 @@ from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.replacement import changed
 from quadranas.network.feature_maps import feature_maps
-from quadranas.network.modes import batch_norms, frozen_statistics
+from quadranas.network.modes import batch_norms, kept_statistics
 from quadranas.space.architecture import Architecture, Block
 
 
@@ -123,7 +123,7 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
         x,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), frozen_statistics(norms)),
+        context_fn=lambda: (nullcontext(), kept_statistics(norms)),
     )
     return output
 

@@ -18,7 +18,7 @@ class SecondOrderWarmup:
 
     The factor of each layer rises linearly during half of the warm-up. The first layer begins with
     the first step, the last one after the other half, and those between at even distances. Layers
-    without a linear term are left alone.
+    without a linear term, and those that normalise their branches, are left alone.
 
     Args:
         network: its quadratic layers are warmed up in their order.
@@ -31,7 +31,7 @@ class SecondOrderWarmup:
     ) -> None:
         self.num_steps, self._put = num_steps, put
         layers = quadratic_layers(network).values() if num_steps else ()
-        self.layers: list[QuadraticLayer] = [layer for layer in layers if layer.has_both_orders]
+        self.layers: list[QuadraticLayer] = [layer for layer in layers if layer.has_factor]
 
     def factors(self, step: int) -> list[float]:
         """The factor of every layer in a step, from 0."""

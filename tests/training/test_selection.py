@@ -165,7 +165,8 @@ def test_two_processes_choose_the_epoch_that_one_chooses(
 ) -> None:
     (tmp_path / "c.yaml").write_text(
         f"data: {pictures}\nbatch_size: 4\nholdout: 0.2\npatience: 2\nepochs: 9\n"
-        "weights: {learning_rate: 0.05}\n"
+        "weights: {learning_rate: 0.05, ema: 0.5, drop_path: 0.3, second_order_warmup: 0.5}\n"
+        "accumulate: 2\ncheckpointing: true\n"
     )
     network = finished_run / "architecture.json"
     command = ("train", str(network), "--config", str(tmp_path / "c.yaml"), "--json")
