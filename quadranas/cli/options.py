@@ -162,6 +162,14 @@ Inspect = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="Network to learn from (distillation): a run folder, timm:NAME or an ONNX file.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Holdout = Annotated[
     float | None,
     typer.Option(

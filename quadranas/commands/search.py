@@ -43,6 +43,7 @@ from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.selection import EpochChoice
 from quadranas.training.supernet_phase import SupernetTraining
+from quadranas.training.teacher import Teacher, open_teacher
 
 
 def search(
@@ -110,7 +111,9 @@ class _Agreed:
         threads = torch.get_num_threads()
         return cls(start.config, copies, start.earlier, is_device_named, threads)
 
-    def prepare(self, reporter: Reporter, processes: Processes) -> tuple[SearchSetup, Engine]:
+    def prepare(
+        self, reporter: Reporter, processes: Processes
+    ) -> tuple[SearchSetup, Engine, Teacher | None]:
         """Check everything that can be checked before training, and find the accelerator."""
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
@@ -119,19 +122,20 @@ class _Agreed:
         )
         check_batch_size(setup.config, processes)
         check_agreement(setup.config, setup.dataset, processes)
-        return setup, engine
+        teacher = open_teacher(setup.config, setup.dataset, setup.augmenter(), engine)
+        return setup, engine, teacher
 
 
 def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) -> None:
     """Train, decide and write, as the main process or the only one."""
-    setup, engine = agreed.prepare(start.reporter, processes)
+    setup, engine, teacher = agreed.prepare(start.reporter, processes)
     seed = derived_seed(setup.config.seed, "supernet")
     supernet = build_supernet(setup.space, seed=seed)
     if not start.resuming:
         SupernetTraining(setup, supernet).check()  # before anything is written
     start.create(setup.config, supernet, setup.dataset, engine)
     _keep_inputs(start.folder, setup)
-    training = SupernetTraining(setup, supernet, engine)
+    training = SupernetTraining(setup, supernet, engine, teacher)
     run = _SearchRun(setup, training, start.folder, start.reporter)
     run.train(processes.from_main(start.checkpoint()))
 
@@ -142,9 +146,9 @@ def _follow(processes: Processes) -> SearchResult:
     agreed: _Agreed | None = processes.from_main()
     if agreed is not None:
         torch.set_num_threads(agreed.threads)
-        setup, engine = agreed.prepare(silent, processes)
+        setup, engine, teacher = agreed.prepare(silent, processes)
         supernet = build_supernet(setup.space, seed=derived_seed(setup.config.seed, "supernet"))
-        training = SupernetTraining(setup, supernet, engine)
+        training = SupernetTraining(setup, supernet, engine, teacher)
         _SearchRun(setup, training, None, silent).train(processes.from_main())
     return processes.from_main()
 
@@ -253,6 +257,8 @@ class _SearchRun:
             choice=EpochChoice.of(config),
             num_parts=config.accumulate,
             checkpointing=config.checkpointing,
+            teacher=self.supernet_training.teacher,
+            distillation=config.distillation,
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:

@@ -57,6 +57,7 @@ from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
 from quadranas.training.selection import EpochChoice
+from quadranas.training.teacher import Teacher, open_teacher
 from quadranas.validation import validate
 
 
@@ -178,7 +179,8 @@ class _Agreed:
         check_batch_size(config, processes)
         check_agreement(config, dataset, processes)
         architecture = for_classes(self.stored, dataset)
-        return _Prepared(config, dataset, architecture, engine, self.is_new)
+        teacher = open_teacher(config, dataset, Augmenter.of(dataset, config.augment), engine)
+        return _Prepared(config, dataset, architecture, engine, self.is_new, teacher)
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class _Prepared:
     Args:
         architecture: the network, with a head for the classes of the images.
         is_new: whether it begins with untrained weights.
+        teacher: a network to learn from.
     """
 
     config: TrainConfig
@@ -195,6 +198,7 @@ class _Prepared:
     architecture: Architecture
     engine: Engine
     is_new: bool
+    teacher: Teacher | None
 
     @property
     def augmenter(self) -> Augmenter:
@@ -223,6 +227,8 @@ class _Prepared:
             num_parts=config.accumulate,
             checkpointing=config.checkpointing,
             is_new=self.is_new,
+            teacher=self.teacher,
+            distillation=config.distillation,
         )
         train_network(
             *(training, folder, reporter, checkpoint),

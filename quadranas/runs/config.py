@@ -71,6 +71,19 @@ class WeightConfig(Frozen):
     second_order_warmup: float = Field(default=0.0, ge=0, lt=1)
 
 
+class DistillationConfig(Frozen):
+    """How a network learns from a teacher.
+
+    Args:
+        weight: share of the loss that compares with the teacher, from 0 to 1; the rest compares
+            with the labels.
+        temperature: number by which both logits are divided before they are compared.
+    """
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0, le=100)
+
+
 class GateConfig(Frozen):
     """How architecture parameters are trained.
 
@@ -150,6 +163,12 @@ class TrainingConfig(DataConfig):
         augment: the augmentations to use.
         inspect: whether to record distributions of the quadratic layers in every epoch of training
             a network.
+        teacher: the network whose outputs are learned beside the labels (distillation): a run
+            folder, an architecture or a model's name with `teacher_weights`, `timm:NAME`, or an
+            ONNX file, which ONNX Runtime computes on the processor. Null: none.
+        teacher_weights: file with the weights of the teacher, if it does not bring its own.
+        teacher_resolution: image size for the teacher, in pixels. Null: its own.
+        distillation: how the network learns from the teacher.
         holdout: share of the training images of every class that is held out: for the validation
             after every epoch of training a network, and to compare sub-networks; 0 for none.
         keep: the epoch whose weights are used at the end: `last`, or the `best` one on the
@@ -169,6 +188,10 @@ class TrainingConfig(DataConfig):
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig = AugmentConfig()
     inspect: bool = False
+    teacher: PathText | None = None
+    teacher_weights: PathText | None = None
+    teacher_resolution: int | None = Field(default=None, ge=8, le=1024)
+    distillation: DistillationConfig = DistillationConfig()
     holdout: float = Field(default=0.0, ge=0, le=0.5)
     keep: Literal["best", "last"] | None = None
     patience: int = Field(default=0, ge=0, le=MAX_COUNT)

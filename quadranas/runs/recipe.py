@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 OF_A_RUN = {
     *DataConfig.model_fields,
-    *("accelerator", "device", "budget", "space", "table", "recipe"),
+    *("accelerator", "device", "budget", "space", "table", "recipe", "teacher", "teacher_weights"),
 }
 """Keys that name what a run works on; a recipe holds none of them."""
 

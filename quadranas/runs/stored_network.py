@@ -29,6 +29,7 @@ from quadranas.validation import validate
 
 DECIDED_BY_DATA = (
     *("data", "val", "skip_corrupt", "verify", "train_resolution", "augment", "recipe"),
+    *("teacher", "teacher_weights", "teacher_resolution"),
 )
 """The keys of a configuration that do not carry over to other data."""
 

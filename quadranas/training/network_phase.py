@@ -19,15 +19,17 @@ from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.layers.stochastic_depth import draw_masks, residual_blocks, set_drop_path
 from quadranas.network.skeleton import Network
-from quadranas.runs.config import WeightConfig
+from quadranas.runs.config import DistillationConfig, WeightConfig
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.training.average import WeightAverage
 from quadranas.training.batches import Batches
+from quadranas.training.distillation import loss_for
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.second_order import SecondOrderWarmup
 from quadranas.training.selection import EpochChoice
 from quadranas.training.steps import weight_step
+from quadranas.training.teacher import Teacher
 
 MAX_ALARMS = 5
 """Maximum number of alarms printed per epoch."""
@@ -49,6 +51,7 @@ class NetworkTraining:
         num_parts: number of parts in which a batch is computed, one after the other.
         checkpointing: compute the blocks again in the backward pass instead of storing them.
         is_new: whether the weights are untrained, so that second-order terms are warmed up.
+        teacher, distillation: a network to learn from, and how.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class NetworkTraining:
         num_parts: int = 1,
         checkpointing: bool = False,
         is_new: bool = False,
+        teacher: Teacher | None = None,
+        distillation: DistillationConfig | None = None,
     ) -> None:
         self.name, self.dataset, self.augmenter = name, dataset, augmenter
         self.engine, self.is_compiled = engine or Engine(), compiled
@@ -95,6 +100,8 @@ class NetworkTraining:
         self.optimizer = optimizer or build_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
         self.choice = choice or EpochChoice()
+        self.teacher, self.distillation = teacher, distillation or DistillationConfig()
+        self._loss = loss_for(weights, teacher, self.distillation, augmenter)
         network.checkpointing = checkpointing
         self.average = WeightAverage(network, weights.ema) if weights.ema else None
         self.warmup = SecondOrderWarmup(
@@ -139,6 +146,7 @@ class NetworkTraining:
                 self.rate(number),
                 self.engine,
                 partial(self._begin, number),
+                self._loss,
             )
         if self.average:
             self.average.update()

@@ -196,6 +196,8 @@ def _begin(
         compiled=first.is_compiled,
         num_parts=first.batches.num_parts,
         checkpointing=first.network.checkpointing,
+        teacher=first.teacher,
+        distillation=first.distillation,
     )
 
 

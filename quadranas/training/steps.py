@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, joined, step_result
 from quadranas.runs.config import WeightConfig
+from quadranas.training.distillation import Loss, label_loss
 
 
 def weight_step(
@@ -25,6 +25,7 @@ def weight_step(
     learning_rate: float,
     engine: Engine | None = None,
     begin: Callable[[Batch], None] | None = None,
+    loss: Loss | None = None,
 ) -> StepResult:
     """One training step of the weights on the current path.
 
@@ -32,17 +33,18 @@ def weight_step(
         parameters: those on the current path; the others have no gradient and do not change.
         engine: the hardware on which network and batch lie; by default the processor.
         begin: called before each part of the batch passes through the network.
+        loss: the loss to minimise; by default that of the labels.
     """
     engine = engine or Engine()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    smoothing, results = config.label_smoothing, []
+    loss, results = loss or label_loss(config), []
     for part in batch.parts():
         if begin is not None:
             begin(part)
         logits = engine.logits(network, part.images)
-        loss = functional.cross_entropy(logits, part.targets, label_smoothing=smoothing)
-        engine.backward(loss, part.weight)
-        results.append(step_result(loss, logits, part))
+        value = loss(logits, part)
+        engine.backward(value, part.weight)
+        results.append(step_result(value, logits, part))
     engine.update(optimizer, parameters, config.clip_norm)
     return joined(results)

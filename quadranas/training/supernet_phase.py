@@ -19,10 +19,12 @@ from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
+from quadranas.training.distillation import loss_for
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
 from quadranas.training.second_order import SecondOrderWarmup
 from quadranas.training.steps import weight_step
+from quadranas.training.teacher import Teacher
 
 COLLAPSED = 0.05
 """Entropy of the gates, from 0 to 1, below which they count as collapsed."""
@@ -39,7 +41,11 @@ class SupernetTraining:
     is_inspected = False
 
     def __init__(
-        self, setup: SearchSetup, supernet: Supernet, engine: Engine | None = None
+        self,
+        setup: SearchSetup,
+        supernet: Supernet,
+        engine: Engine | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
@@ -50,6 +56,8 @@ class SupernetTraining:
             dataset.train.labels, derived_seed(config.seed, "halves")
         )
         augmenter = setup.augmenter()
+        self.teacher = teacher
+        self._loss = loss_for(config.weights, teacher, config.distillation, augmenter)
         self.weight_batches, self.gate_batches = (
             Batches(
                 *(dataset, augmenter, self.engine, half),
@@ -100,6 +108,8 @@ class SupernetTraining:
             weights,
             learning_rate_at(number, self.num_steps, weights),
             self.engine,
+            None,
+            self._loss,
         )
         means = {"loss": result.loss, "accuracy": result.accuracy}
         done = number + 1 - self.warmup_steps
