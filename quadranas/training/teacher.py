@@ -119,7 +119,7 @@ def _expected(known: Preprocessing | None, engine: Engine) -> dict[str, Any]:
     return {**statistics, "class_names": known.class_names}
 
 
-def _columns(mean: Triple | None, std: Triple | None, engine: Engine) -> dict[str, Tensor]:
+def _columns(mean: Triple | None, std: Triple | None, engine: Engine) -> dict[str, Any]:
     """Mean and standard deviation as tensors on the accelerator, if they are known."""
     values = {"mean": mean, "std": std}
     return {

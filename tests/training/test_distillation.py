@@ -1,4 +1,4 @@
-"""Distillation: the loss, what a teacher sees, the kinds of teachers, and those that are refused."""
+"""Distillation: the loss, what a teacher sees, the kinds of teachers, and bad ones."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from quadranas.acceleration.engine import Engine
@@ -25,6 +25,7 @@ from quadranas.training.distillation import distilled_loss
 from quadranas.training.teacher import Teacher, open_teacher
 from tests.acceleration.processes import run_together
 from tests.command_line import SMALL, Server, call, contents
+from tests.onnx_files import write
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_teacher_sees_the_images_in_its_own_size_and_normalisation() -> None:
         return images.mean((2, 3))
 
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
-    columns = {"mean": mean.view(1, 3, 1, 1), "std": std.view(1, 3, 1, 1)}
+    columns: dict[str, Any] = {"mean": mean.view(1, 3, 1, 1), "std": std.view(1, 3, 1, 1)}
     pixels = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     own_mean, own_std = torch.full((1, 3, 1, 1), 0.4), torch.full((1, 3, 1, 1), 0.2)
     normalised = (pixels - own_mean) / own_std
@@ -79,8 +80,7 @@ def test_a_run_and_its_exported_file_are_the_same_teacher(
     finished_run: Path, data: Dataset, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    bundle = export(finished_run, device="host", format="onnx", output=tmp_path / "bundle")
-    (file,) = Path(bundle.path).glob("*.onnx")
+    file = export(finished_run, device="host", format="onnx", output=tmp_path / "bundle").path
     batch = Augmenter.of(data).plain(data.train.batch(torch.arange(5)))
     statistics = Augmenter.of(data).statistics(batch.device)
     teachers = [opened(data, teacher=str(place)) for place in (finished_run, file)]
@@ -97,36 +97,33 @@ def test_a_run_and_its_exported_file_are_the_same_teacher(
     torch.testing.assert_close(by_file.logits(batch, *statistics), expected)
 
 
-class Plain(nn.Module):
-    def __init__(self, num_classes: int, channels: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, num_classes, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x).mean((2, 3))
-        return out
-
-
-def onnx_file(path: Path, network: nn.Module, *shape: int, open_axes: dict[int, str]) -> Path:
+def onnx_file(path: Path, classes: int = 2, image: Any = (1, 3, 24, 24)) -> Path:
+    """A network whose logits are the means of the first channels."""
     pytest.importorskip("onnxruntime")
-    axes = {0: dict.fromkeys(open_axes, torch.export.Dim.DYNAMIC)}
-    example = (torch.zeros(shape),)
-    torch.onnx.export(
-        network.eval(), example, path, dynamic_shapes=(axes[0],), dynamo=True, verbose=False
-    )
-    return path
+    nodes = """
+        pooled = GlobalAveragePool (x)
+        flat = Flatten (pooled)
+        y = Gather <axis = 1> (flat, kept)
+    """
+    return write(path, nodes, {"kept": list(range(classes))}, image)
 
 
 def test_a_file_for_one_image_at_a_time_is_a_teacher(data: Dataset, tmp_path: Path) -> None:
-    network = Plain(2)
-    file = onnx_file(tmp_path / "one.onnx", network, 1, 3, 24, 24, open_axes={})
+    file = onnx_file(tmp_path / "one.onnx")
     teacher = opened(data, teacher=str(file))
     assert teacher.resolution == 24
     images = torch.randn(5, 3, 24, 24)
     zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-    with torch.no_grad():
-        expected = network(images)
-    torch.testing.assert_close(teacher.logits(images, zero, one), expected, rtol=1e-4, atol=1e-5)
+    expected = images.mean((2, 3))[:, :2]
+    torch.testing.assert_close(teacher.logits(images, zero, one), expected)
+    several = onnx_file(tmp_path / "three.onnx", image=(3, 3, 24, 24))
+    found = opened(data, teacher=str(several)).logits(images, zero, one)
+    torch.testing.assert_close(found, expected)
+    any_size = str(onnx_file(tmp_path / "any.onnx", image=("B", 3, "R", "R")))
+    found = opened(data, teacher=any_size, teacher_resolution=24).logits(images, zero, one)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(QuadranasError, match="takes images of any size"):
+        opened(data, teacher=any_size)
 
 
 def test_teachers_that_do_not_fit_are_refused(
@@ -138,16 +135,17 @@ def test_teachers_that_do_not_fit_are_refused(
         assert caught.value.hint
         return caught.value.message
 
-    three = onnx_file(tmp_path / "three.onnx", Plain(3), 1, 3, 24, 24, open_axes={})
+    three = onnx_file(tmp_path / "three.onnx", classes=3)
     assert "tells 3 classes apart; the data have 2" in message(teacher=str(three))
-    grey = onnx_file(tmp_path / "grey.onnx", Plain(2, 1), 1, 1, 24, 24, open_axes={})
+    grey = onnx_file(tmp_path / "grey.onnx", classes=1, image=(1, 1, 24, 24))
     assert "a teacher takes square images, float [B, 3, R, R]" in message(teacher=str(grey))
-    fixed = onnx_file(tmp_path / "fixed.onnx", Plain(2), 1, 3, 24, 24, open_axes={})
+    fixed = onnx_file(tmp_path / "fixed.onnx")
     assert "refuses images of 32 pixels" in message(teacher=str(fixed), teacher_resolution=32)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no network")
     assert f"ONNX Runtime cannot read the teacher {broken}" in message(teacher=str(broken))
-    assert "cannot read teacher" in message(teacher=str(tmp_path / "absent.onnx"))
+    with pytest.raises(QuadranasError, match="cannot read teacher"):
+        opened(data, teacher=str(tmp_path / "absent.onnx"))
     weights = str(finished_run / "subnet.safetensors")
     assert "holds its weights" in message(teacher=str(fixed), teacher_weights=weights)
     named = str(finished_run / "architecture.json")
