@@ -123,7 +123,7 @@ def row_of(
     job: Job, architecture: Architecture, table: LatencyTable, accuracy: float, minutes: float
 ) -> dict[str, object]:
     """One line of the table."""
-    ops = architecture.ops()
+    ops = list(architecture.ops())
     kernels = [op.kernel_size for op in ops if op.kind == "quadratic_depthwise"]
     expansions = [op.expand_ratio for op in ops if op.kind == "feed_forward"]
     stages = Counter(op.resolution for op in ops if op.kind == "quadratic_depthwise")
