@@ -6,11 +6,8 @@ from quadranas.latency.table import LatencyTable
 from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import SearchSpace
 from quadranas.strategies.exact import decode
-from quadranas.strategies.limits import MIN_USE, Limits, check_budget
+from quadranas.strategies.limits import Limits, check_budget
 from quadranas.strategies.scores import BlockScores, GateScores
-
-CONFIDENT_USE = 0.97
-"""The minimum use of a budget that a confidence has tightened; it includes the margin already."""
 
 
 def decoding_limits(
@@ -19,8 +16,12 @@ def decoding_limits(
     *,
     max_params: int | None = None,
     max_macs: int | None = None,
+    min_use: float = 0.0,
 ) -> Limits:
     """The limits for predictions with which a contract is kept.
+
+    Args:
+        min_use: minimum fraction of the budget to use, if the space allows it.
 
     Raises:
         QuadranasError: the table cannot give the confidence that is asked for.
@@ -29,7 +30,7 @@ def decoding_limits(
         budget_ms=contract.decoding_ms(table),
         max_params=max_params,
         max_macs=max_macs,
-        min_use=MIN_USE if contract.confidence is None else CONFIDENT_USE,
+        min_use=min_use,
     )
 
 
@@ -57,7 +58,7 @@ def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> Non
 def derive_architecture(
     space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, contract: Contract
 ) -> Architecture:
-    """The most probable architecture within the limits, with its provenance.
+    """The architecture within the limits that the gates prefer, with its provenance.
 
     Args:
         limits: with the budget for predictions, `contract.decoding_ms`.
@@ -74,7 +75,8 @@ def derive_architecture(
         "budget_ms": contract.budget_ms,
         "confidence": contract.confidence,
         "predicted_ms": decoded.latency_ms,
-        "log_probability": decoded.score,
+        "score": decoded.score,
+        "log_probability": scores.log_probability(decoded.choices),
         "optimality_gap": decoded.gap,
         "table": header.summary(),
     }
