@@ -10,7 +10,7 @@ from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device, is_shipped, load_device
 from quadranas.latency.table import build_command
-from quadranas.latency.table_files import find_priced, load_table
+from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors, load_weights, save_tensors
@@ -27,7 +27,7 @@ from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_whole_space, space_files
 from quadranas.strategies.derivation import decoding_limits, derive_architecture
-from quadranas.strategies.limits import MIN_USE, feasibility
+from quadranas.strategies.limits import feasibility
 from quadranas.strategies.scores import GateScores, load_scores
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.validation import validate
@@ -102,12 +102,6 @@ class _Searched:
             return self.config.space
         return str(self.folder / layout.SPACE)
 
-    def was_for(self, device: Device, budget_ms: float) -> bool:
-        """Whether the gates were trained for a device and a budget."""
-        assert self.config.budget is not None
-        header = load_table(self.folder / layout.TABLE).header
-        return header.device == device.name and budget_ms == parse_budget(self.config.budget)
-
     def supernet(self) -> Supernet:
         """The trained supernet."""
         supernet = build_supernet(self.space, seed=0)
@@ -142,10 +136,7 @@ class _Request:
         )
         reporter.message(feasibility(searched.space, priced, contract))
         limits = decoding_limits(
-            *(contract, priced.table),
-            max_params=self.max_params,
-            max_macs=self.max_macs,
-            min_use=0.0 if searched.was_for(self.device, contract.budget_ms) else MIN_USE,
+            contract, priced.table, max_params=self.max_params, max_macs=self.max_macs
         )
         architecture = derive_architecture(
             searched.space, searched.scores, priced.table, limits, contract

@@ -6,8 +6,11 @@ from quadranas.latency.table import LatencyTable
 from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import SearchSpace
 from quadranas.strategies.exact import decode
-from quadranas.strategies.limits import Limits, check_budget
+from quadranas.strategies.limits import MIN_USE, Limits, check_budget
 from quadranas.strategies.scores import BlockScores, GateScores
+
+CONFIDENT_USE = 0.97
+"""The minimum use of a budget that a confidence has tightened; it includes the margin already."""
 
 
 def decoding_limits(
@@ -16,12 +19,8 @@ def decoding_limits(
     *,
     max_params: int | None = None,
     max_macs: int | None = None,
-    min_use: float = 0.0,
 ) -> Limits:
     """The limits for predictions with which a contract is kept.
-
-    Args:
-        min_use: minimum fraction of the budget to use, if the space allows it.
 
     Raises:
         QuadranasError: the table cannot give the confidence that is asked for.
@@ -30,7 +29,7 @@ def decoding_limits(
         budget_ms=contract.decoding_ms(table),
         max_params=max_params,
         max_macs=max_macs,
-        min_use=min_use,
+        min_use=MIN_USE if contract.confidence is None else CONFIDENT_USE,
     )
 
 

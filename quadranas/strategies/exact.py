@@ -75,9 +75,9 @@ def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: 
     The score (`GateScores.score`) charges every gate for the distance from its own preference. If
     every network is within the limits, the result is the preference of every gate.
 
-    Gates are biased towards the budget that they were trained under. For another one, `min_use`
-    keeps the network near the budget: its latency must be at least that fraction of the budget, or
-    of the slowest network within the limits if no network reaches that.
+    Gates are biased towards the budget that they were trained under, and undecided ones may prefer
+    a fast network. The latency must therefore be at least `limits.min_use` of the budget, or of
+    the slowest network within the limits if no network reaches that.
 
     If very many networks violate a bound by less than `MARGIN`, networks within `MARGIN` of a
     bound are considered only if there are no others.

@@ -115,7 +115,7 @@ def test_the_result_keeps_the_budget_and_adds_up(finished_run: Path) -> None:
     table = load_table(Path(result["table"]["path"]))
     assert Path(result["table"]["path"]) == finished_run / "table.json"
     assert result["predicted_ms"] == table.predict_ms(architecture)
-    assert result["predicted_ms"] <= result["budget_ms"] == 0.8
+    assert 0.9 * 0.8 <= result["predicted_ms"] <= result["budget_ms"] == 0.8
     assert architecture.provenance["predicted_ms"] == result["predicted_ms"]
     assert (result["params"], result["macs"]) == (
         count_params(architecture),
