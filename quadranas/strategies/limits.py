@@ -12,8 +12,8 @@ from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import SearchSpace
 
 MIN_USE = 0.9
-"""Minimum fraction of the budget that a decoded network uses, if the space allows it. Gates that are
-undecided, or were trained for a smaller budget, would leave more of it unused."""
+"""Minimum fraction of the budget that a decoded network uses, if the space allows it. Gates that
+are undecided, or were trained for a smaller budget, would leave more of it unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
