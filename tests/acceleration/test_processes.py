@@ -14,21 +14,27 @@ from quadranas.space.architecture import load_architecture
 from tests.acceleration.joint_steps import train
 from tests.acceleration.processes import run_together, start_together
 from tests.command_line import SMALL, Outcome, Server, call, contents, until
-from tests.small_supernets import SPACES
 
 SAME_FILES = ("space.yaml", "table.json", "preprocessing.json")
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("space", "nested", "counts"),
+    [
+        ("small-quadra", False, (2, 4)),
+        ("small-mbconv", False, (2, 4)),
+        ("small-mbconv", True, (2,)),
+    ],
+)
 def test_two_and_four_processes_compute_what_one_does(
-    tmp_path: Path, server: Server, space: str
+    tmp_path: Path, server: Server, space: str, nested: bool, counts: tuple[int, ...]
 ) -> None:
-    alone = train(space)
-    for count in (2, 4):
+    alone = train(space, nested=nested)
+    for count in counts:
         folder = tmp_path / str(count)
         prelude = (
             "from tests.acceleration.joint_steps import main; "
-            f"main({space!r}, {str(folder)!r}); raise SystemExit"
+            f"main({space!r}, {str(folder)!r}, nested={nested}); raise SystemExit"
         )
         outcomes = run_together(
             server, folder, count, preludes=dict.fromkeys(range(count), prelude)
