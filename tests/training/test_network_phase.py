@@ -274,3 +274,22 @@ def test_a_training_with_everything_resumes_bit_identical(
     parts, whole = (contents(tmp_path / name) for name in ("parts", "whole"))
     assert parts.pop("result.json") != whole.pop("result.json")  # they name their folders
     assert parts == whole
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_second_order_terms_of_a_supernet_rise_with_its_steps(nested: bool) -> None:
+    supernet = build_supernet(SPACES["small-quadra"], seed=0, nested=nested).eval()
+    supernet.set_sample(supernet.gates.sample_path(torch.Generator().manual_seed(0)))
+    images = torch.randn(2, 3, 16, 16)
+    warmup = SecondOrderWarmup(supernet, 10, lambda tensor: tensor)
+    assert warmup.layers
+    with torch.no_grad():
+        whole = supernet(images)
+        warmup.begin(0)
+        first_order = supernet(images)
+        for layer in warmup.layers:
+            for parameter in layer.branches["a"].parameters():
+                parameter.zero_()
+        warmup.end()
+        torch.testing.assert_close(supernet(images), first_order)
+    assert not torch.equal(whole, first_order)
