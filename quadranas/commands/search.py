@@ -44,6 +44,7 @@ from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.selection import EpochChoice
 from quadranas.training.supernet_phase import SupernetTraining
 from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.tracking import Tracker, check_tracking, tracking
 
 
 def search(
@@ -120,6 +121,7 @@ class _Agreed:
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,
         )
+        check_tracking(setup.config)
         check_batch_size(setup.config, processes)
         check_agreement(setup.config, setup.dataset, processes)
         teacher = open_teacher(setup.config, setup.dataset, setup.augmenter(), engine)
@@ -135,8 +137,9 @@ def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) 
     start.create(setup.config, supernet, setup.dataset, engine)
     _keep_inputs(start.folder, setup)
     training = SupernetTraining(setup, supernet, engine, teacher)
-    run = _SearchRun(setup, training, start.folder, start.reporter)
-    run.train(processes.from_main(start.checkpoint()))
+    with tracking(setup.config, start.folder, start.reporter) as tracker:
+        run = _SearchRun(setup, training, start.folder, start.reporter, tracker)
+        run.train(processes.from_main(start.checkpoint()))
 
 
 def _supernet(setup: SearchSetup) -> Supernet:
@@ -174,12 +177,14 @@ class _SearchRun:
 
     Args:
         folder: None in a process that follows the main one.
+        tracker: receives the metrics too.
     """
 
     setup: SearchSetup
     supernet_training: SupernetTraining
     folder: RunFolder | None
     reporter: Reporter
+    tracker: Tracker | None = None
 
     def train(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Run both phases, from the start or from a checkpoint, and write the result."""
@@ -190,6 +195,7 @@ class _SearchRun:
                 *(self.supernet_training, self.folder, self.reporter, checkpoint),
                 checkpoint_seconds=seconds,
                 later_steps=self._later_steps,
+                tracker=self.tracker,
             )
             checkpoint = None
             derived = self._derive() if self.folder else None
@@ -202,6 +208,7 @@ class _SearchRun:
             num_images=self.setup.config.schedule.resolution_images,
             checkpoint_seconds=seconds,
             num_metrics=num_metrics,
+            tracker=self.tracker,
         )
         self._finish(architecture, finetuning.network)
 

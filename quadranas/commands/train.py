@@ -58,6 +58,7 @@ from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
 from quadranas.training.selection import EpochChoice
 from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.tracking import Tracker, check_tracking, tracking
 from quadranas.validation import validate
 
 
@@ -172,6 +173,7 @@ class _Agreed:
         """Check everything that can be checked before training, and find the accelerator."""
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
         check_recipe(self.config)
+        check_tracking(self.config)
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
         config = resolve_config(self.config, dataset)
@@ -211,6 +213,7 @@ class _Prepared:
         folder: RunFolder | None,
         reporter: Reporter,
         checkpoint: Mapping[str, Any] | None,
+        tracker: Tracker | None = None,
     ) -> Network:
         """Train a network from the start or from a checkpoint; returns it."""
         config = self.config
@@ -234,6 +237,7 @@ class _Prepared:
             *(training, folder, reporter, checkpoint),
             num_images=config.resolution_images,
             checkpoint_seconds=config.checkpoint_seconds,
+            tracker=tracker,
         )
         return training.network
 
@@ -257,7 +261,8 @@ def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -
     kept = _keep_start(folder, StoredNetwork(prepared.architecture, weights=stored.weights))
     checkpoint = processes.from_main(start.checkpoint())
     network = kept.network(seed=prepared.config.seed)
-    network = prepared.train(network, folder, start.reporter, checkpoint)
+    with tracking(prepared.config, folder, start.reporter) as tracker:
+        network = prepared.train(network, folder, start.reporter, checkpoint, tracker)
     save_tensors(network.state_dict(), folder / layout.WEIGHTS)
     tested = prepared.tested(network, folder, start.reporter)
     params, macs = count_network(build_subnet(kept.architecture), kept.architecture.resolution)

@@ -172,6 +172,9 @@ class TrainingConfig(DataConfig):
         compile: whether to compile the network with `torch.compile`; a supernet never is.
         weights: how weights are trained.
         augment: the augmentations to use.
+        tracking: address of an MLflow tracking server that receives the curves too, or the path of
+            a local store. Null: that of the environment variable
+            MLFLOW_TRACKING_URI, if MLflow is installed.
         inspect: whether to record distributions of the quadratic layers in every epoch of training
             a network.
         teacher: the network whose outputs are learned beside the labels (distillation): a run
@@ -198,6 +201,7 @@ class TrainingConfig(DataConfig):
     compile: bool = False
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig = AugmentConfig()
+    tracking: str | None = Field(default=None, min_length=1, max_length=2000)
     inspect: bool = False
     teacher: PathText | None = None
     teacher_weights: PathText | None = None

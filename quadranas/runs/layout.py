@@ -85,6 +85,10 @@ and derive."""
 TENSORBOARD = "tensorboard"
 """The metrics as curves for TensorBoard; written by search and train."""
 
+TRACKING = "mlflow.json"
+"""The run on an MLflow tracking server that receives the curves (`TrackedRun`); written by search
+and train if there is one."""
+
 WEIGHTS = "subnet.safetensors"
 """The weights of the run's network; written by search, derive, train, convert and adapt."""
 

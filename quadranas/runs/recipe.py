@@ -27,7 +27,17 @@ RECIPES = Path(__file__).parent / "recipes"
 
 OF_A_RUN = {
     *DataConfig.model_fields,
-    *("accelerator", "device", "budget", "space", "table", "recipe", "teacher", "teacher_weights"),
+    *(
+        "accelerator",
+        "device",
+        "budget",
+        "space",
+        "table",
+        "recipe",
+        "teacher",
+        "teacher_weights",
+        "tracking",
+    ),
 }
 """Keys that name what a run works on; a recipe holds none of them."""
 

@@ -29,9 +29,12 @@ from quadranas.validation import validate
 
 DECIDED_BY_DATA = (
     *("data", "val", "skip_corrupt", "verify", "train_resolution", "augment", "recipe"),
-    *("teacher", "teacher_weights", "teacher_resolution"),
 )
 """The keys of a configuration that do not carry over to other data."""
+
+NEVER_INHERITED = ("teacher", "teacher_weights", "teacher_resolution", "tracking")
+"""Keys that a training does not take from the run folder of its network, since a run folder does
+not choose what is computed or contacted."""
 
 INDEPENDENT_OF_RECIPES = {
     *DataConfig.model_fields,
@@ -169,7 +172,7 @@ def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
     content = stored.config_keys
     if stored.folder is None or not content:
         return TrainConfig()
-    keys = set(TrainConfig.model_fields)
+    keys = set(TrainConfig.model_fields) - set(NEVER_INHERITED)
     there = content.get("data")
     data = given_keys(given).get("data", there)
     if data != there and not (data and there and same_place(data, str(there))):

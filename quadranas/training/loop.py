@@ -18,6 +18,7 @@ from quadranas.reporter import Reporter
 from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
 from quadranas.training.curves import Curves
+from quadranas.training.tracking import Tracker
 
 
 class Phase(Protocol):
@@ -79,6 +80,7 @@ def run_phase(
     checkpoint_seconds: float,
     num_metrics: int = 0,
     later_steps: int = 0,
+    tracker: Tracker | None = None,
 ) -> int:
     """Run a phase from its start or from one of its checkpoints; write a checkpoint at the end.
 
@@ -88,6 +90,7 @@ def run_phase(
         folder: the run folder; None in a process that does not write.
         num_metrics: number of lines in `metrics.jsonl` when the phase began.
         later_steps: number of steps of the phases that follow.
+        tracker: receives the metrics too.
 
     Returns: the number of lines in `metrics.jsonl` at the end.
     """
@@ -106,6 +109,8 @@ def run_phase(
                 num_metrics += 1
                 metrics = records.end_epoch(done, sums.take(), num_metrics)
                 reporter.epoch(handle, metrics)
+                if tracker is not None:
+                    tracker.add_metrics(metrics, num_metrics)
                 for text in phase.alarms(metrics):
                     reporter.warning(text)
             is_due = time.monotonic() - saved_at >= checkpoint_seconds

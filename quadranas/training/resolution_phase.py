@@ -23,6 +23,7 @@ from quadranas.runs.run_folder import RunFolder
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.optimizers import build_optimizer
+from quadranas.training.tracking import Tracker
 
 MAX_GROWTH = 2.0
 """Ratio of the resolutions of neighbouring stages, before rounding to the network's stride."""
@@ -107,6 +108,7 @@ def train_network(
     num_images: int,
     checkpoint_seconds: float,
     num_metrics: int = 0,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train a network at the resolution of its data, then at its deployment resolution.
 
@@ -117,6 +119,7 @@ def train_network(
         num_images: number of images per stage of the last phase, at most one pass over the
             training images.
         num_metrics: number of lines in `metrics.jsonl` before the first phase.
+        tracker: receives the metrics too.
 
     Raises:
         QuadranasError: the checkpoint does not fit the run, or something cannot be written.
@@ -136,6 +139,7 @@ def train_network(
             checkpoint_seconds=checkpoint_seconds,
             num_metrics=num_metrics,
             later_steps=_later_steps(phase, num_images),
+            tracker=tracker,
         )
         checkpoint = None
         if folder is not None and phase.choice.keeps_best:
