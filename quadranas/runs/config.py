@@ -49,12 +49,12 @@ class WeightConfig(Frozen):
         label_smoothing: share of the target that is spread over all classes; applied in weight
             steps only, never in architecture steps.
         clip_norm: upper bound on the gradient norm of the weights in use.
-        ema: decay of the exponential moving average of the weights of a network, which is then
-            validated, tested and stored in their place; 0 for none. Weights of a supernet are not
-            averaged.
-        drop_path: probability that an image skips the last residual branch of a network
-            (stochastic depth, arXiv:1603.09382); it rises linearly over the depth from 0 at the
-            first. Supernets skip nothing.
+        ema: decay, from 0 to 1, of the exponential moving average of the weights of a network,
+            which is then validated, tested and stored in their place; 0 for none. Weights of a
+            supernet are not averaged.
+        drop_path: probability, from 0 to 1, that an image skips the last residual branch of a
+            network (stochastic depth, arXiv:1603.09382); it rises linearly over the depth from 0
+            at the first. Supernets skip nothing.
         second_order_warmup: share of the steps in which the second-order terms of the quadratic
             layers rise from 0 to 1, the first layers first; in a supernet, and in a network that
             is trained from scratch.

@@ -24,8 +24,8 @@ class Epoch(Strict):
         learning_rate: learning rate of the weights in the last step.
         loss: mean loss on the images of the weight steps.
         accuracy: accuracy on these images, from 0 to 1.
-        val_loss, val_accuracy: mean loss and accuracy on the held-out training images, at the end
-            of the epoch.
+        val_loss: mean loss on the held-out training images, at the end of the epoch.
+        val_accuracy: accuracy on these images, from 0 to 1.
         gate_loss: mean loss on the images of the architecture steps.
         gate_accuracy: accuracy on these images, from 0 to 1.
         expected_ms: expected latency of the supernet under its gates.
