@@ -23,6 +23,7 @@ from quadranas.backends.pytorch_archive import count_targets
 from quadranas.backends.registry import open_backend
 from quadranas.commands.predict import predict
 from quadranas.conversion.adaptation import CHANGES, adapt, load_adapted, save_adapted
+from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import read_image
 from quadranas.data.preprocessing import load_preprocessing
@@ -37,7 +38,7 @@ from quadranas.reporter import Reporter
 from quadranas.reports.run_view import read_run
 from quadranas.runs import layout
 from quadranas.runs.conditions import load_conditions
-from quadranas.runs.config import SearchConfig, load_config
+from quadranas.runs.config import SearchConfig, TrainConfig, load_config
 from quadranas.runs.recipe import load_recipe
 from quadranas.runs.results import open_run
 from quadranas.runs.run_folder import RunFolder
@@ -46,6 +47,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space, load_whole_space
 from quadranas.strategies.scores import load_scores
+from quadranas.training.teacher import open_teacher
 from tests.bundles import device_for, manifest_of, toy_architecture
 from tests.command_line import CHECKOUT
 from tests.fuzzing.damage import (
@@ -262,6 +264,12 @@ def _conditions(path: Path) -> object:
     return None if found is None else found.changes(Engine())
 
 
+def _teacher(path: Path) -> object:
+    data = load_dataset(None, resolution=32)
+    config = TrainConfig(teacher=str(path))
+    return open_teacher(config, data, Augmenter.of(data), Engine())
+
+
 READERS = {
     "configuration": Reader(
         ("load_config", "read_config_file", "read_yaml"),
@@ -371,6 +379,10 @@ READERS = {
     "exported ONNX file": Reader(
         ("read_onnx",),
         _copy("tests/golden/0.1.0/bundle-onnx/model.onnx"), count_nodes, spoil_onnx,
+    ),
+    "teacher": Reader(
+        ("open_teacher",),
+        _copy("tests/golden/0.1.0/bundle-onnx/model.onnx"), _teacher, spoil_onnx,
     ),
     "archive of torch.export": Reader(
         ("read_archive",), _make_archive, count_targets, spoil_zip, PICKLES
