@@ -23,6 +23,7 @@ from quadranas.cli.options import (
     TRAINING,
     Accelerator,
     Budget,
+    Candidates,
     Compile,
     Confidence,
     ConfigFile,
@@ -93,6 +94,7 @@ def search(
     max_macs: MaxMacs = None,
     confidence: Confidence = None,
     tolerance: Tolerance = None,
+    candidates: Candidates = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -116,6 +118,7 @@ def search(
         max_macs=max_macs,
         confidence=confidence,
         tolerance=tolerance,
+        candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
         recipe=recipe,
@@ -149,6 +152,7 @@ def derive(
     max_macs: MaxMacs = None,
     confidence: Confidence = None,
     tolerance: Tolerance = None,
+    candidates: Candidates = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -172,7 +176,7 @@ def derive(
             max_params=max_params,
             max_macs=max_macs,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance),
+            **given(confidence=confidence, tolerance=tolerance, candidates=candidates),
         )
     print_result(
         result,

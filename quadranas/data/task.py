@@ -82,14 +82,19 @@ def accuracy_on(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def evaluate(
-    network: nn.Module, images: ImageSet, augmenter: Augmenter, engine: Engine | None = None
+    network: nn.Module,
+    images: ImageSet,
+    augmenter: Augmenter,
+    engine: Engine | None = None,
+    *,
+    indices: Tensor | None = None,
 ) -> float:
     """Top-1 accuracy of a network on one split of a data set, without augmentation.
 
     Args:
-        engine: see `assess`.
+        engine, indices: see `assess`.
     """
-    return assess(network, images, augmenter, engine).accuracy
+    return assess(network, images, augmenter, engine, indices=indices).accuracy
 
 
 @dataclass(frozen=True)
@@ -101,23 +106,30 @@ class Assessment:
 
 
 def assess(
-    network: nn.Module, images: ImageSet, augmenter: Augmenter, engine: Engine | None = None
+    network: nn.Module,
+    images: ImageSet,
+    augmenter: Augmenter,
+    engine: Engine | None = None,
+    *,
+    indices: Tensor | None = None,
 ) -> Assessment:
     """Loss and accuracy of a network on one split of a data set, without augmentation.
 
     Args:
         engine: the hardware on which the network lies; each of its processes computes a part of
             the images, and all return the values of the whole split.
+        indices: the images to test on; by default all.
     """
     engine = engine or Engine()
     put = engine.accelerator.put
     rank, count = engine.processes.rank, engine.processes.count
+    chosen = torch.arange(len(images)) if indices is None else indices
     correct, loss = engine.accelerator.zero(), engine.accelerator.zero()
     with torch.no_grad(), evaluating(network):
-        for indices in torch.arange(len(images)).split(BATCH_SIZE)[rank::count]:
-            pixels, labels = put(images.batch(indices)), put(images.labels[indices])
+        for batch in chosen.split(BATCH_SIZE)[rank::count]:
+            pixels, labels = put(images.batch(batch)), put(images.labels[batch])
             logits = engine.logits(network, augmenter.plain(pixels))
             correct += (logits.argmax(1) == labels).sum()
             loss += cross_entropy(logits, labels, reduction="sum")
     engine.processes.add_up([correct, loss])
-    return Assessment(float(loss) / len(images), int(correct) / len(images))
+    return Assessment(float(loss) / len(chosen), int(correct) / len(chosen))

@@ -75,6 +75,7 @@ class NestedCandidate(nn.Module):
             here.training = there.training
             if isinstance(here, BatchNorm) and isinstance(there, BatchNorm):
                 here.track_running_stats = there.track_running_stats
+                here.momentum = there.momentum
             if isinstance(here, QuadraticLayer) and isinstance(there, QuadraticLayer):
                 here.second_order_factor = there.second_order_factor
 

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from quadranas.acceleration.engine import Engine
+from quadranas.data.augmentation import Augmenter
+from quadranas.data.dataset import Dataset
 from quadranas.data.splits import split_halves
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.strategies.limits import reachable_ms
 from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
@@ -33,6 +36,30 @@ TOLERATED = 0.05
 printed."""
 
 
+def search_halves(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images that train weights, and of those that train gates."""
+    return split_halves(dataset.train.labels, derived_seed(seed, "halves"))
+
+
+def subnet_evaluator(
+    supernet: Supernet, dataset: Dataset, seed: int, engine: Engine
+) -> SubnetEvaluator:
+    """Judges sub-networks on held-out images; without any, on those that train only the gates.
+
+    Args:
+        dataset: the images of the search, some perhaps held out.
+        seed: that of the search.
+    """
+    weight_half, gate_half = search_halves(dataset, seed)
+    validation = dataset.validation
+    return SubnetEvaluator(
+        *(supernet, dataset.train, Augmenter.of(dataset), engine),
+        held_out=gate_half if validation is None else torch.arange(len(validation)),
+        trained_on=weight_half,
+        judged_on=validation,
+    )
+
+
 class SupernetTraining:
     """Warm-up with random paths, then weight steps alternating with architecture steps."""
 
@@ -50,10 +77,8 @@ class SupernetTraining:
         self.engine = engine or Engine()
         if not self.engine.processes.is_alone:
             supernet.synchronize()
-        self.config, self.supernet = config, supernet
-        weight_half, gate_half = split_halves(
-            dataset.train.labels, derived_seed(config.seed, "halves")
-        )
+        self.config, self.dataset, self.supernet = config, dataset, supernet
+        halves = search_halves(dataset, config.seed)
         augmenter = setup.augmenter()
         self.teacher = teacher
         self._loss = loss_for(config.weights, teacher, config.distillation, augmenter)
@@ -64,7 +89,7 @@ class SupernetTraining:
                 seed_of=partial(derived_seed, config.seed, purpose),
                 num_parts=config.accumulate,
             )
-            for half, purpose in ((weight_half, "weights"), (gate_half, "gates"))
+            for half, purpose in zip(halves, ("weights", "gates"), strict=True)
         )
         self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
@@ -86,6 +111,10 @@ class SupernetTraining:
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
         )
+
+    def evaluator(self) -> SubnetEvaluator:
+        """Judges sub-networks on images that did not train the weights."""
+        return subnet_evaluator(self.supernet, self.dataset, self.config.seed, self.engine)
 
     def check(self) -> None:
         """Check that gradients reach all parameters, before any training."""
