@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quadranas.data.folders import NUM_THREADS, ImageFiles, ImageListing
+import numpy as np
+
+from quadranas.data.image_files import NUM_THREADS, ImageFiles
+from quadranas.data.listing import ImageListing
 from quadranas.errors import QuadranasError, some
 from quadranas.validation import Frozen
 
@@ -90,14 +93,13 @@ class EarlierData:
         """
         recorded, pool = self.identity, listing.test or listing.train
         self._check(listing.train, pool, is_shared=listing.test is None)
-        train = _recorded(listing.train, recorded.train)
-        test = _recorded(pool, recorded.test)
-        gone_train, gone_test = _gone(listing.train, train), _gone(pool, test)
-        present = [i for i, name in enumerate(train.members) if name not in gone_train]
-        tested = [i for i, name in enumerate(test.members) if name not in gone_test]
+        train, labels, gone_train = _recorded(listing.train, recorded.train)
+        test, tested, gone_test = _recorded(pool, recorded.test)
+        present = [position for position, index in enumerate(train) if index is not None]
+        chosen = substituted(present, labels)
         return SplitFiles(
-            train.select(substituted(present, train.labels)),
-            test.select(tested),
+            _chosen(listing.train, [train[i] for i in chosen], [labels[i] for i in chosen]),
+            _chosen(pool, test, tested),
             (*gone_train, *gone_test),
         )
 
@@ -112,7 +114,7 @@ class EarlierData:
             known = wanted.keys() | set(recorded.skipped)
             listed = map(written_name, pool.members)
             faults["changed"] += _changed(pool, wanted, recorded.whole)
-            faults["missing"] += _gone(pool, _recorded(pool, wanted))
+            faults["missing"] += _recorded(pool, wanted)[2]
             faults["new"] += [name for name in listed if name not in known]
         texts = []
         for fault, names in faults.items():
@@ -149,18 +151,21 @@ def written_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _recorded(pool: ImageFiles, wanted: Mapping[str, Fingerprint]) -> ImageFiles:
-    """The wanted files, as if all of them were there."""
-    labels = tuple(label for _, _, label in wanted.values())
-    listed = {written_name(member): member for member in pool.members}
-    members = tuple(listed.get(name, name) for name in wanted)
-    return replace(pool, members=members, labels=labels)
+def _recorded(
+    pool: ImageFiles, wanted: Mapping[str, Fingerprint]
+) -> tuple[list[int | None], list[int], list[str]]:
+    """The wanted images: index in `pool` (None if it is gone) and label of each; those gone."""
+    listed = {written_name(member): index for index, member in enumerate(pool.members)}
+    indices = [listed.get(name) for name in wanted]
+    gone = [name for name, index in zip(wanted, indices, strict=True) if index is None]
+    return indices, [label for _, _, label in wanted.values()], gone
 
 
-def _gone(pool: ImageFiles, wanted: ImageFiles) -> dict[str, None]:
-    """The names of the wanted files that are missing, in order."""
-    listed = set(pool.members)
-    return dict.fromkeys(name for name in wanted.members if name not in listed)
+def _chosen(pool: ImageFiles, indices: Sequence[int | None], labels: Sequence[int]) -> ImageFiles:
+    """The images that are still there, with the labels that were recorded."""
+    found = [(i, label) for i, label in zip(indices, labels, strict=True) if i is not None]
+    files = pool.select([index for index, _ in found])
+    return replace(files, labels=np.array([label for _, label in found], dtype=np.int64))
 
 
 def _changed(pool: ImageFiles, wanted: Mapping[str, Fingerprint], whole: bool) -> Iterator[str]:
@@ -177,7 +182,8 @@ def _num_bytes(files: ImageFiles) -> int:
 
 def _fingerprints(files: ImageFiles, whole: bool) -> dict[str, Fingerprint]:
     def read(index: int) -> Fingerprint:
-        return files.num_bytes(index), files.digest(index, whole=whole), files.labels[index]
+        label = int(files.labels[index])
+        return files.num_bytes(index), files.digest(index, whole=whole), label
 
     names = map(written_name, files.members)
     return dict(zip(names, files.each(read, NUM_THREADS), strict=True))

@@ -6,6 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from quadranas.data.samples import Samples
+
 
 @final
 class ImageSet:
@@ -15,12 +17,19 @@ class ImageSet:
         labels: one class index per image.
         pick: returns the images at given indices, uint8 (B, R, R, 3).
         at_first_use: pick all images at the first batch, and keep them in memory.
+        samples: the images as their source gives them; None for images that have none.
     """
 
     def __init__(
-        self, labels: Tensor, pick: Callable[[Tensor], Tensor], *, at_first_use: bool = False
+        self,
+        labels: Tensor,
+        pick: Callable[[Tensor], Tensor],
+        *,
+        at_first_use: bool = False,
+        samples: Samples | None = None,
     ) -> None:
         self.labels = labels
+        self.samples = samples
         self._pick = pick
         self._at_first_use = at_first_use
 

@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
 from quadranas.data.examination import Verify
-from quadranas.data.folders import ImageListing, list_images
 from quadranas.data.identity import EarlierData
+from quadranas.data.listing import ImageListing, list_images
 from quadranas.errors import QuadranasError
 from quadranas.latency.contract import DEFAULT_TOLERANCE
 from quadranas.runs.config_file import read_config_file

@@ -390,11 +390,11 @@ READERS = {
         _make_image(".webp"), lambda path: read_image(path, 16), spoil_nothing,
     ),
     "image folder": Reader(
-        ("load_dataset", "open_source"),
+        ("load_dataset", "open_contents"),
         _make_folder, lambda path: load_dataset(path.parents[1], resolution=16), spoil_png,
     ),
     "zip of images": Reader(
-        ("load_dataset", "open_source"),
+        ("load_dataset", "open_contents"),
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
         (_bomb("cat/a.png", 1 << 28), *PICKLES),
     ),
