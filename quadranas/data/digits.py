@@ -31,7 +31,8 @@ class DigitsSource:
     @cached_property
     def labels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The classes of the digits, (1797,)."""
-        return _digits().target.astype(np.int64)
+        labels: np.ndarray[Any, np.dtype[np.int64]] = _digits().target.astype(np.int64)
+        return labels
 
     @cached_property
     def _grey(self) -> Pixels:
@@ -52,7 +53,8 @@ class DigitsSource:
 
     def _file(self, number: int) -> bytes:
         pixels = self._grey[number]
-        return b"P5 %d %d 255\n" % pixels.shape[::-1] + pixels.tobytes()
+        height, width = pixels.shape
+        return b"P5 %d %d 255\n%b" % (width, height, pixels.tobytes())
 
 
 def _digits() -> Any:

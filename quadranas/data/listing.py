@@ -1,16 +1,22 @@
 """The images of a data set: which kind of source a path is, and which splits it contains."""
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from quadranas.data.class_folders import ClassFolders
 from quadranas.data.folders import list_folder
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.left_out import described
 from quadranas.data.source import LAYOUT
+from quadranas.data.tar_shards import list_tar
 from quadranas.data.zips import list_zip
 from quadranas.errors import QuadranasError, refuse_unwritable
+
+SHARDS: dict[str, Callable[[Path], "Contents"]] = {".tar": list_tar}
+"""How files that contain many images each are listed, or folders of them, by their extension."""
 
 
 class Contents(Protocol):
@@ -91,7 +97,7 @@ def open_contents(path: Path, option: str) -> Contents:
         raise QuadranasError(f"{option} {path} does not exist", LAYOUT)
     refuse_unwritable(str(path.resolve()), option)
     try:
-        contents = list_folder(path) if path.is_dir() else list_zip(path)
+        return _opened(path, option)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise QuadranasError(
             f"{option} {path} is not a zip file, or is damaged: {error}",
@@ -99,10 +105,26 @@ def open_contents(path: Path, option: str) -> Contents:
         ) from error
     except OSError as error:
         raise QuadranasError(f"cannot read {option} {path}: {error.strerror or error}") from error
-    if not contents.root.has_images:
+
+
+def _opened(path: Path, option: str) -> Contents:
+    """The contents by the extension; of a folder without images, those of the shards in it."""
+    if path.is_file() and path.suffix.lower() in SHARDS:
+        return _with_images(SHARDS[path.suffix.lower()](path), option)
+    contents = list_folder(path) if path.is_dir() else list_zip(path)
+    if path.is_dir() and not contents.root.has_images:
+        kinds = {kind.kind for folder in contents.root.walk() for kind in folder.left_out}
+        if found := sorted(kinds & set(SHARDS)):
+            return SHARDS[found[0]](path)
+    return _with_images(contents, option)
+
+
+def _with_images(contents: Contents, option: str) -> Contents:
+    """The contents, if they are more than empty folders."""
+    if isinstance(contents, ClassFolders) and not contents.root.has_images:
         raise QuadranasError(
-            f"{option} {path} contains no files with an image extension, such as .png or .jpg"
-            f"{described(contents.root.unused(), '; left out: ')}",
+            f"{option} {contents.path} contains no files with an image extension, such as .png "
+            f"or .jpg{described(contents.root.unused(), '; left out: ')}",
             LAYOUT,
         )
     return contents

@@ -303,7 +303,7 @@ def torn_zip(root: Path) -> Path:
 
 
 def no_zip(root: Path) -> Path:
-    path = root.parent / "a.tar"
+    path = root.parent / "a.rar"
     path.write_bytes(b"ustar" * 100)
     return path
 
@@ -333,7 +333,7 @@ BAD_INPUTS = [
         "to 28 or less",
     ),
     (torn_zip, r"a\.zip is not a zip file, or is damaged", "pack it again"),
-    (no_zip, r"a\.tar is not a zip file, or is damaged", "Accepted"),
+    (no_zip, r"a\.rar is not a zip file, or is damaged", "Accepted"),
 ]
 
 

@@ -1,0 +1,324 @@
+"""The source of images in tar files, as WebDataset writes them: local, uncompressed, indexed once.
+
+Files with one name up to the first dot form a sample: an image, and its label in a `.cls` file (a
+number or a name) or under `label` in a `.json` file. The names of numbered classes stand in
+`classes.txt` beside the shards, one per line; without it, the numbers are the names. A single tar
+file may instead contain one folder of images per class, as a zip file does.
+
+Format: https://github.com/webdataset/webdataset
+"""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple, final
+
+import numpy as np
+import numpy.typing as npt
+
+from quadranas.data import source
+from quadranas.data.class_folders import ClassFolders, Member, folder_of, is_hidden
+from quadranas.data.decoding import image_extensions
+from quadranas.data.digests import digest_of
+from quadranas.data.image_files import ImageFiles
+from quadranas.data.labels import label_values
+from quadranas.data.left_out import LeftOut, extension_of
+from quadranas.data.names import Names
+from quadranas.data.shards import Shards, find_shards
+from quadranas.errors import QuadranasError, some
+from quadranas.files import read_text, require_readable
+
+CLASSES_FILE = "classes.txt"
+LABELS = (".cls", ".json")
+LABEL_KEYS = ("label", "cls", "class")
+"""The keys of a label in a sample's JSON file; the first that occurs is used."""
+
+MAX_LABEL_BYTES = 2**20
+END = bytes(tarfile.BLOCKSIZE)
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/\xfd": "zstd"}
+"""How compressed files begin, and their formats."""
+
+
+class Place(NamedTuple):
+    """Where an image is stored: the index of the shard, first byte and size in bytes."""
+
+    shard: int
+    start: int
+    size: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TarSource:
+    """Images that are members of tar files; see `quadranas.data.source.Source`.
+
+    Args:
+        shards: the tar files.
+        shard_of, starts, sizes: the `Place` of every image, (N,).
+    """
+
+    path: Path
+    names: Names
+    shards: tuple[Path, ...]
+    shard_of: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, path: Path, names: Names, shards: Sequence[Path], places: Sequence[Place]
+    ) -> "TarSource":
+        """The source of images at given places."""
+        table = np.array(places, dtype=np.int64).reshape(-1, 3)
+        shard_of, starts, sizes = table.T.copy()
+        return cls(path, names, tuple(shards), shard_of.astype(np.uint32), starts, sizes)
+
+    def open(self, number: int, whole: bool) -> IO[bytes]:
+        """Read the member."""
+        place = self._place(number)
+        if place.size > source.MAX_FILE_BYTES:
+            raise ValueError(f"it has {place.size} bytes; the limit is {source.MAX_FILE_BYTES}")
+        with self.shards[place.shard].open("rb", buffering=0) as file:
+            file.seek(place.start)
+            content = file.read(place.size)
+        if len(content) < place.size:
+            raise EOFError(f"its shard {self.shards[place.shard].name} ends early")
+        return io.BytesIO(content)
+
+    def num_bytes(self, number: int) -> int:
+        """Size of the member in bytes."""
+        return self._place(number).size
+
+    def digest(self, number: int, whole: bool) -> str:
+        """Digest of the member; False for blocks of a large one."""
+        place = self._place(number)
+        return digest_of(self.shards[place.shard], whole=whole, start=place.start, size=place.size)
+
+    def _place(self, number: int) -> Place:
+        return Place(int(self.shard_of[number]), int(self.starts[number]), int(self.sizes[number]))
+
+
+@dataclass
+class _Sample:
+    """The files of one sample: place and extension of its images, and its label."""
+
+    images: list[tuple[str, Place]] = field(default_factory=list)
+    label: int | str | None = None
+
+
+def list_tar(path: Path) -> Shards | ClassFolders:
+    """List a tar file, or the tar files in a folder.
+
+    Raises:
+        QuadranasError: a shard that is compressed, damaged or ends early.
+        OSError: a file cannot be read.
+    """
+    if path.is_dir():
+        return Shards(path, find_shards(path, ".tar"), partial(_list_samples, path))
+    require_readable(path, "tar file")
+    if any(extension_of(info.name) in LABELS for info, _, _ in _members(path, 0)):
+        return Shards(path, {"": [path]}, partial(_list_samples, path))
+    places: dict[str, Place] = {}
+    entries: list[Member] = []
+    for info, place, _ in _members(path, 0):
+        content = _content(info)
+        entries.append((PurePosixPath(info.name).parts, content))
+        places.setdefault(info.name, place)
+    return ClassFolders(
+        path,
+        folder_of(entries),
+        lambda names: TarSource.of(path, names, [path], [places[name] for name in names]),
+    )
+
+
+def _content(info: tarfile.TarInfo) -> str | LeftOut | None:
+    """A member as an entry of an archive; see `Member`."""
+    if info.isdir():
+        return None
+    if not _is_file(info):
+        return _left_out(info)
+    is_image = info.name.lower().endswith(image_extensions())
+    return info.name if is_image else LeftOut(extension_of(info.name))
+
+
+def _is_file(info: tarfile.TarInfo) -> bool:
+    """Whether the member is a file that is stored in one piece."""
+    return info.isreg() and not info.issparse()
+
+
+def _left_out(info: tarfile.TarInfo) -> LeftOut:
+    return LeftOut("link" if info.issym() or info.islnk() else "special")
+
+
+def _members(path: Path, shard: int) -> Iterator[tuple[tarfile.TarInfo, Place, tarfile.TarFile]]:
+    """The members of a shard with their places.
+
+    Raises:
+        QuadranasError: it is no tar file, compressed, damaged, or ends early.
+    """
+    with path.open("rb") as file:
+        start, num_bytes = file.read(4), file.seek(0, 2)
+        kind = next((k for magic, k in COMPRESSED.items() if start.startswith(magic)), None)
+        if kind is not None:
+            raise QuadranasError(
+                f"shard {path} is compressed with {kind}; images are read from any place of a "
+                "shard, so it must be an uncompressed tar file",
+                "Unpack it to a plain .tar file. Images are compressed already.",
+            )
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for info in archive:
+                    place = Place(shard, info.offset_data, info.size)
+                    if not 0 <= place.size <= num_bytes - place.start:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield info, place, archive
+                    # Otherwise the members stay in memory, 1.5 GB for a million samples.
+                    archive.members.clear()  # type: ignore[attr-defined]
+                file.seek(archive.offset)
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+            raise _damaged(path, str(error)) from error
+        if (block := file.read(tarfile.BLOCKSIZE)) != END:
+            what = "damaged" if len(block) == tarfile.BLOCKSIZE else "without the mark of its end"
+            raise _damaged(path, f"{what} at byte {archive.offset} of {num_bytes}")
+
+
+def _damaged(path: Path, reason: str) -> QuadranasError:
+    return QuadranasError(
+        f"shard {path} is no tar file, is damaged, or ends early: {reason}",
+        "Download or pack it again.",
+    )
+
+
+def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
+    """The samples in some shards, in their order.
+
+    Args:
+        path: the folder or the one shard.
+        where: description of the data, for messages.
+    """
+    names: list[str] = []
+    places: list[Place] = []
+    values: list[int | str] = []
+    left_out: Counter[LeftOut] = Counter()
+    for number, shard in enumerate(shards):
+        prefix = f"{shard.relative_to(path).as_posix()}/" if path.is_dir() else ""
+        for key, sample in _samples(shard, number, left_out).items():
+            if not sample.images:
+                left_out[LeftOut(".cls")] += 1
+                continue
+            extension, place = _only_image(key, sample, shard)
+            names.append(f"{prefix}{key}{extension}")
+            places.append(place)
+            values.append(_label(key, sample, shard))
+    if not names:
+        raise QuadranasError(
+            f"{where} contains no samples with an image, such as 000.jpg with 000.cls",
+            source.LAYOUT,
+        )
+    _refuse_doubles(names, where)
+    folder = path if path.is_dir() else path.parent
+    class_names, labels = label_values(values, _class_names(folder), where)
+    return ImageFiles(
+        TarSource.of(path, Names.of([names]), shards, places),
+        np.arange(len(names)),
+        labels,
+        class_names,
+        left_out,
+    )
+
+
+def _samples(shard: Path, number: int, left_out: Counter[LeftOut]) -> dict[str, _Sample]:
+    """The samples of one shard by their key, the path up to the first dot of the file name."""
+    samples: dict[str, _Sample] = {}
+    for info, place, archive in _members(shard, number):
+        folder, slash, name = info.name.rpartition("/")
+        if info.isdir() or is_hidden(name):
+            continue
+        if not _is_file(info):
+            left_out[_left_out(info)] += 1
+            continue
+        stem, dot, rest = name.partition(".")
+        key, extension = f"{folder}{slash}{stem}", f"{dot}{rest}"
+        if extension.lower() in image_extensions():
+            samples.setdefault(key, _Sample()).images.append((extension, place))
+        elif extension.lower() in LABELS:
+            sample = samples.setdefault(key, _Sample())
+            if sample.label is None or extension.lower() == ".cls":
+                sample.label = _stored_label(archive, info, shard)
+    return samples
+
+
+def _stored_label(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, shard: Path
+) -> int | str | None:
+    """The label in a file of a sample; None if a JSON file contains none.
+
+    Raises:
+        QuadranasError: the file is too large, or not valid.
+    """
+    where = f"label {info.name} in {shard}"
+    if info.size > MAX_LABEL_BYTES:
+        raise QuadranasError(f"{where} has {info.size} bytes; the limit is {MAX_LABEL_BYTES}")
+    file = archive.extractfile(info)
+    assert file is not None
+    try:
+        text = file.read().decode("utf-8").strip()
+        content = json.loads(text) if info.name.lower().endswith(".json") else _number(text)
+    except (ValueError, RecursionError) as error:
+        raise QuadranasError(f"{where} is not valid: {error}", source.LAYOUT) from error
+    if isinstance(content, dict):
+        content = next((content[key] for key in LABEL_KEYS if key in content), None)
+    if content is None or (isinstance(content, int | str) and not isinstance(content, bool)):
+        return content if content != "" else None
+    raise QuadranasError(
+        f"{where} is a {type(content).__name__}; accepted: the number or the name of a class"
+    )
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() and len(text) < 19 else text
+
+
+def _only_image(key: str, sample: _Sample, shard: Path) -> tuple[str, Place]:
+    if len(sample.images) > 1:
+        extensions = some([extension for extension, _ in sample.images])
+        raise QuadranasError(
+            f"sample {key} in {shard} has {len(sample.images)} images ({extensions}); accepted: 1",
+            "Pack only the image to train on, with its label.",
+        )
+    return sample.images[0]
+
+
+def _label(key: str, sample: _Sample, shard: Path) -> int | str:
+    if sample.label is None:
+        raise QuadranasError(
+            f"sample {key} in {shard} has no label; accepted: a file {key}.cls with the number or "
+            f"the name of its class, or {key}.json with it under {some(LABEL_KEYS)}",
+            "Pack the labels with the images, or use one folder of images per class.",
+        )
+    return sample.label
+
+
+def _refuse_doubles(names: Sequence[str], where: str) -> None:
+    if len(set(names)) == len(names):
+        return
+    seen: set[str] = set()
+    double = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    raise QuadranasError(
+        f"{where} has several samples of the name {double}", "Pack each sample once."
+    )
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    """The names in `classes.txt`; None without the file."""
+    path = folder / CLASSES_FILE
+    if not path.is_file():
+        return None
+    return [line.strip() for line in read_text(path, "class names").splitlines() if line.strip()]
