@@ -138,11 +138,8 @@ class ImageFiles:
     def _on_disk(self, index: int, use: Callable[[int], Result]) -> Result:
         try:
             return use(int(self.numbers[index]))
-        except OSError as error:
-            raise QuadranasError(
-                f"cannot read image {self.member(index)} in {self.source.path}: "
-                f"{error.strerror or error}"
-            ) from error
+        except Exception as error:  # libraries have no common error class
+            raise self._fault(index, error) from error
 
     def read(self, index: int, resolution: int, required: int = 0) -> Pixels:
         """An image at a resolution R, (R, R, 3).

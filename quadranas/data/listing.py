@@ -10,12 +10,16 @@ from quadranas.data.class_folders import ClassFolders
 from quadranas.data.folders import list_folder
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.left_out import described
+from quadranas.data.parquet import list_parquet
 from quadranas.data.source import LAYOUT
 from quadranas.data.tar_shards import list_tar
 from quadranas.data.zips import list_zip
 from quadranas.errors import QuadranasError, refuse_unwritable
 
-SHARDS: dict[str, Callable[[Path], "Contents"]] = {".tar": list_tar}
+SHARDS: dict[str, Callable[[Path], "Contents"]] = {
+    ".parquet": list_parquet,
+    ".tar": list_tar,
+}
 """How files that contain many images each are listed, or folders of them, by their extension."""
 
 

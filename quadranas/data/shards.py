@@ -47,7 +47,7 @@ class Shards:
 
     def split(self, name: str) -> ImageFiles:
         """The images of one split."""
-        return self.listed(self.by_split[name], f"split {name} of {self.path}")
+        return self._list(self.by_split[name], f"split {name} of {self.path}")
 
     def undivided(self) -> ImageFiles:
         """All images, from which a test split is held out."""
@@ -62,7 +62,14 @@ class Shards:
     def everything(self, option: str) -> ImageFiles:
         """The images of all shards as one split."""
         shards = sorted(shard for part in self.by_split.values() for shard in part)
-        return self.listed(shards, f"{option} {self.path}")
+        return self._list(shards, f"{option} {self.path}")
+
+    def _list(self, shards: Sequence[Path], where: str) -> ImageFiles:
+        try:
+            return self.listed(shards, where)
+        except OSError as error:
+            reason = error.strerror or error
+            raise QuadranasError(f"cannot read {error.filename or where}: {reason}") from error
 
 
 def find_shards(path: Path, suffix: str) -> dict[str, list[Path]]:

@@ -222,7 +222,6 @@ def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
             f"{where} contains no samples with an image, such as 000.jpg with 000.cls",
             source.LAYOUT,
         )
-    _refuse_doubles(names, where)
     folder = path if path.is_dir() else path.parent
     class_names, labels = label_values(values, _class_names(folder), where)
     return ImageFiles(
@@ -304,16 +303,6 @@ def _label(key: str, sample: _Sample, shard: Path) -> int | str:
             "Pack the labels with the images, or use one folder of images per class.",
         )
     return sample.label
-
-
-def _refuse_doubles(names: Sequence[str], where: str) -> None:
-    if len(set(names)) == len(names):
-        return
-    seen: set[str] = set()
-    double = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-    raise QuadranasError(
-        f"{where} has several samples of the name {double}", "Pack each sample once."
-    )
 
 
 def _class_names(folder: Path) -> list[str] | None:

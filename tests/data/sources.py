@@ -4,7 +4,9 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.pictures import write_zip
 
@@ -66,11 +68,47 @@ def as_shards(folder: Path, output: Path) -> Path:
     return output
 
 
+def as_parquet(folder: Path, output: Path) -> Path:
+    """Two files of the training split, with row groups of five, and one of the test split."""
+    classes = sorted(path.name for path in (folder / "train").iterdir())
+    for split in ("train", "test"):
+        pictures = pictures_in(folder / split)
+        parts = [pictures[:7], pictures[7:]] if split == "train" else [pictures]
+        for number, part in enumerate(parts):
+            name = f"{split}-{number:05}-of-{len(parts):05}.parquet"
+            images = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in part]
+            labels = [classes.index(label) for _, label in part]
+            write_parquet(output / "data" / name, {"image": images, "label": labels}, classes)
+    return output
+
+
+def write_parquet(
+    path: Path, columns: dict[str, Any], class_names: list[str] | None = None, **options: Any
+) -> Path:
+    """A Parquet file, with the hub's metadata if the names of classes are given."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table(columns)
+    if class_names is not None:
+        features = {
+            "image": {"_type": "Image"},
+            "label": {"names": class_names, "_type": "ClassLabel"},
+        }
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(metadata)
+    parquet.write_table(table, path, **({"row_group_size": 5} | options))
+    return path
+
+
 SOURCES: dict[str, Callable[[Path, Path], Path]] = {
     "folder": as_folder,
     "zip": as_zip,
     "tar": as_tar,
     "tar shards": as_shards,
 }
+if find_spec("pyarrow"):
+    SOURCES["parquet"] = as_parquet
 """Writes the pictures of a folder with train/ and test/ as a source: folder, place; returns the
 path to pass as `--data`."""

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from quadranas.space.space_file import load_space, load_whole_space
 from quadranas.strategies.scores import load_scores
 from tests.bundles import device_for, manifest_of, toy_architecture
 from tests.command_line import CHECKOUT
+from tests.data.sources import samples_of, write_parquet, write_tar
 from tests.fuzzing.damage import (
     Spoil,
     spoil_json,
@@ -187,6 +189,20 @@ def _make_zip(folder: Path, run: Path) -> Path:
 def _make_folder(folder: Path, run: Path) -> Path:
     write_classes(folder / "pictures", count=3)
     return folder / "pictures" / "cat" / "001.png"
+
+
+def _make_tar(folder: Path, run: Path) -> Path:
+    pictures = write_classes(folder / "pictures", count=3)
+    path = write_tar(folder / "data.tar", samples_of(pictures))
+    shutil.rmtree(pictures)
+    return path
+
+
+def _make_parquet(folder: Path, run: Path) -> Path:
+    images = [_make_image(".png")(folder, run).read_bytes()] * 6
+    path = write_parquet(folder / "data.parquet", {"image": images, "label": [0, 1] * 3})
+    (folder / "image.png").unlink()
+    return path
 
 
 def _make_archive(folder: Path, run: Path) -> Path:
@@ -398,5 +414,15 @@ READERS = {
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
         (_bomb("cat/a.png", 1 << 28), *PICKLES),
     ),
+    "tar shard": Reader(
+        ("load_dataset", "open_contents"),
+        _make_tar, lambda path: load_dataset(path, resolution=16), spoil_nothing, PICKLES,
+    ),
 }  # fmt: skip
 """The readers by their format."""
+
+if find_spec("pyarrow"):
+    READERS["Parquet file"] = Reader(
+        ("load_dataset",),
+        *(_make_parquet, lambda path: load_dataset(path, resolution=16), spoil_nothing, PICKLES),
+    )
