@@ -296,7 +296,9 @@ def _decoded_later(files: ImageFiles, resolution: int) -> ImageSet:
         )
 
     is_kept = _fits_in_memory(files, resolution)
-    return ImageSet(_labels(files), decode, at_first_use=is_kept, samples=samples)
+    return ImageSet(
+        *(_labels(files), decode), at_first_use=is_kept, samples=samples, is_in_memory=is_kept
+    )
 
 
 def _fits_in_memory(files: ImageFiles, resolution: int) -> bool:
