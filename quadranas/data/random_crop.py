@@ -26,8 +26,19 @@ ATTEMPTS = 10
 ORIENTATION = 0x0112
 """The EXIF tag of the orientation."""
 
-TRANSPOSED = (5, 6, 7, 8)
-"""Its values that exchange width and height."""
+EXCHANGED = (5, 6, 7, 8)
+"""Its values for images whose width and height are exchanged."""
+
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What turns a stored image upright, as in `PIL.ImageOps.exif_transpose`."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
@@ -84,29 +95,48 @@ def cropped(image: "Image.Image", crop: Crop, resolution: int) -> Pixels:
     resolution then: libjpeg leaves out the rest of the computation. Pixels differ slightly from
     those of a crop of the whole image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    orientation = 1
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if not is_jpeg:  # other formats may say their orientation at the end of the file
+        image.load()
+    orientation = _orientation(image)
+    width, height = image.size
+    upright = (height, width) if orientation in EXCHANGED else (width, height)
+    left, top, right, bottom = _stored(crop.box(*upright), upright, orientation)
+    ratio = min(right - left, bottom - top) / resolution
+    scale = 1.0
+    if is_jpeg and ratio > 1:
+        drafted = image.draft(None, (math.ceil(width / ratio), math.ceil(height / ratio)))
+        scale = drafted[1][2] / width if drafted else 1.0
+    image.load()
+    part = on_white(image).resize(
+        (resolution, resolution),
+        Image.Resampling.BILINEAR,
+        box=(
+            *(left * scale, top * scale),
+            *(min(right * scale, image.width), min(bottom * scale, image.height)),
+        ),
+    )
+    turn = TURNS.get(orientation)
+    return np.asarray(part if turn is None else part.transpose(Image.Transpose[turn]))
+
+
+def _orientation(image: "Image.Image") -> int:
     # A damaged EXIF block does not make the pixels invalid; they keep their stored orientation.
     with suppress(Exception):
-        orientation = image.getexif().get(ORIENTATION, 1)
-    width, height = image.size
-    if orientation in TRANSPOSED:
-        width, height = height, width
-    box = crop.box(width, height)
-    scale = min(box[2] - box[0], box[3] - box[1]) / resolution
-    if scale > 1:
-        image.draft(None, (math.ceil(image.width / scale), math.ceil(image.height / scale)))
-    image.load()
-    with suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    image = on_white(image)
-    x, y = image.width / width, image.height / height
-    right, bottom = min(box[2] * x, image.width), min(box[3] * y, image.height)
-    return np.asarray(
-        image.resize(
-            (resolution, resolution),
-            Image.Resampling.BILINEAR,
-            box=(box[0] * x, box[1] * y, right, bottom),
-        )
-    )
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
+
+
+def _stored(box: Box, upright: tuple[int, int], orientation: int) -> Box:
+    """A part of the upright image as a part of the stored one."""
+    left, top, right, bottom = box
+    width, height = upright
+    if orientation in EXCHANGED:
+        left, top, right, bottom, width, height = top, left, bottom, right, height, width
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom
