@@ -11,7 +11,7 @@ import numpy as np
 from quadranas.data.class_names import check_class_name
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.left_out import LeftOut, described
-from quadranas.data.names import SEPARATOR, Names, pack, unpack
+from quadranas.data.names import SEPARATOR, Names, packed, unpacked
 from quadranas.data.source import LAYOUT, Source
 from quadranas.errors import QuadranasError
 
@@ -27,18 +27,23 @@ class Folder:
 
     Args:
         folders: its folders by name.
-        packed: the paths of its images inside the source; see `pack`.
+        prefix: the beginning of the paths of its images inside the source, with its slash.
+        names: the rest of the paths of its images in alphabetical order; see `names.packed`.
         left_out: the number of files that are not used, by kind.
+        changed_ns: time stamp of the last change of its entries, in nanoseconds; 0 if a later
+            change might have the same.
     """
 
     folders: Mapping[str, "Folder"] = field(default_factory=dict)
-    packed: bytes = b""
+    prefix: str = ""
+    names: bytes = b""
     left_out: Mapping[LeftOut, int] = field(default_factory=dict)
+    changed_ns: int = 0
 
     @property
     def images(self) -> list[str]:
         """The paths of its images in alphabetical order."""
-        return unpack(self.packed)
+        return [f"{self.prefix}{name}" for name in unpacked(self.names)]
 
     def walk(self) -> Iterator["Folder"]:
         """The folder and all folders in it."""
@@ -49,12 +54,12 @@ class Folder:
     @property
     def num_images(self) -> int:
         """The number of its images."""
-        return self.packed.count(SEPARATOR) + 1 if self.packed else 0
+        return self.names.count(SEPARATOR)
 
     @property
     def has_images(self) -> bool:
         """Whether there are images in it or in any of its folders."""
-        return any(folder.packed for folder in self.walk())
+        return any(folder.names for folder in self.walk())
 
     def unused(self) -> Counter[LeftOut]:
         """What is left out of it and its folders, and images that lie beside folders."""
@@ -64,7 +69,7 @@ class Folder:
         for kind, number in self.left_out.items():
             if kind.is_link or not self.folders:  # lists and licences beside folders are usual
                 found[kind] += number
-        if self.folders and self.packed:
+        if self.folders and self.names:
             found[LeftOut("image", beside=True)] += self.num_images
         return found
 
@@ -90,9 +95,15 @@ def folder_of(members: Iterable[Member]) -> Folder:
 
 
 def _frozen(tree: Mapping[str, object]) -> Folder:
+    paths = sorted(leaf for leaf in tree.values() if isinstance(leaf, str))
+    prefixes = {"".join(path.rpartition("/")[:2]) for path in paths}
+    prefix = (
+        prefixes.pop() if len(prefixes) == 1 else ""
+    )  # archives may spell a folder in two ways
     return Folder(
         {name: _frozen(inner) for name, inner in tree.items() if isinstance(inner, dict)},
-        pack(leaf for leaf in tree.values() if isinstance(leaf, str)),
+        prefix,
+        packed(path.removeprefix(prefix) for path in paths),
         Counter(leaf for leaf in tree.values() if isinstance(leaf, LeftOut)),
     )
 
@@ -157,7 +168,7 @@ class ClassFolders:
                 f"{where} has only one class, {next(iter(classes))!r}; at least 2 are needed",
                 LAYOUT,
             )
-        names = Names.of(inner.images for inner in classes.values())
+        names = Names.of((inner.prefix, inner.names) for inner in classes.values())
         counts = [inner.num_images for inner in classes.values()]
         return ImageFiles(
             self.source(names),
@@ -170,13 +181,13 @@ class ClassFolders:
 
 def _check_class(name: str, folder: Folder, where: str) -> None:
     """Refuse a class folder without images, or with folders of images."""
-    if not folder.packed:
+    if not folder.names:
         raise QuadranasError(
             f"class folder {name!r} of {where} contains no images"
             f"{described(folder.unused(), '; left out: ')}",
             LAYOUT,
         )
-    nested = next((f for inner in folder.folders.values() for f in inner.walk() if f.packed), None)
+    nested = next((f for inner in folder.folders.values() for f in inner.walk() if f.names), None)
     if nested:
         raise QuadranasError(
             f"image {nested.images[0]} of {where} is in a subfolder of its class folder", LAYOUT

@@ -11,7 +11,7 @@ import numpy as np
 
 from quadranas.data.decoding import Pixels
 from quadranas.data.image_files import ImageFiles
-from quadranas.data.names import Names
+from quadranas.data.names import Names, packed
 
 CLASS_NAMES = tuple("0123456789")
 
@@ -26,7 +26,7 @@ class DigitsSource:
     @cached_property
     def names(self) -> Names:
         """Their numbers, as names of files."""
-        return Names.of([[f"{number:04}.pgm" for number in range(len(self._grey))]])
+        return Names.of([("", packed(f"{number:04}.pgm" for number in range(len(self._grey))))])
 
     @cached_property
     def labels(self) -> np.ndarray[Any, np.dtype[np.int64]]:

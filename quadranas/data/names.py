@@ -1,6 +1,6 @@
 """Paths of images in little memory: one buffer of bytes instead of a Python string for each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -22,55 +22,48 @@ class Names:
     A million paths of 40 characters take 30 MB; as Python strings, they would take 100 MB.
 
     Args:
-        folders: the folders, each once.
-        folder_of: the index of the folder, for every path; (N,).
-        ends: where the file name ends in `buffer`, in bytes, for every path; (N,).
-        buffer: the file names.
+        folders: the beginnings of the paths, each with its slash.
+        bounds: the number of paths in all folders up to and including each.
+        buffer: the file names, each with a separator after it.
+        ends: where the file names end in `buffer`, in bytes; (N,).
     """
 
     folders: tuple[str, ...]
-    folder_of: NDArray[np.uint32]
-    ends: NDArray[np.int64]
+    bounds: NDArray[np.int64]
     buffer: bytes
+    ends: NDArray[np.unsignedinteger]
 
     @classmethod
-    def of(cls, paths: Iterable[Sequence[str]]) -> Self:
-        """The paths of several lists, in order; lists may be made when they are needed."""
-        folders: dict[str, int] = {}
-        folder_of: list[NDArray[np.uint32]] = []
-        lengths: list[NDArray[np.int64]] = []
-        buffers: list[bytes] = []
-        for part in paths:
-            splits = [path.rpartition("/") for path in part]
-            found = [folders.setdefault(f"{f}{slash}", len(folders)) for f, slash, _ in splits]
-            names = [name.encode(ENCODING, ERRORS) for _, _, name in splits]
-            folder_of.append(np.array(found, dtype=np.uint32))
-            lengths.append(np.fromiter(map(len, names), np.int64, len(names)))
-            buffers.append(b"".join(names))
-        return cls(
-            tuple(folders),
-            np.concatenate([np.empty(0, np.uint32), *folder_of]),
-            np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths])),
-            b"".join(buffers),
-        )
+    def of(cls, groups: Iterable[tuple[str, bytes]]) -> Self:
+        """The names of several folders, in order.
+
+        Args:
+            groups: the folder with its slash, and the file names in it as `packed` returns them.
+        """
+        folders, parts = zip(*groups, strict=True) if (groups := list(groups)) else ((), ())
+        buffer = b"".join(parts)
+        bounds = np.cumsum([part.count(SEPARATOR) for part in parts], dtype=np.int64)
+        ends = np.flatnonzero(np.frombuffer(buffer, np.uint8) == SEPARATOR[0])
+        kind = np.uint32 if len(buffer) < 2**32 else np.uint64
+        return cls(tuple(folders), bounds, buffer, ends.astype(kind))
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        start = int(self.ends[index - 1]) if index else 0
+        start = int(self.ends[index - 1]) + 1 if index else 0
         name = self.buffer[start : int(self.ends[index])].decode(ENCODING, ERRORS)
-        return f"{self.folders[int(self.folder_of[index])]}{name}"
+        return f"{self.folders[int(np.searchsorted(self.bounds, index, 'right'))]}{name}"
 
     def __iter__(self) -> Iterator[str]:
         return map(self.__getitem__, range(len(self)))
 
 
-def pack(paths: Iterable[str]) -> bytes:
-    """Paths in alphabetical order as one string of bytes; the reverse of `unpack`."""
-    return SEPARATOR.join(path.encode(ENCODING, ERRORS) for path in sorted(paths))
+def packed(names: Iterable[str]) -> bytes:
+    """Names as one string of bytes; the reverse of `unpacked`."""
+    return b"".join(name.encode(ENCODING, ERRORS) + SEPARATOR for name in names)
 
 
-def unpack(packed: bytes) -> list[str]:
-    """The paths that `pack` joined."""
-    return packed.decode(ENCODING, ERRORS).split("\0") if packed else []
+def unpacked(content: bytes) -> list[str]:
+    """The names that `packed` joined."""
+    return content.decode(ENCODING, ERRORS).split("\0")[:-1]

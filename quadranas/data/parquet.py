@@ -25,7 +25,7 @@ import numpy.typing as npt
 from quadranas.data import source
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.labels import label_values
-from quadranas.data.names import Names
+from quadranas.data.names import Names, packed
 from quadranas.data.shards import Shards, find_shards
 from quadranas.errors import QuadranasError
 from quadranas.extras import require_extra
@@ -137,7 +137,7 @@ class ParquetSource:
         """The file and the row of every image."""
         starts = [0, *self.ends.tolist()]
         return Names.of(
-            [f"{prefix}{row}" for row in range(stop - start)]
+            (prefix, packed(map(str, range(stop - start))))
             for prefix, start, stop in zip(self.prefixes, starts, starts[1:], strict=False)
         )
 

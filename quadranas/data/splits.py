@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ def _split(
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
     counts = labels.bincount()
-    by_label = labels.argsort(stable=True).split(counts[counts > 0].tolist())
+    order = torch.from_numpy(np.argsort(labels.numpy(), kind="stable"))
+    by_label = order.split(counts[counts > 0].tolist())
     for position, members in enumerate(by_label):
         members = members[torch.randperm(len(members), generator=generator)]
         cut = first_size(len(members), position)

@@ -28,7 +28,7 @@ from quadranas.data.digests import digest_of
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.labels import label_values
 from quadranas.data.left_out import LeftOut, extension_of
-from quadranas.data.names import Names
+from quadranas.data.names import Names, packed
 from quadranas.data.shards import Shards, find_shards
 from quadranas.errors import QuadranasError, some
 from quadranas.files import read_text, require_readable
@@ -203,21 +203,23 @@ def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
         path: the folder or the one shard.
         where: description of the data, for messages.
     """
-    names: list[str] = []
+    names: list[tuple[str, bytes]] = []
     places: list[Place] = []
     values: list[int | str] = []
     left_out: Counter[LeftOut] = Counter()
     for number, shard in enumerate(shards):
-        prefix = f"{shard.relative_to(path).as_posix()}/" if path.is_dir() else ""
+        found: list[str] = []
         for key, sample in _samples(shard, number, left_out).items():
             if not sample.images:
                 left_out[LeftOut(".cls")] += 1
                 continue
             extension, place = _only_image(key, sample, shard)
-            names.append(f"{prefix}{key}{extension}")
+            found.append(f"{key}{extension}")
             places.append(place)
             values.append(_label(key, sample, shard))
-    if not names:
+        prefix = f"{shard.relative_to(path).as_posix()}/" if path.is_dir() else ""
+        names.append((prefix, packed(found)))
+    if not values:
         raise QuadranasError(
             f"{where} contains no samples with an image, such as 000.jpg with 000.cls",
             source.LAYOUT,
@@ -225,8 +227,8 @@ def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
     folder = path if path.is_dir() else path.parent
     class_names, labels = label_values(values, _class_names(folder), where)
     return ImageFiles(
-        TarSource.of(path, Names.of([names]), shards, places),
-        np.arange(len(names)),
+        TarSource.of(path, Names.of(names), shards, places),
+        np.arange(len(values)),
         labels,
         class_names,
         left_out,
