@@ -60,14 +60,14 @@ def list_folder(path: Path) -> ClassFolders:
     known = _known(path)
     root = scan_folder(path, known)
     if root != known and sum(folder.num_images for folder in root.walk()) >= MIN_IMAGES:
-        save_index("folder", path, _index(root))
+        save_index("folder", path, folder_index(root))
     return ClassFolders(path, root, partial(FolderSource, path))
 
 
 def _known(path: Path) -> Folder | None:
     """What a folder contained when it was listed before; None if that is not known."""
     index = load_index("folder", path)
-    return None if index is None else _restored(index)
+    return None if index is None else folder_from(index)
 
 
 def scan_folder(
@@ -122,7 +122,7 @@ def scan_folder(
     return walk(str(path), "", 0, known)
 
 
-def _index(root: Folder) -> Index:
+def folder_index(root: Folder) -> Index:
     """A folder as an index: the facts of every folder before those in it, and all paths."""
     facts: list[dict[str, Any]] = []
 
@@ -144,8 +144,8 @@ def _index(root: Folder) -> Index:
     return Index({"folders": facts}, {"names": np.frombuffer(names, dtype=np.uint8)})
 
 
-def _restored(index: Index) -> Folder:
-    """The reverse of `_index`."""
+def folder_from(index: Index) -> Folder:
+    """The reverse of `folder_index`."""
     names = index.arrays["names"]
     facts = iter(index.facts["folders"])
     start = 0

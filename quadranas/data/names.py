@@ -1,6 +1,6 @@
 """Paths of images in little memory: one buffer of bytes instead of a Python string for each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -43,6 +43,11 @@ class Names:
         folders, parts = zip(*groups, strict=True) if (groups := list(groups)) else ((), ())
         buffer = b"".join(parts)
         bounds = np.cumsum([part.count(SEPARATOR) for part in parts], dtype=np.int64)
+        return cls.restored(folders, bounds, buffer)
+
+    @classmethod
+    def restored(cls, folders: Sequence[str], bounds: NDArray[np.int64], buffer: bytes) -> Self:
+        """The names with given folders, bounds and buffer."""
         ends = np.flatnonzero(np.frombuffer(buffer, np.uint8) == SEPARATOR[0])
         kind = np.uint32 if len(buffer) < 2**32 else np.uint64
         return cls(tuple(folders), bounds, buffer, ends.astype(kind))

@@ -11,12 +11,13 @@ Format: https://github.com/webdataset/webdataset
 import io
 import json
 import tarfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple, final
+from typing import IO, Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,19 @@ from quadranas.data.class_folders import ClassFolders, Member, folder_of, is_hid
 from quadranas.data.decoding import image_extensions
 from quadranas.data.digests import digest_of
 from quadranas.data.image_files import ImageFiles
+from quadranas.data.index_cache import (
+    MIN_IMAGES,
+    SETTLED_NS,
+    Index,
+    load_index,
+    save_index,
+)
 from quadranas.data.labels import label_values
 from quadranas.data.left_out import LeftOut, extension_of
 from quadranas.data.names import Names, packed
 from quadranas.data.shards import Shards, find_shards
-from quadranas.errors import QuadranasError, some
+from quadranas.data.tar_members import Place, is_plain_file, left_out_member, members_of
+from quadranas.errors import QuadranasError, printable, some
 from quadranas.files import read_text, require_readable
 
 CLASSES_FILE = "classes.txt"
@@ -39,18 +48,6 @@ LABEL_KEYS = ("label", "cls", "class")
 """The keys of a label in a sample's JSON file; the first that occurs is used."""
 
 MAX_LABEL_BYTES = 2**20
-END = bytes(tarfile.BLOCKSIZE)
-
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7z": "xz", b"(\xb5/\xfd": "zstd"}
-"""How compressed files begin, and their formats."""
-
-
-class Place(NamedTuple):
-    """Where an image is stored: the index of the shard, first byte and size in bytes."""
-
-    shard: int
-    start: int
-    size: int
 
 
 @final
@@ -72,11 +69,10 @@ class TarSource:
 
     @classmethod
     def of(
-        cls, path: Path, names: Names, shards: Sequence[Path], places: Sequence[Place]
+        cls, path: Path, names: Names, shards: Sequence[Path], places: npt.NDArray[np.int64]
     ) -> "TarSource":
-        """The source of images at given places."""
-        table = np.array(places, dtype=np.int64).reshape(-1, 3)
-        shard_of, starts, sizes = table.T.copy()
+        """The source of images at given places, (N, 3)."""
+        shard_of, starts, sizes = places.T.copy()
         return cls(path, names, tuple(shards), shard_of.astype(np.uint32), starts, sizes)
 
     def open(self, number: int, whole: bool) -> IO[bytes]:
@@ -122,112 +118,127 @@ def list_tar(path: Path) -> Shards | ClassFolders:
     if path.is_dir():
         return Shards(path, find_shards(path, ".tar"), partial(_list_samples, path))
     require_readable(path, "tar file")
-    if any(extension_of(info.name) in LABELS for info, _, _ in _members(path, 0)):
+    if any(extension_of(info.name) in LABELS for info, _, _ in members_of(path, 0)):
         return Shards(path, {"": [path]}, partial(_list_samples, path))
     places: dict[str, Place] = {}
     entries: list[Member] = []
-    for info, place, _ in _members(path, 0):
+    for info, place, _ in members_of(path, 0):
         content = _content(info)
         entries.append((PurePosixPath(info.name).parts, content))
         places.setdefault(info.name, place)
     return ClassFolders(
         path,
         folder_of(entries),
-        lambda names: TarSource.of(path, names, [path], [places[name] for name in names]),
+        lambda names: TarSource.of(path, names, [path], _table([places[n] for n in names])),
     )
+
+
+def _table(places: Sequence[Place]) -> npt.NDArray[np.int64]:
+    return np.array(places, dtype=np.int64).reshape(-1, 3)
 
 
 def _content(info: tarfile.TarInfo) -> str | LeftOut | None:
     """A member as an entry of an archive; see `Member`."""
     if info.isdir():
         return None
-    if not _is_file(info):
-        return _left_out(info)
+    if not is_plain_file(info):
+        return left_out_member(info)
     is_image = info.name.lower().endswith(image_extensions())
     return info.name if is_image else LeftOut(extension_of(info.name))
 
 
-def _is_file(info: tarfile.TarInfo) -> bool:
-    """Whether the member is a file that is stored in one piece."""
-    return info.isreg() and not info.issparse()
-
-
-def _left_out(info: tarfile.TarInfo) -> LeftOut:
-    return LeftOut("link" if info.issym() or info.islnk() else "special")
-
-
-def _members(path: Path, shard: int) -> Iterator[tuple[tarfile.TarInfo, Place, tarfile.TarFile]]:
-    """The members of a shard with their places.
-
-    Raises:
-        QuadranasError: it is no tar file, compressed, damaged, or ends early.
-    """
-    with path.open("rb") as file:
-        start, num_bytes = file.read(4), file.seek(0, 2)
-        kind = next((k for magic, k in COMPRESSED.items() if start.startswith(magic)), None)
-        if kind is not None:
-            raise QuadranasError(
-                f"shard {path} is compressed with {kind}; images are read from any place of a "
-                "shard, so it must be an uncompressed tar file",
-                "Unpack it to a plain .tar file. Images are compressed already.",
-            )
-        file.seek(0)
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for info in archive:
-                    place = Place(shard, info.offset_data, info.size)
-                    if not 0 <= place.size <= num_bytes - place.start:
-                        raise tarfile.ReadError("unexpected end of data")
-                    yield info, place, archive
-                    # Otherwise the members stay in memory, 1.5 GB for a million samples.
-                    archive.members.clear()  # type: ignore[attr-defined]
-                file.seek(archive.offset)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise _damaged(path, str(error)) from error
-        if (block := file.read(tarfile.BLOCKSIZE)) != END:
-            what = "damaged" if len(block) == tarfile.BLOCKSIZE else "without the mark of its end"
-            raise _damaged(path, f"{what} at byte {archive.offset} of {num_bytes}")
-
-
-def _damaged(path: Path, reason: str) -> QuadranasError:
-    return QuadranasError(
-        f"shard {path} is no tar file, is damaged, or ends early: {reason}",
-        "Download or pack it again.",
-    )
-
-
 def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
-    """The samples in some shards, in their order.
+    """The samples in some shards, in their order, from the index of earlier if nothing changed.
 
     Args:
         path: the folder or the one shard.
         where: description of the data, for messages.
     """
+    kind = f"tar {' '.join(map(str, shards))}"
+    stamps = _stamps(path, shards)
+    index = load_index(kind, path)
+    if index is not None and index.facts["stamps"] == stamps:
+        return _restored(path, shards, index)
+    files = _read_samples(path, shards, where)
+    is_settled = all(time.time_ns() - changed > SETTLED_NS for _, _, changed in stamps)
+    if len(files) >= MIN_IMAGES and is_settled:
+        save_index(kind, path, _index(files, stamps))
+    return files
+
+
+def _stamps(path: Path, shards: Sequence[Path]) -> list[list[Any]]:
+    """Name, size and time of the last change of all files that a listing is made of."""
+    files = [*shards, *(file for file in [_classes_file(path)] if file.is_file())]
+    stats = [file.stat() for file in files]
+    return [
+        [printable(file.name), stat.st_size, stat.st_mtime_ns]
+        for file, stat in zip(files, stats, strict=True)
+    ]
+
+
+def _index(files: ImageFiles, stamps: list[list[Any]]) -> Index:
+    images = files.source
+    assert isinstance(images, TarSource)
+    facts = {
+        "stamps": stamps,
+        "class_names": files.class_names,
+        "left_out": [[kind.kind, number] for kind, number in files.left_out.items()],
+        "prefixes": images.names.folders,
+    }
+    return Index(
+        facts,
+        {
+            "names": np.frombuffer(images.names.buffer, dtype=np.uint8),
+            "bounds": images.names.bounds,
+            "shard_of": images.shard_of,
+            "starts": images.starts,
+            "sizes": images.sizes,
+            "labels": files.labels,
+        },
+    )
+
+
+def _restored(path: Path, shards: Sequence[Path], index: Index) -> ImageFiles:
+    """The reverse of `_index`."""
+    facts, arrays = index.facts, index.arrays
+    names = Names.restored(facts["prefixes"], arrays["bounds"], arrays["names"].tobytes())
+    images = TarSource(
+        *(path, names, tuple(shards), arrays["shard_of"], arrays["starts"], arrays["sizes"])
+    )
+    return ImageFiles(
+        *(images, np.arange(len(names)), arrays["labels"], tuple(facts["class_names"])),
+        {LeftOut(kind): number for kind, number in facts["left_out"]},
+    )
+
+
+def _read_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
+    """The samples in some shards; arguments as in `_list_samples`."""
     names: list[tuple[str, bytes]] = []
-    places: list[Place] = []
+    places: list[npt.NDArray[np.int64]] = []
     values: list[int | str] = []
     left_out: Counter[LeftOut] = Counter()
     for number, shard in enumerate(shards):
         found: list[str] = []
+        stored: list[Place] = []
         for key, sample in _samples(shard, number, left_out).items():
             if not sample.images:
                 left_out[LeftOut(".cls")] += 1
                 continue
             extension, place = _only_image(key, sample, shard)
             found.append(f"{key}{extension}")
-            places.append(place)
+            stored.append(place)
             values.append(_label(key, sample, shard))
         prefix = f"{shard.relative_to(path).as_posix()}/" if path.is_dir() else ""
         names.append((prefix, packed(found)))
+        places.append(_table(stored))
     if not values:
         raise QuadranasError(
             f"{where} contains no samples with an image, such as 000.jpg with 000.cls",
             source.LAYOUT,
         )
-    folder = path if path.is_dir() else path.parent
-    class_names, labels = label_values(values, _class_names(folder), where)
+    class_names, labels = label_values(values, _class_names(path), where)
     return ImageFiles(
-        TarSource.of(path, Names.of(names), shards, places),
+        TarSource.of(path, Names.of(names), shards, np.concatenate(places)),
         np.arange(len(values)),
         labels,
         class_names,
@@ -238,12 +249,12 @@ def _list_samples(path: Path, shards: Sequence[Path], where: str) -> ImageFiles:
 def _samples(shard: Path, number: int, left_out: Counter[LeftOut]) -> dict[str, _Sample]:
     """The samples of one shard by their key, the path up to the first dot of the file name."""
     samples: dict[str, _Sample] = {}
-    for info, place, archive in _members(shard, number):
+    for info, place, archive in members_of(shard, number):
         folder, slash, name = info.name.rpartition("/")
         if info.isdir() or is_hidden(name):
             continue
-        if not _is_file(info):
-            left_out[_left_out(info)] += 1
+        if not is_plain_file(info):
+            left_out[left_out_member(info)] += 1
             continue
         stem, dot, rest = name.partition(".")
         key, extension = f"{folder}{slash}{stem}", f"{dot}{rest}"
@@ -307,9 +318,13 @@ def _label(key: str, sample: _Sample, shard: Path) -> int | str:
     return sample.label
 
 
-def _class_names(folder: Path) -> list[str] | None:
-    """The names in `classes.txt`; None without the file."""
-    path = folder / CLASSES_FILE
-    if not path.is_file():
+def _classes_file(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent) / CLASSES_FILE
+
+
+def _class_names(path: Path) -> list[str] | None:
+    """The names in `classes.txt` beside the shards; None without the file."""
+    file = _classes_file(path)
+    if not file.is_file():
         return None
-    return [line.strip() for line in read_text(path, "class names").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file, "class names").splitlines() if line.strip()]

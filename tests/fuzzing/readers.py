@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -25,6 +26,8 @@ from quadranas.commands.predict import predict
 from quadranas.conversion.adaptation import CHANGES, adapt, load_adapted, save_adapted
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import read_image
+from quadranas.data.folders import folder_from, folder_index, scan_folder
+from quadranas.data.index_cache import CACHE_VARIABLE, load_index, save_index
 from quadranas.data.preprocessing import load_preprocessing
 from quadranas.deployment.bundle import MANIFEST, checksums, open_bundle, write_manifest
 from quadranas.inspection.records import Distribution, LayerRecord, StepRecord, read_records
@@ -189,6 +192,26 @@ def _make_zip(folder: Path, run: Path) -> Path:
 def _make_folder(folder: Path, run: Path) -> Path:
     write_classes(folder / "pictures", count=3)
     return folder / "pictures" / "cat" / "001.png"
+
+
+INDEXED = Path("/pictures")
+
+
+def _make_index(folder: Path, run: Path) -> Path:
+    found = scan_folder(write_classes(folder / "pictures", count=3))
+    shutil.rmtree(folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        save_index("folder", INDEXED, folder_index(found))
+    (path,) = folder.iterdir()
+    return path
+
+
+def _read_index(path: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(path.parent))
+        index = load_index("folder", INDEXED)
+    return index and list(folder_from(index).walk())
 
 
 def _make_tar(folder: Path, run: Path) -> Path:
@@ -413,6 +436,10 @@ READERS = {
         ("load_dataset", "open_contents"),
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
         (_bomb("cat/a.png", 1 << 28), *PICKLES),
+    ),
+    "index of a folder": Reader(
+        ("load_index",), _make_index, _read_index, spoil_safetensors,
+        (b"\xff" * 7 + b"\x7f{", *PICKLES),
     ),
     "tar shard": Reader(
         ("load_dataset", "open_contents"),
