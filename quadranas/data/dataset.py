@@ -117,7 +117,7 @@ def load_dataset(
     """
     if data is not None:
         listing = _listed(data, val)
-        files = earlier.split(listing) if earlier else SplitFiles(*_split_files(listing, seed))
+        files = earlier.split(listing) if earlier else SplitFiles(*split_files(listing, seed))
         return _load_listed(listing, files, resolution, skip_corrupt, verify, earlier)
     if val is not None:
         raise QuadranasError(
@@ -184,12 +184,12 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
-        warnings=(*_left_out_warnings(listing), *warnings),
+        warnings=(*left_out_warnings(listing), *warnings),
         resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
 
-def _left_out_warnings(listing: ImageListing) -> list[str]:
+def left_out_warnings(listing: ImageListing) -> list[str]:
     """A warning for each split with files that are left out."""
     splits = [split for split in (listing.train, listing.test) if split is not None]
     texts = [(split.source.path, described(split.left_out)) for split in splits]
@@ -214,7 +214,7 @@ def native_side(
             corrupt.
     """
     listing = _listed(data, val)
-    files, _ = _split_files(listing, seed)
+    files, _ = split_files(listing, seed)
     labels = _labels(files)
     what = f"training images in {listing.data}"
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, what)
@@ -230,7 +230,7 @@ def _listed(data: str | Path | ImageListing, val: str | Path | None) -> ImageLis
     return data if isinstance(data, ImageListing) else list_images(data, val)
 
 
-def _split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFiles]:
+def split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFiles]:
     """The files of the training and of the test split, with the same classes."""
     train, test = listing.train, listing.test
     if test is None:

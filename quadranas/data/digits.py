@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 from zlib import crc32
 
 import numpy as np
@@ -20,6 +20,8 @@ CLASS_NAMES = tuple("0123456789")
 @dataclass(frozen=True)
 class DigitsSource:
     """The 1797 digits (8 x 8 pixels, grey values 0 to 16); see `quadranas.data.source.Source`."""
+
+    kind: ClassVar[str] = "built-in digits"
 
     path: Path = Path("digits")
 

@@ -111,17 +111,14 @@ def examine(
         ]
         num_examined += sum(isinstance(look, Look) for look in found)
     raise_faults(faults, sum(map(len, splits)))
-    return _warnings(looks, num_examined)
+    return warnings_of(looks, num_examined)
 
 
 def _examiner(
     files: ImageFiles, resolution: int, decode_all: bool
 ) -> Callable[[int], Look | QuadranasError]:
     def look(image: Image.Image, file: IO[bytes]) -> Look:
-        if not decode_all and not _is_doubtful(image, file):
-            return ORDINARY
-        is_deep = image.mode.startswith("I")
-        return _look(fit(image, resolution), is_deep=is_deep)
+        return look_at(image, file, resolution, decode_all=decode_all)
 
     def examine_one(index: int) -> Look | QuadranasError:
         try:
@@ -130,6 +127,24 @@ def _examiner(
             return error
 
     return examine_one
+
+
+def look_at(
+    image: Image.Image, file: IO[bytes], resolution: int, *, decode_all: bool = False
+) -> Look:
+    """Look at an opened image, which is decoded if its header and end leave doubt.
+
+    Args:
+        resolution: R, the size to decode to.
+        decode_all: decode it in any case.
+
+    Raises:
+        Exception: it cannot be decoded.
+    """
+    if not decode_all and not _is_doubtful(image, file):
+        return ORDINARY
+    is_deep = image.mode.startswith("I")
+    return _look(fit(image, resolution), is_deep=is_deep)
 
 
 def _is_doubtful(image: Image.Image, file: IO[bytes]) -> bool:
@@ -178,7 +193,7 @@ def _refuse_alike(looks: Sequence[Look], files: ImageFiles) -> None:
     )
 
 
-def _warnings(looks: Sequence[tuple[str, Look]], total: int) -> list[str]:
+def warnings_of(looks: Sequence[tuple[str, Look]], total: int) -> list[str]:
     """Warnings about images of one colour, and about 16-bit images that are nearly black.
 
     Args:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeAlias, final
+from typing import IO, Any, ClassVar, TypeAlias, final
 
 import numpy as np
 
@@ -34,6 +34,8 @@ Scan: TypeAlias = "Callable[[str], AbstractContextManager[Iterator[os.DirEntry[s
 @dataclass(frozen=True)
 class FolderSource:
     """Images that are files in a folder; see `quadranas.data.source.Source`."""
+
+    kind: ClassVar[str] = "folder"
 
     path: Path
     names: Names

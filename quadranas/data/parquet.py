@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +126,8 @@ class ParquetSource:
         prefixes: the beginning of the names of every file's images.
         ends: the number of rows in all files up to and including each, (number of files,).
     """
+
+    kind: ClassVar[str] = "Parquet files"
 
     path: Path
     groups: RowGroups

@@ -1,7 +1,7 @@
 """The interface of the sources of images: encoded images by number, read in any process."""
 
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, ClassVar, Protocol
 
 from quadranas.data.names import Names
 
@@ -21,6 +21,9 @@ class Source(Protocol):
     A source is picklable: a worker process gets a copy, and opens files of its own. What it
     returns for a number never depends on earlier calls, and threads may share it.
     """
+
+    kind: ClassVar[str]
+    """What the images are stored in, in words."""
 
     @property
     def path(self) -> Path:

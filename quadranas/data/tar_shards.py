@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,8 @@ class TarSource:
         shards: the tar files.
         shard_of, starts, sizes: the `Place` of every image, (N,).
     """
+
+    kind: ClassVar[str] = "tar shards"
 
     path: Path
     names: Names

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, final
+from typing import IO, Any, ClassVar, final
 from weakref import finalize
 
 from quadranas.data import source
@@ -49,6 +49,8 @@ class Archive:
 @dataclass(frozen=True)
 class ZipSource:
     """Images that are members of a zip file; see `quadranas.data.source.Source`."""
+
+    kind: ClassVar[str] = "zip file"
 
     archive: Archive
     names: Names
