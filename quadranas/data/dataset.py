@@ -117,7 +117,7 @@ def load_dataset(
     """
     if data is not None:
         listing = _listed(data, val)
-        files = earlier.split(listing) if earlier else SplitFiles(*split_files(listing, seed))
+        files = _files_of(listing, seed, earlier)
         return _load_listed(listing, files, resolution, skip_corrupt, verify, earlier)
     if val is not None:
         raise QuadranasError(
@@ -125,6 +125,14 @@ def load_dataset(
             "Pass the training images with --data.",
         )
     return _load_digits(resolution, seed)
+
+
+def _files_of(listing: ImageListing, seed: int, earlier: EarlierData | None) -> SplitFiles:
+    """The images to use: those of the run to resume, or of the splits in the listing."""
+    if earlier is not None and earlier.identity.totals is None:
+        return earlier.split(listing)
+    files = SplitFiles(*split_files(listing, seed))
+    return files if earlier is None else earlier.remaining(files)
 
 
 def _load_digits(resolution: int, seed: int) -> Dataset:
@@ -268,6 +276,8 @@ def _read_split(
     pixels = None
     if now and _fits_in_memory(files, resolution):
         pixels = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
+    elif not skip_corrupt:  # `examine` has opened every file
+        return _decoded_later(files, resolution), files, []
     usable = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
     corrupt = sorted(set(range(len(files))).difference(usable))
     skipped = [files.member(index) for index in corrupt]
@@ -276,11 +286,8 @@ def _read_split(
     if pixels is None:
         return _decoded_later(kept, resolution), kept, skipped
     decoded = torch.from_numpy(pixels[used] if skipped else pixels)
-    return (
-        ImageSet(_labels(kept), picker(decoded), samples=Samples(kept, resolution)),
-        kept,
-        skipped,
-    )
+    samples = Samples(kept, resolution)
+    return ImageSet(_labels(kept), picker(decoded), samples=samples), kept, skipped
 
 
 def _decoded_later(files: ImageFiles, resolution: int) -> ImageSet:

@@ -31,7 +31,8 @@ THREADS_FROM_RESOLUTION = 64
 two cores, November 2026)."""
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
-CHUNK = 16
+CHUNK, MAX_CHUNKS = 16, 4096
+"""Least number of images that a thread takes at a time, and largest number of such portions."""
 
 Result = TypeVar("Result")
 Indices = npt.NDArray[np.int64]
@@ -207,9 +208,10 @@ def in_threads(function: Callable[[int], Result], count: int, num_threads: int) 
     """The results of a function for 0 to `count` - 1, in order."""
     if num_threads == 1:
         return [function(index) for index in range(count)]
+    size = max(CHUNK, count // MAX_CHUNKS)
 
     def chunk(start: int) -> list[Result]:
-        return [function(i) for i in range(start, min(start + CHUNK, count))]
+        return [function(i) for i in range(start, min(start + size, count))]
 
     with ThreadPoolExecutor(num_threads) as pool:
-        return [r for part in pool.map(chunk, range(0, count, CHUNK)) for r in part]
+        return [r for part in pool.map(chunk, range(0, count, size)) for r in part]

@@ -96,8 +96,21 @@ class RowGroups:
             raise ValueError(f"it has {len(content)} bytes; the limit is {source.MAX_FILE_BYTES}")
         return bytes(content)
 
-    def _group(self, file: int, row: int) -> tuple[Any, int]:
-        """The images of the row group that a row is in, and the first row of the group."""
+    def mean_bytes(self, file: int, row: int) -> int:
+        """Mean size of a row of the group that a row is in, from the metadata; errors as above."""
+        with self._lock:
+            parquet, _, number = self._place(file, row)
+            group = parquet.metadata.row_group(number)
+            columns = map(group.column, range(group.num_columns))
+            sizes: list[int] = [
+                column.total_compressed_size
+                for column in columns
+                if column.path_in_schema.split(".")[0] == self.column
+            ]
+            return max(1, sum(sizes) // max(1, int(group.num_rows)))
+
+    def _place(self, file: int, row: int) -> tuple[Any, npt.NDArray[np.int64], int]:
+        """The opened file, the first row of each of its groups, and the group of a row."""
         if file not in self._opened:
             parquet = _open(self.files[file])
             sizes = [
@@ -106,7 +119,11 @@ class RowGroups:
             ]
             self._opened[file] = parquet, np.cumsum([0, *sizes])
         parquet, starts = self._opened[file]
-        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return parquet, starts, int(np.searchsorted(starts, row, side="right")) - 1
+
+    def _group(self, file: int, row: int) -> tuple[Any, int]:
+        """The images of the row group that a row is in, and the first row of the group."""
+        parquet, starts, number = self._place(file, row)
         key = file, number
         if key not in self._kept:
             read = parquet.read_row_group(number, columns=[self.column], use_threads=False)
@@ -148,17 +165,21 @@ class ParquetSource:
         return io.BytesIO(self._content(number))
 
     def num_bytes(self, number: int) -> int:
-        """Size of the image in bytes."""
-        return len(self._content(number))
+        """Mean size of an image of the row group in bytes: the exact one would have to be read."""
+        return self.groups.mean_bytes(*self._row(number))
 
     def digest(self, number: int, whole: bool) -> str:
         """Digest of the image."""
         return blake2b(self._content(number), digest_size=8).hexdigest()
 
     def _content(self, number: int) -> bytes:
+        return self.groups.value(*self._row(number))
+
+    def _row(self, number: int) -> tuple[int, int]:
+        """The file that an image is in, and its row."""
         file = int(np.searchsorted(self.ends, number, side="right"))
         start = int(self.ends[file - 1]) if file else 0
-        return self.groups.value(file, number - start)
+        return file, number - start
 
 
 def list_parquet(path: Path) -> Shards:

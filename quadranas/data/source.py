@@ -42,7 +42,10 @@ class Source(Protocol):
         """
 
     def num_bytes(self, number: int) -> int:
-        """Size of an encoded image in bytes; errors as in `open`."""
+        """Size of an encoded image in bytes, or the mean of some if that is cheaper to know.
+
+        Errors as in `open`.
+        """
 
     def digest(self, number: int, whole: bool) -> str:
         """Digest of an encoded image; False for samples of a large one; errors as in `open`."""
