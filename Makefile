@@ -12,7 +12,7 @@ PYTEST := $(RUN)python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format reference bench smoke
+.PHONY: help install demo test test-slow lint format reference bench gpu smoke
 
 help:  ## print this list of targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -55,7 +55,11 @@ reference: $(STAMP)  ## write docs/reference/ from the models and their docstrin
 
 bench: $(STAMP)  ## measure the speeds that the README states
 	$(RUN)python experiments/benchmark/run.py $(ARGS)
+	$(RUN)python experiments/benchmark/processes.py $(ARGS)
 	$(RUN)python experiments/benchmark/tables.py $(ARGS)
+
+gpu: $(STAMP)  ## measure what needs a GPU, in at most nine minutes; ARGS="--data FOLDER" with CIFAR-10's zips
+	$(RUN)python experiments/gpu/run.py $(ARGS)
 
 smoke: $(STAMP)  ## build-lut, search, derive, train and export on the toy space, in two minutes
 	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

@@ -24,9 +24,14 @@ class QuadranasError(Exception):
     Args:
         message: names the faulty item, the value received and the accepted values.
         hint: the next step, usually a command.
+
+    Attributes:
+        is_printed: whether this process prints the error, of several that train together; None
+            for an error that all have, which the main process prints.
     """
 
     exit_code = 2
+    is_printed: bool | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -53,6 +58,10 @@ class DeviceLostError(QuadranasError):
     """The connection to a device was lost; measurements taken before are kept."""
 
 
+class ProcessesEndedError(QuadranasError):
+    """Another process of the same training has ended, so that this one cannot go on."""
+
+
 class PromiseMissedError(QuadranasError):
     """The result misses a budget, a numerical check or an accuracy limit (exit code 3)."""
 
@@ -65,7 +74,12 @@ class RunInterruptedError(KeyboardInterrupt):
     Args:
         message: what was interrupted.
         hint: the next step; empty where nothing is left to continue.
+
+    Attributes:
+        is_printed: see `QuadranasError`.
     """
+
+    is_printed: bool | None = None
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

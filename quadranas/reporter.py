@@ -82,14 +82,15 @@ class Reporter:
 
     Args:
         quiet: print warnings only.
+        silent: print nothing, as in a process that only follows another one.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
         self.console = PlainConsole(stderr=True)
-        self.quiet = quiet
+        self.quiet, self.silent = quiet or silent, silent
         self._phases: dict[int, _Phase] = {}
         self._printed_at = time.monotonic()
         # Where the line is too narrow, the metrics are cut, and nothing else.
@@ -101,7 +102,7 @@ class Reporter:
             TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[metrics]}", markup=False, table_column=rest),
             console=self.console,
-            disable=quiet or not self.is_live,
+            disable=self.quiet or not self.is_live,
             expand=True,
         )
 
@@ -130,7 +131,8 @@ class Reporter:
 
     def warning(self, text: str) -> None:
         """Print a warning, even if quiet."""
-        self.console.print(f"warning: {text}", style="yellow")
+        if not self.silent:
+            self.console.print(f"warning: {text}", style="yellow")
 
     def phase(self, name: str, num_steps: int, done: int, later_steps: int = 0) -> int:
         """Begin a phase; returns a handle for `advance`.

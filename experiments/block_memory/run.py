@@ -62,7 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--smoke", action="store_true", help="batch 1, 14 pixels, not kept")
+    parser.add_argument("--smoke", action="store_true", help="batch 1, 14 pixels")
+    parser.add_argument("--output", type=Path, help="folder to keep the figures in")
     args = parser.parse_args()
     resolution, batch, rounds = (14, 1, 1) if args.smoke else (56, args.batch, args.rounds)
     torch.set_num_threads(1)
@@ -90,8 +91,10 @@ def main() -> None:
         "channels": widths,
     }
     print("memory-efficient over direct, time:", ratios)
-    if not args.smoke:
-        (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    folder = args.output or (None if args.smoke else HERE)
+    if folder:
+        name = "results.json" if folder == HERE else "block_memory.json"
+        (folder / name).write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def _run(arguments: Sequence[str]) -> int:
     except OutputError:
         raise
     except QuadranasError as error:
-        fail(error.message, error.hint, error.exit_code)
+        fail(error.message, error.hint, error.exit_code, is_printed=error.is_printed)
     except OSError as error:
         _fail_with(error)
     except typer.TyperException as error:

@@ -1,6 +1,7 @@
 """Output of the commands: results on stdout, as text or one JSON object; the rest on stderr."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,19 @@ def command_line() -> str:
     return shlex.join(["quadranas", *ARGUMENTS.get()])
 
 
-def fail(message: str, hint: str, code: int) -> NoReturn:
-    """Print an error with its hint, and exit."""
+def follows() -> bool:
+    """Whether another process of the same training, the main one, prints for this one."""
+    return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
+
+
+def fail(message: str, hint: str, code: int, *, is_printed: bool | None = None) -> NoReturn:
+    """Print an error with its hint, and exit.
+
+    Args:
+        is_printed: see `QuadranasError`.
+    """
+    if is_printed is False or (is_printed is None and follows()):
+        sys.exit(code)
     if "--json" in ARGUMENTS.get():
         from quadranas.validation import CommandError
 
@@ -60,7 +72,7 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
         with Reporter(quiet=quiet) as reporter:
             yield reporter
     except RunInterruptedError as error:
-        fail(error.message, error.hint, INTERRUPT_CODE.get())
+        fail(error.message, error.hint, INTERRUPT_CODE.get(), is_printed=error.is_printed)
     except KeyboardInterrupt:
         fail("interrupted", f"Repeat it with: {command_line()}", INTERRUPT_CODE.get())
 
@@ -118,7 +130,7 @@ def check_promise(missed: str) -> None:
     Args:
         missed: how the budget was missed; empty if it was kept.
     """
-    if missed:
+    if missed and not follows():
         warn(f"budget missed: {missed}")
         raise typer.Exit(PromiseMissedError.exit_code)
 
@@ -166,13 +178,15 @@ def print_result(
     text: Callable[[Result], str],
     next_command: Callable[[Result], str] | None = None,
 ) -> None:
-    """Print a result as JSON or as text.
+    """Print a result as JSON or as text; in a process that follows another one, nothing.
 
     Args:
         text: describes the result, whose names it can print as they are.
         next_command: the command line that usually follows; its paths are not escaped, so that it
             can be copied.
     """
+    if follows():
+        return
     if as_json:
         return print_json(result)
     say(text(shown(result)))

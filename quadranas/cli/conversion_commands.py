@@ -12,13 +12,16 @@ from quadranas.cli.options import (
     DATA,
     OUTPUT,
     TRAINING,
+    Accelerator,
     Data,
     Json,
     Model,
+    Precision,
     Seed,
     SkipCorrupt,
     Val,
     Weights,
+    given,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ def convert(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     weights: Weights = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
     output: ConvertOutput,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +112,7 @@ def convert(
         val=val,
         skip_corrupt=skip_corrupt,
         weights=weights,
+        **given(accelerator=accelerator, precision=precision),
     )
     if isinstance(result, ConvertResult):
         return print_result(

@@ -153,6 +153,31 @@ Inspect = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Accelerator = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerator",
+        help="Hardware to compute on: cpu, cuda, cuda:1, mps, xpu, or auto for the best there is "
+        "(default).",
+        rich_help_panel=TRAINING,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="fp32 (default), or mixed precision with bf16 or fp16.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile",
+        help="Compile the network with torch.compile; a supernet is never compiled.",
+        rich_help_panel=TRAINING,
+    ),
+]
 _budget = typer.Option(
     "--budget", help="Latency budget, such as 30ms, 0.3s or 250us.", rich_help_panel=LIMITS
 )

@@ -18,7 +18,9 @@ from quadranas.cli.options import (
     DEVICE,
     OUTPUT,
     TRAINING,
+    Accelerator,
     Budget,
+    Compile,
     Confidence,
     ConfigFile,
     Data,
@@ -31,6 +33,7 @@ from quadranas.cli.options import (
     OptionalBudget,
     OptionalDevice,
     OptionalModel,
+    Precision,
     Quiet,
     Resume,
     Run,
@@ -71,6 +74,9 @@ def search(
         ),
     ] = None,
     inspect: Inspect = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
+    compile: Compile = None,
     budget: OptionalBudget = None,
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
@@ -102,6 +108,9 @@ def search(
         skip_corrupt=skip_corrupt,
         verify=verify,
         inspect=inspect,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
     )
     whole = load_config(SearchConfig, config, **options)
     with reporting(quiet) as reporter:
@@ -178,6 +187,9 @@ def train(
         ),
     ] = None,
     inspect: Inspect = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
+    compile: Compile = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -196,6 +208,9 @@ def train(
         skip_corrupt=skip_corrupt,
         verify=verify,
         inspect=inspect,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
     )
     whole = load_config(TrainConfig, config, **options)
     with reporting(quiet) as reporter:
@@ -224,6 +239,8 @@ def evaluate(
             rich_help_panel=DATA,
         ),
     ] = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a trained network on the test images."""
@@ -237,6 +254,7 @@ def evaluate(
         weights=weights,
         skip_corrupt=skip_corrupt,
         resolution=resolution,
+        **given(accelerator=accelerator, precision=precision),
     )
     print_result(
         result,

@@ -5,10 +5,14 @@ Source: QuadraLib, Xu et al., MLSys 2022 (arXiv:2204.01701), the auto-builder.
 
 import io
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from quadranas.acceleration.accelerator import Precision
+from quadranas.acceleration.engine import Engine, engine_for
+from quadranas.acceleration.processes import ALONE
 from quadranas.conversion.conversion import plan_conversion
 from quadranas.conversion.importance import RankedLayer, pick, plot_ranking, rank_layers
 from quadranas.conversion.reduction import remove as remove_layers
@@ -115,6 +119,8 @@ def convert(
     val: str | Path | None = None,
     skip_corrupt: bool | None = None,
     weights: str | Path | None = None,
+    accelerator: str = "auto",
+    precision: Precision = "fp32",
 ) -> ConvertResult | ReduceResult:
     """Make layers of a network quadratic, or remove the least important ones of a trained one.
 
@@ -132,6 +138,7 @@ def convert(
         revert: number of quadratic layers to make first-order again.
         data, val, skip_corrupt: images to rank layers on. Default: those of the run.
         weights: file of weights to use instead of the run's own.
+        accelerator, precision: the hardware to rank layers on, as in `TrainingConfig`.
 
     Raises:
         QuadranasError: no suitable layers or weights, conflicting options, or an existing output.
@@ -143,9 +150,14 @@ def convert(
     output = Path(output)
     if remove is None and revert is None:
         _refuse_given(
-            (*given_keys(images_of), *(["weights"] if weights is not None else ())),
+            (
+                *given_keys(images_of),
+                *(["weights"] if weights is not None else ()),
+                *(["accelerator"] if accelerator != "auto" else ()),
+                *(["precision"] if precision != "fp32" else ()),
+            ),
             "needs --remove or --revert, which rank layers",
-            "Omit it: a conversion needs no images and no weights.",
+            "Omit it: a conversion needs no images, no weights and no accelerator.",
         )
         return _convert(open_network(model), output, form or DEFAULT_FORM, layers, norm)
     _refuse_given(
@@ -153,7 +165,9 @@ def convert(
         "cannot be combined with --remove or --revert",
         "Convert first, train the result, then remove or revert layers of the trained run.",
     )
-    return _reduce(open_network(model, weights), output, remove, revert, layers, images_of)
+    engine = engine_for(accelerator, precision, ALONE)
+    stored = open_network(model, weights)
+    return _reduce(stored, output, remove, revert, layers, images_of, engine)
 
 
 def _refuse_given(options: Iterable[str], reason: str, hint: str) -> None:
@@ -201,12 +215,13 @@ def _reduce(
     num_reverted: int | None,
     layers: Sequence[str],
     images_of: DataConfig,
+    engine: Engine,
 ) -> ReduceResult:
     _refuse_unsuitable(stored, output)
     network = stored.network()
     names = _quadratic_names(stored, network, layers)
     images = open_test_images(stored, images_of)
-    ranking = _ranked(network, images, names)
+    ranking = _ranked(network, images, names, engine)
     removed = [] if num_removed is None else pick(ranking, num_removed, "remove")
     rest = _converted_ones(ranking, removed, stored.architecture)
     reverted = [] if num_reverted is None else pick(rest, num_reverted, "revert")
@@ -220,7 +235,7 @@ def _reduce(
         architecture=output / layout.ARCHITECTURE,
         params=params,
         macs=macs,
-        accuracy=images.accuracy(smaller),
+        accuracy=images.accuracy(smaller, engine),
         data=images.dataset.name,
         resolution=images.dataset.resolution,
         num_images=len(images.dataset.test),
@@ -256,11 +271,14 @@ def _quadratic_names(
     return names
 
 
-def _ranked(network: Network, images: HeldOutImages, names: Sequence[str]) -> list[RankedLayer]:
+def _ranked(
+    network: Network, images: HeldOutImages, names: Sequence[str], engine: Engine
+) -> list[RankedLayer]:
     """Rank layers, at the resolution of the training, which is the cheaper one."""
     images = images.as_trained()
     size = images.dataset.resolution
-    return rank_layers(network, images.accuracy, torch.zeros(1, 3, size, size), names)
+    accuracy = partial(images.accuracy, engine=engine)
+    return rank_layers(network, accuracy, torch.zeros(1, 3, size, size), names)
 
 
 def _write_reduced(

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from quadranas.acceleration.accelerator import Precision
+from quadranas.acceleration.engine import engine_for
+from quadranas.acceleration.processes import together
 from quadranas.runs.config import DataConfig, combined
 from quadranas.runs.stored_network import Model, open_network, open_test_images
 from quadranas.validation import CommandResult
@@ -37,6 +40,8 @@ def evaluate(
     weights: str | Path | None = None,
     skip_corrupt: bool | None = None,
     resolution: int | None = None,
+    accelerator: str = "auto",
+    precision: Precision = "fp32",
 ) -> EvaluateResult:
     """Measure the top-1 accuracy of a trained network on a test split.
 
@@ -47,6 +52,7 @@ def evaluate(
         weights: a safetensors file to use instead of the weights in the run folder.
         skip_corrupt: skip images that cannot be decoded.
         resolution: image size in pixels. Default: the deployment resolution of the network.
+        accelerator, precision: the hardware to compute on, as in `TrainingConfig`.
 
     Raises:
         QuadranasError: no weights, an unsuitable resolution, or data with other classes than those
@@ -57,13 +63,16 @@ def evaluate(
     network = stored.network()
     options = {"data": data, "val": val, "skip_corrupt": skip_corrupt}
     given = {key: value for key, value in options.items() if value is not None}
-    images = open_test_images(stored, combined(DataConfig, None, given), resolution)
+    with together() as processes:
+        engine = engine_for(accelerator, precision, processes)
+        images = open_test_images(stored, combined(DataConfig, None, given), resolution)
+        accuracy = images.accuracy(network, engine)
     return EvaluateResult(
         model=stored.architecture.name,
         data=images.dataset.name,
         num_images=len(images.dataset.test),
         resolution=images.dataset.resolution,
-        accuracy=images.accuracy(network),
+        accuracy=accuracy,
         trained_resolution=stored.preprocessing.resolution if stored.preprocessing else None,
         num_skipped=images.num_skipped,
     )

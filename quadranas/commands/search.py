@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from quadranas import __version__
+from quadranas.acceleration.engine import Engine, engine_for
+from quadranas.acceleration.processes import Processes, together
+from quadranas.data.identity import EarlierData
 from quadranas.files import dump_yaml, write_atomically
 from quadranas.measurement.verification import measure_network
 from quadranas.network.skeleton import Network, build_subnet
@@ -18,13 +21,21 @@ from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
 from quadranas.runs.results import SearchResult, read_as
-from quadranas.runs.resume import begin_or_resume, can_resume, choose_folder, resumable, run_name
+from quadranas.runs.resume import (
+    RunStart,
+    begin_or_resume,
+    can_resume,
+    choose_folder,
+    resumable,
+    run_name,
+)
 from quadranas.runs.run_device import keep_device
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture
 from quadranas.supernet.supernet import Supernet, build_supernet
+from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
@@ -55,32 +66,86 @@ def search(
         QuadranasError: an error that the user can fix; raised before the training if possible.
     """
     given = combined(SearchConfig, config, keys)
-    reporter = reporter or Reporter(quiet=True)
-    accept = (lambda path: can_resume("search", path, given)) if resume else None
-    folder = RunFolder(Path(output)) if output else choose_folder(run_name(given), accept)
-    with resumable("search", folder):
-        start = begin_or_resume(
-            *("search", given, folder, reporter),
-            resume=resume,
-            needed="" if given.device and given.budget else "--device and --budget",
-        )
-        if not start.is_finished:
-            copies = folder.path if start.resuming else None
-            setup = prepare_search(
-                *(start.config, reporter, copies, start.earlier),
-                is_device_named=given.device is not None,
+    with together() as processes:
+        if not processes.is_main:
+            return _follow(processes)
+        reporter = reporter or Reporter(quiet=True)
+        accept = (lambda path: can_resume("search", path, given)) if resume else None
+        folder = RunFolder(Path(output)) if output else choose_folder(run_name(given), accept)
+        with resumable("search", folder):
+            start = begin_or_resume(
+                *("search", given, folder, reporter),
+                resume=resume,
+                needed="" if given.device and given.budget else "--device and --budget",
             )
-            seed = derived_seed(setup.config.seed, "supernet")
-            supernet = build_supernet(setup.space, seed=seed)
-            training = SupernetTraining(setup, supernet)
-            if not start.resuming:
-                training.check()  # before anything is written
-            start.create(setup.config, supernet, setup.dataset)
-            _keep_inputs(folder, setup)
-            run = _SearchRun(setup, training, folder, reporter)
-            run.train(start.checkpoint())
-        write_report(folder.path)
-    return read_as(SearchResult, folder.path)
+            is_named = given.device is not None
+            agreed = None if start.is_finished else _Agreed.of(start, is_named)
+            processes.from_main(agreed)
+            if agreed is not None:
+                _lead(agreed, start, processes)
+            write_report(folder.path)
+            return processes.from_main(read_as(SearchResult, folder.path))
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all processes of a search have to know.
+
+    Args:
+        copies, earlier: see `prepare_search`.
+        is_device_named: whether the caller named the device.
+        threads: number of threads of every process.
+    """
+
+    config: SearchConfig
+    copies: Path | None
+    earlier: EarlierData | None
+    is_device_named: bool
+    threads: int
+
+    @classmethod
+    def of(cls, start: RunStart[SearchConfig], is_device_named: bool) -> "_Agreed":
+        copies = start.folder.path.absolute() if start.resuming else None
+        threads = torch.get_num_threads()
+        return cls(start.config, copies, start.earlier, is_device_named, threads)
+
+    def prepare(self, reporter: Reporter, processes: Processes) -> tuple[SearchSetup, Engine]:
+        """Check everything that can be checked before training, and find the accelerator."""
+        engine = engine_for(self.config.accelerator, self.config.precision, processes)
+        setup = prepare_search(
+            *(self.config, reporter, self.copies, self.earlier),
+            is_device_named=self.is_device_named,
+        )
+        check_batch_size(setup.config, processes)
+        check_agreement(setup.config, setup.dataset, processes)
+        return setup, engine
+
+
+def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) -> None:
+    """Train, decide and write, as the main process or the only one."""
+    setup, engine = agreed.prepare(start.reporter, processes)
+    seed = derived_seed(setup.config.seed, "supernet")
+    supernet = build_supernet(setup.space, seed=seed)
+    if not start.resuming:
+        SupernetTraining(setup, supernet).check()  # before anything is written
+    start.create(setup.config, supernet, setup.dataset, engine)
+    _keep_inputs(start.folder, setup)
+    training = SupernetTraining(setup, supernet, engine)
+    run = _SearchRun(setup, training, start.folder, start.reporter)
+    run.train(processes.from_main(start.checkpoint()))
+
+
+def _follow(processes: Processes) -> SearchResult:
+    """Train along with the main process."""
+    silent = Reporter(silent=True)
+    agreed: _Agreed | None = processes.from_main()
+    if agreed is not None:
+        torch.set_num_threads(agreed.threads)
+        setup, engine = agreed.prepare(silent, processes)
+        supernet = build_supernet(setup.space, seed=derived_seed(setup.config.seed, "supernet"))
+        training = SupernetTraining(setup, supernet, engine)
+        _SearchRun(setup, training, None, silent).train(processes.from_main())
+    return processes.from_main()
 
 
 def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
@@ -95,17 +160,21 @@ def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
 
 @dataclass(frozen=True)
 class _SearchRun:
-    """The phases of a search, each of which continues from the files in the run folder."""
+    """The phases of a search, each of which continues from the files in the run folder.
+
+    Args:
+        folder: None in a process that follows the main one.
+    """
 
     setup: SearchSetup
     supernet_training: SupernetTraining
-    folder: RunFolder
+    folder: RunFolder | None
     reporter: Reporter
 
     def train(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Run both phases, from the start or from a checkpoint, and write the result."""
         seconds = self.setup.config.checkpoint_seconds
-        num_metrics = 0
+        num_metrics, derived = 0, None
         if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
             num_metrics = run_phase(
                 *(self.supernet_training, self.folder, self.reporter, checkpoint),
@@ -113,9 +182,10 @@ class _SearchRun:
                 later_steps=self._later_steps,
             )
             checkpoint = None
-            architecture = self._derive()
-        else:
-            architecture = load_architecture(self.folder / layout.ARCHITECTURE)
+            derived = self._derive() if self.folder else None
+        elif self.folder:
+            derived = load_architecture(self.folder / layout.ARCHITECTURE)
+        architecture: Architecture = self.engine.processes.from_main(derived)
         finetuning = self._finetuning(architecture)
         train_network(
             *(finetuning, self.folder, self.reporter, checkpoint),
@@ -124,6 +194,11 @@ class _SearchRun:
             num_metrics=num_metrics,
         )
         self._finish(architecture, finetuning.network)
+
+    @property
+    def engine(self) -> Engine:
+        """The hardware that trains."""
+        return self.supernet_training.engine
 
     @property
     def supernet(self) -> Supernet:
@@ -145,6 +220,7 @@ class _SearchRun:
     def _derive(self) -> Architecture:
         """Decode the gates; write them, the supernet, and the architecture last."""
         setup, folder = self.setup, self.folder
+        assert folder is not None
         scores = self.supernet.gates.scores(setup.space)
         scores.save(folder / layout.GATES)
         save_tensors(self.supernet.state_dict(), folder / layout.SUPERNET)
@@ -159,7 +235,8 @@ class _SearchRun:
         """The training of the derived network, which starts from the weights it inherits."""
         config = self.setup.config
         network = build_subnet(architecture)
-        load_weights(network, self.folder / layout.INHERITED)
+        if self.folder is not None:
+            load_weights(network, self.folder / layout.INHERITED)
         return NetworkTraining(
             "finetune",
             network,
@@ -170,20 +247,28 @@ class _SearchRun:
             batch_size=config.batch_size,
             seed=config.seed,
             inspected=config.inspect,
+            engine=self.engine,
+            compiled=config.compile,
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:
         """Save the weights, test once, measure if the device is connected, write the result."""
-        setup = self.setup
-        save_tensors(network.state_dict(), self.folder / layout.WEIGHTS)
-        measured = measure_network(
-            architecture, network, setup.device, setup.priced, self.reporter
+        setup, folder = self.setup, self.folder
+        if folder is not None:
+            save_tensors(network.state_dict(), folder / layout.WEIGHTS)
+        tested = outcome(
+            *(network, setup.dataset, setup.augmenter(), folder, self.reporter, self.engine)
         )
+        if folder is None:
+            return
+        plain = build_subnet(architecture)
+        load_weights(plain, folder / layout.WEIGHTS)
+        measured = measure_network(architecture, plain, setup.device, setup.priced, self.reporter)
         result = SearchResult.of(
-            *(self.folder.path, architecture, setup.priced, setup.contract, measured),
-            **outcome(*(network, setup.dataset, setup.augmenter(), self.folder, self.reporter)),
-            notes=notes_of(self.folder.path),
+            *(folder.path, architecture, setup.priced, setup.contract, measured),
+            **tested,
+            notes=notes_of(folder.path),
             seed=setup.config.seed,
             versions={"quadranas": __version__, "torch": torch.__version__},
         )
-        self.folder.write_result(result.content())
+        folder.write_result(result.content())

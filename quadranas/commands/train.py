@@ -1,9 +1,15 @@
 """train: train one network, from scratch or from its weights, and test it."""
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from quadranas.acceleration.engine import Engine, engine_for
+from quadranas.acceleration.processes import Processes, together
 from quadranas.conversion.adaptation import set_trained
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
@@ -12,7 +18,7 @@ from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.files import file_name
 from quadranas.network.counting import count_network
-from quadranas.network.skeleton import build_subnet
+from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
 from quadranas.reports.run_report import write_report
@@ -44,7 +50,8 @@ from quadranas.runs.stored_network import (
     inherited_config,
     open_network,
 )
-from quadranas.space.architecture import load_architecture
+from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
@@ -89,14 +96,19 @@ def train(
             "no network to train",
             "Name an architecture file, a run folder or a model, or continue a run with --resume.",
         )
-    folder = RunFolder(Path(output)) if output else _default_folder(model, given, resume)
-    with resumable("train", folder, _network_arguments(model, weights)):
-        needed = "" if model is not None else "a network to train"
-        start = begin_or_resume("train", given, folder, reporter, resume=resume, needed=needed)
-        if not start.is_finished:
-            _run(open_network(folder.path if model is None else model, weights), start)
-        write_report(folder.path)
-    return read_as(TrainResult, folder.path)
+    with together() as processes:
+        if not processes.is_main:
+            return _follow(processes)
+        folder = RunFolder(Path(output)) if output else _default_folder(model, given, resume)
+        with resumable("train", folder, _network_arguments(model, weights)):
+            needed = "" if model is not None else "a network to train"
+            start = begin_or_resume("train", given, folder, reporter, resume=resume, needed=needed)
+            agreed = None if start.is_finished else _Agreed.of(model, weights, start)
+            processes.from_main(agreed)
+            if agreed is not None:
+                _lead(agreed, start, processes)
+            write_report(folder.path)
+            return processes.from_main(read_as(TrainResult, folder.path))
 
 
 def _network_arguments(model: Model | None, weights: str | Path | None) -> str:
@@ -121,48 +133,135 @@ def _default_folder(model: Model | None, given: TrainConfig, resume: bool) -> Ru
     return choose_folder(name, accept if resume else None)
 
 
-def _run(stored: StoredNetwork, start: RunStart[TrainConfig]) -> None:
-    """Train from the start or from a checkpoint, and write the result."""
-    folder, given = start.folder, start.config
-    if not start.resuming:
-        stored.network()  # raises if its weights do not fit
-        inherited = given_keys(inherited_config(stored, given))
-        given = validate(TrainConfig, merged(inherited, given_keys(given)), "configuration")
-    dataset = _open_data(stored, given, start.earlier)
-    report_data(dataset, start.reporter, skips_corrupt=given.skip_corrupt)
-    config = resolve_config(given, dataset)
-    architecture = for_classes(stored, dataset)
-    untrained = build_subnet(architecture)
-    set_trained(untrained, config.trainable)  # raises if there is nothing to train
-    start.create(config, untrained, dataset)
+@dataclass(frozen=True)
+class _Agreed:
+    """What all processes of a training have to know.
+
+    Args:
+        stored: the network to train.
+        earlier: when resuming, the images of the run.
+        threads: number of threads of every process.
+    """
+
+    stored: StoredNetwork
+    config: TrainConfig
+    earlier: EarlierData | None
+    threads: int
+
+    @classmethod
+    def of(
+        cls, model: Model | None, weights: str | Path | None, start: RunStart[TrainConfig]
+    ) -> "_Agreed":
+        """Open the network and complete the given configuration with that of its run."""
+        stored = open_network(start.folder.path if model is None else model, weights)
+        config = start.config
+        if not start.resuming:
+            stored.network()  # raises if its weights do not fit
+            inherited = given_keys(inherited_config(stored, config))
+            config = validate(TrainConfig, merged(inherited, given_keys(config)), "configuration")
+        return cls(stored, config, start.earlier, torch.get_num_threads())
+
+    def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
+        """Check everything that can be checked before training, and find the accelerator."""
+        engine = engine_for(self.config.accelerator, self.config.precision, processes)
+        dataset = _open_data(self.stored, self.config, self.earlier)
+        report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
+        config = resolve_config(self.config, dataset)
+        check_batch_size(config, processes)
+        check_agreement(config, dataset, processes)
+        architecture = for_classes(self.stored, dataset)
+        return _Prepared(config, dataset, architecture, engine)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training about to begin.
+
+    Args:
+        architecture: the network, with a head for the classes of the images.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    architecture: Architecture
+    engine: Engine
+
+    @property
+    def augmenter(self) -> Augmenter:
+        """The configured augmentation."""
+        return Augmenter.of(self.dataset, self.config.augment)
+
+    def train(
+        self,
+        network: Network,
+        folder: RunFolder | None,
+        reporter: Reporter,
+        checkpoint: Mapping[str, Any] | None,
+    ) -> Network:
+        """Train a network from the start or from a checkpoint; returns it."""
+        config = self.config
+        set_trained(network, config.trainable)
+        training = NetworkTraining(
+            *("train", network, self.dataset, self.augmenter, config.weights),
+            num_epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            inspected=config.inspect,
+            engine=self.engine,
+            compiled=config.compile,
+        )
+        train_network(
+            *(training, folder, reporter, checkpoint),
+            num_images=config.resolution_images,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        return training.network
+
+    def tested(
+        self, network: Network, folder: RunFolder | None, reporter: Reporter
+    ) -> dict[str, Any]:
+        """The fields of the result that describe training and accuracy."""
+        return outcome(network, self.dataset, self.augmenter, folder, reporter, self.engine)
+
+
+def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -> None:
+    """Train and write, as the main process or the only one."""
+    folder, stored = start.folder, agreed.stored
+    prepared = agreed.prepare(start.reporter, processes)
+    untrained = build_subnet(prepared.architecture)
+    set_trained(untrained, prepared.config.trainable)  # raises if there is nothing to train
+    start.create(prepared.config, untrained, prepared.dataset, prepared.engine)
     keep_copies(stored.folder, folder.path)
-    kept = _keep_start(folder, StoredNetwork(architecture, weights=stored.weights))
-    augmenter = Augmenter.of(dataset, config.augment)
-    network = kept.network(seed=config.seed)
-    set_trained(network, config.trainable)
-    training = NetworkTraining(
-        *("train", network, dataset, augmenter, config.weights),
-        num_epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        inspected=config.inspect,
-    )
-    train_network(
-        *(training, folder, start.reporter, start.checkpoint()),
-        num_images=config.resolution_images,
-        checkpoint_seconds=config.checkpoint_seconds,
-    )
-    save_tensors(training.network.state_dict(), folder / layout.WEIGHTS)
-    params, macs = count_network(training.network, kept.architecture.resolution)
+    kept = _keep_start(folder, StoredNetwork(prepared.architecture, weights=stored.weights))
+    checkpoint = processes.from_main(start.checkpoint())
+    network = kept.network(seed=prepared.config.seed)
+    network = prepared.train(network, folder, start.reporter, checkpoint)
+    save_tensors(network.state_dict(), folder / layout.WEIGHTS)
+    tested = prepared.tested(network, folder, start.reporter)
+    params, macs = count_network(build_subnet(kept.architecture), kept.architecture.resolution)
     result = TrainResult(
         run=folder.path,
         architecture=folder / layout.ARCHITECTURE,
         params=params,
         macs=macs,
         notes=notes_of(folder.path),
-        **outcome(training.network, dataset, augmenter, folder, start.reporter),
+        **tested,
     )
     folder.write_result(result.content())
+
+
+def _follow(processes: Processes) -> TrainResult:
+    """Train along with the main process."""
+    silent = Reporter(silent=True)
+    agreed: _Agreed | None = processes.from_main()
+    if agreed is not None:
+        torch.set_num_threads(agreed.threads)
+        prepared = agreed.prepare(silent, processes)
+        checkpoint: dict[str, Any] | None = processes.from_main()
+        # Its weights come from the main process.
+        network = prepared.train(build_subnet(prepared.architecture), None, silent, checkpoint)
+        prepared.tested(network, None, silent)
+    return processes.from_main()
 
 
 def _open_data(stored: StoredNetwork, given: TrainConfig, earlier: EarlierData | None) -> Dataset:

@@ -23,8 +23,14 @@ call, for all images. 16 keeps a batch diverse, at about half the speed of one c
 MAX_PADDING = 256
 """Maximum number of pixels added on every side."""
 
-Transform: TypeAlias = Callable[[Tensor], Tensor]
-Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Transform: TypeAlias = Callable[[Tensor, torch.Size, slice], Tensor]
+"""Changes the pixels of a part of a batch: its shape as a whole, and the positions of the part."""
+
+Mix: TypeAlias = Callable[[Tensor, Tensor, torch.Size, slice], tuple[Tensor, Tensor]]
+"""The same for pixels and labels; returns pixels and soft targets."""
+
+OF_THE_SHAPE = ("forward_input_shape", "image_shape")
+"""kornia's parameters that are shapes, and not one value per image."""
 
 
 class AugmentConfig(Frozen):
@@ -72,8 +78,7 @@ class Augmenter:
     ) -> None:
         self.config = config
         self.num_classes, self.mean, self.std = num_classes, mean, std
-        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(std).view(1, 3, 1, 1)
+        self._on_devices: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._crop: dict[int, Transform] = {}
         self._flip = _flip() if config.flip else None
         self._rand_augment = _rand_augment(config) if config.rand_augment_ops else None
@@ -117,36 +122,57 @@ class Augmenter:
         )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Augment one batch for training.
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, seed: int, start: int = 0, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Augment one batch for training, or the part of it that one process computes.
 
+        Random choices are drawn for the whole batch, so that the part is augmented as within it.
         torch's global CPU generator is seeded and then restored, so no other thread may draw from
         it meanwhile.
 
         Args:
             images: uint8 (B, 3, R, R).
-            labels: int64 (B,).
+            labels: int64 (B,), on the CPU.
             seed: seed of all random choices.
+            start: position of the first image in the whole batch.
+            size: number of images in the whole batch; by default B.
 
         Returns: normalised images, float32 (B, 3, R, R), channels_last; targets, float32
         (B, num_classes), each row summing to 1.
         """
-        targets = one_hot(labels, self.num_classes).float()
+        part = slice(start, start + len(images))
+        whole = torch.Size((size or len(images), *images.shape[1:]))
+        targets = one_hot(labels, self.num_classes).float().to(images.device, non_blocking=True)
         with _seeded(seed):
             pixels = scaled(images)
             for transform in (self._cropped(images.shape[-1]), self._flip, self._rand_augment):
-                pixels = transform(pixels) if transform else pixels
-            pixels = normalised(pixels, self._mean, self._std)
-            pixels = self._erase(pixels) if self._erase else pixels
+                pixels = transform(pixels, whole, part) if transform else pixels
+            pixels = normalised(pixels, *self._statistics(images.device))
+            pixels = self._erase(pixels, whole, part) if self._erase else pixels
             if self._mixes:
                 chosen = int(torch.randint(len(self._mixes), ()))
-                pixels, targets = self._mixes[chosen](pixels, labels)
+                pixels, targets = self._mixes[chosen](pixels, labels, whole, part)
         return pixels.contiguous(memory_format=torch.channels_last), targets
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalised images without augmentation, for evaluation, channels_last."""
-        pixels = normalised(scaled(images), self._mean, self._std)
+        pixels = normalised(scaled(images), *self._statistics(images.device))
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image may be mixed with its neighbour in the batch."""
+        return bool(self._mixes)
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on a device, (1, 3, 1, 1), copied there once."""
+        if device not in self._on_devices:
+            mean, std = (
+                torch.tensor(s).view(1, 3, 1, 1).to(device) for s in (self.mean, self.std)
+            )
+            self._on_devices[device] = (mean, std)
+        return self._on_devices[device]
 
     def _cropped(self, resolution: int) -> Transform | None:
         """The crop for a resolution, which kornia needs in advance."""
@@ -166,11 +192,35 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _part_of(params: Any, part: slice) -> Any:
+    """Kornia's parameters for a whole batch, reduced to those of a part of it."""
+    if isinstance(params, Tensor):
+        return params[part]
+    if isinstance(params, dict):
+        return {
+            key: value if key in OF_THE_SHAPE else _part_of(value, part)
+            for key, value in params.items()
+        }
+    if params is None:
+        return None
+    return [type(item)(item.name, _part_of(item.data, part)) for item in params]
+
+
+def _by_kornia(augmentation: Any) -> Transform:
+    """An augmentation of kornia that draws for the whole batch and changes a part of it."""
+
+    def transform(pixels: Tensor, whole: torch.Size, part: slice) -> Tensor:
+        params = _part_of(augmentation.forward_parameters(whole), part)
+        changed: Tensor = augmentation(pixels, params=params)
+        return changed
+
+    return transform
+
+
 def _flip() -> Transform:
     from kornia.augmentation import RandomHorizontalFlip
 
-    flip: Transform = RandomHorizontalFlip(p=0.5)
-    return flip
+    return _by_kornia(RandomHorizontalFlip(p=0.5))
 
 
 def _crop(resolution: int, padding: int) -> Transform:
@@ -178,22 +228,31 @@ def _crop(resolution: int, padding: int) -> Transform:
 
     # Slicing copies pixels. Resampling warps them, and is slower: 2/3 of the speed (kornia 0.9.0).
     size = (resolution, resolution)
-    crop: Transform = RandomCrop(size, padding=padding, cropping_mode="slice")
-    return crop
+    return _by_kornia(RandomCrop(size, padding=padding, cropping_mode="slice"))
 
 
 def _erase(probability: float) -> Transform:
     from kornia.augmentation import RandomErasing
 
-    erase: Transform = RandomErasing(p=probability)
-    return erase
+    return _by_kornia(RandomErasing(p=probability))
 
 
 def _rand_augment(config: AugmentConfig) -> Transform:
     from kornia.augmentation.auto import RandAugment
 
-    augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
-    return lambda pixels: torch.cat([augment(part) for part in pixels.split(RAND_AUGMENT_GROUP)])
+    augment = _by_kornia(RandAugment(config.rand_augment_ops, config.rand_augment_magnitude))
+
+    def transform(pixels: Tensor, whole: torch.Size, part: slice) -> Tensor:
+        changed = []
+        for first in range(0, whole[0], RAND_AUGMENT_GROUP):
+            group = torch.Size((min(RAND_AUGMENT_GROUP, whole[0] - first), *whole[1:]))
+            # The positions of the part that lie in the group, in the pixels and in the group.
+            start, stop = max(first, part.start), min(first + group[0], part.stop)
+            inside = pixels[max(0, start - part.start) : max(0, stop - part.start)]
+            changed.append(augment(inside, group, slice(start - first, max(start, stop) - first)))
+        return torch.cat(changed)
+
+    return transform
 
 
 def _mixup(alpha: float, num_classes: int) -> Mix:
@@ -202,11 +261,14 @@ def _mixup(alpha: float, num_classes: int) -> Mix:
     mixup: Any = RandomMixUpV2(data_keys=["input", "class"])
     weights = torch.distributions.Beta(alpha, alpha)
 
-    def mix(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        params = mixup.forward_parameters(pixels.shape)
-        params["mixup_lambdas"] = weights.sample(labels.shape)  # kornia draws them uniformly
+    def mix(
+        pixels: Tensor, labels: Tensor, whole: torch.Size, part: slice
+    ) -> tuple[Tensor, Tensor]:
+        params = mixup.forward_parameters(whole)
+        params["mixup_lambdas"] = weights.sample(whole[:1])  # kornia draws them uniformly
+        params = _part_of(params, part) | {"mixup_pairs": _partners(len(pixels))}
         mixed, pairs = mixup(pixels, labels, params=params)
-        return mixed, _soft_targets(pairs, 1 - pairs[:, 2], num_classes)
+        return mixed, _soft_targets(pairs, 1 - pairs[:, 2], num_classes).to(mixed.device)
 
     return mix
 
@@ -218,11 +280,27 @@ def _cutmix(alpha: float, num_classes: int) -> Mix:
         data_keys=["input", "class"], beta=torch.tensor(alpha), use_correct_lambda=True
     )
 
-    def mix(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, pairs = cutmix(pixels, labels)
-        return mixed, _soft_targets(pairs[0], pairs[0, :, 2], num_classes)
+    def mix(
+        pixels: Tensor, labels: Tensor, whole: torch.Size, part: slice
+    ) -> tuple[Tensor, Tensor]:
+        params = cutmix.forward_parameters(whole)
+        params = _part_of(params, part) | {
+            "mix_pairs": _partners(len(pixels))[None],
+            "crop_src": params["crop_src"][:, part],
+        }
+        mixed, pairs = cutmix(pixels, labels, params=params)
+        return mixed, _soft_targets(pairs[0], pairs[0, :, 2], num_classes).to(mixed.device)
 
     return mix
+
+
+def _partners(size: int) -> Tensor:
+    """The image that each image of a part is mixed with: its neighbour; an odd last one itself.
+
+    Batches are in random order, so that neighbours are random pairs, and the parts of a batch
+    keep them together (`Processes.part`).
+    """
+    return (torch.arange(size) ^ 1).clamp(max=size - 1)
 
 
 def _soft_targets(pairs: Tensor, own_weight: Tensor, num_classes: int) -> Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quadranas.acceleration.accelerator import widest
+from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.batch import Batch
 from quadranas.data.image_set import ImageSet
@@ -15,10 +17,13 @@ from quadranas.network.modes import evaluating
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss and top-1 accuracy of one step."""
+    """Loss and top-1 accuracy of one step: scalars on the accelerator.
 
-    loss: float
-    accuracy: float
+    With several processes, they are the parts that these images contribute.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
 
 
 def step_result(loss: Tensor, logits: Tensor, batch: Batch) -> StepResult:
@@ -26,8 +31,9 @@ def step_result(loss: Tensor, logits: Tensor, batch: Batch) -> StepResult:
 
     The label of a mixed image is the class with the larger share of it.
     """
-    accuracy = top1_accuracy(logits.detach(), batch.targets.argmax(1))
-    return StepResult(float(loss.detach()), accuracy)
+    is_correct = logits.detach().argmax(1) == batch.targets.argmax(1)
+    accuracy = is_correct.sum(dtype=widest(logits.device)) / len(is_correct)
+    return StepResult(loss.detach() * batch.weight, accuracy * batch.weight)
 
 
 BATCH_SIZE = 128
@@ -66,9 +72,23 @@ def accuracy_on(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     return correct / total
 
 
-def evaluate(network: nn.Module, images: ImageSet, augmenter: Augmenter) -> float:
-    """Top-1 accuracy of a network on one split of a data set, without augmentation."""
-    indices = torch.arange(len(images)).split(BATCH_SIZE)
-    return accuracy_on(
-        network, ((augmenter.plain(images.batch(i)), images.labels[i]) for i in indices)
-    )
+def evaluate(
+    network: nn.Module, images: ImageSet, augmenter: Augmenter, engine: Engine | None = None
+) -> float:
+    """Top-1 accuracy of a network on one split of a data set, without augmentation.
+
+    Args:
+        engine: the hardware on which the network lies; each of its processes counts a part of the
+            images, and all return the accuracy on the whole split.
+    """
+    engine = engine or Engine()
+    put = engine.accelerator.put
+    rank, count = engine.processes.rank, engine.processes.count
+    correct = engine.accelerator.zero()
+    with torch.no_grad(), evaluating(network):
+        for indices in torch.arange(len(images)).split(BATCH_SIZE)[rank::count]:
+            pixels, labels = put(images.batch(indices)), put(images.labels[indices])
+            logits = engine.logits(network, augmenter.plain(pixels))
+            correct += (logits.argmax(1) == labels).sum()
+    engine.processes.add_up([correct])
+    return int(correct) / len(images)

@@ -16,7 +16,8 @@ from quadranas.network.checkpoint import Found, check_values, matched, outline, 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write named tensors as safetensors, atomically; shared tensors are duplicated."""
-    copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    here = {name: tensor.cpu() for name, tensor in tensors.items()}
+    copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in here.items()}
     write_atomically(path, save(copies))
 
 

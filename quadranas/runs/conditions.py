@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.identity import DataIdentity, written_name
 from quadranas.errors import some
 from quadranas.files import read_json, write_compact_json
@@ -14,6 +15,7 @@ from quadranas.validation import Frozen, refuse_newer, validate
 
 FORMAT_VERSION = 1
 MAX_THREADS = 1024
+MAX_PROCESSES = 100_000
 
 
 class Conditions(Frozen):
@@ -22,7 +24,9 @@ class Conditions(Frozen):
     Args:
         format_version: version of the file format.
         threads: number of threads of PyTorch. Sums are split between them, so that results with
-            another number differ in their last bits. A run uses one process.
+            another number differ in their last bits.
+        processes: number of processes that train together; sums are split between them too.
+        accelerator: the type of hardware that trains, such as `cpu` or `cuda`.
         torch, processor: version of PyTorch, and the instruction set it computes with.
         images: the images; None for the built-in digits.
         corrupt: images that an error named as corrupt; they may be removed or replaced.
@@ -31,6 +35,8 @@ class Conditions(Frozen):
 
     format_version: int = FORMAT_VERSION
     threads: int = Field(ge=1, le=MAX_THREADS)
+    processes: int = Field(default=1, ge=1, le=MAX_PROCESSES)
+    accelerator: str = "cpu"
     torch: str
     processor: str
     images: DataIdentity | None = None
@@ -38,10 +44,12 @@ class Conditions(Frozen):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def here(cls, images: DataIdentity | None) -> "Conditions":
+    def here(cls, images: DataIdentity | None, engine: Engine) -> "Conditions":
         """The conditions of this process."""
         return cls(
             threads=torch.get_num_threads(),
+            processes=engine.processes.count,
+            accelerator=engine.accelerator.device.type,
             torch=torch.__version__,
             processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             images=images,
@@ -55,14 +63,16 @@ class Conditions(Frozen):
         """The same with more notes, each once."""
         return self.model_copy(update={"notes": tuple(dict.fromkeys((*self.notes, *notes)))})
 
-    def changes(self) -> list[str]:
+    def changes(self, engine: Engine) -> list[str]:
         """What differs in this process, and cannot be restored."""
-        here = Conditions.here(None)
+        here = Conditions.here(None, engine)
         return [
             f"resumed with {what} {new}, begun with {old}: results may differ in their last bits"
             for what, old, new in (
                 ("PyTorch", self.torch, here.torch),
                 ("processor", self.processor, here.processor),
+                ("accelerator", self.accelerator, here.accelerator),
+                ("a number of processes of", self.processes, here.processes),
             )
             if old != new
         ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from quadranas.acceleration.accelerator import Precision
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
 from quadranas.data.examination import Verify
@@ -123,7 +124,33 @@ class DataConfig(Frozen):
     train_resolution: int = Field(default=MIN_RESOLUTION, ge=8, le=1024)
 
 
-class SearchConfig(DataConfig):
+class TrainingConfig(DataConfig):
+    """How any training runs: its steps, and the hardware that does them.
+
+    Args:
+        batch_size: number of images per step, of all processes together.
+        checkpoint_seconds: minimum time between two checkpoints.
+        accelerator: the hardware that trains: `cpu`, or a type of PyTorch such as `cuda`, `mps` or
+            `xpu`, with a number (`cuda:1`) to choose among several; `auto` for the best there is.
+        precision: `fp32`, or the type of automatic mixed precision. Gates are float64 in all.
+        compile: whether to compile the network with `torch.compile`; a supernet never is.
+        weights: how weights are trained.
+        augment: the augmentations to use.
+        inspect: whether to record distributions of the quadratic layers in every epoch of training
+            a network.
+    """
+
+    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
+    accelerator: str = Field(default="auto", min_length=1, max_length=40)
+    precision: Precision = "fp32"
+    compile: bool = False
+    weights: WeightConfig = WeightConfig()
+    augment: AugmentConfig = AugmentConfig()
+    inspect: bool = False
+
+
+class SearchConfig(TrainingConfig):
     """The configuration of `quadranas search`.
 
     Args:
@@ -137,14 +164,8 @@ class SearchConfig(DataConfig):
         confidence: probability that the measured latency is within the budget, from 0.5 to 1;
             needs a measured table. Null: only the predicted latency is kept within it.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
-        batch_size: number of images per step.
-        checkpoint_seconds: minimum time between two checkpoints.
         schedule: number of epochs of each phase.
-        weights: how weights are trained.
         gates: how architecture parameters are trained.
-        augment: the augmentations to use.
-        inspect: whether to record distributions of the quadratic layers in every epoch of the
-            fine-tuning.
     """
 
     device: PathText | None = None
@@ -155,16 +176,11 @@ class SearchConfig(DataConfig):
     max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
-    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
-    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     schedule: ScheduleConfig = ScheduleConfig()
-    weights: WeightConfig = WeightConfig()
     gates: GateConfig = GateConfig()
-    augment: AugmentConfig = AugmentConfig()
-    inspect: bool = False
 
 
-class TrainConfig(DataConfig):
+class TrainConfig(TrainingConfig):
     """The configuration of `quadranas train`.
 
     Args:
@@ -172,21 +188,11 @@ class TrainConfig(DataConfig):
         resolution_images: number of training images for each resolution of the last phase, as in
             `ScheduleConfig`.
         trainable: `all` parameters, or only the `quadratic` terms of adapted layers.
-        batch_size: number of images per step.
-        checkpoint_seconds: minimum time between two checkpoints.
-        weights: how weights are trained.
-        augment: the augmentations to use.
-        inspect: whether to record distributions of the quadratic layers in every epoch.
     """
 
     epochs: int = Field(default=40, ge=1, le=MAX_COUNT)
     resolution_images: int = Field(default=RESOLUTION_IMAGES, ge=0, le=MAX_SIZE)
     trainable: Literal["all", "quadratic"] = "all"
-    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
-    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
-    weights: WeightConfig = WeightConfig()
-    augment: AugmentConfig = AugmentConfig()
-    inspect: bool = False
 
 
 Config = TypeVar("Config", bound=DataConfig)

@@ -100,9 +100,15 @@ class TrainedResult(StoredResult):
     """The result of a run that trains and then writes its report.
 
     Args:
+        accelerator: the hardware that trained, such as `cpu` or `cuda:0`.
+        precision: `fp32`, or the type of automatic mixed precision.
+        processes: number of processes that trained together.
         report_path: the report of the run; None until it is written.
     """
 
+    accelerator: str = "cpu"
+    precision: str = "fp32"
+    processes: int = 1
     report_path: Path | None = None
 
     def content(self) -> dict[str, Any]:

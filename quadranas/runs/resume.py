@@ -10,11 +10,12 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.dataset import Dataset
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.identity import EarlierData
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
-from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
 from quadranas.files import file_name, refuse_links
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
@@ -41,8 +42,9 @@ COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
 
-WITHOUT_EFFECT = ("verify",)
-"""Keys of a configuration that do not affect results and may differ when a run is resumed."""
+MAY_DIFFER = ("verify", "accelerator")
+"""Keys of a configuration that may differ when a run is resumed: they affect the last bits of the
+results at most."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ class RunStart(Generic[Config]):
             statistics=(found.mean, found.std) if found else None,
         )
 
-    def create(self, config: Config, network: nn.Module, dataset: Dataset) -> None:
+    def create(self, config: Config, network: nn.Module, dataset: Dataset, engine: Engine) -> None:
         """Make the folder of a new run, or record what has changed in a resumed one.
 
         Args:
             config: the complete configuration.
             network: the network whose weights the checkpoints will hold.
+            engine: the hardware that trains.
 
         Raises:
             QuadranasError: the folder cannot be written, the disk is too full, or the data of the
@@ -96,19 +99,20 @@ class RunStart(Generic[Config]):
         if not self.resuming:
             num_weights = sum(p.numel() for p in network.parameters())
             needed_bytes = num_weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
-            self.folder.create(needed_bytes, content, Conditions.here(images))
+            self.folder.create(needed_bytes, content, Conditions.here(images, engine))
             _warn_without_locks(self.folder, self.reporter)
         self.folder.keep_preprocessing(Preprocessing.of(dataset))
         if self.resuming:
-            self._note_changes(dataset, self.conditions or Conditions.here(images))
+            conditions = self.conditions or Conditions.here(images, engine)
+            self._note_changes(dataset, conditions, engine)
             if with_header(self.command, self._recorded_keys()) != content:
                 self.folder.write_config(content)
 
-    def _note_changes(self, dataset: Dataset, conditions: Conditions) -> None:
+    def _note_changes(self, dataset: Dataset, conditions: Conditions, engine: Engine) -> None:
         """Record and print in which respects this is no longer the run that was begun."""
         left_out = dataset.files.skipped if dataset.files and self.earlier else ()
         notes = [left_out_note(left_out)] if left_out else []
-        noted = conditions.with_notes(*conditions.changes(), *notes)
+        noted = conditions.with_notes(*conditions.changes(engine), *notes)
         if noted != self.conditions:
             noted.save(self.folder.path)
         for note in noted.notes:
@@ -229,6 +233,10 @@ def resumable(command: str, folder: RunFolder, network: str = "") -> Iterator[No
             f"interrupted; the run in {folder.path} can be continued",
             f"Continue with: {resume_command(command, folder.path, network)}",
         ) from error
+    except ProcessesEndedError as error:
+        if folder.is_run:
+            error.hint = f"Continue with: {resume_command(command, folder.path, network)}"
+        raise
     except CorruptImageError as error:
         with suppress(QuadranasError):  # the image is the error to report
             note_corrupt(folder.path, error.members)
@@ -271,9 +279,9 @@ def matching_config(command: str, folder: Path, given: Config, *, moves: bool = 
     file = read_config_file(folder / layout.CONFIG)
     _check_command(command, folder, file)
     there = validate(model, file.keys, file.path)
-    keys = {key: value for key, value in given_keys(given).items() if key not in WITHOUT_EFFECT}
+    keys = {key: value for key, value in given_keys(given).items() if key not in MAY_DIFFER}
     wanted = validate(model, merged(there.model_dump(), keys), file.path)
-    changes = {key: getattr(given, key) for key in WITHOUT_EFFECT}
+    changes = {key: getattr(given, key) for key in MAY_DIFFER}
     for key, old, new in _differences(there.model_dump(), wanted.model_dump()):
         if is_place(key, old) and is_place(key, new) and same_place(old, new):
             continue

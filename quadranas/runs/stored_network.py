@@ -1,6 +1,7 @@
 """Opening a model argument: a network with its weights, and the images to test it on."""
 
 from collections.abc import Container, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -8,6 +9,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import nn
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
@@ -199,9 +201,13 @@ class HeldOutImages:
     trained_resolution: int
     num_skipped: int | None = None
 
-    def accuracy(self, network: nn.Module) -> float:
-        """Top-1 accuracy of a network on the test split."""
-        return evaluate(network, self.dataset.test, self.augmenter)
+    def accuracy(self, network: nn.Module, engine: Engine | None = None) -> float:
+        """Top-1 accuracy of a network on the test split; a copy of it moves to the accelerator."""
+        engine = engine or Engine()
+        if not engine.accelerator.is_cpu:
+            network = deepcopy(network)
+            engine.accelerator.place(network)
+        return evaluate(network, self.dataset.test, self.augmenter, engine)
 
     def as_trained(self) -> Self:
         """The same images at the resolution of the training."""

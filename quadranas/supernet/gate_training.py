@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, step_result
 from quadranas.network.modes import batch_norms, frozen, frozen_statistics
@@ -22,6 +23,9 @@ class GateTrainer:
     In `two_path` mode task and latency gradients act only on the pair sampled for each gate; after
     the step the pair is shifted so that the probabilities of all others stay the same. In `full`
     mode both gradients act on all candidates.
+
+    A step waits for the accelerator once: to read the gradients in the gates, which are float64
+    on the processor.
     """
 
     def __init__(
@@ -30,9 +34,11 @@ class GateTrainer:
         expected: ExpectedLatency,
         controller: BudgetController,
         config: GateConfig,
+        engine: Engine | None = None,
     ) -> None:
         self.supernet, self.gates = supernet, supernet.gates
         self.expected, self.controller, self.config = expected, controller, config
+        self.engine = engine or Engine()
         self.optimizer = build_gate_optimizer(self.gates, config.learning_rate)
         self.norms = batch_norms(supernet)
 
@@ -42,11 +48,11 @@ class GateTrainer:
         sample = self.gates.sample_full(generator) if full else self.gates.sample_pair(generator)
         self.supernet.set_sample(sample, recompute=full)
         with frozen(self.supernet.active_parameters()), frozen_statistics(self.norms):
-            logits = self.supernet(batch.images)
+            logits = self.engine.logits(self.supernet, batch.images)
             loss = functional.cross_entropy(logits, batch.targets)
             if self.gates.infos:
-                loss.backward()
-        path_gradients, reached = self.supernet.path_gradients()
+                self.engine.backward(loss, batch.weight)
+        path_gradients, reached = self._reduced(*self.supernet.path_gradients())
         task = self.gates.task_gradient(path_gradients, reached)
         latency, expected_ms = self.latency_gradient(None if full else sample.involved)
         before = self.gates.alpha.detach().clone()
@@ -56,6 +62,20 @@ class GateTrainer:
         if not full:
             self.gates.keep_mass(before, sample.involved)
         return step_result(loss, logits, batch)
+
+    def _reduced(self, gradients: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients in the gates of all processes together, without the scale of the loss.
+
+        In fp16 a gradient may have overflowed; it is then as if no gradient had reached the gate.
+        """
+        self.engine.processes.add_up([gradients])
+        scale = self.engine.scaler.get_scale()
+        gradients = gradients / scale if scale != 1 else gradients
+        is_usable = gradients.isfinite()
+        if self.engine.scaler.is_enabled() and not is_usable.all():
+            gradients = gradients.nan_to_num(0.0, 0.0, 0.0)
+            reached = reached & is_usable.all(1, keepdim=True)
+        return gradients, reached
 
     def latency_gradient(self, within: Tensor | None) -> tuple[Tensor, float]:
         """Gradient of `log(E/budget)` in alpha, and E in milliseconds.

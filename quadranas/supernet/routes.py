@@ -82,7 +82,7 @@ class _RecomputingGate(torch.autograd.Function):
         ctx: Any, anchor: Tensor, output: Tensor, x: Tensor, paths: Sequence[Path], route: Route
     ) -> Tensor:
         ctx.save_for_backward(output, x)
-        ctx.paths, ctx.route = paths, route
+        ctx.paths, ctx.route, ctx.autocast = paths, route, _autocast_of(x)
         return output.view_as(output)
 
     @staticmethod
@@ -91,14 +91,22 @@ class _RecomputingGate(torch.autograd.Function):
         route: Route = ctx.route
         route.gradients[route.active] = _inner(output, grad)
         for index in route.inactive:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(x.device.type, **ctx.autocast):
                 route.gradients[index] = _inner(ctx.paths[index](x), grad)
         return None, grad, None, None, None
 
 
+def _autocast_of(x: Tensor) -> dict[str, Any]:
+    """The settings of automatic mixed precision, which does not reach into a backward pass."""
+    kind = x.device.type
+    return {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+
+
 def _inner(output: Tensor, grad: Tensor) -> Tensor:
-    """`<output, grad>` over all elements, as a float64 scalar."""
+    """`<output, grad>` over all elements, as a scalar in at least float32."""
+    if output.dtype != torch.float64:
+        output, grad = output.float(), grad.float()
     # channels_last tensors are contiguous in this order, so `reshape` copies nothing.
     if output.ndim == 4:
         output, grad = output.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-    return torch.dot(output.reshape(-1), grad.reshape(-1)).double()
+    return torch.dot(output.reshape(-1), grad.reshape(-1))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from quadranas.acceleration.accelerator import Accelerator
 from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
@@ -63,6 +64,10 @@ class Supernet(nn.Module):
         self.gates = Gates(gate_infos(space), generator)
         self.routes = tuple(self._route(info.block, info.slot) for info in self.gates.infos)
 
+    def place(self, accelerator: Accelerator) -> None:
+        """Move the weights to an accelerator; the gates stay on the processor."""
+        accelerator.place(self.network)
+
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: (B, 3, H, W) to (B, num_classes)."""
         logits: Tensor = self.network(images)
@@ -112,7 +117,7 @@ class Supernet(nn.Module):
                 columns.append(column)
                 values.append(value)
         if values:
-            gradients[rows, columns] = torch.stack(values)
+            gradients[rows, columns] = torch.stack(values).to(gradients)
         reached = torch.zeros_like(self.gates.mask)
         reached[rows, columns] = True
         return gradients, reached

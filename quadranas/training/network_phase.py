@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
+from quadranas.acceleration.batch_norm import synchronized
+from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
-from quadranas.data.batch import Batch
 from quadranas.data.dataset import Dataset
-from quadranas.data.splits import epoch_batches
 from quadranas.inspection.inspector import Inspector
 from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
@@ -17,6 +19,7 @@ from quadranas.network.skeleton import Network
 from quadranas.runs.config import WeightConfig
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed
+from quadranas.training.batches import Batches
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.steps import weight_step
 
@@ -34,6 +37,8 @@ class NetworkTraining:
         metrics: values that replace those of `epoch_metrics`.
         inspected: whether to record distributions in the last step of every epoch: of the
             quadratic layers, or of all layers in a network without any.
+        engine: the hardware that trains; by default the processor.
+        compiled: compile the network with `torch.compile`.
     """
 
     def __init__(
@@ -52,13 +57,25 @@ class NetworkTraining:
         rate: Callable[[int], float] | None = None,
         metrics: Metrics | None = None,
         inspected: bool = False,
+        engine: Engine | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.name, self.network, self.dataset, self.augmenter = name, network, dataset, augmenter
+        self.name, self.dataset, self.augmenter = name, dataset, augmenter
+        self.engine, self.is_compiled = engine or Engine(), compiled
+        self.network = self._placed(network)
         self._metrics: Metrics = {"phase": name, **(metrics or {})}
         self.weights, self.batch_size, self.seed = weights, batch_size, seed
         self.parameters = list(network.parameters())
-        self._num_batches = max(1, (num_images or len(dataset.train)) // batch_size)
-        self.steps_per_epoch = len(self._batches(0))
+        self._forward: nn.Module = network
+        if compiled:
+            self._forward = cast("nn.Module", torch.compile(network))
+        self.batches = Batches(
+            *(dataset, augmenter, self.engine, torch.arange(len(dataset.train))),
+            batch_size=batch_size,
+            seed_of=partial(derived_seed, seed, name),
+            limit=max(1, (num_images or len(dataset.train)) // batch_size),
+        )
+        self.steps_per_epoch = self.batches.per_epoch
         self.num_steps = num_epochs * self.steps_per_epoch
         self.optimizer = optimizer or build_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
@@ -73,26 +90,28 @@ class NetworkTraining:
                 on_alarm=self._alarms.append,
             )
 
-    def _batches(self, epoch: int) -> list[torch.Tensor]:
-        seed = derived_seed(self.seed, self.name, epoch)
-        images = torch.arange(len(self.dataset.train))
-        return epoch_batches(images, self.batch_size, seed=seed)[: self._num_batches]
+    def _placed(self, network: Network) -> Network:
+        """The network on the accelerator, equal in all processes."""
+        processes = self.engine.processes
+        if not processes.is_alone:
+            synchronized(network)
+        self.engine.accelerator.place(network)
+        processes.share([*network.parameters(), *network.buffers()])
+        return network
 
-    def step(self, number: int) -> Mapping[str, float]:
+    def step(self, number: int) -> Mapping[str, Tensor]:
         """One step of the weights."""
         self.network.train()
-        epoch, index = divmod(number, self.steps_per_epoch)
-        indices = self._batches(epoch)[index]
-        images, labels = self.dataset.train.batch(indices), self.dataset.train.labels[indices]
         seed = derived_seed(self.seed, self.name, "augment", number)
         with self.inspector.step(number + 1) if self.inspector else nullcontext():
             result = weight_step(
-                self.network,
+                self._forward,
                 self.parameters,
                 self.optimizer,
-                Batch(*self.augmenter(images, labels, seed=seed)),
+                self.batches.augmented(number, seed=seed),
                 self.weights,
                 self.rate(number),
+                self.engine,
             )
         return {"loss": result.loss, "accuracy": result.accuracy}
 
@@ -113,14 +132,23 @@ class NetworkTraining:
             found[MAX_ALARMS:] = [f"{len(found) - MAX_ALARMS} more such alarms in {RECORDS_FILE}"]
         return found
 
+    def fingerprint(self) -> bytes:
+        """The bits of the weights."""
+        return b"".join(p.detach().cpu().numpy().tobytes() for p in self.parameters)
+
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser, and the history that inspections are compared with."""
-        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Weights, optimiser, engine, and the history that inspections are compared with."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "engine": self.engine.state(),
+        }
         return state | ({"watch": self.inspector.watch.state()} if self.inspector else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The reverse of `state`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.restore(state.get("engine", {}))
         if self.inspector:
             self.inspector.watch.restore(state["watch"])

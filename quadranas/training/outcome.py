@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.image_set import ImageSet
@@ -27,19 +28,27 @@ def outcome(
     network: Network,
     dataset: Dataset,
     augmenter: Augmenter,
-    folder: RunFolder,
+    folder: RunFolder | None,
     reporter: Reporter,
+    engine: Engine,
 ) -> dict[str, Any]:
     """Test a trained network, and look for signs that its training failed; warns about them.
 
-    Returns: the fields of a `StoredResult` that describe the accuracy, and its warnings.
+    Args:
+        folder: the run folder; None in a process that does not write.
+        engine: the hardware that has trained.
+
+    Returns: the fields of a `TrainedResult` that describe the training and its accuracy, and its
+    warnings.
     """
     assert network.architecture is not None
     deployed = dataset.at(network.architecture.resolution)
-    accuracy = evaluate(network, deployed.test, augmenter)
+    accuracy = evaluate(network, deployed.test, augmenter, engine)
     as_trained = accuracy
     if deployed is not dataset:
-        as_trained = evaluate(network, dataset.test, augmenter)
+        as_trained = evaluate(network, dataset.test, augmenter, engine)
+    if folder is None:
+        return {}
     epochs, _ = read_epochs(folder.metrics)
     found: dict[str, Any] = {
         "accuracy": accuracy,
@@ -54,7 +63,12 @@ def outcome(
     )
     for text in warnings:
         reporter.warning(text)
-    return found | {"warnings": warnings}
+    hardware = {
+        "accelerator": engine.accelerator.name,
+        "precision": engine.accelerator.precision,
+        "processes": engine.processes.count,
+    }
+    return {**found, **hardware, "warnings": warnings}
 
 
 def chance_of(images: ImageSet) -> float:

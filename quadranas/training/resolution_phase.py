@@ -98,7 +98,7 @@ def equivalent_steps(dataset: Dataset, deployed: int, *, batch_size: int, num_im
 
 def train_network(
     training: NetworkTraining,
-    folder: RunFolder,
+    folder: RunFolder | None,
     reporter: Reporter,
     checkpoint: Mapping[str, Any] | None,
     *,
@@ -110,6 +110,7 @@ def train_network(
 
     Args:
         training: the first phase.
+        folder: the run folder; None in a process that does not write.
         checkpoint: a checkpoint of any of the phases; None to start at the beginning.
         num_images: number of images per stage of the last phase, at most one pass over the
             training images.
@@ -122,8 +123,8 @@ def train_network(
     names = list(phases)
     if checkpoint is not None and checkpoint["phase"] not in names:
         raise QuadranasError(
-            f"the newest checkpoint in {folder.checkpoints} is of the phase "
-            f"{checkpoint['phase']!r}, which this run does not have",
+            f"the newest checkpoint is of the phase {checkpoint['phase']!r}, which this run does "
+            "not have",
             "Start a new run with another --output.",
         )
     for name in names[names.index(checkpoint["phase"]) if checkpoint else 0 :]:
@@ -187,6 +188,8 @@ def _begin(
         optimizer=optimizer,
         rate=lambda step: first.weights.learning_rate * rate_at(stages, index, step),
         metrics={"phase": "resolution", "epoch": index + 1, "resolution": stage.resolution},
+        engine=first.engine,
+        compiled=first.is_compiled,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, step_result
 from quadranas.runs.config import WeightConfig
@@ -22,19 +23,19 @@ def weight_step(
     batch: Batch,
     config: WeightConfig,
     learning_rate: float,
+    engine: Engine | None = None,
 ) -> StepResult:
     """One training step of the weights on the current path.
 
     Args:
         parameters: those on the current path; the others have no gradient and do not change.
+        engine: the hardware on which network and batch lie; by default the processor.
     """
+    engine = engine or Engine()
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    logits = network(batch.images)
+    logits = engine.logits(network, batch.images)
     loss = functional.cross_entropy(logits, batch.targets, label_smoothing=config.label_smoothing)
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    optimizer.step()
-    for parameter in parameters:
-        parameter.grad = None
+    engine.backward(loss, batch.weight)
+    engine.update(optimizer, parameters, config.clip_norm)
     return step_result(loss, logits, batch)

@@ -1,13 +1,15 @@
 """The first phase of a search: training the supernet and its gates."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quadranas.data.batch import Batch
-from quadranas.data.splits import epoch_batches, split_halves
+from quadranas.acceleration.batch_norm import synchronized
+from quadranas.acceleration.engine import Engine
+from quadranas.data.splits import split_halves
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.strategies.limits import reachable_ms
@@ -16,6 +18,7 @@ from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
+from quadranas.training.batches import Batches
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
 from quadranas.training.steps import weight_step
@@ -34,14 +37,27 @@ class SupernetTraining:
     name = "supernet"
     is_inspected = False
 
-    def __init__(self, setup: SearchSetup, supernet: Supernet) -> None:
+    def __init__(
+        self, setup: SearchSetup, supernet: Supernet, engine: Engine | None = None
+    ) -> None:
         config, dataset = setup.config, setup.dataset
-        self.config, self.dataset, self.supernet = config, dataset, supernet
-        self.augmenter = setup.augmenter()
-        self.weight_half, self.gate_half = split_halves(
+        self.engine = engine or Engine()
+        if not self.engine.processes.is_alone:
+            synchronized(supernet)
+        self.config, self.supernet = config, supernet
+        weight_half, gate_half = split_halves(
             dataset.train.labels, derived_seed(config.seed, "halves")
         )
-        self.steps_per_epoch = len(self._batches(self.weight_half, "weights", 0))
+        augmenter = setup.augmenter()
+        self.weight_batches, self.gate_batches = (
+            Batches(
+                *(dataset, augmenter, self.engine, half),
+                batch_size=config.batch_size,
+                seed_of=partial(derived_seed, config.seed, purpose),
+            )
+            for half, purpose in ((weight_half, "weights"), (gate_half, "gates"))
+        )
+        self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
         self.num_steps = epochs * self.steps_per_epoch
@@ -51,34 +67,18 @@ class SupernetTraining:
         self.controller = BudgetController(setup.budget_ms)
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
+        supernet.place(self.engine.accelerator)
         self.optimizer = build_optimizer(supernet, config.weights)
-        self.gate_trainer = GateTrainer(supernet, self.expected, self.controller, config.gates)
-
-    def _batches(self, half: Tensor, purpose: str, epoch: int) -> list[Tensor]:
-        seed = derived_seed(self.config.seed, purpose, epoch)
-        return epoch_batches(half, self.config.batch_size, seed=seed)
-
-    def _weight_batch(self, number: int) -> Batch:
-        epoch, index = divmod(number, self.steps_per_epoch)
-        indices = self._batches(self.weight_half, "weights", epoch)[index]
-        images, labels = self.dataset.train.batch(indices), self.dataset.train.labels[indices]
-        seed = derived_seed(self.config.seed, "augment", number)
-        return Batch(*self.augmenter(images, labels, seed=seed))
-
-    def _gate_batch(self, number: int) -> Batch:
-        per_epoch = len(self._batches(self.gate_half, "gates", 0))
-        epoch, index = divmod(number, per_epoch)
-        indices = self._batches(self.gate_half, "gates", epoch)[index]
-        labels = self.dataset.train.labels[indices]
-        targets = torch.nn.functional.one_hot(labels, self.dataset.num_classes).float()
-        return Batch(self.augmenter.plain(self.dataset.train.batch(indices)), targets)
+        self.gate_trainer = GateTrainer(
+            supernet, self.expected, self.controller, config.gates, self.engine
+        )
 
     def check(self) -> None:
         """Check that gradients reach all parameters, before any training."""
         self.supernet.train()
-        check_gradients(self.supernet, self.gate_trainer, self._gate_batch(0))
+        check_gradients(self.supernet, self.gate_trainer, self.gate_batches.plain(0))
 
-    def step(self, number: int) -> Mapping[str, float]:
+    def step(self, number: int) -> Mapping[str, Tensor]:
         """One weight step and, after the warm-up, an architecture step when it is due."""
         self.supernet.train()
         seed, weights = self.config.seed, self.config.weights
@@ -88,16 +88,17 @@ class SupernetTraining:
             self.supernet,
             self.supernet.active_parameters(),
             self.optimizer,
-            self._weight_batch(number),
+            self.weight_batches.augmented(number, seed=derived_seed(seed, "augment", number)),
             weights,
             learning_rate_at(number, self.num_steps, weights),
+            self.engine,
         )
         means = {"loss": result.loss, "accuracy": result.accuracy}
         done = number + 1 - self.warmup_steps
         every = self.config.gates.weight_steps
         if done > 0 and done % every == 0:
             generator = generator_for(seed, "gates", number)
-            gate = self.gate_trainer.step(self._gate_batch(done // every - 1), generator)
+            gate = self.gate_trainer.step(self.gate_batches.plain(done // every - 1), generator)
             means |= {"gate_loss": gate.loss, "gate_accuracy": gate.accuracy}
         return means
 
@@ -139,12 +140,17 @@ class SupernetTraining:
                 "the budget, but a longer search may find a better one"
             )
 
+    def fingerprint(self) -> bytes:
+        """The bits of the gates."""
+        return self.supernet.gates.alpha.detach().numpy().tobytes()
+
     def state(self) -> dict[str, Any]:
-        """Weights, gates, optimisers and controller."""
+        """Weights, gates, optimisers, controller and engine."""
         return {
             "supernet": self.supernet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "gates": self.gate_trainer.state(),
+            "engine": self.engine.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -152,3 +158,4 @@ class SupernetTraining:
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.gate_trainer.restore(state["gates"])
+        self.engine.restore(state.get("engine", {}))

@@ -145,7 +145,8 @@ FAULTS: dict[str, str] = {
     "export run --resolution 33": "resolution 33 does not fit toy-cpu-800us",
     "profile quadranet36_t --resolution 100": "it must be a multiple of 32",
     # configurations
-    "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: augment,",
+    "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: "
+    "accelerator, augment,",
     "SEARCH --config nested.yaml": "schedule.serach_epochs: unknown key (got 3); accepted: "
     "finetune_epochs, resolution_images, search_epochs, warmup_epochs; did you mean "
     "'search_epochs'?",
@@ -298,6 +299,7 @@ RUN_KEYS = TEST_KEYS | {
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
     *("params", "macs", "confidence", "tolerance"),
 }
+TRAINED_KEYS = {"report_path", "accelerator", "precision", "processes"}
 KEYS: dict[str, set[str]] = {
     "profile quadranet36_t": {"model", "resolution", "num_classes", "params", "macs", "layers"},
     "devices": {"devices", "runtimes"},
@@ -310,12 +312,12 @@ KEYS: dict[str, set[str]] = {
         *("table", "plot", "summary"),
     },
     "merge-lut host.json host.json --output merged.json": {"path", "entries"},
-    "SEARCH --output new": RUN_KEYS | {"report_path", "seed", "versions"},
-    "search --resume --output run": RUN_KEYS | {"report_path", "seed", "versions"},
+    "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
+    "search --resume --output run": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "train run --epochs 1": {
-        *("run", "architecture", "notes", "params", "macs", "report_path"),
-        *TEST_KEYS,
+        *("run", "architecture", "notes", "params", "macs"),
+        *(TEST_KEYS | TRAINED_KEYS),
     },
     "eval run": {
         *("model", "data", "num_images", "num_skipped"),

@@ -1,6 +1,7 @@
 """The search as a whole: what it promises, what it writes, and that it repeats itself."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -373,8 +374,8 @@ def test_an_expectation_off_the_budget_at_the_end_sounds_an_alarm(
 def test_a_diverged_loss_stops_the_run_by_name(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverged(self: SupernetTraining, number: int) -> Mapping[str, float]:
-        return {"loss": float("nan")}
+    def diverged(self: SupernetTraining, number: int) -> Mapping[str, Tensor]:
+        return {"loss": torch.tensor(math.nan)}
 
     monkeypatch.setattr(SupernetTraining, "step", diverged)
     with pytest.raises(QuadranasError, match="training diverged: loss is nan") as caught:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from quadranas.acceleration.engine import Engine
 from quadranas.backends.interface import Conversion, FileBackend
 from quadranas.backends.onnx_file import count_nodes
 from quadranas.backends.pytorch_archive import count_targets
@@ -296,7 +297,7 @@ def _report_data(path: Path) -> object:
 
 def _conditions(path: Path) -> object:
     found = load_conditions(path.parent)
-    return None if found is None else found.changes()
+    return None if found is None else found.changes(Engine())
 
 
 READERS = {

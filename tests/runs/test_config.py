@@ -128,7 +128,10 @@ def test_merging_again_changes_nothing(base: dict[str, Any], changes: dict[str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"bugdet": 1}, "bugdet: unknown key (got 1); accepted: augment, batch_size, budget, "),
+        (
+            {"bugdet": 1},
+            "bugdet: unknown key (got 1); accepted: accelerator, augment, batch_size, ",
+        ),
         ({"gates": {"mod": "full"}}, "gates.mod: unknown key (got 'full'); accepted: "),
         ({"gates": {"mode": "ful"}}, "gates.mode: Input should be 'two_path' or 'full'"),
         ({"batch_size": 1}, "batch_size: Input should be greater than or equal to 2 (got 1)"),

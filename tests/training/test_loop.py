@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from quadranas.acceleration.engine import Engine
 from quadranas.errors import QuadranasError
 from quadranas.reporter import Reporter
 from quadranas.runs.records import Metrics
@@ -35,6 +37,7 @@ class Told(Reporter):
 class CountingPhase:
     """Its state is a sum of the steps' numbers; it can be stopped before a step, or diverge."""
 
+    engine = Engine()
     name = "count"
     num_steps = NUM_STEPS
     steps_per_epoch = STEPS_PER_EPOCH
@@ -45,15 +48,15 @@ class CountingPhase:
         self.stop, self.diverge = stop, diverge
         self.steps: list[int] = []
 
-    def step(self, number: int) -> Mapping[str, float]:
+    def step(self, number: int) -> Mapping[str, Tensor]:
         if number == self.stop:
             raise KeyboardInterrupt
         self.steps.append(number)
         self.total = self.total + number
-        means = {"loss": float(self.total)}
+        means = {"loss": self.total}
         if number == self.diverge:
-            means["loss"] = float("inf")
-        return means | ({"gate_loss": float(number)} if number % 2 else {})
+            means["loss"] = torch.tensor(float("inf"))
+        return means | ({"gate_loss": torch.tensor(number)} if number % 2 else {})
 
     def epoch_metrics(self, epoch: int) -> Metrics:
         return {"phase": self.name, "epoch": epoch + 1}
@@ -64,6 +67,9 @@ class CountingPhase:
     def alarms(self, metrics: Metrics) -> Iterable[str]:
         if metrics["epoch"] == 2:
             yield f"loss is {metrics['loss']}"
+
+    def fingerprint(self) -> bytes:
+        return str(float(self.total)).encode()
 
     def state(self) -> dict[str, Any]:
         return {"total": self.total}

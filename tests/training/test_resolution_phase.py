@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from quadranas.commands.evaluate import evaluate
 from quadranas.commands.export import export
@@ -144,7 +145,7 @@ def test_an_interrupted_training_resumes_bit_identical_in_every_phase(
     taken = iter(range(steps))
     step = NetworkTraining.step
 
-    def stopping(training: NetworkTraining, number: int) -> Mapping[str, float]:
+    def stopping(training: NetworkTraining, number: int) -> Mapping[str, Tensor]:
         if next(taken, None) is None:
             raise KeyboardInterrupt
         return step(training, number)

@@ -1,0 +1,39 @@
+"""What the processes of a training have to agree on before it starts."""
+
+from quadranas.acceleration.processes import Processes
+from quadranas.data.dataset import Dataset
+from quadranas.errors import QuadranasError
+from quadranas.runs.config import TrainingConfig
+
+SAME = "Start all processes with the same command, on machines that see the same files."
+
+
+def check_batch_size(config: TrainingConfig, processes: Processes) -> None:
+    """Refuse a batch size that cannot be split evenly.
+
+    Raises:
+        QuadranasError: names the nearest sizes.
+    """
+    size, count = config.batch_size, processes.count
+    if size % count:
+        lower = size // count * count
+        nearest = " or ".join(str(near) for near in (lower, lower + count) if near)
+        raise QuadranasError(
+            f"a batch of {size} images cannot be split evenly among {count} processes",
+            f"Set batch_size to {nearest}, or start another number of processes.",
+        )
+
+
+def check_agreement(config: TrainingConfig, dataset: Dataset, processes: Processes) -> None:
+    """Refuse to train if the processes have different images or configurations.
+
+    Raises:
+        QuadranasError: names the processes that differ from the first one.
+    """
+    if processes.is_alone:
+        return
+    processes.require_equal("the configuration", config.model_dump_json(), SAME)
+    labels = [split.labels.numpy().tobytes().hex() for split in (dataset.train, dataset.test)]
+    names = [f.members for f in (dataset.files.train, dataset.files.test)] if dataset.files else []
+    described = (dataset.class_names, dataset.resolution, dataset.mean, dataset.std, labels, names)
+    processes.require_equal("the images", repr(described), SAME)
