@@ -45,6 +45,7 @@ from quadranas.cli.options import (
     Val,
     Verify,
     Weights,
+    Workers,
     given,
 )
 
@@ -63,6 +64,7 @@ def search(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     verify: Verify = None,
+    workers: Workers = None,
     seed: Seed = None,
     config: ConfigFile = None,
     train_resolution: Annotated[
@@ -107,6 +109,7 @@ def search(
         tolerance=tolerance,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -174,6 +177,7 @@ def train(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     verify: Verify = None,
+    workers: Workers = None,
     weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -207,6 +211,7 @@ def train(
         epochs=epochs,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,

@@ -52,6 +52,8 @@ class Dataset:
         files: the image files in use, and the skipped ones; None for digits.
         warnings: what may be wrong with the images, in words.
         resized: returns the splits with the same images at another resolution.
+        workers: number of processes that decode training images that are not kept in memory; None
+            to choose it by the number of cores.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Dataset:
     files: SplitFiles | None = None
     warnings: tuple[str, ...] = ()
     resized: Callable[[int], tuple[ImageSet, ImageSet]]
+    workers: int | None = None
 
     def at(self, resolution: int) -> "Dataset":
         """The same images at another resolution, however small they are; statistics stay."""

@@ -10,6 +10,7 @@ Shapes: B images of a batch, R the resolution.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, final
 
 import numpy as np
@@ -43,9 +44,8 @@ class Loader:
     Args:
         images: the images of the split.
         plan: gives the indices of a batch; in several processes, of the share of this one.
-        num_steps: the number of batches.
-        workers: number of worker processes; None for `automatic_workers`. Images that are kept in
-            memory need none.
+        num_steps: the number of batches, after which the workers end; None if it is not known.
+        workers: number of worker processes. Images that are kept in memory need none.
         seed: seed of random crops.
         epoch_of: the epoch that a batch belongs to.
         pinned: copy batches to page-locked memory, from which a GPU copies them asynchronously.
@@ -56,8 +56,8 @@ class Loader:
         images: ImageSet,
         plan: Plan,
         *,
-        num_steps: int,
-        workers: int | None = None,
+        num_steps: int | None,
+        workers: int,
         seed: int = 0,
         epoch_of: Callable[[int], int] = lambda number: 0,
         pinned: bool = False,
@@ -65,9 +65,7 @@ class Loader:
         self.images, self._plan, self._num_steps = images, plan, num_steps
         self._seed, self._epoch_of, self._pinned = seed, epoch_of, pinned
         self._samples = None if images.is_in_memory else images.samples
-        self.workers = 0
-        if self._samples is not None:
-            self.workers = automatic_workers() if workers is None else workers
+        self.workers = 0 if self._samples is None else workers
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._start = self._next = 0
@@ -127,6 +125,8 @@ class Loader:
             self._batches = None  # what is prepared belongs to later batches
             raise result
         self._next = number + 1
+        if self._next == self._num_steps:
+            self.close()
         return result.permute(0, 3, 1, 2), indices
 
     def _make_loader(self) -> "DataLoader[Any]":
@@ -144,7 +144,9 @@ class Loader:
         )
 
     def _requests(self) -> Iterator[Request]:
-        for number in range(self._start, self._num_steps):
+        for number in count(self._start):
+            if number == self._num_steps:
+                return
             yield self._plan(number).cpu().numpy(), self._epoch_of(number)
 
 
@@ -173,6 +175,16 @@ class _Batches(Dataset[Any]):
         except QuadranasError as error:  # raised here, it would lose its hint on the way
             return numbers, error
         return numbers, torch.from_numpy(pixels)
+
+
+def share_of_workers(workers: int | None, loaders: int = 1) -> int:
+    """The number of workers of one of several loaders that work at the same time.
+
+    Args:
+        workers: the number of all; None for `automatic_workers`.
+    """
+    total = automatic_workers() if workers is None else workers
+    return max(1, total // loaders) if total else 0
 
 
 def automatic_workers() -> int:

@@ -15,7 +15,7 @@ from quadranas.data import dataset
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.image_set import ImageSet
-from quadranas.data.loader import Loader, automatic_workers
+from quadranas.data.loader import Loader, automatic_workers, share_of_workers
 from quadranas.errors import QuadranasError
 from tests.data.sources import SOURCES
 from tests.pictures import truncate, write_classes
@@ -104,7 +104,7 @@ def test_crops_differ_between_epochs_and_seeds(pictures: Path) -> None:
     crops = [loader(images, 0, seed).batch(0)[0] for seed in (5, 5, 6)]
     assert torch.equal(crops[0], crops[1])
     assert not torch.equal(crops[0], crops[2])
-    same = Loader(images, lambda number: plan(0), num_steps=2, workers=0, epoch_of=int)
+    same = Loader(images, lambda number: plan(0), num_steps=None, workers=0, epoch_of=int)
     assert not torch.equal(same.batch(0)[0], same.batch(1)[0])
 
 
@@ -149,7 +149,13 @@ def test_the_cores_decide_about_the_workers(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert automatic_workers() == expected
+    assert automatic_workers() == share_of_workers(None) == expected
+    assert share_of_workers(None, 2) == max(1, expected // 2)
+
+
+def test_workers_are_shared_by_loaders() -> None:
+    assert [share_of_workers(n, 2) for n in (0, 1, 2, 5)] == [0, 1, 1, 2]
+    assert share_of_workers(7) == 7
 
 
 UNGUARDED = """
@@ -188,6 +194,8 @@ def test_ended_loaders_leave_no_process(pictures: Path, no_memory: None) -> None
     assert before
     opened.close()
     assert not before & set(children())
+    opened.batch(STEPS - 1)  # the last one
+    assert not set(children())
     assert equal(opened.batch(1), loader(images, 0).batch(1))
     opened.close()
 
