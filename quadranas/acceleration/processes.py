@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
 
@@ -175,15 +177,18 @@ def together() -> Iterator[Processes]:
 
 def _join() -> Processes:
     try:
-        dist.init_process_group(timeout=PATIENCE)
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        # With a static rendezvous, a restart finds the addresses of the attempt before.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise QuadranasError(
             f"the processes did not meet: {str(error).splitlines()[0]}",
             "Start the same number on every machine, with the same --rdzv-endpoint.",
         ) from error
-    rank, count, local_rank = (int(os.environ[name]) for name in NAMES[:3])
-    return Processes(rank, count, local_rank, control)
+    return Processes(rank, count, int(os.environ["LOCAL_RANK"]), control)
 
 
 @contextmanager

@@ -104,7 +104,8 @@ class _Searched:
 
     def supernet(self) -> Supernet:
         """The trained supernet."""
-        supernet = build_supernet(self.space, seed=0)
+        nested = self.config.supernet.weights == "nested"
+        supernet = build_supernet(self.space, seed=0, nested=nested)
         load_weights(supernet, self.folder / layout.SUPERNET)
         return supernet
 

@@ -124,8 +124,7 @@ class _Agreed:
 def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) -> None:
     """Train, decide and write, as the main process or the only one."""
     setup, engine = agreed.prepare(start.reporter, processes)
-    seed = derived_seed(setup.config.seed, "supernet")
-    supernet = build_supernet(setup.space, seed=seed)
+    supernet = _supernet(setup)
     if not start.resuming:
         SupernetTraining(setup, supernet).check()  # before anything is written
     start.create(setup.config, supernet, setup.dataset, engine)
@@ -135,6 +134,12 @@ def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) 
     run.train(processes.from_main(start.checkpoint()))
 
 
+def _supernet(setup: SearchSetup) -> Supernet:
+    seed = derived_seed(setup.config.seed, "supernet")
+    nested = setup.config.supernet.weights == "nested"
+    return build_supernet(setup.space, seed=seed, nested=nested)
+
+
 def _follow(processes: Processes) -> SearchResult:
     """Train along with the main process."""
     silent = Reporter(silent=True)
@@ -142,7 +147,7 @@ def _follow(processes: Processes) -> SearchResult:
     if agreed is not None:
         torch.set_num_threads(agreed.threads)
         setup, engine = agreed.prepare(silent, processes)
-        supernet = build_supernet(setup.space, seed=derived_seed(setup.config.seed, "supernet"))
+        supernet = _supernet(setup)
         training = SupernetTraining(setup, supernet, engine)
         _SearchRun(setup, training, None, silent).train(processes.from_main())
     return processes.from_main()

@@ -375,7 +375,7 @@ def plot_front(
             star = {"marker": "*", "ms": 15, "ls": "none", "mec": "white"}
             axes.plot(*chosen, color=ORANGE, label="the chosen network", **star)  # type: ignore[arg-type]
         axes.set_xlabel("predicted latency [ms]")
-        axes.set_ylabel("score: log-probability under the gates")
+        axes.set_ylabel("score under the gates (0: all preferred)")
         axes.grid(color="#e4e7eb", lw=0.6)
         axes.legend(loc="best")
 

@@ -205,10 +205,10 @@ def _front(run: Run) -> str:
     return figure(
         plot_front(front, run.chosen, run.budget_ms),
         f"Results of <code>quadranas derive</code> for {NUM_BUDGETS} budgets in the reachable "
-        f"range of this space, {low} to {high}: the most probable network under the gates that "
-        f"uses at least {percent(MIN_USE, 0)} of the budget, if the space has one. The score "
-        "ranks networks of similar latency. It is not an accuracy, and the gates were trained for "
-        f"the budget of this run only. Source of latencies: {escape(run.source)}.",
+        f"range of this space, {low} to {high}: the network that the gates prefer among those "
+        f"that use at least {percent(MIN_USE, 0)} of the budget. The score is 0 if every gate has "
+        "its preference, otherwise negative. It is not an accuracy, and the gates were trained "
+        f"for the budget of this run only. Source of latencies: {escape(run.source)}.",
     )
 
 

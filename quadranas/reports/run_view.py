@@ -29,7 +29,7 @@ from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_whole_space
 from quadranas.strategies.exact import decode
-from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.strategies.limits import MIN_USE, Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
 
 RUN_FILES = (
@@ -208,7 +208,7 @@ class Run:
         if not (self.architecture and self.space and self.table and self.scores):
             return None
         choices = self.space.choices_of(self.architecture)
-        return self.table.predict_ms(self.architecture), self.scores.log_probability(choices)
+        return self.table.predict_ms(self.architecture), self.scores.score(choices)
 
     def front(self) -> list[tuple[float, float]]:
         """Latency and score of networks decoded for budgets over the reachable range, sorted."""
@@ -218,7 +218,7 @@ class Run:
         limits_of_run = {key: n for key, n in bounds.items() if isinstance(n, int) and n > 0}
         points = set()
         for budget_ms in np.geomspace(*reachable_ms(self.space, self.table), NUM_BUDGETS):
-            limits = Limits(budget_ms=float(budget_ms), **limits_of_run)
+            limits = Limits(budget_ms=float(budget_ms), min_use=MIN_USE, **limits_of_run)
             try:
                 decoded = decode(self.space, self.scores, self.table, limits)
             except BudgetError:  # a limit on parameters or MACs excludes every network

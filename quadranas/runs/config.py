@@ -83,6 +83,17 @@ class GateConfig(Frozen):
     weight_steps: int = Field(default=1, ge=1, le=MAX_COUNT)
 
 
+class SupernetConfig(Frozen):
+    """What the candidates of a supernet have in common.
+
+    Args:
+        weights: `independent`, each candidate has its own (ProxylessNAS); or `nested`, each is a
+            part of the largest candidate of its slot, so that every step trains all of them.
+    """
+
+    weights: Literal["independent", "nested"] = "independent"
+
+
 class ScheduleConfig(Frozen):
     """Number of epochs of each phase.
 
@@ -172,6 +183,7 @@ class SearchConfig(TrainingConfig):
             needs a measured table. Null: only the predicted latency is kept within it.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         schedule: number of epochs of each phase.
+        supernet: what the candidates have in common.
         gates: how architecture parameters are trained.
     """
 
@@ -184,6 +196,7 @@ class SearchConfig(TrainingConfig):
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
     schedule: ScheduleConfig = ScheduleConfig()
+    supernet: SupernetConfig = SupernetConfig()
     gates: GateConfig = GateConfig()
 
 

@@ -1,6 +1,7 @@
 """The command lines that messages propose: complete, and quoted for the shell."""
 
 import math
+import os
 import shlex
 from pathlib import Path
 
@@ -51,9 +52,18 @@ def resume_command(command: str, folder: Path, network: str = "MODEL") -> str:
     is_copied = command != "train" or (folder / layout.ARCHITECTURE).is_file()
     words = [command] if is_copied else [command, *shlex.split(network)]
     path, device = _named_device(folder)
-    return proposed(
+    line = proposed(
         *words, resume=True, output=folder, device=path if _has_reach(device) else None
     )
+    return f"{_launcher()}{line}"
+
+
+def _launcher() -> str:
+    """What starts a command line in several processes, if this process is one of several."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    return f"torchrun --nproc-per-node={here} -m "
 
 
 def train_command(folder: Path) -> str:

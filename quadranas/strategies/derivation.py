@@ -57,7 +57,7 @@ def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> Non
 def derive_architecture(
     space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, contract: Contract
 ) -> Architecture:
-    """The most probable architecture within the limits, with its provenance.
+    """The architecture within the limits that the gates prefer, with its provenance.
 
     Args:
         limits: with the budget for predictions, `contract.decoding_ms`.
@@ -74,7 +74,8 @@ def derive_architecture(
         "budget_ms": contract.budget_ms,
         "confidence": contract.confidence,
         "predicted_ms": decoded.latency_ms,
-        "log_probability": decoded.score,
+        "score": decoded.score,
+        "log_probability": scores.log_probability(decoded.choices),
         "optimality_gap": decoded.gap,
         "table": header.summary(),
     }

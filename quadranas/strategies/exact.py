@@ -1,8 +1,8 @@
-"""Exact decoding: the most probable architecture under a latency budget.
+"""Exact decoding: the architecture that the gates prefer under a latency budget.
 
-Departure from ProxylessNAS (arXiv:1812.00332), which takes the argmax of every gate without a
-bound on the latency: here the choice is the optimum of an integer programme with the budget as a
-constraint, solved by HiGHS.
+ProxylessNAS (arXiv:1812.00332) takes the argmax of every gate without a bound on the latency. That
+is the result here too if every network keeps the budget; otherwise the choice is the optimum of an
+integer programme with the budget as a constraint, solved by HiGHS.
 """
 
 import ctypes
@@ -29,6 +29,10 @@ MAX_REPAIRS = 100
 """Maximum number of solutions to exclude one by one because they violate an upper bound within
 HiGHS' tolerance, in at most `MAX_NODES` nodes; then all networks within `MARGIN` of it are."""
 
+TRIES_PER_NETWORK = 10
+"""Number of solutions for every further network, most of which can be networks known already, with
+other blocks skipped."""
+
 SLOWEST_GAP = 1e-3
 """Relative gap to which the latency of the slowest network is computed."""
 
@@ -51,9 +55,10 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A decoded architecture as choices, its log-probability and its predicted latency.
+    """A decoded architecture as choices, its score and its predicted latency.
 
     Args:
+        score: `GateScores.score`, 0 or negative.
         gap: 0 if the score is proven optimal. Otherwise HiGHS stopped after `MAX_NODES` nodes,
             and the optimum is better by at most this fraction.
     """
@@ -65,13 +70,14 @@ class Decoded:
 
 
 def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits) -> Decoded:
-    """The most probable architecture within the limits, exactly.
+    """The architecture with the best score within the limits, exactly.
 
-    The score is the log-probability under the trained gates, also for another budget or device:
-    it is our only quality estimate. Gates are biased towards the budget they were trained under,
-    so the latency must also be at least `limits.min_use` of the budget, or of the slowest network
-    within the limits if no network reaches that. The score then ranks networks of nearly equal
-    latency.
+    The score (`GateScores.score`) charges every gate for the distance from its own preference. If
+    every network is within the limits, the result is the preference of every gate.
+
+    Gates are biased towards the budget that they were trained under, and undecided ones may prefer
+    a fast network. The latency must therefore be at least `limits.min_use` of the budget, or of
+    the slowest network within the limits if no network reaches that.
 
     If very many networks violate a bound by less than `MARGIN`, networks within `MARGIN` of a
     bound are considered only if there are no others.
@@ -80,17 +86,40 @@ def decode(space: SearchSpace, scores: GateScores, table: LatencyTable, limits: 
         BudgetError: no network of the space is within the limits.
         QuadranasError: the solver found neither a network nor a proof that there is none.
     """
+    return decode_best(space, scores, table, limits, 1)[0]
+
+
+def decode_best(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, number: int
+) -> list[Decoded]:
+    """The architectures with the best scores within the limits, the best one first.
+
+    Networks that differ only in which blocks of a stage are skipped are the same, and occur once.
+
+    Args:
+        number: how many to find at most; there may be fewer within the limits, or within
+            `TRIES_PER_NETWORK` solutions for each.
+
+    Raises:
+        BudgetError: no network of the space is within the limits.
+        QuadranasError: the solver found neither a network nor a proof that there is none.
+    """
     check_budget(space, table, limits.budget_ms)
     programme = _Programme(space, scores, table, limits)
-    best = programme.solve(programme.scores, limits.min_use * limits.budget_ms)
-    if best is not None:
-        return best
-    slowest = programme.slowest_ms()
-    best = programme.solve(programme.scores, limits.min_use * slowest) if slowest else None
+    best, lower_ms = programme.first()
     best = best or programme.fastest()
     if best is None:
         raise too_tight(space, limits)
-    return best
+    found = {tuple(space.architecture(best.choices).ops()): best}
+    last: Decoded | None = best
+    for _ in range(TRIES_PER_NETWORK * (number - 1)):
+        if last is None or len(found) == number:
+            break
+        programme.exclude(last)
+        last = programme.solve(programme.scores, lower_ms)
+        if last is not None:
+            found.setdefault(tuple(space.architecture(last.choices).ops()), last)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -119,20 +148,19 @@ class _Programme:
                 continue
             block_scores = scores.blocks[block.name]
             if block.optional:
-                # Every optional block starts as skipped: `skip` is a constant of the score, and
-                # the variable "kept" adds the difference.
+                # Every optional block starts as skipped; the variable "kept" adds the difference.
                 assert block_scores.skip is not None, block.name
-                self.fixed[0] += block_scores.skip
                 self.columns.append((block.name, -1, 0))
                 columns.append((block_scores.keep - block_scores.skip, 0.0, 0.0, 0.0))
             for number, slot in enumerate(block.slots):
+                slot_scores = block_scores.slots[number]
                 for index, candidate in enumerate(slot.candidates):
                     _, *costs = _costs(candidate, table)
                     self.columns.append((block.name, number, index))
-                    columns.append((block_scores.slots[number][index], *costs))
+                    columns.append((slot_scores[index] - max(slot_scores), *costs))
         matrix = np.array(columns).reshape(-1, 4)
         self.scores, self.latencies, self.params, self.macs = matrix.T
-        self.choose_one = self._choose_one()
+        self.rules = self._choose_one()
         _, self.most_ms = reachable_ms(space, table)
         # A budget far above the slowest network would scale the latencies below the tolerances.
         self.highest_ms = min(limits.budget_ms, 2 * self.most_ms)
@@ -178,17 +206,36 @@ class _Programme:
                 rows.append(LinearConstraint(scale * values, -np.inf, room - slack))
         return rows
 
-    def slowest_ms(self) -> float | None:
-        """Latency of the slowest network within the limits, or None if there is no such network.
+    def first(self) -> tuple[Decoded | None, float]:
+        """The network with the best score, and the lower bound on the latency from `min_use`."""
+        use = self.limits.min_use
+        if self.most_ms <= self.limits.budget_ms and self._is_bounded_by_latency_only:
+            use = 0.0
+        lower_ms = use * self.limits.budget_ms
+        best = self.solve(self.scores, lower_ms)
+        if best is None and use:
+            lower_ms = use * self._slowest_ms()
+            best = self.solve(self.scores, lower_ms) if lower_ms else None
+        return best, lower_ms
+
+    def _slowest_ms(self) -> float:
+        """Latency of the slowest network within the limits, or 0 if there is no such network.
 
         Needed only if no network reaches `min_use` of the budget. Maximising the latency under a
         latency bound is a subset-sum problem, the hardest case of this programme, so it is solved
         to a gap of `SLOWEST_GAP`.
         """
-        if self.most_ms <= self.limits.budget_ms and self._is_bounded_by_latency_only:
-            return self.most_ms
         decoded = self.solve(self.latencies, 0.0, gap=SLOWEST_GAP)
-        return None if decoded is None else decoded.latency_ms
+        return 0.0 if decoded is None else decoded.latency_ms
+
+    def exclude(self, known: Decoded) -> None:
+        """Have later solutions differ from a network."""
+        chosen = np.zeros(len(self.columns))
+        for index, (block, slot, candidate) in enumerate(self.columns):
+            choice = known.choices[block]
+            if choice is not SKIPPED:
+                chosen[index] = slot < 0 or choice[slot] == candidate
+        self.rules = [*self.rules, _other_than(chosen)]
 
     @property
     def _is_bounded_by_latency_only(self) -> bool:
@@ -213,7 +260,7 @@ class _Programme:
         """
         if not self.columns:
             return self._within(np.zeros(0), lower_ms)
-        rows = self.choose_one + self._bounds(lower_ms)
+        rows = self.rules + self._bounds(lower_ms)
         num_nodes = 0
         for _ in range(MAX_REPAIRS):
             found = self._optimum(objective, rows, gap)
@@ -225,10 +272,8 @@ class _Programme:
             num_nodes += found.num_nodes
             if num_nodes > MAX_NODES:
                 break
-            # Excludes exactly this binary vector: it alone reaches its sum on the left.
-            row = 2 * found.chosen - 1
-            rows.append(LinearConstraint(row, -np.inf, found.chosen.sum() - 1))
-        found = self._optimum(objective, self.choose_one + self._bounds(lower_ms, MARGIN), gap)
+            rows.append(_other_than(found.chosen))
+        found = self._optimum(objective, self.rules + self._bounds(lower_ms, MARGIN), gap)
         return None if found is None else self._within(found.chosen, lower_ms, found.gap)
 
     def _optimum(
@@ -296,9 +341,14 @@ class _Programme:
     def _described(self, choices: dict[str, tuple[int, ...] | None]) -> Decoded:
         return Decoded(
             choices=choices,
-            score=self.gate_scores.log_probability(choices),
+            score=self.gate_scores.score(choices),
             latency_ms=self.table.predict_ms(self.space.architecture(choices)),
         )
+
+
+def _other_than(chosen: Vector) -> LinearConstraint:
+    """Excludes exactly one binary vector: it alone reaches its sum on the left."""
+    return LinearConstraint(2 * chosen - 1, -np.inf, chosen.sum() - 1)
 
 
 def _costs(spec: OpSpec, table: LatencyTable) -> Vector:

@@ -12,17 +12,22 @@ from quadranas.space.cost import count_macs, count_params
 from quadranas.space.search_space import SearchSpace
 
 MIN_USE = 0.9
-"""Minimum fraction of the budget that a decoded network uses, if the space allows it."""
+"""Minimum fraction of the budget that a decoded network uses, if the space allows it. Gates that
+are undecided, or were trained for a smaller budget, would leave more of it unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds on a network; `min_use` is the minimum fraction of the budget, if reachable."""
+    """Upper bounds on a network.
+
+    Args:
+        min_use: minimum fraction of the budget to use, if the space allows it.
+    """
 
     budget_ms: float
     max_params: int | None = None
     max_macs: int | None = None
-    min_use: float = MIN_USE
+    min_use: float = 0.0
 
 
 def reachable_ms(space: SearchSpace, table: LatencyTable) -> tuple[float, float]:

@@ -24,6 +24,11 @@ class BlockScores(Frozen):
     skip: float | None = None
     slots: tuple[tuple[float, ...], ...]
 
+    @property
+    def preference(self) -> float:
+        """The log-probability of what the depth gate prefers."""
+        return self.keep if self.skip is None else max(self.keep, self.skip)
+
 
 class GateScores(Frozen):
     """Log-probabilities of all gates of a trained supernet, and the search space they are for.
@@ -40,6 +45,26 @@ class GateScores(Frozen):
     def save(self, path: Path) -> None:
         """Write the scores as JSON."""
         write_json(path, self.model_dump(mode="json"))
+
+    def score(self, choices: Choices) -> float:
+        """How much less probable an architecture's choices are than those its gates prefer.
+
+        It is the sum of log-probabilities, each relative to that of the gate's preferred
+        candidate: 0 if every gate has its preference, otherwise negative. Inner gates of a skipped
+        block decide nothing and count 0, as do undecided inner gates of a kept block: a block is
+        not charged for having more gates.
+        """
+        total = 0.0
+        for name, block in self.blocks.items():
+            choice = choices[name]
+            if choice is SKIPPED:
+                assert block.skip is not None, name
+                total += block.skip - block.preference
+            else:
+                picked = zip(block.slots, choice, strict=True)
+                total += block.keep - block.preference
+                total += sum(scores[index] - max(scores) for scores, index in picked)
+        return total
 
     def log_probability(self, choices: Choices) -> float:
         """Log-probability with which the gates draw an architecture."""

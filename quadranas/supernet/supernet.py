@@ -6,21 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.acceleration.accelerator import Accelerator
+from quadranas.acceleration.batch_norm import synchronized
 from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
 from quadranas.supernet.gates import KEEP, Gates, Sample, gate_infos
+from quadranas.supernet.nested import NestedCandidate, largest_of
 from quadranas.supernet.routes import Route, take
 
 
 class MixedOp(nn.Module):
-    """The candidates of one slot and the route through them."""
+    """The candidates of one slot and the route through them.
 
-    def __init__(self, slot: Slot) -> None:
+    Args:
+        nested: whether the candidates are parts of the largest one, `shared`; otherwise each has
+            weights of its own.
+    """
+
+    def __init__(self, slot: Slot, *, nested: bool) -> None:
         super().__init__()
-        self.candidates = nn.ModuleList(build_op(spec) for spec in slot.candidates)
-        self.paths = tuple(self.candidates)
+        self.paths: tuple[nn.Module, ...]
+        if nested and len(slot.candidates) > 1:
+            self.shared = build_op(largest_of(slot.candidates))
+            self.paths = tuple(NestedCandidate(spec, self.shared) for spec in slot.candidates)
+        else:
+            self.candidates = nn.ModuleList(build_op(spec) for spec in slot.candidates)
+            self.paths = tuple(self.candidates)
         self.route = Route()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,9 +43,9 @@ class MixedOp(nn.Module):
 class MixedBlock(nn.Module):
     """The slots of one block, kept or skipped as a whole if it is optional."""
 
-    def __init__(self, block: SpaceBlock) -> None:
+    def __init__(self, block: SpaceBlock, *, nested: bool) -> None:
         super().__init__()
-        self.slots = nn.ModuleList(MixedOp(slot) for slot in block.slots)
+        self.slots = nn.ModuleList(MixedOp(slot, nested=nested) for slot in block.slots)
         self.optional = block.optional
         self.route = Route(active=KEEP)
 
@@ -55,14 +67,29 @@ class Supernet(nn.Module):
     """All networks of a space: a `Network` whose blocks hold every candidate, and its gates.
 
     The forward pass computes the path that was set last with `set_sample` or `set_choices`.
+
+    Args:
+        generator: of the gates' initial values.
+        nested: whether the candidates of a slot share weights (`quadranas.supernet.nested`).
     """
 
-    def __init__(self, space: SearchSpace, generator: torch.Generator) -> None:
+    def __init__(
+        self, space: SearchSpace, generator: torch.Generator, *, nested: bool = False
+    ) -> None:
         super().__init__()
         self.space = space
-        self.network = Network({block.name: MixedBlock(block) for block in space.blocks})
+        self.network = Network(
+            {block.name: MixedBlock(block, nested=nested) for block in space.blocks}
+        )
         self.gates = Gates(gate_infos(space), generator)
         self.routes = tuple(self._route(info.block, info.slot) for info in self.gates.infos)
+
+    def synchronize(self) -> None:
+        """Have BatchNorm use the statistics of all processes."""
+        synchronized(self)
+        for _, candidate in self.candidates():
+            if isinstance(candidate, NestedCandidate):
+                candidate.synchronize()
 
     def place(self, accelerator: Accelerator) -> None:
         """Move the weights to an accelerator; the gates stay on the processor."""
@@ -157,8 +184,8 @@ class Supernet(nn.Module):
         return tensors
 
 
-def build_supernet(space: SearchSpace, *, seed: int) -> Supernet:
+def build_supernet(space: SearchSpace, *, seed: int, nested: bool = False) -> Supernet:
     """A supernet with random weights and gates; PyTorch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Supernet(space, torch.Generator().manual_seed(seed))
+        return Supernet(space, torch.Generator().manual_seed(seed), nested=nested)

@@ -1,17 +1,19 @@
 """Epochs of training one network, after a search or by itself."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from quadranas.acceleration.batch_norm import synchronized
 from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
+from quadranas.errors import QuadranasError
 from quadranas.inspection.inspector import Inspector
 from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
@@ -103,7 +105,8 @@ class NetworkTraining:
         """One step of the weights."""
         self.network.train()
         seed = derived_seed(self.seed, self.name, "augment", number)
-        with self.inspector.step(number + 1) if self.inspector else nullcontext():
+        inspection = self.inspector.step(number + 1) if self.inspector else nullcontext()
+        with inspection, _compiling():
             result = weight_step(
                 self._forward,
                 self.parameters,
@@ -152,3 +155,16 @@ class NetworkTraining:
         self.engine.restore(state.get("engine", {}))
         if self.inspector:
             self.inspector.watch.restore(state["watch"])
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Turn an error of `torch.compile`, which compiles in the first step, into a message."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuadranasError(
+            f"torch.compile cannot compile the network: {reason[0]}",
+            "Install a C++ compiler, or omit --compile.",
+        ) from error

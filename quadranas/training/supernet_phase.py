@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quadranas.acceleration.batch_norm import synchronized
 from quadranas.acceleration.engine import Engine
 from quadranas.data.splits import split_halves
 from quadranas.runs.records import Metrics
@@ -43,7 +42,7 @@ class SupernetTraining:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
         if not self.engine.processes.is_alone:
-            synchronized(supernet)
+            supernet.synchronize()
         self.config, self.supernet = config, supernet
         weight_half, gate_half = split_halves(
             dataset.train.labels, derived_seed(config.seed, "halves")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from quadranas.acceleration.accelerator import CPU
-from quadranas.acceleration.batch_norm import synchronized
 from quadranas.acceleration.engine import Engine
 from quadranas.acceleration.processes import ALONE, Processes, together
 from quadranas.data.augmentation import AugmentConfig, Augmenter
@@ -26,7 +25,9 @@ from tests.small_supernets import BUDGET_MS, SPACES, table_for
 NUM_STEPS = 4
 
 
-def train(space_name: str, processes: Processes = ALONE) -> dict[str, Tensor]:
+def train(
+    space_name: str, processes: Processes = ALONE, *, nested: bool = False
+) -> dict[str, Tensor]:
     """Weight and architecture steps with every augmentation; returns all tensors at the end."""
     space = SPACES[space_name].with_num_classes(10)
     engine = Engine.of(CPU, processes)
@@ -39,9 +40,9 @@ def train(space_name: str, processes: Processes = ALONE) -> dict[str, Tensor]:
         batch_size=24,
         seed_of=lambda epoch: epoch,
     )
-    supernet = build_supernet(space, seed=0).double().train()
+    supernet = build_supernet(space, seed=0, nested=nested).double().train()
     if not processes.is_alone:
-        synchronized(supernet)
+        supernet.synchronize()
     weights = WeightConfig()
     optimizer = build_optimizer(supernet, weights)
     trainer = GateTrainer(
@@ -65,7 +66,9 @@ def in_double(batch: Batch) -> Batch:
     return Batch(batch.images.double(), batch.targets.double(), batch.weight)
 
 
-def main(space_name: str, output: str) -> None:
+def main(space_name: str, output: str, *, nested: bool) -> None:
     """Train as one of several processes; each writes its tensors."""
     with together() as processes:
-        torch.save(train(space_name, processes), Path(output) / f"{processes.rank}.pt")
+        torch.save(
+            train(space_name, processes, nested=nested), Path(output) / f"{processes.rank}.pt"
+        )

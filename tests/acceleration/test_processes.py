@@ -14,21 +14,27 @@ from quadranas.space.architecture import load_architecture
 from tests.acceleration.joint_steps import train
 from tests.acceleration.processes import run_together, start_together
 from tests.command_line import SMALL, Outcome, Server, call, contents, until
-from tests.small_supernets import SPACES
 
 SAME_FILES = ("space.yaml", "table.json", "preprocessing.json")
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("space", "nested", "counts"),
+    [
+        ("small-quadra", False, (2, 4)),
+        ("small-mbconv", False, (2, 4)),
+        ("small-mbconv", True, (2,)),
+    ],
+)
 def test_two_and_four_processes_compute_what_one_does(
-    tmp_path: Path, server: Server, space: str
+    tmp_path: Path, server: Server, space: str, nested: bool, counts: tuple[int, ...]
 ) -> None:
-    alone = train(space)
-    for count in (2, 4):
+    alone = train(space, nested=nested)
+    for count in counts:
         folder = tmp_path / str(count)
         prelude = (
             "from tests.acceleration.joint_steps import main; "
-            f"main({space!r}, {str(folder)!r}); raise SystemExit"
+            f"main({space!r}, {str(folder)!r}, nested={nested}); raise SystemExit"
         )
         outcomes = run_together(
             server, folder, count, preludes=dict.fromkeys(range(count), prelude)
@@ -120,7 +126,9 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes_to_the_same_bit
     assert started[killed].wait().code == -signal.SIGKILL
     assert outcome.code == 2
     assert outcome.err.count("another process of this training has ended") == 1
-    assert "--resume" in outcome.err
+    # Only the main process knows the run's folder.
+    line = "torchrun --nproc-per-node=2 -m quadranas search --resume --output run"
+    assert (line if killed == 1 else "Continue the run with --resume") in outcome.err
     resume = ("search", "--resume", "--output", "run", "--json")
     outcomes = run_together(server, tmp_path / "killed" / "resumed", 2, *resume, at=run.parent)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err

@@ -1,0 +1,116 @@
+"""Candidates that share weights: each is a part of the largest candidate of its slot.
+
+Source: once-for-all, Cai et al., ICLR 2020 (arXiv:1908.09791), Sec. 3.2, elastic kernels and
+widths. A smaller kernel is the centre of the largest, without OFA's transformation matrices; a
+smaller expansion is the first hidden units. So every step trains a part of every candidate.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from quadranas.acceleration.batch_norm import synchronized
+from quadranas.errors import QuadranasError
+from quadranas.layers import build_op
+from quadranas.space.operation import OpSpec
+
+
+def largest_of(specs: Sequence[OpSpec]) -> OpSpec:
+    """The operation with the largest kernel and the largest expansion among candidates."""
+    changes = {
+        "kernel_size": max(spec.kernel_size for spec in specs),
+        "expand_ratio": max(spec.expand_ratio for spec in specs),
+    }
+    return specs[0].model_copy(update=changes)
+
+
+class NestedCandidate(nn.Module):
+    """A candidate that computes with a part of the weights of the largest one.
+
+    Args:
+        spec: the candidate.
+        shared: the largest candidate, whose weights these are.
+
+    Raises:
+        QuadranasError: the candidate has other weights than parts of the largest one's.
+    """
+
+    def __init__(self, spec: OpSpec, shared: nn.Module) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            form = build_op(spec)
+        # In tuples, so that the weights are not registered a second time.
+        self._shared, self._form = (shared,), (form,)
+        self._shapes = {name: tensor.shape for name, tensor in _tensors(form)}
+        self._check(spec, dict(_tensors(shared)))
+
+    def _check(self, spec: OpSpec, whole: dict[str, Tensor]) -> None:
+        for name, shape in self._shapes.items():
+            there = whole[name].shape if name in whole else None
+            if there is None or any(want > have for want, have in zip(shape, there, strict=True)):
+                raise QuadranasError(
+                    f"the weights of {spec} cannot be a part of those of the largest candidate: "
+                    f"{name} has shape {tuple(shape)}, there {there and tuple(there)}",
+                    "Use supernet.weights: independent, or candidates that differ only in kernel "
+                    "size and expansion, the latter above 1.",
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The operation on its part of the weights; shapes are those of the operation."""
+        (form,) = self._form
+        self._copy_modes()
+        y: Tensor = functional_call(form, self.tensors(), (x,), strict=True)
+        return y
+
+    def _copy_modes(self) -> None:
+        """Training or evaluation, and whether BatchNorm tracks averages, as in the largest."""
+        (shared,), (form,) = self._shared, self._form
+        for here, there in zip(form.modules(), shared.modules(), strict=True):
+            here.training = there.training
+            if isinstance(here, BatchNorm) and isinstance(there, BatchNorm):
+                here.track_running_stats = there.track_running_stats
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts of the weights and buffers, as views."""
+        (shared,) = self._shared
+        return {
+            name: part_of(tensor, self._shapes[name])
+            for name, tensor in _tensors(shared)
+            if name in self._shapes
+        }
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the largest candidate, which a step on this one changes."""
+        (shared,) = self._shared
+        return shared.named_parameters(*args, **kwargs)
+
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """The tensors of the operation by itself, for a network that inherits them."""
+        return {name: tensor.detach() for name, tensor in self.tensors().items()}
+
+    def synchronize(self) -> None:
+        """Have BatchNorm use the statistics of all processes."""
+        synchronized(self._form[0])
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
+
+
+def part_of(tensor: Tensor, shape: Size) -> Tensor:
+    """The centre of a kernel's height and width, and the first entries of all other axes.
+
+    Args:
+        shape: the shape of the part; a kernel has four axes.
+    """
+    for axis, (have, want) in enumerate(zip(tensor.shape, shape, strict=True)):
+        is_spatial = tensor.ndim == 4 and axis >= 2
+        tensor = tensor.narrow(axis, (have - want) // 2 if is_spatial else 0, want)
+    return tensor
