@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.convert import ConvertResult as ConvertResult
     from quadranas.commands.convert import ReduceResult as ReduceResult
     from quadranas.commands.convert import convert as convert
+    from quadranas.commands.data import DataResult as DataResult
+    from quadranas.commands.data import describe_data as describe_data
     from quadranas.commands.derive import derive as derive
     from quadranas.commands.evaluate import EvaluateResult as EvaluateResult
     from quadranas.commands.evaluate import evaluate as evaluate
@@ -75,6 +77,7 @@ _HOMES = {
     "convert": "quadranas.commands.convert",
     "adapt": "quadranas.commands.adapt",
     "inspect": "quadranas.commands.inspect",
+    "describe_data": "quadranas.commands.data",
     "open_run": "quadranas.runs.results",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
@@ -97,6 +100,7 @@ _HOMES = {
     "ReduceResult": "quadranas.commands.convert",
     "AdaptResult": "quadranas.commands.adapt",
     "InspectResult": "quadranas.commands.inspect",
+    "DataResult": "quadranas.commands.data",
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",

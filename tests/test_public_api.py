@@ -18,8 +18,9 @@ from tests.command_line import call
 from tests.typed_results import parsed
 
 RESULTS = [name for name in quadranas.__all__ if name.endswith("Result")]
+OTHER_NAMES = {"eval": "evaluate", "data": "describe_data"}
 COMMANDS = {
-    command.name: {"eval": "evaluate"}.get(name := str(command.name), name.replace("-", "_"))
+    command.name: OTHER_NAMES.get(name := str(command.name), name.replace("-", "_"))
     for command in app.registered_commands
 }
 WITHOUT_FUNCTION = {"devices", "spaces"}

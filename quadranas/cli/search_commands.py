@@ -46,6 +46,7 @@ from quadranas.cli.options import (
     Val,
     Verify,
     Weights,
+    Workers,
     given,
 )
 
@@ -64,6 +65,7 @@ def search(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     verify: Verify = None,
+    workers: Workers = None,
     seed: Seed = None,
     config: ConfigFile = None,
     train_resolution: Annotated[
@@ -110,6 +112,7 @@ def search(
         candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -178,6 +181,7 @@ def train(
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
     verify: Verify = None,
+    workers: Workers = None,
     weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -211,6 +215,7 @@ def train(
         epochs=epochs,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,

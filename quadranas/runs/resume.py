@@ -42,7 +42,7 @@ COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
 
-MAY_DIFFER = ("verify", "accelerator")
+MAY_DIFFER = ("verify", "workers", "accelerator")
 """Keys of a configuration that may differ when a run is resumed: they affect the last bits of the
 results at most."""
 

@@ -27,7 +27,9 @@ from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
 from quadranas.validation import validate
 
-DECIDED_BY_DATA = ("data", "val", "skip_corrupt", "verify", "train_resolution", "augment")
+DECIDED_BY_DATA = (
+    *("data", "val", "skip_corrupt", "verify", "workers", "train_resolution", "augment"),
+)
 """The keys of a configuration that do not carry over to other data."""
 
 

@@ -329,6 +329,9 @@ KEYS: dict[str, set[str]] = {
     },
     "report run": {"run", "report"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
+    "data pictures": {
+        *("data", "val", "kind", "is_held_out", "splits", "classes", "warnings", "page"),
+    },
     "export run": {
         *("bundle", "path", "format", "precision", "resolution", "runtime", "num_images"),
         *("max_abs_error", "relative_error", "top1_agreement", "accuracy", "accuracy_pytorch"),
@@ -377,6 +380,7 @@ def test_stdout_is_one_json_object(
     monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
+    (tmp_path / "pictures").symlink_to(pictures)
     write(tmp_path / "net.onnx", "y = Relu(x)")
     if "bundle" in command:
         write_bundle(tmp_path / "bundle", manifest_of("onnx"), toy_network(scramble))

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from quadranas.data import dataset
 from quadranas.data.dataset import Dataset, load_dataset, native_side
-from quadranas.data.folders import ImageFiles
+from quadranas.data.image_files import ImageFiles
 from quadranas.errors import QuadranasError
 from tests.pictures import (
     count_decoded,

@@ -38,7 +38,6 @@ INDIRECT = {
     "load_convnext": "gets tensors",
     "load_published_tensors": "gets tensors",
     "load_tensors": "gets tensors",
-    "load_digits": "reads no file of the user",
     "open_device": "opens a device",
     "open_device_argument": "calls load_device",
     "open_watch": "opens a file of the kernel",
