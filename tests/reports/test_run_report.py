@@ -177,6 +177,7 @@ def report(run: Path) -> Checker:
     return checked(write_report(run).read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_page_is_complete(make_run: Callable[[str], Path], name: str) -> None:
     run = make_run(name)
@@ -252,6 +253,7 @@ def test_the_front_keeps_the_bounds_of_the_run(
     assert "No data." in report(folder).text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_same_run_gives_the_same_bytes(
     make_run: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -287,6 +289,7 @@ def test_one_file_may_be_missing_or_broken(
     assert str(run) not in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_before_its_first_network(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     for name in ("architecture.json", "gates.json", "result.json"):
@@ -299,6 +302,7 @@ def test_a_run_before_its_first_network(make_run: Callable[[str], Path]) -> None
     assert "Expected latency" in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     for name in ("table.json", "space.yaml", "gates.json"):
@@ -350,6 +354,7 @@ def test_a_prediction_is_not_called_a_measurement(
     assert "predicted latency (measured)" not in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_accuracy_is_drawn_beside_that_of_chance() -> None:
     epochs = [Epoch(phase="train", epoch=number, accuracy=0.2) for number in (1, 2)]
     (with_chance,), (without,) = (plot_curves(epochs, None, n) for n in (10, None))
@@ -374,6 +379,7 @@ def test_an_epoch_written_twice_counts_once(make_run: Callable[[str], Path]) -> 
     assert epochs[5].loss == 0.125
 
 
+@pytest.mark.usefixtures("rendered")
 def test_values_that_are_not_finite_are_left_out(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     folder = RunFolder(run)
@@ -389,6 +395,7 @@ def test_values_that_are_not_finite_are_left_out(make_run: Callable[[str], Path]
     assert read_run(run).dropped_lines == 1
 
 
+@pytest.mark.usefixtures("rendered")
 def test_hostile_text_stays_text(make_run: Callable[[str], Path]) -> None:
     evil = "</pre><script>alert('x')</script><b $x^{ & \" ' >"
     run = make_run("toy")
