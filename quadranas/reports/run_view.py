@@ -133,6 +133,11 @@ class Run:
         return len(self.class_names) or None
 
     @property
+    def chance(self) -> float | None:
+        """The accuracy of always naming the most frequent class; None if it is not recorded."""
+        return None if self.result is None else self.result.chance
+
+    @property
     def name(self) -> str:
         """The name of the search space; without one, of the network."""
         space = self.space.name if self.space else self.config.get("space")

@@ -310,12 +310,15 @@ def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     (run / "config.yaml").write_text("data: photos/mine\nepochs: 2\n")
     (run / "metrics.jsonl").write_text(epoch_line("train", 1) + "\n" + epoch_line("train", 2))
     result = {"run": "x", "architecture": "x", "params": 1, "macs": 1, "accuracy": 0.75}
-    (run / "result.json").write_text(json.dumps(result))
+    (run / "result.json").write_text(json.dumps(result | {"chance": 0.3}))
     page = report(run)
     assert "mine, 10 classes" in page.text
     assert "75.0 %" in page.text
     assert "which were skipped" not in page.text
-    assert "chance 10.0 %" in page.text
+    assert "; chance 30.0 %" in page.text
+    assert "chance, 30.0 %" in page.text
+    (run / "result.json").write_text(json.dumps(result))  # of a version that did not record it
+    assert read_run(run).chance is None
     assert "Other budgets" not in page.text
 
 
@@ -357,8 +360,8 @@ def test_a_prediction_is_not_called_a_measurement(
 @pytest.mark.usefixtures("rendered")
 def test_the_accuracy_is_drawn_beside_that_of_chance() -> None:
     epochs = [Epoch(phase="train", epoch=number, accuracy=0.2) for number in (1, 2)]
-    (with_chance,), (without,) = (plot_curves(epochs, None, n) for n in (10, None))
-    assert "chance, 1 in 10" in with_chance
+    (with_chance,), (without,) = (plot_curves(epochs, None, share) for share in (0.4, None))
+    assert "chance, 40.0 %" in with_chance
     assert "chance" not in without
 
 
