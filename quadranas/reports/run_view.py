@@ -304,12 +304,15 @@ def _load_table(
 ) -> LatencyTable:
     """Load the table, and check that it covers the network and the space.
 
-    It must also have the conditions of the device that is stored beside it, if there is one.
+    A table covers no replaced layers. It must also have the conditions of the device that is
+    stored beside it, if there is one.
     """
     table = load_table(path)
     device = path.with_name(layout.DEVICE)
     if device.is_file():
         check_conditions(table.header, load_device(device), path)
+    if architecture is not None and architecture.changes:
+        raise QuadranasError(f"{path} does not cover the replaced layers of the network")
     table.require(architecture.ops() if architecture else ())
     table.require(space.specs() if space else ())
     return table
