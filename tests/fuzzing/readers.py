@@ -107,7 +107,7 @@ class Reader:
             folder of a finished run; returns the valid file.
         read: reads the file, and uses what it read.
         spoil: damages the structure of the file.
-        attacks: files that must be refused, or read without harm.
+        attacks: files that must be refused, or read without harm; a costly one is a function.
         writes: whether the reader repairs what it reads.
     """
 
@@ -115,7 +115,7 @@ class Reader:
     make: Callable[[Path, Path], Path]
     read: Callable[[Path], object]
     spoil: Spoil
-    attacks: tuple[bytes, ...] = ()
+    attacks: tuple[bytes | Callable[[], bytes], ...] = ()
     writes: bool = False
 
 
@@ -396,7 +396,7 @@ READERS = {
     "zip of images": Reader(
         ("load_dataset", "open_source"),
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
-        (_bomb("cat/a.png", 1 << 28), *PICKLES),
+        (lambda: _bomb("cat/a.png", 1 << 28), *PICKLES),
     ),
 }  # fmt: skip
 """The readers by their format."""
