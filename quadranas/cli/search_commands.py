@@ -50,16 +50,26 @@ from quadranas.cli.options import (
     given,
 )
 
+OptionalSpace = Annotated[
+    str | None,
+    typer.Option(
+        help="Search space: a name or a YAML file. Default: quadranet-mobile.",
+        rich_help_panel=DEVICE,
+    ),
+]
+TrainResolution = Annotated[
+    int | None,
+    typer.Option(
+        help="Image size during training, in pixels. Default: the median size of the images, "
+        "but at most the deployment resolution of the space.",
+        rich_help_panel=TRAINING,
+    ),
+]
+
 
 def search(
     device: OptionalDevice = None,
-    space: Annotated[
-        str | None,
-        typer.Option(
-            help="Search space: a name or a YAML file. Default: quadranet-mobile.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
+    space: OptionalSpace = None,
     table: TableFile = None,
     data: Data = None,
     val: Val = None,
@@ -68,14 +78,7 @@ def search(
     workers: Workers = None,
     seed: Seed = None,
     config: ConfigFile = None,
-    train_resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Image size during training, in pixels. Default: the median size of the images, "
-            "but at most the deployment resolution of the space.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
+    train_resolution: TrainResolution = None,
     inspect: Inspect = None,
     accelerator: Accelerator = None,
     precision: Precision = None,

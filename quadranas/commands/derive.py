@@ -10,7 +10,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
-from quadranas.latency.device import Device, is_shipped, load_device
+from quadranas.latency.device import Device, is_shipped
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
@@ -24,7 +24,12 @@ from quadranas.runs.config import SearchConfig, open_data
 from quadranas.runs.config_file import read_config_file
 from quadranas.runs.next_command import resume_command
 from quadranas.runs.results import DeriveResult
-from quadranas.runs.run_device import keep_device
+from quadranas.runs.run_device import (
+    find_device_run,
+    keep_device,
+    open_device_argument,
+    table_of,
+)
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import whole_folder
@@ -68,8 +73,8 @@ def derive(
 
     Args:
         run: the folder of a search whose supernet is trained.
-        device: a device's name, its YAML file, or one already loaded; one that is not shipped is
-            also written to the output.
+        device: a device's name, its YAML file, the folder of a run for the run's device, or a
+            device already loaded; one that is not shipped is also written to the output.
         budget: latency budget, such as "30ms".
         output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
         table: latency table to use instead of the default one.
@@ -85,12 +90,14 @@ def derive(
         QuadranasError: no trained supernet, an infeasible budget, or an output that exists.
     """
     contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
-    opened = load_device(device)
+    opened = open_device_argument(device)
+    device_run = find_device_run(device)
     default = Path(run) / layout.DERIVED / f"{opened.name}-{''.join(budget.split())}"
     folder = Path(output) if output else default
     request = _Request(
         device=opened,
-        device_argument=_device_argument(device, folder),
+        device_argument=_device_argument(opened if device_run else device, folder),
+        device_run=device_run,
         contract=contract,
         table=None if table is None else Path(table),
         max_params=max_params,
@@ -160,10 +167,12 @@ class _Request:
 
     Args:
         device_argument: the device as named on the command line.
+        device_run: the run folder that the device was named by; None if it was named otherwise.
     """
 
     device: Device
     device_argument: str
+    device_run: Path | None
     contract: Contract
     table: Path | None
     max_params: int | None
@@ -177,8 +186,8 @@ class _Request:
             searched.space,
             self.device,
             self.table,
-            own=searched.folder / layout.TABLE,
-            command=build_command(searched.space_argument, self.device_argument),
+            own=self._own_table(searched),
+            command=build_command(searched.space_argument, self._described_device),
         )
         reporter.message(feasibility(searched.space, priced, contract))
         limits = decoding_limits(
@@ -222,6 +231,22 @@ class _Request:
             architecture.save(target / layout.ARCHITECTURE)
             target.write_result(result.content())
         return result
+
+    @property
+    def _described_device(self) -> str:
+        """The device as `build-lut` takes it: a run folder stands for the file in it."""
+        if self.device_run is None or is_shipped(self.device):
+            return self.device_argument
+        return str(self.device_run / layout.DEVICE)
+
+    def _own_table(self, searched: _Searched) -> Path:
+        """The copy of a table in the run that names the device, if it fits, or in the search's."""
+        table = table_of(self.device_run) if self.device_run is not None else None
+        if self.device_run is not None and table is not None:
+            is_of_space = table.header.space_digest == searched.space.digest
+            if is_of_space and not table.header.differences(self.device):
+                return self.device_run / layout.TABLE
+        return searched.folder / layout.TABLE
 
 
 def _device_argument(device: str | Path | Device, folder: Path) -> str:

@@ -25,7 +25,7 @@ DERIVED = "derived"
 
 DEVICE = "device.yaml"
 """The device (`Device`) that the network was found for, if it is not a shipped one; written by
-search and derive, and copied by train."""
+search and derive, and copied by train, convert and adapt."""
 
 EXPORTS = "exports"
 """The default folder of the bundles that export writes."""
@@ -76,7 +76,7 @@ SUPERNET = "supernet.safetensors"
 
 TABLE = "table.json"
 """A copy of the latency table (`LatencyTable`) that the network was chosen with; written by search
-and derive."""
+and derive, and copied by train, convert and adapt."""
 
 TENSORBOARD = "tensorboard"
 """The metrics as curves for TensorBoard; written by search and train."""
