@@ -21,6 +21,7 @@ absolute; written first, by search, derive and train. Convert and adapt copy tha
 they change."""
 
 DERIVED = "derived"
+EXPLORED = "explored"
 """The default folder of the networks that derive chooses, each a run folder."""
 
 DEVICE = "device.yaml"
@@ -85,3 +86,4 @@ WEIGHTS = "subnet.safetensors"
 """The weights of the run's network; written by search, derive, train, convert and adapt."""
 
 RESUMABLE = ("search", "train")
+TRIALS = "trials.jsonl"
