@@ -16,9 +16,13 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.convert import ConvertResult as ConvertResult
     from quadranas.commands.convert import ReduceResult as ReduceResult
     from quadranas.commands.convert import convert as convert
+    from quadranas.commands.data import DataResult as DataResult
+    from quadranas.commands.data import describe_data as describe_data
     from quadranas.commands.derive import derive as derive
     from quadranas.commands.evaluate import EvaluateResult as EvaluateResult
     from quadranas.commands.evaluate import evaluate as evaluate
+    from quadranas.commands.explore import ExploreResult as ExploreResult
+    from quadranas.commands.explore import explore as explore
     from quadranas.commands.export import ExportResult as ExportResult
     from quadranas.commands.export import export as export
     from quadranas.commands.inspect import InspectResult as InspectResult
@@ -64,6 +68,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "search": "quadranas.commands.search",
     "derive": "quadranas.commands.derive",
+    "explore": "quadranas.commands.explore",
     "train": "quadranas.commands.train",
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
@@ -78,6 +83,7 @@ _HOMES = {
     "adapt": "quadranas.commands.adapt",
     "inspect": "quadranas.commands.inspect",
     "recipes": "quadranas.commands.recipes",
+    "describe_data": "quadranas.commands.data",
     "open_run": "quadranas.runs.results",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
@@ -93,6 +99,7 @@ _HOMES = {
     "TrainConfig": "quadranas.runs.config",
     "SearchResult": "quadranas.runs.results",
     "DeriveResult": "quadranas.runs.results",
+    "ExploreResult": "quadranas.commands.explore",
     "TrainResult": "quadranas.runs.results",
     "EvaluateResult": "quadranas.commands.evaluate",
     "ReportResult": "quadranas.commands.report",
@@ -101,6 +108,7 @@ _HOMES = {
     "AdaptResult": "quadranas.commands.adapt",
     "InspectResult": "quadranas.commands.inspect",
     "RecipesResult": "quadranas.commands.recipes",
+    "DataResult": "quadranas.commands.data",
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from quadranas.data import folders
+from quadranas.data import image_files
 from quadranas.data.dataset import Dataset
 from quadranas.data.decoding import Pixels, fit
 from quadranas.data.image_set import ImageSet
@@ -51,7 +51,7 @@ def same(first: Dataset, second: Dataset) -> bool:
     )
 
 
-def count_decoded(monkeypatch: pytest.MonkeyPatch, module: ModuleType = folders) -> list[int]:
+def count_decoded(monkeypatch: pytest.MonkeyPatch, module: ModuleType = image_files) -> list[int]:
     """A list that grows by one for each image that a module decodes."""
     decoded: list[int] = []
 

@@ -18,8 +18,9 @@ from tests.command_line import call
 from tests.typed_results import parsed
 
 RESULTS = [name for name in quadranas.__all__ if name.endswith("Result")]
+OTHER_NAMES = {"eval": "evaluate", "data": "describe_data"}
 COMMANDS = {
-    command.name: {"eval": "evaluate"}.get(name := str(command.name), name.replace("-", "_"))
+    command.name: OTHER_NAMES.get(name := str(command.name), name.replace("-", "_"))
     for command in app.registered_commands
 }
 WITHOUT_FUNCTION = {"devices", "spaces"}
@@ -150,6 +151,7 @@ def test_an_unfinished_run_names_the_command_that_continues_it(
 JSON: dict[str, str] = {
     "search --resume --output run": "SearchResult",
     "derive run --device vpu --budget 1ms": "DeriveResult",
+    "explore run --strategy random --trials 2 --device vpu --budget 1ms": "ExploreResult",
     "train run --epochs 1": "TrainResult",
     "eval run": "EvaluateResult",
     "report run": "ReportResult",

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperOption
 from quadranas import __version__
 from quadranas.cli import (
     conversion_commands,
+    data_commands,
     deployment_commands,
     inspection_commands,
     latency_commands,
@@ -65,6 +66,7 @@ GROUPS = (
     search_commands,
     latency_commands,
     conversion_commands,
+    data_commands,
     inspection_commands,
     deployment_commands,
 )

@@ -95,8 +95,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder or zip with one folder of images per class. Default: the data of the run, "
-        "otherwise the embedded digits.",
+        help="Folder or zip with one folder of images per class, tar shards or Parquet files. "
+        "Default: the data of the run, otherwise the embedded digits.",
         rich_help_panel=DATA,
     ),
 ]
@@ -104,7 +104,7 @@ Val = Annotated[
     str | None,
     typer.Option(
         "--val",
-        help="Folder or zip with the test images. Default: those in --data.",
+        help="Folder or file with the test images. Default: those in --data.",
         rich_help_panel=DATA,
     ),
 ]
@@ -122,6 +122,16 @@ Verify = Annotated[
         "--verify",
         help="Images to decode before training: ends (only those whose header and end leave "
         "doubt; the default), or full (all).",
+        rich_help_panel=DATA,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Number of processes that decode training images that are not kept in memory. "
+        "Default: by the number of cores.",
         rich_help_panel=DATA,
     ),
 ]

@@ -40,6 +40,9 @@ class AugmentConfig(Frozen):
         flip: mirror images left to right with probability 1/2.
         crop_padding: width of the black border that is added before a random crop to the old
             size, in pixels.
+        resized_crop: smallest share of the area of a random crop that is resized to the image size
+            (RandomResizedCrop, arXiv:1409.4842, Sec. 6), from 0 to 1, such as 0.35. Images are
+            then decoded anew in every epoch.
         rand_augment_ops: number of operations per image; RandAugment, arXiv:1909.13719.
         rand_augment_magnitude: strength of the operations; kornia excludes 0 and 30.
         mixup: alpha of the Beta distribution of the mixing weight; mixup, arXiv:1710.09412.
@@ -49,6 +52,7 @@ class AugmentConfig(Frozen):
 
     flip: bool = False
     crop_padding: int = Field(default=0, ge=0, le=MAX_PADDING)
+    resized_crop: float = Field(default=0.0, ge=0, le=1)
     rand_augment_ops: int = Field(default=0, ge=0, le=15)
     rand_augment_magnitude: int = Field(default=9, ge=1, le=29)
     mixup: float = Field(default=0.0, ge=0, le=10)

@@ -9,11 +9,12 @@ UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 separators of lines and paragraphs."""
 
 
-def check_class_name(name: str, where: str) -> None:
-    """Refuse a class folder whose name cannot be a label.
+def check_class_name(name: str, where: str, what: str = "class folder") -> None:
+    """Refuse a class whose name cannot be a label.
 
     Args:
         where: description of the data, for the message.
+        what: what the name is of, for the message.
 
     Raises:
         QuadranasError: the name is not UTF-8 or holds control characters.
@@ -21,7 +22,7 @@ def check_class_name(name: str, where: str) -> None:
     if all(category(character) not in UNWRITABLE for character in name):
         return
     raise QuadranasError(
-        f"class folder '{printable(name)}' of {where} has a name that cannot be a label: it is "
+        f"{what} '{printable(name)}' of {where} has a name that cannot be a label: it is "
         "not UTF-8 or holds control characters",
-        "Rename the folder; its name is the label that results and files contain.",
+        f"Rename the {what.split()[-1]}; its name is the label that results and files contain.",
     )

@@ -7,7 +7,6 @@ uint8 and returned as (B, 3, R, R), which makes a batch channels_last without a 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median_low
@@ -18,12 +17,14 @@ import torch
 from torch import Tensor
 
 from quadranas.data.decoding import CorruptImageError
-from quadranas.data.digits import load_digits
+from quadranas.data.digits import list_digits
 from quadranas.data.examination import Verify, examine
-from quadranas.data.folders import ImageFiles, ImageListing, list_images
 from quadranas.data.identity import EarlierData, SplitFiles, substituted
+from quadranas.data.image_files import ImageFiles, threads_for
 from quadranas.data.image_set import ImageSet, picker
 from quadranas.data.left_out import described
+from quadranas.data.listing import ImageListing, list_images
+from quadranas.data.samples import Samples
 from quadranas.data.splits import evenly_spaced, hold_out, hold_out_share
 from quadranas.errors import QuadranasError
 
@@ -53,6 +54,8 @@ class Dataset:
         resized: returns the splits with the same images at another resolution.
         validation: training images that are held out; None: none are.
         kept, held_out: indices of the training images that remain and of those that are held out.
+        workers: number of processes that decode training images that are not kept in memory; None
+            to choose it by the number of cores.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Dataset:
     validation: ImageSet | None = None
     kept: Tensor | None = None
     held_out: Tensor | None = None
+    workers: int | None = None
 
     def at(self, resolution: int) -> "Dataset":
         """The same images at another resolution, however small they are; statistics stay."""
@@ -147,24 +151,42 @@ def load_dataset(
     """
     if data is not None:
         listing = _listed(data, val)
-        files = earlier.split(listing) if earlier else SplitFiles(*_split_files(listing, seed))
+        files = _files_of(listing, seed, earlier)
         return _load_listed(listing, files, resolution, skip_corrupt, verify, earlier)
     if val is not None:
         raise QuadranasError(
             f"--val {val} needs --data: the built-in digits have their own test split",
             "Pass the training images with --data.",
         )
-    train, test = load_digits(resolution, seed)
-    mean, std = _statistics(train)
+    return _load_digits(resolution, seed)
+
+
+def _files_of(listing: ImageListing, seed: int, earlier: EarlierData | None) -> SplitFiles:
+    """The images to use: those of the run to resume, or of the splits in the listing."""
+    if earlier is not None and earlier.identity.totals is None:
+        return earlier.split(listing)
+    files = SplitFiles(*split_files(listing, seed))
+    return files if earlier is None else earlier.remaining(files)
+
+
+def _load_digits(resolution: int, seed: int) -> Dataset:
+    """The built-in digits, however small they are; each split is decoded with its first batch."""
+    train, test = _held_out(list_digits(), seed)
+
+    def resized(resolution: int) -> tuple[ImageSet, ImageSet]:
+        return _decoded_later(train, resolution), _decoded_later(test, resolution)
+
+    images, test_images = resized(resolution)
+    mean, std = _statistics(images)
     return Dataset(
         name="digits",
-        class_names=tuple("0123456789"),
+        class_names=train.class_names,
         resolution=resolution,
-        train=train,
-        test=test,
+        train=images,
+        test=test_images,
         mean=mean,
         std=std,
-        resized=partial(load_digits, seed=seed),
+        resized=resized,
     )
 
 
@@ -204,12 +226,12 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
-        warnings=(*_left_out_warnings(listing), *warnings),
+        warnings=(*left_out_warnings(listing), *warnings),
         resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
 
-def _left_out_warnings(listing: ImageListing) -> list[str]:
+def left_out_warnings(listing: ImageListing) -> list[str]:
     """A warning for each split with files that are left out."""
     splits = [split for split in (listing.train, listing.test) if split is not None]
     texts = [(split.source.path, described(split.left_out)) for split in splits]
@@ -234,7 +256,7 @@ def native_side(
             corrupt.
     """
     listing = _listed(data, val)
-    files, _ = _split_files(listing, seed)
+    files, _ = split_files(listing, seed)
     labels = _labels(files)
     what = f"training images in {listing.data}"
     _check_counts(labels, files.class_names, MIN_TRAINING_IMAGES, what)
@@ -250,12 +272,11 @@ def _listed(data: str | Path | ImageListing, val: str | Path | None) -> ImageLis
     return data if isinstance(data, ImageListing) else list_images(data, val)
 
 
-def _split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFiles]:
+def split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFiles]:
     """The files of the training and of the test split, with the same classes."""
     train, test = listing.train, listing.test
     if test is None:
-        first, second = hold_out(torch.tensor(train.labels), seed)
-        return train.select(first.tolist()), train.select(second.tolist())
+        return _held_out(train, seed)
     here, there = set(train.class_names), set(test.class_names)
     if here != there:
         sides = (("training", here - there), ("test", there - here))
@@ -268,6 +289,12 @@ def _split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFil
             "Use the same class folders, with the same names, for both.",
         )
     return train, test
+
+
+def _held_out(files: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:
+    """The images that remain for the training, and those that are held out for the test."""
+    first, second = hold_out(_labels(files), seed)
+    return files.select(first.numpy()), files.select(second.numpy())
 
 
 def _read_split(
@@ -283,15 +310,18 @@ def _read_split(
     pixels = None
     if now and _fits_in_memory(files, resolution):
         pixels = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
+    elif not skip_corrupt:  # `examine` has opened every file
+        return _decoded_later(files, resolution), files, []
     usable = files.sift(resolution, skip_corrupt=skip_corrupt, out=pixels)
     corrupt = sorted(set(range(len(files))).difference(usable))
-    skipped = [files.members[index] for index in corrupt]
-    used = substituted(usable, files.labels) if replaces else usable
+    skipped = [files.member(index) for index in corrupt]
+    used = substituted(usable, files.labels.tolist()) if replaces else usable
     kept = files.select(used)
     if pixels is None:
         return _decoded_later(kept, resolution), kept, skipped
     decoded = torch.from_numpy(pixels[used] if skipped else pixels)
-    return ImageSet(_labels(kept), picker(decoded)), kept, skipped
+    samples = Samples(kept, resolution)
+    return ImageSet(_labels(kept), picker(decoded), samples=samples), kept, skipped
 
 
 def _decoded_later(files: ImageFiles, resolution: int) -> ImageSet:
@@ -299,14 +329,17 @@ def _decoded_later(files: ImageFiles, resolution: int) -> ImageSet:
 
     Their sizes have been checked before, for the resolution of the training.
     """
+    samples = Samples(files, resolution)
 
     def decode(indices: Tensor) -> Tensor:
-        pixels = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
-        chosen = files.select(indices.tolist())
-        chosen.sift(resolution, skip_corrupt=False, out=pixels, any_size=True)
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(
+            samples.batch(indices.tolist(), num_threads=threads_for(resolution))
+        )
 
-    return ImageSet(_labels(files), decode, at_first_use=_fits_in_memory(files, resolution))
+    is_kept = _fits_in_memory(files, resolution)
+    return ImageSet(
+        *(_labels(files), decode), at_first_use=is_kept, samples=samples, is_in_memory=is_kept
+    )
 
 
 def _fits_in_memory(files: ImageFiles, resolution: int) -> bool:
@@ -314,7 +347,7 @@ def _fits_in_memory(files: ImageFiles, resolution: int) -> bool:
 
 
 def _labels(files: ImageFiles) -> Tensor:
-    return torch.tensor(files.labels, dtype=torch.int64)  # also if there are none
+    return torch.from_numpy(files.labels)
 
 
 def _statistics(images: ImageSet) -> tuple[Triple, Triple]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from quadranas.data.decoding import CorruptImageError, Pixels, fit
 from quadranas.data.faults import raise_faults
-from quadranas.data.folders import NUM_THREADS, ImageFiles
+from quadranas.data.image_files import NUM_THREADS, ImageFiles
 from quadranas.errors import QuadranasError, printable, some
 
 Verify: TypeAlias = Literal["ends", "full"]
@@ -70,6 +70,10 @@ class Look:
     is_deep: bool = False
 
 
+ORDINARY = Look()
+"""An image with content, as nearly all are; one object for all of them."""
+
+
 def examine(
     splits: Sequence[ImageFiles], resolution: int, *, verify: Verify, skip_corrupt: bool
 ) -> list[str]:
@@ -89,6 +93,7 @@ def examine(
     decode_all = verify == "full"
     faults: list[QuadranasError] = []
     looks: list[tuple[str, Look]] = []
+    num_examined = 0
     for files in splits:
         found = files.each(_examiner(files, resolution, decode_all), NUM_THREADS)
         faults += [
@@ -97,25 +102,23 @@ def examine(
             if isinstance(fault, QuadranasError)
             and not (skip_corrupt and isinstance(fault, CorruptImageError))
         ]
-        names = [f"{printable(member)} in {files.source.path}" for member in files.members]
-        known = [
-            (name, look) for name, look in zip(names, found, strict=True) if isinstance(look, Look)
-        ]
-        looks += known
         if files is splits[0] and not faults:
-            _refuse_alike([look for _, look in known], files)
+            _refuse_alike([look for look in found if isinstance(look, Look)], files)
+        looks += [
+            (f"{printable(files.member(index))} in {files.source.path}", look)
+            for index, look in enumerate(found)
+            if isinstance(look, Look) and look != ORDINARY
+        ]
+        num_examined += sum(isinstance(look, Look) for look in found)
     raise_faults(faults, sum(map(len, splits)))
-    return _warnings(looks)
+    return warnings_of(looks, num_examined)
 
 
 def _examiner(
     files: ImageFiles, resolution: int, decode_all: bool
 ) -> Callable[[int], Look | QuadranasError]:
     def look(image: Image.Image, file: IO[bytes]) -> Look:
-        if not decode_all and not _is_doubtful(image, file):
-            return Look()
-        is_deep = image.mode.startswith("I")
-        return _look(fit(image, resolution), is_deep=is_deep)
+        return look_at(image, file, resolution, decode_all=decode_all)
 
     def examine_one(index: int) -> Look | QuadranasError:
         try:
@@ -124,6 +127,24 @@ def _examiner(
             return error
 
     return examine_one
+
+
+def look_at(
+    image: Image.Image, file: IO[bytes], resolution: int, *, decode_all: bool = False
+) -> Look:
+    """Look at an opened image, which is decoded if its header and end leave doubt.
+
+    Args:
+        resolution: R, the size to decode to.
+        decode_all: decode it in any case.
+
+    Raises:
+        Exception: it cannot be decoded.
+    """
+    if not decode_all and not _is_doubtful(image, file):
+        return ORDINARY
+    is_deep = image.mode.startswith("I")
+    return _look(fit(image, resolution), is_deep=is_deep)
 
 
 def _is_doubtful(image: Image.Image, file: IO[bytes]) -> bool:
@@ -172,23 +193,27 @@ def _refuse_alike(looks: Sequence[Look], files: ImageFiles) -> None:
     )
 
 
-def _warnings(looks: Sequence[tuple[str, Look]]) -> list[str]:
-    """Warnings about images of one colour, and about 16-bit images that are nearly black."""
+def warnings_of(looks: Sequence[tuple[str, Look]], total: int) -> list[str]:
+    """Warnings about images of one colour, and about 16-bit images that are nearly black.
+
+    Args:
+        total: the number of images that were examined.
+    """
     deep = [name for name, look in looks if look.is_dark and look.is_deep]
     others = [(name, look) for name, look in looks if not (look.is_dark and look.is_deep)]
     plain = [name for name, look in others if look.colour is not None]
     shallow = [name for name, look in others if look.is_dark and look.colour is None]
     warnings = []
     if plain:
-        warnings.append(f"{_images(plain, len(looks))} of one colour only ({some(plain)})")
+        warnings.append(f"{_images(plain, total)} of one colour only ({some(plain)})")
     if deep:
         warnings.append(
-            f"{_images(deep, len(looks))} black or nearly black: 16-bit files with values below "
+            f"{_images(deep, total)} black or nearly black: 16-bit files with values below "
             f"{DARK * 256} of 65535 ({some(deep)}); scale their values, or save them as 8 bits"
         )
     if shallow:
         warnings.append(
-            f"{_images(shallow, len(looks))} nearly black: no value above {DARK - 1} of 255 "
+            f"{_images(shallow, total)} nearly black: no value above {DARK - 1} of 255 "
             f"({some(shallow)})"
         )
     return warnings

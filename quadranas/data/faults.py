@@ -20,7 +20,7 @@ class TooSmallImageError(QuadranasError):
         largest: the largest resolution that it suffices for.
     """
 
-    def __init__(self, message: str, largest: int) -> None:
+    def __init__(self, message: str, largest: int = 0) -> None:
         super().__init__(message, _lower(largest, "it"))
         self.largest = largest
 
@@ -63,9 +63,9 @@ def _lower(largest: int, what: str) -> str:
     return f"Lower the training resolution to {largest} or less, or remove {what}."
 
 
-def lfs_reason(open_file: Callable[[str, bool], IO[bytes]], member: str) -> str:
+def lfs_reason(open_file: Callable[[int, bool], IO[bytes]], number: int) -> str:
     """Why a pointer of Git LFS is no image; empty for other files."""
-    with suppress(Exception), open_file(member, False) as file:
+    with suppress(Exception), open_file(number, False) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             return "a Git LFS pointer; fetch the image with: git lfs pull"
     return ""

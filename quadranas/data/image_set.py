@@ -1,10 +1,14 @@
 """One split of a data set: images and their labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor
+
+from quadranas.data.samples import Samples
+from quadranas.errors import QuadranasError
 
 
 @final
@@ -15,12 +19,22 @@ class ImageSet:
         labels: one class index per image.
         pick: returns the images at given indices, uint8 (B, R, R, 3).
         at_first_use: pick all images at the first batch, and keep them in memory.
+        samples: the images as their source gives them; None for images that have none.
+        is_in_memory: whether the images are kept in memory, or will be.
     """
 
     def __init__(
-        self, labels: Tensor, pick: Callable[[Tensor], Tensor], *, at_first_use: bool = False
+        self,
+        labels: Tensor,
+        pick: Callable[[Tensor], Tensor],
+        *,
+        at_first_use: bool = False,
+        samples: Samples | None = None,
+        is_in_memory: bool = True,
     ) -> None:
         self.labels = labels
+        self.samples = samples
+        self.is_in_memory = is_in_memory
         self._pick = pick
         self._at_first_use = at_first_use
 
@@ -29,9 +43,34 @@ class ImageSet:
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at given indices, which are read through this set."""
+        samples = self.samples
+        if samples is not None:
+            samples = replace(samples, files=samples.files.select(indices.numpy()))
         return ImageSet(
-            self.labels[indices], lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1)
+            self.labels[indices],
+            lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1),
+            samples=samples,
+            is_in_memory=self.is_in_memory,
         )
+
+    def with_random_crops(self, smallest: float) -> "ImageSet":
+        """The same images with random resized crops, for a `Loader`; 0 for none.
+
+        Args:
+            smallest: smallest share of the area of a crop.
+
+        Raises:
+            QuadranasError: the images are not read from a source.
+        """
+        if not smallest:
+            return self
+        if self.samples is None:
+            raise QuadranasError(
+                "these images have no source, so they cannot be cropped while they are decoded",
+                "Set augment.resized_crop to 0.",
+            )
+        samples = replace(self.samples, resized_crop=smallest)
+        return ImageSet(self.labels, self._pick, samples=samples, is_in_memory=False)
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at given indices, uint8 (B, 3, R, R), channels_last.

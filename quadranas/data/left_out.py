@@ -4,10 +4,9 @@ import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 MAX_KINDS = 6
 """Number of extensions that a message names."""
@@ -31,30 +30,16 @@ class LeftOut:
         return self.kind == "link"
 
 
-def left_out_of(tree: Mapping[str, Any]) -> list[LeftOut]:
-    """What is left out of a tree of folders, and images that lie beside its folders."""
-    has_folders = any(isinstance(content, Mapping) for content in tree.values())
-    found: list[LeftOut] = []
-    for content in tree.values():
-        if isinstance(content, Mapping):
-            found += left_out_of(content)
-        elif not isinstance(content, LeftOut):
-            found += [LeftOut("image", beside=True)] if has_folders else []
-        elif content.is_link or not has_folders:  # lists and licences beside folders are usual
-            found.append(content)
-    return found
-
-
 def left_out_entry(entry: "os.DirEntry[str]") -> LeftOut:
     """Why an entry of a folder is left out."""
     if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
         return LeftOut("link")
-    return LeftOut(_extension(entry.name) if entry.is_file() else "special")
+    return LeftOut(extension_of(entry.name) if entry.is_file() else "special")
 
 
 def left_out_zipped(info: zipfile.ZipInfo) -> LeftOut:
     """Why a member of a zip file is left out."""
-    return LeftOut("link" if is_zipped_link(info) else _extension(info.filename))
+    return LeftOut("link" if is_zipped_link(info) else extension_of(info.filename))
 
 
 def is_zipped_link(info: zipfile.ZipInfo) -> bool:
@@ -62,7 +47,7 @@ def is_zipped_link(info: zipfile.ZipInfo) -> bool:
     return stat.S_ISLNK(info.external_attr >> 16)
 
 
-def described(left_out: Iterable[LeftOut], prefix: str = "") -> str:
+def described(left_out: Mapping[LeftOut, int], prefix: str = "") -> str:
     """The numbers of files by kind, in words; empty without any."""
     counts = Counter(left_out)
     links = counts.pop(LeftOut("link"), 0)
@@ -86,7 +71,8 @@ def described(left_out: Iterable[LeftOut], prefix: str = "") -> str:
     return prefix + ", ".join(parts) if parts else ""
 
 
-def _extension(name: str) -> str:
+def extension_of(name: str) -> str:
+    """The extension of a file name, with its dot, in lower case; may be empty."""
     return PurePath(name).suffix.lower()
 
 

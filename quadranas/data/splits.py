@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +38,10 @@ def _split(
     """Shuffle every class and split it at `first_size(number of images, index of the class)`."""
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
-    for position, label in enumerate(sorted(set(labels.tolist()))):
-        members = (labels == label).nonzero().flatten()
+    counts = labels.bincount()
+    order = torch.from_numpy(np.argsort(labels.numpy(), kind="stable"))
+    by_label = order.split(counts[counts > 0].tolist())
+    for position, members in enumerate(by_label):
         members = members[torch.randperm(len(members), generator=generator)]
         cut = first_size(len(members), position)
         first.append(members[:cut])

@@ -78,7 +78,7 @@ class ExportImages:
         ]
 
     def example(self, folder: Path) -> Path | None:
-        """A test image as a file; `None` if the images lie in a zip file.
+        """A test image as a file; `None` if the images are parts of other files.
 
         Args:
             folder: where to write an image of the built-in digits. Images of the user's own are
@@ -86,7 +86,7 @@ class ExportImages:
         """
         files = self.dataset.files
         if files is not None:
-            path = files.test.source.path / files.test.members[0]
+            path = files.test.source.path / files.test.member(0)
             return path if path.is_file() else None
         pixels = self.dataset.test.batch(torch.tensor([0]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / EXAMPLE)

@@ -158,6 +158,11 @@ th{color:#57606a;font-weight:600}
 .sum td{font-weight:600;border:0}
 .blocks{width:100%}
 .skipped{color:#8b949e}
+h3{font-size:.95rem;margin:14px 0 6px;overflow-wrap:anywhere}
+.sheet{display:flex;flex-wrap:wrap;gap:6px}
+.sheet img{border-radius:4px;background:#f0f2f4}
+.torn{width:96px;height:96px;border-radius:4px;background:#f9e3e1;color:#b3372f;display:flex;
+align-items:center;justify-content:center;font-size:.8rem}
 .gates{display:flex;gap:14px;align-items:center}
 .gate{display:block;flex:none}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:.9rem}

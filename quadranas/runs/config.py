@@ -6,6 +6,7 @@ were set. `recipe.resolve_config` completes it with a recipe for the data, then 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,8 +16,9 @@ from quadranas.acceleration.accelerator import Precision
 from quadranas.data.augmentation import AugmentConfig
 from quadranas.data.dataset import Dataset, load_dataset, native_side
 from quadranas.data.examination import Verify
-from quadranas.data.folders import ImageListing, list_images
 from quadranas.data.identity import EarlierData
+from quadranas.data.listing import ImageListing, list_images
+from quadranas.data.loader import MAX_WORKERS
 from quadranas.errors import QuadranasError
 from quadranas.latency.contract import DEFAULT_TOLERANCE
 from quadranas.runs.config_file import read_config_file
@@ -138,11 +140,15 @@ class DataConfig(Frozen):
     """Which images are used, at which size, and the random seed.
 
     Args:
-        data: a folder or a zip; None for scikit-learn's digits.
-        val: a second folder or zip with the test images.
+        data: a folder or a zip file of images, tar shards or Parquet files; None for
+            scikit-learn's digits.
+        val: a second one with the test images.
         skip_corrupt: leave out corrupt images instead of ending with an error.
         verify: which parts of the image files are verified before training: headers and `ends`, or
             the `full` files, which are decoded. It does not affect the results.
+        workers: number of processes that decode training images that are not kept in memory; a
+            search divides them between its two kinds of steps. 0 decodes in the process itself;
+            null chooses by the number of cores. It does not affect the results.
         seed: random seed; it determines all random draws of the run.
         train_resolution: image size during training, in pixels. A last phase of the training
             prepares the network for its deployment resolution, for which latency is counted.
@@ -152,6 +158,7 @@ class DataConfig(Frozen):
     val: PathText | None = None
     skip_corrupt: bool = False
     verify: Verify = "ends"
+    workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
     seed: int = Field(default=0, ge=0, lt=2**31)
     train_resolution: int = Field(default=MIN_RESOLUTION, ge=8, le=1024)
 
@@ -340,7 +347,7 @@ def open_data(
     if "train_resolution" not in config.model_fields_set:
         side = native_side(listing, seed=config.seed) if listing else MIN_RESOLUTION
         resolution = max(min(side, largest) // 32 * 32, MIN_RESOLUTION)
-    return load_dataset(
+    dataset = load_dataset(
         listing,
         val=config.val if listing is None else None,
         resolution=resolution,
@@ -349,6 +356,7 @@ def open_data(
         earlier=earlier,
         verify=config.verify,
     )
+    return replace(dataset, workers=config.workers)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

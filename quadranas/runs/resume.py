@@ -46,7 +46,7 @@ COPIES_OF_THE_AVERAGE, COPIES_OF_THE_BEST = 2, 3
 """The same for the average of the weights and for the best epoch: one in each checkpoint, and a
 file for the best epoch."""
 
-MAY_DIFFER = ("verify", "accelerator", "tracking")
+MAY_DIFFER = ("verify", "workers", "accelerator", "tracking")
 """Keys of a configuration that may differ when a run is resumed: they affect the last bits of the
 results at most."""
 

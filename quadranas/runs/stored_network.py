@@ -28,7 +28,7 @@ from quadranas.space.architecture import Architecture
 from quadranas.validation import validate
 
 DECIDED_BY_DATA = (
-    *("data", "val", "skip_corrupt", "verify", "train_resolution", "augment", "recipe"),
+    *("data", "val", "skip_corrupt", "verify", "workers", "train_resolution", "augment", "recipe"),
 )
 """The keys of a configuration that do not carry over to other data."""
 

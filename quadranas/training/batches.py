@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quadranas.acceleration.accelerator import PINNED
 from quadranas.acceleration.engine import Engine
 from quadranas.acceleration.processes import Part
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.batch import Batch
 from quadranas.data.dataset import Dataset
+from quadranas.data.image_set import ImageSet
+from quadranas.data.loader import Loader, share_of_workers
 from quadranas.data.splits import epoch_batches
 
 
@@ -24,7 +27,11 @@ class Batches:
         seed_of: the seed of an epoch's order.
         limit: number of batches per epoch; None for all.
         num_parts: number of parts in which to compute a batch, if it has that many images.
+        loaders: number of these objects that work at the same time and share the workers.
     """
+
+    num_steps: int | None = None
+    """Number of batches of a training, if it is known; nothing is loaded beyond it."""
 
     def __init__(
         self,
@@ -37,11 +44,14 @@ class Batches:
         seed_of: Callable[[int], int],
         limit: int | None = None,
         num_parts: int = 1,
+        loaders: int = 1,
     ) -> None:
         self.dataset, self.augmenter, self.engine = dataset, augmenter, engine
         self.num_parts = num_parts
-        # The order of the current epoch is kept, since it is drawn for all images at once.
-        self._epoch = lru_cache(maxsize=1)(
+        self._seed_of, self._num_loaders = seed_of, loaders
+        # The order of the current epoch is kept, since it is drawn for all images at once, and
+        # that of the next one, of which batches are loaded in advance.
+        self._epoch = lru_cache(maxsize=2)(
             lambda epoch: epoch_batches(indices, batch_size, seed=seed_of(epoch))[:limit]
         )
         self.per_epoch = len(self._epoch(0))
@@ -49,17 +59,18 @@ class Batches:
     def augmented(self, number: int, *, seed: int) -> Batch:
         """The batch of a weight step, with soft targets."""
         indices, part = self._part(number)
-        images, labels = self._images(indices[part.start : part.end])
+        images, labels = self._cropped.batch(number)
+        images = self.engine.accelerator.put(images)
         found = self.augmenter(images, labels, seed=seed, start=part.start, size=len(indices))
         return Batch(*found, **self._place(indices, part))
 
     def plain(self, number: int) -> Batch:
         """The batch of an architecture step, without augmentation."""
         indices, part = self._part(number)
-        images, labels = self._images(indices[part.start : part.end])
+        images, labels = self._whole.batch(number)
         targets = torch.nn.functional.one_hot(labels, self.dataset.num_classes).float()
         put = self.engine.accelerator.put
-        return Batch(self.augmenter.plain(images), put(targets), **self._place(indices, part))
+        return Batch(self.augmenter.plain(put(images)), put(targets), **self._place(indices, part))
 
     def _place(self, indices: Tensor, part: Part) -> dict[str, Any]:
         """The other fields of a batch; all processes compute it in the same number of parts."""
@@ -82,7 +93,27 @@ class Batches:
         part = self.engine.processes.part(len(indices), in_pairs=self.augmenter.mixes)
         return indices, part
 
-    def _images(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images on the accelerator, and their labels on the processor."""
-        images = self.dataset.train.batch(indices)
-        return self.engine.accelerator.put(images), self.dataset.train.labels[indices]
+    @cached_property
+    def _whole(self) -> Loader:
+        return self._loader(self.dataset.train)
+
+    @cached_property
+    def _cropped(self) -> Loader:
+        smallest = self.augmenter.config.resized_crop
+        return self._loader(self.dataset.train.with_random_crops(smallest))
+
+    def _loader(self, images: ImageSet) -> Loader:
+        """The images of this process, batch by batch, in the memory of the processor."""
+
+        def plan(number: int) -> Tensor:
+            indices, part = self._part(number)
+            return indices[part.start : part.end]
+
+        return Loader(
+            *(images, plan),
+            num_steps=self.num_steps,
+            workers=share_of_workers(self.dataset.workers, self._num_loaders),
+            seed=self._seed_of(0),
+            epoch_of=lambda number: number // self.per_epoch,
+            pinned=self.engine.accelerator.device.type in PINNED,
+        )

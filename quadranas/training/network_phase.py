@@ -98,7 +98,7 @@ class NetworkTraining:
             num_parts=num_parts,
         )
         self.steps_per_epoch = self.batches.per_epoch
-        self.num_steps = num_epochs * self.steps_per_epoch
+        self.num_steps = self.batches.num_steps = num_epochs * self.steps_per_epoch
         self.optimizer = optimizer or build_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
         self.choice = choice or EpochChoice()

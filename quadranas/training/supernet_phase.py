@@ -88,13 +88,16 @@ class SupernetTraining:
                 batch_size=config.batch_size,
                 seed_of=partial(derived_seed, config.seed, purpose),
                 num_parts=config.accumulate,
+                loaders=2,
             )
             for half, purpose in zip(halves, ("weights", "gates"), strict=True)
         )
         self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
         epochs = config.schedule.warmup_epochs + config.schedule.search_epochs
-        self.num_steps = epochs * self.steps_per_epoch
+        self.num_steps = self.weight_batches.num_steps = epochs * self.steps_per_epoch
+        later = self.num_steps - self.warmup_steps
+        self.gate_batches.num_steps = later // config.gates.weight_steps
         self.expected = ExpectedLatency(setup.space, supernet.gates, setup.priced.table)
         # If every network is within the budget, the controller has no effect.
         self.unbound = setup.budget_ms >= reachable_ms(setup.space, setup.priced.table)[1]

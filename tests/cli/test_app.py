@@ -323,6 +323,10 @@ KEYS: dict[str, set[str]] = {
     "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
     "search --resume --output run": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
+    "explore run --strategy random --trials 2 --device vpu --budget 1ms": {
+        *RUN_KEYS,
+        *("strategy", "trials", "trials_path"),
+    },
     "train run --epochs 1": {
         *("run", "architecture", "notes", "params", "macs"),
         *(TEST_KEYS | TRAINED_KEYS),
@@ -337,6 +341,9 @@ KEYS: dict[str, set[str]] = {
     },
     "report run": {"run", "report"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
+    "data pictures": {
+        *("data", "val", "kind", "is_held_out", "splits", "classes", "warnings", "page"),
+    },
     "export run": {
         *("bundle", "path", "format", "precision", "resolution", "runtime", "num_images"),
         *("max_abs_error", "relative_error", "top1_agreement", "accuracy", "accuracy_pytorch"),
@@ -385,6 +392,7 @@ def test_stdout_is_one_json_object(
     monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
+    (tmp_path / "pictures").symlink_to(pictures)
     write(tmp_path / "net.onnx", "y = Relu(x)")
     if "bundle" in command:
         write_bundle(tmp_path / "bundle", manifest_of("onnx"), toy_network(scramble))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from quadranas.commands.build_lut import build_lut
 from quadranas.commands.search import search
-from quadranas.data import source
 from quadranas.data.augmentation import AugmentConfig, Augmenter
+from quadranas.data.class_folders import ClassFolders
 from quadranas.data.dataset import Dataset, load_dataset
+from quadranas.data.folders import list_folder
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import load_preprocessing
-from quadranas.data.source import Source
 from quadranas.data.task import evaluate
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.latency.table_files import load_table
@@ -266,12 +266,11 @@ def test_phases_may_be_left_out(tmp_path: Path, pictures: Path) -> None:
 def test_the_images_are_listed_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[Path] = []
 
-    def noted(path: Path) -> Source:
+    def noted(path: Path) -> ClassFolders:
         listed.append(path)
-        return open_folder(path)
+        return list_folder(path)
 
-    open_folder = source._open_folder
-    monkeypatch.setattr(source, "_open_folder", noted)
+    monkeypatch.setattr("quadranas.data.listing.list_folder", noted)
     prepare_search(SearchConfig(**TOY, data=str(pictures)), Reporter(quiet=True))
     assert listed == [pictures]
 

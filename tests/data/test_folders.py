@@ -14,7 +14,8 @@ from PIL import Image
 
 from quadranas.data import source
 from quadranas.data.decoding import CorruptImageError, Pixels
-from quadranas.data.folders import ImageFiles, find_splits
+from quadranas.data.image_files import ImageFiles
+from quadranas.data.listing import find_splits
 from quadranas.errors import QuadranasError
 from tests.pictures import noise, text, truncate, write_classes, write_zip
 
@@ -40,7 +41,7 @@ def test_splits_are_listed_class_by_class(tmp_path: Path, packed: bool) -> None:
     assert test.members == tuple(
         f"{prefix}test/{name}/00{index}.png" for name in ("cat", "dog") for index in (0, 1)
     )
-    assert (train.class_names, train.labels) == (("cat", "dog"), (0,) * 4 + (1,) * 4)
+    assert (train.class_names, train.labels.tolist()) == (("cat", "dog"), [0] * 4 + [1] * 4)
     assert np.array_equal(decode(train)[5], noise(1001, 16, 16, 3))
     assert np.array_equal(decode(test.select([3, 0]))[0], noise(1001, 16, 16, 3))
 
@@ -302,7 +303,7 @@ def torn_zip(root: Path) -> Path:
 
 
 def no_zip(root: Path) -> Path:
-    path = root.parent / "a.tar"
+    path = root.parent / "a.rar"
     path.write_bytes(b"ustar" * 100)
     return path
 
@@ -332,7 +333,7 @@ BAD_INPUTS = [
         "to 28 or less",
     ),
     (torn_zip, r"a\.zip is not a zip file, or is damaged", "pack it again"),
-    (no_zip, r"a\.tar is not a zip file, or is damaged", "Accepted"),
+    (no_zip, r"a\.rar is not a zip file, or is damaged", "Accepted"),
 ]
 
 

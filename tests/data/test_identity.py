@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quadranas.data import identity
 from quadranas.data.dataset import Dataset, load_dataset
 from quadranas.data.digests import digest_of
 from quadranas.data.identity import DataIdentity, EarlierData, substituted
@@ -151,3 +152,42 @@ def test_a_sampled_digest_reads_blocks_from_start_to_end(tmp_path: Path) -> None
         assert digest_of(path, whole=True) != whole
         assert (digest_of(path, whole=False) != sampled) == (position != 50_000)
         content[position] ^= 1
+
+
+# Large data, which are recorded as a whole
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "NAMED_LIMIT", 10)
+    monkeypatch.setattr(identity, "BLOCK", 7)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("kind", [Path, packed])
+def test_large_data_are_recorded_as_a_whole(data: Path, kind: type[Path]) -> None:
+    text(data / "dog" / "004.png")
+    path = kind(data)
+    before, earlier = load(path, skip=True), begun(path, skip=True)
+    assert earlier.identity.train == earlier.identity.test == {}
+    assert earlier.identity.skipped == ("dog/004.png",)
+    moved = path.rename(path.with_name(f"moved{path.suffix}"))
+    after = load(moved, earlier, skip=True)
+    assert same(before, after)
+    assert after.num_skipped == before.num_skipped == 1
+
+
+@pytest.mark.usefixtures("large")
+def test_changes_of_large_data_are_noticed(data: Path) -> None:
+    earlier = begun(data)
+    content = (data / "cat" / "003.png").read_bytes()
+    (data / "cat" / "003.png").write_bytes(content + b"\0")
+    with pytest.raises(QuadranasError, match=r"its (training|test) data have changed .* other"):
+        load(data, earlier)
+    (data / "cat" / "003.png").write_bytes(content)
+    load(data, earlier)
+    for number in range(5):
+        shutil.copy(data / "cat" / "000.png", data / "dog" / f"new{number}.png")
+    with pytest.raises(QuadranasError, match="20 instead of 16 images") as caught:
+        load(data, earlier)
+    assert "Restore the images" in caught.value.hint

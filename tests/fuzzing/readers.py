@@ -9,9 +9,11 @@ import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -26,6 +28,8 @@ from quadranas.conversion.adaptation import CHANGES, adapt, load_adapted, save_a
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import read_image
+from quadranas.data.folders import folder_from, folder_index, scan_folder
+from quadranas.data.index_cache import CACHE_VARIABLE, load_index, save_index
 from quadranas.data.preprocessing import load_preprocessing
 from quadranas.deployment.bundle import MANIFEST, checksums, open_bundle, write_manifest
 from quadranas.inspection.records import Distribution, LayerRecord, StepRecord, read_records
@@ -50,6 +54,7 @@ from quadranas.strategies.scores import load_scores
 from quadranas.training.teacher import open_teacher
 from tests.bundles import device_for, manifest_of, toy_architecture
 from tests.command_line import CHECKOUT
+from tests.data.sources import samples_of, write_parquet, write_tar
 from tests.fuzzing.damage import (
     Spoil,
     spoil_json,
@@ -111,7 +116,7 @@ class Reader:
             folder of a finished run; returns the valid file.
         read: reads the file, and uses what it read.
         spoil: damages the structure of the file.
-        attacks: files that must be refused, or read without harm.
+        attacks: files that must be refused, or read without harm; a costly one is a function.
         writes: whether the reader repairs what it reads.
     """
 
@@ -119,7 +124,7 @@ class Reader:
     make: Callable[[Path, Path], Path]
     read: Callable[[Path], object]
     spoil: Spoil
-    attacks: tuple[bytes, ...] = ()
+    attacks: tuple[bytes | Callable[[], bytes], ...] = ()
     writes: bool = False
 
 
@@ -191,6 +196,40 @@ def _make_zip(folder: Path, run: Path) -> Path:
 def _make_folder(folder: Path, run: Path) -> Path:
     write_classes(folder / "pictures", count=3)
     return folder / "pictures" / "cat" / "001.png"
+
+
+INDEXED = Path("/pictures")
+
+
+def _make_index(folder: Path, run: Path) -> Path:
+    found = scan_folder(write_classes(folder / "pictures", count=3))
+    shutil.rmtree(folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        save_index("folder", INDEXED, folder_index(found))
+    (path,) = folder.iterdir()
+    return path
+
+
+def _read_index(path: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(path.parent))
+        index = load_index("folder", INDEXED)
+    return index and list(folder_from(index).walk())
+
+
+def _make_tar(folder: Path, run: Path) -> Path:
+    pictures = write_classes(folder / "pictures", count=3)
+    path = write_tar(folder / "data.tar", samples_of(pictures))
+    shutil.rmtree(pictures)
+    return path
+
+
+def _make_parquet(folder: Path, run: Path) -> Path:
+    images = [_make_image(".png")(folder, run).read_bytes()] * 6
+    path = write_parquet(folder / "data.parquet", {"image": images, "label": [0, 1] * 3})
+    (folder / "image.png").unlink()
+    return path
 
 
 def _make_archive(folder: Path, run: Path) -> Path:
@@ -408,13 +447,27 @@ READERS = {
         _make_image(".webp"), lambda path: read_image(path, 16), spoil_nothing,
     ),
     "image folder": Reader(
-        ("load_dataset", "open_source"),
+        ("load_dataset", "open_contents"),
         _make_folder, lambda path: load_dataset(path.parents[1], resolution=16), spoil_png,
     ),
     "zip of images": Reader(
-        ("load_dataset", "open_source"),
+        ("load_dataset", "open_contents"),
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
-        (_bomb("cat/a.png", 1 << 28), *PICKLES),
+        (lambda: _bomb("cat/a.png", 1 << 28), *PICKLES),
+    ),
+    "index of a folder": Reader(
+        ("load_index",), _make_index, _read_index, spoil_safetensors,
+        (b"\xff" * 7 + b"\x7f{", *PICKLES),
+    ),
+    "tar shard": Reader(
+        ("load_dataset", "open_contents"),
+        _make_tar, lambda path: load_dataset(path, resolution=16), spoil_nothing, PICKLES,
     ),
 }  # fmt: skip
 """The readers by their format."""
+
+if find_spec("pyarrow"):
+    READERS["Parquet file"] = Reader(
+        ("load_dataset",),
+        *(_make_parquet, lambda path: load_dataset(path, resolution=16), spoil_nothing, PICKLES),
+    )

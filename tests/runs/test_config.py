@@ -316,6 +316,6 @@ def test_listed_images_are_not_walked_again(
 ) -> None:
     config = DataConfig(data=str(pictures))
     listing = list_data(config)
-    monkeypatch.setattr("quadranas.data.folders.open_source", None)
+    monkeypatch.setattr("quadranas.data.listing.open_contents", None)
     assert count_classes(listing) == 2
     assert len(open_data(config, 224, listing).train) == 16

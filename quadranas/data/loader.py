@@ -1,0 +1,207 @@
+"""Batches of training images: from memory, decoded in the process, or by worker processes.
+
+A batch is a function of its number: `plan` gives the indices, and an image depends on its index,
+the epoch and the seed only. So any number of workers gives the same batches, and a run that is
+resumed in the middle of an epoch needs no state of the loader.
+
+Shapes: B images of a batch, R the resolution.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from quadranas.data.image_files import Indices, threads_for
+from quadranas.data.image_set import ImageSet
+from quadranas.data.samples import Samples
+from quadranas.errors import QuadranasError
+
+MAX_WORKERS = 64
+DEFAULT_WORKERS = 8
+"""Largest number of workers that is chosen automatically."""
+
+PREFETCHED = 2
+"""Number of batches that each worker prepares in advance."""
+
+Request = tuple[Indices, int]
+"""Indices of a batch, and the epoch."""
+
+Plan = Callable[[int], Tensor]
+"""The indices of the images of a batch, by its number."""
+
+
+@final
+class Loader:
+    """The batches of a training; see the module.
+
+    Args:
+        images: the images of the split.
+        plan: gives the indices of a batch; in several processes, of the share of this one.
+        num_steps: the number of batches, after which the workers end; None if it is not known.
+        workers: number of worker processes. Images that are kept in memory need none.
+        seed: seed of random crops.
+        epoch_of: the epoch that a batch belongs to.
+        pinned: copy batches to page-locked memory, from which a GPU copies them asynchronously.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        plan: Plan,
+        *,
+        num_steps: int | None,
+        workers: int,
+        seed: int = 0,
+        epoch_of: Callable[[int], int] = lambda number: 0,
+        pinned: bool = False,
+    ) -> None:
+        self.images, self._plan, self._num_steps = images, plan, num_steps
+        self._seed, self._epoch_of, self._pinned = seed, epoch_of, pinned
+        self._samples = None if images.is_in_memory else images.samples
+        self.workers = 0 if self._samples is None else workers
+        self._loader: DataLoader[Any] | None = None
+        self._batches: Iterator[Any] | None = None
+        self._start = self._next = 0
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """The images of a batch, uint8 (B, 3, R, R), channels_last, and their labels, int64 (B,).
+
+        Batches are prepared in advance in the order of their numbers; asking for another one than
+        the next discards what is prepared.
+
+        Raises:
+            QuadranasError: an image is corrupt or cannot be read, or the workers cannot start.
+        """
+        if self.workers:
+            pixels, indices = self._from_workers(number)
+        else:
+            indices = self._plan(number).cpu()
+            pixels = self._here(indices, self._epoch_of(number))
+        images, labels = pixels, self.images.labels[indices]
+        if self._pinned and not images.is_pinned():
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return images, labels
+
+    def close(self) -> None:
+        """End the workers; the next batch starts new ones."""
+        iterator = getattr(self._loader, "_iterator", None)
+        self._loader = self._batches = None
+        if iterator is not None:
+            iterator._shutdown_workers()  # otherwise they end when the iterator is collected
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _here(self, indices: Tensor, epoch: int) -> Tensor:
+        if self._samples is None:
+            return self.images.batch(indices)
+        pixels = self._samples.batch(
+            indices.tolist(),
+            epoch=epoch,
+            seed=self._seed,
+            num_threads=threads_for(self._samples.resolution),
+        )
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _from_workers(self, number: int) -> tuple[Tensor, Tensor]:
+        if self._batches is None or number != self._next:
+            self._start = self._next = number
+            if self._loader is None:
+                self._loader = self._make_loader()
+            self._batches = iter(self._loader)
+        try:
+            indices, result = next(self._batches)
+        except RuntimeError as error:
+            self.close()
+            raise _lost_workers(error) from error
+        if isinstance(result, QuadranasError):
+            self._batches = None  # what is prepared belongs to later batches
+            raise result
+        self._next = number + 1
+        if self._next == self._num_steps:
+            self.close()
+        return result.permute(0, 3, 1, 2), indices
+
+    def _make_loader(self) -> "DataLoader[Any]":
+        assert self._samples is not None
+        return DataLoader(
+            _Batches(self._samples, self._seed),
+            batch_size=None,  # a request is for a whole batch
+            sampler=_Requests(self),
+            num_workers=self.workers,
+            multiprocessing_context="spawn",  # a fork copies locks that threads hold
+            prefetch_factor=PREFETCHED,
+            persistent_workers=True,
+            pin_memory=self._pinned,
+            generator=torch.Generator(),  # it draws a seed, by default from the global generator
+        )
+
+    def _requests(self) -> Iterator[Request]:
+        for number in count(self._start):
+            if number == self._num_steps:
+                return
+            yield self._plan(number).cpu().numpy(), self._epoch_of(number)
+
+
+class _Requests(Sampler[Request]):
+    """The requests of a loader from its next batch on, made in the main process."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._loader._requests()
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Any]):
+    """Decodes the batches that are requested, in a worker."""
+
+    samples: Samples
+    seed: int
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor | QuadranasError]:
+        indices, epoch = request
+        numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        try:
+            pixels = self.samples.batch(numbers.tolist(), epoch=epoch, seed=self.seed)
+        except QuadranasError as error:  # raised here, it would lose its hint on the way
+            return numbers, error
+        return numbers, torch.from_numpy(pixels)
+
+
+def share_of_workers(workers: int | None, loaders: int = 1) -> int:
+    """The number of workers of one of several loaders that work at the same time.
+
+    Args:
+        workers: the number of all; None for `automatic_workers`.
+    """
+    total = automatic_workers() if workers is None else workers
+    return max(1, total // loaders) if total else 0
+
+
+def automatic_workers() -> int:
+    """One worker for every core but one, which trains or drives the accelerator.
+
+    The cores are shared between the processes of a machine, whose number torchrun gives.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(DEFAULT_WORKERS, (cores or 1) // processes - 1))
+
+
+def _lost_workers(error: RuntimeError) -> QuadranasError:
+    reason = str(error).splitlines()[0]
+    return QuadranasError(
+        f"a worker process that decodes images could not start or has ended: {reason}",
+        "If a script of your own calls quadranas, put the call under "
+        "`if __name__ == '__main__':`. If memory (or /dev/shm in a container) is short, lower "
+        "--workers; 0 decodes in the main process.",
+    )
