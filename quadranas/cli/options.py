@@ -229,6 +229,16 @@ Tolerance = Annotated[
         rich_help_panel=LIMITS,
     ),
 ]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1000,
+        help="Number of networks that the gates prefer most, of which the best one on held-out "
+        "images is chosen (default 16; 1: the gates choose).",
+        rich_help_panel=LIMITS,
+    ),
+]
 Model = Annotated[str, typer.Argument(help="Architecture file, run folder, or name of a model.")]
 OptionalModel = Annotated[
     str | None,

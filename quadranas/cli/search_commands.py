@@ -20,6 +20,7 @@ from quadranas.cli.options import (
     TRAINING,
     Accelerator,
     Budget,
+    Candidates,
     Compile,
     Confidence,
     ConfigFile,
@@ -84,6 +85,7 @@ def search(
     max_macs: MaxMacs = None,
     confidence: Confidence = None,
     tolerance: Tolerance = None,
+    candidates: Candidates = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -107,6 +109,7 @@ def search(
         max_macs=max_macs,
         confidence=confidence,
         tolerance=tolerance,
+        candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
         workers=workers,
@@ -137,6 +140,7 @@ def derive(
     max_macs: MaxMacs = None,
     confidence: Confidence = None,
     tolerance: Tolerance = None,
+    candidates: Candidates = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -160,7 +164,7 @@ def derive(
             max_params=max_params,
             max_macs=max_macs,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance),
+            **given(confidence=confidence, tolerance=tolerance, candidates=candidates),
         )
     print_result(
         result,

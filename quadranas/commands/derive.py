@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from quadranas.acceleration.engine import Engine
+from quadranas.data.augmentation import Augmenter
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links
@@ -12,11 +14,13 @@ from quadranas.latency.device import Device, is_shipped, load_device
 from quadranas.latency.table import build_command
 from quadranas.latency.table_files import find_priced
 from quadranas.measurement.verification import measure_network
+from quadranas.network.modes import batch_norms
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors, load_weights, save_tensors
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
-from quadranas.runs.config import SearchConfig
+from quadranas.runs.conditions import load_conditions
+from quadranas.runs.config import SearchConfig, open_data
 from quadranas.runs.config_file import read_config_file
 from quadranas.runs.next_command import resume_command
 from quadranas.runs.results import DeriveResult
@@ -26,10 +30,17 @@ from quadranas.runs.stored_network import StoredNetwork
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_whole_space, space_files
-from quadranas.strategies.derivation import decoding_limits, derive_architecture
+from quadranas.strategies.derivation import (
+    decoding_limits,
+    derive_architecture,
+    judgement,
+)
+from quadranas.strategies.exact import decode_best
 from quadranas.strategies.limits import feasibility
 from quadranas.strategies.scores import GateScores, load_scores
+from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.supernet import Supernet, build_supernet
+from quadranas.training.supernet_phase import search_halves
 from quadranas.validation import validate
 
 NEEDED = (layout.CONFIG, layout.SPACE, layout.PREPROCESSING, layout.GATES, layout.SUPERNET)
@@ -47,6 +58,7 @@ def derive(
     max_macs: int | None = None,
     confidence: float | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
+    candidates: int | None = None,
     reporter: Reporter | None = None,
 ) -> DeriveResult:
     """Decode the best network of a trained supernet for a device and a budget.
@@ -64,6 +76,9 @@ def derive(
         max_params, max_macs: upper limits on the network.
         confidence: probability that the measured latency is within the budget.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        candidates: number of networks that the gates prefer most, of which the one with the best
+            accuracy on held-out images of the search is chosen; 1: the gates choose. Default: as
+            in the search.
         reporter: receives messages and progress. Default: nothing is shown.
 
     Raises:
@@ -80,6 +95,7 @@ def derive(
         table=None if table is None else Path(table),
         max_params=max_params,
         max_macs=max_macs,
+        candidates=candidates,
     )
     RunFolder(folder).refuse_content()
     return request.answer(_open_searched(Path(run)), folder, reporter or Reporter(quiet=True))
@@ -109,6 +125,34 @@ class _Searched:
         load_weights(supernet, self.folder / layout.SUPERNET)
         return supernet
 
+    def evaluator(
+        self, supernet: Supernet, number: int, reporter: Reporter
+    ) -> SubnetEvaluator | None:
+        """Judges sub-networks on the images of the search; None if they are not needed or gone.
+
+        Raises:
+            QuadranasError: the images have changed since the search.
+        """
+        if number == 1 and not batch_norms(supernet):
+            return None
+        places = filter(None, (self.config.data, self.config.val))
+        missing = [place for place in places if not Path(place).exists()]
+        if missing:
+            reporter.message(
+                f"the images of the search are no longer at {missing[0]}; the gates alone choose"
+            )
+            return None
+        conditions = load_conditions(self.folder.path)
+        earlier = conditions.earlier(self.folder.path) if conditions else None
+        given = self.config.model_copy(update={"skip_corrupt": True})
+        dataset = open_data(given, self.space.resolution, earlier=earlier)
+        weight_half, gate_half = search_halves(dataset, self.config.seed)
+        return SubnetEvaluator(
+            *(supernet, dataset.train, Augmenter.of(dataset), Engine()),
+            held_out=gate_half,
+            trained_on=weight_half,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
@@ -124,6 +168,7 @@ class _Request:
     table: Path | None
     max_params: int | None
     max_macs: int | None
+    candidates: int | None
 
     def answer(self, searched: _Searched, output: Path, reporter: Reporter) -> DeriveResult:
         """Decode the supernet, measure the network if possible, and write the folder."""
@@ -139,10 +184,19 @@ class _Request:
         limits = decoding_limits(
             contract, priced.table, max_params=self.max_params, max_macs=self.max_macs
         )
+        number = self.candidates or searched.config.candidates
+        preferred = decode_best(searched.space, searched.scores, priced.table, limits, number)
+        supernet = searched.supernet()
+        evaluator = searched.evaluator(supernet, number, reporter)
         architecture = derive_architecture(
-            searched.space, searched.scores, priced.table, limits, contract
+            *(searched.space, searched.scores, priced.table, contract, preferred),
+            judge=evaluator.accuracy if evaluator and number > 1 else None,
         )
-        inherited = searched.supernet().subnet_tensors(architecture)
+        if judgement(architecture):
+            reporter.message(judgement(architecture))
+        if evaluator:
+            evaluator.calibrate(searched.space.choices_of(architecture))
+        inherited = supernet.subnet_tensors(architecture)
         network = build_subnet(architecture)
         load_tensors(network, inherited, str(searched.folder / layout.SUPERNET))
         measured = measure_network(architecture, network, self.device, priced, reporter)

@@ -33,7 +33,8 @@ from quadranas.runs.run_device import keep_device
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
-from quadranas.strategies.derivation import derive_architecture
+from quadranas.strategies.derivation import derive_architecture, judgement
+from quadranas.strategies.exact import Decoded, decode_best
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.loop import run_phase
@@ -179,7 +180,7 @@ class _SearchRun:
     def train(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Run both phases, from the start or from a checkpoint, and write the result."""
         seconds = self.setup.config.checkpoint_seconds
-        num_metrics, derived = 0, None
+        num_metrics = 0
         if checkpoint is None or checkpoint["phase"] == SupernetTraining.name:
             num_metrics = run_phase(
                 *(self.supernet_training, self.folder, self.reporter, checkpoint),
@@ -187,10 +188,12 @@ class _SearchRun:
                 later_steps=self._later_steps,
             )
             checkpoint = None
-            derived = self._derive() if self.folder else None
-        elif self.folder:
-            derived = load_architecture(self.folder / layout.ARCHITECTURE)
-        architecture: Architecture = self.engine.processes.from_main(derived)
+            architecture = self._derive()
+        else:
+            derived = None
+            if self.folder is not None:
+                derived = load_architecture(self.folder / layout.ARCHITECTURE)
+            architecture = self.engine.processes.from_main(derived)
         finetuning = self._finetuning(architecture)
         train_network(
             *(finetuning, self.folder, self.reporter, checkpoint),
@@ -223,17 +226,29 @@ class _SearchRun:
         )
 
     def _derive(self) -> Architecture:
-        """Decode the gates; write them, the supernet, and the architecture last."""
-        setup, folder = self.setup, self.folder
-        assert folder is not None
-        scores = self.supernet.gates.scores(setup.space)
-        scores.save(folder / layout.GATES)
-        save_tensors(self.supernet.state_dict(), folder / layout.SUPERNET)
+        """Decode the gates and judge candidates; write gates, supernet, architecture last."""
+        setup, folder, supernet = self.setup, self.folder, self.supernet
+        scores = supernet.gates.scores(setup.space)
+        preferred = None
+        if folder is not None:
+            scores.save(folder / layout.GATES)
+            save_tensors(supernet.state_dict(), folder / layout.SUPERNET)
+            preferred = decode_best(
+                *(setup.space, scores, setup.priced.table, setup.limits),
+                setup.config.candidates,
+            )
+        found: list[Decoded] = self.engine.processes.from_main(preferred)
+        evaluator = self.supernet_training.evaluator()
         architecture = derive_architecture(
-            setup.space, scores, setup.priced.table, setup.limits, setup.contract
+            *(setup.space, scores, setup.priced.table, setup.contract, found),
+            judge=evaluator.accuracy if setup.config.candidates > 1 else None,
         )
-        save_tensors(self.supernet.subnet_tensors(architecture), folder / layout.INHERITED)
-        architecture.save(folder / layout.ARCHITECTURE)
+        evaluator.calibrate(setup.space.choices_of(architecture))
+        if folder is not None:
+            save_tensors(supernet.subnet_tensors(architecture), folder / layout.INHERITED)
+            architecture.save(folder / layout.ARCHITECTURE)
+            if judgement(architecture):
+                self.reporter.message(judgement(architecture))
         return architecture
 
     def _finetuning(self, architecture: Architecture) -> NetworkTraining:

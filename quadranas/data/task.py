@@ -73,22 +73,29 @@ def accuracy_on(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def evaluate(
-    network: nn.Module, images: ImageSet, augmenter: Augmenter, engine: Engine | None = None
+    network: nn.Module,
+    images: ImageSet,
+    augmenter: Augmenter,
+    engine: Engine | None = None,
+    *,
+    indices: Tensor | None = None,
 ) -> float:
     """Top-1 accuracy of a network on one split of a data set, without augmentation.
 
     Args:
         engine: the hardware on which the network lies; each of its processes counts a part of the
             images, and all return the accuracy on the whole split.
+        indices: the images to test on; by default all.
     """
     engine = engine or Engine()
     put = engine.accelerator.put
     rank, count = engine.processes.rank, engine.processes.count
+    chosen = torch.arange(len(images)) if indices is None else indices
     correct = engine.accelerator.zero()
     with torch.no_grad(), evaluating(network):
-        for indices in torch.arange(len(images)).split(BATCH_SIZE)[rank::count]:
-            pixels, labels = put(images.batch(indices)), put(images.labels[indices])
+        for batch in chosen.split(BATCH_SIZE)[rank::count]:
+            pixels, labels = put(images.batch(batch)), put(images.labels[batch])
             logits = engine.logits(network, augmenter.plain(pixels))
             correct += (logits.argmax(1) == labels).sum()
     engine.processes.add_up([correct])
-    return int(correct) / len(images)
+    return int(correct) / len(chosen)

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 
 from quadranas.acceleration.engine import Engine
-from quadranas.data.identity import DataIdentity, written_name
+from quadranas.data.identity import DataIdentity, EarlierData, written_name
+from quadranas.data.preprocessing import load_preprocessing
 from quadranas.errors import some
 from quadranas.files import read_json, write_compact_json
 from quadranas.runs import layout
@@ -53,6 +54,19 @@ class Conditions(Frozen):
             torch=torch.__version__,
             processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             images=images,
+        )
+
+    def earlier(self, folder: Path) -> EarlierData | None:
+        """The images of the run in a folder; None if it has none."""
+        if self.images is None:
+            return None
+        path = folder / layout.PREPROCESSING
+        found = load_preprocessing(path) if path.is_file() else None
+        return EarlierData(
+            run=folder,
+            identity=self.images,
+            corrupt=frozenset(self.corrupt),
+            statistics=(found.mean, found.std) if found else None,
         )
 
     def save(self, folder: Path) -> None:

@@ -33,6 +33,9 @@ MAX_RATE, MAX_COUNT, MAX_SIZE = 1e6, 1_000_000, 10**18
 """Limits on rates, on numbers of epochs, steps and images, and on parameters and MACs: beyond
 them the float32 arithmetic of a training, or float64 of decoding, overflows or loses meaning."""
 
+DEFAULT_CANDIDATES, MAX_CANDIDATES = 16, 1000
+"""Number of networks to judge before one is chosen."""
+
 RESOLUTION_IMAGES = 5_000
 STEPS_PER_PASS, MIN_BATCH = 60, 16
 """For few images: the number of steps in a pass over them, and the smallest batch size."""
@@ -182,6 +185,8 @@ class SearchConfig(TrainingConfig):
         confidence: probability that the measured latency is within the budget, from 0.5 to 1;
             needs a measured table. Null: only the predicted latency is kept within it.
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        candidates: number of networks that the gates prefer most, of which the one with the best
+            accuracy on held-out training images is chosen.
         schedule: number of epochs of each phase.
         supernet: what the candidates have in common.
         gates: how architecture parameters are trained.
@@ -195,6 +200,7 @@ class SearchConfig(TrainingConfig):
     max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
+    candidates: int = Field(default=DEFAULT_CANDIDATES, ge=1, le=MAX_CANDIDATES)
     schedule: ScheduleConfig = ScheduleConfig()
     supernet: SupernetConfig = SupernetConfig()
     gates: GateConfig = GateConfig()

@@ -145,6 +145,9 @@ class DeriveResult(StoredResult):
         predicted_ms: latency of the network by the table.
         measured_ms: measured latency of the network; None if it was not measured.
         not_measured: the reason; empty if it was measured.
+        candidates: number of networks that were judged before this one was chosen.
+        inherited_accuracy: its accuracy on held-out training images with the supernet's weights,
+            from 0 to 1; None if the gates alone chose it.
         measured_p50_ms, measured_p95_ms: median and 95th percentile of the undisturbed calls.
         measured_dropped: share of calls that lost the processor to other processes and were
             dropped; None if unknown.
@@ -162,6 +165,8 @@ class DeriveResult(StoredResult):
     measured_p95_ms: FiniteFloat | None = None
     measured_dropped: FiniteFloat | None = None
     not_measured: str = ""
+    candidates: int = 1
+    inherited_accuracy: FiniteFloat | None = None
     table: TableNote
     params: int
     macs: int
@@ -200,6 +205,8 @@ class DeriveResult(StoredResult):
             measured_p95_ms=timing and timing.p95_ms,
             measured_dropped=timing and timing.dropped,
             not_measured=measured if isinstance(measured, str) else "",
+            candidates=architecture.provenance.get("candidates", 1),
+            inherited_accuracy=architecture.provenance.get("inherited_accuracy"),
             table=table,
             params=count_params(architecture),
             macs=count_macs(architecture),

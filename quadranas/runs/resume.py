@@ -14,7 +14,7 @@ from quadranas.acceleration.engine import Engine
 from quadranas.data.dataset import Dataset
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.identity import EarlierData
-from quadranas.data.preprocessing import Preprocessing, load_preprocessing
+from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
 from quadranas.files import file_name, refuse_links
 from quadranas.reporter import Reporter
@@ -71,16 +71,7 @@ class RunStart(Generic[Config]):
     @cached_property
     def earlier(self) -> EarlierData | None:
         """The images of a run to resume; None if it has none, or does not record them."""
-        if self.conditions is None or self.conditions.images is None:
-            return None
-        path = self.folder / layout.PREPROCESSING
-        found = load_preprocessing(path) if path.is_file() else None
-        return EarlierData(
-            run=self.folder.path,
-            identity=self.conditions.images,
-            corrupt=frozenset(self.conditions.corrupt),
-            statistics=(found.mean, found.std) if found else None,
-        )
+        return None if self.conditions is None else self.conditions.earlier(self.folder.path)
 
     def create(self, config: Config, network: nn.Module, dataset: Dataset, engine: Engine) -> None:
         """Make the folder of a new run, or record what has changed in a resumed one.

@@ -1,13 +1,17 @@
 """From trained gates to an architecture within limits."""
 
+from collections.abc import Callable, Sequence
+
 from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
 from quadranas.latency.table import LatencyTable
 from quadranas.space.architecture import Architecture
-from quadranas.space.search_space import SearchSpace
-from quadranas.strategies.exact import decode
+from quadranas.space.search_space import Choices, SearchSpace
+from quadranas.strategies.exact import Decoded, decode
 from quadranas.strategies.limits import MIN_USE, Limits, check_budget
 from quadranas.strategies.scores import BlockScores, GateScores
+
+Judge = Callable[[Choices], float]
 
 CONFIDENT_USE = 0.97
 """The minimum use of a budget that a confidence has tightened; it includes the margin already."""
@@ -55,18 +59,23 @@ def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> Non
 
 
 def derive_architecture(
-    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, contract: Contract
+    space: SearchSpace,
+    scores: GateScores,
+    table: LatencyTable,
+    contract: Contract,
+    preferred: Sequence[Decoded],
+    judge: Judge | None = None,
 ) -> Architecture:
-    """The architecture within the limits that the gates prefer, with its provenance.
+    """One of the architectures that the gates prefer, with its provenance.
 
     Args:
-        limits: with the budget for predictions, `contract.decoding_ms`.
-
-    Raises:
-        BudgetError: no network of the space is within the limits.
+        preferred: from `decode_best`, the best one first.
+        judge: the accuracy of a network's choices, from 0 to 1; the best network is chosen, and of
+            equal ones the one that the gates prefer. None: the gates choose.
     """
-    decoded = decode(space, scores, table, limits)
-    header = table.header
+    accuracies = [judge(decoded.choices) for decoded in preferred] if judge else [0.0]
+    best = accuracies.index(max(accuracies))
+    decoded, header = preferred[best], table.header
     name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
     architecture = space.architecture(decoded.choices, name)
     provenance: dict[str, str | int | float | bool | None] = {
@@ -79,4 +88,21 @@ def derive_architecture(
         "optimality_gap": decoded.gap,
         "table": header.summary(),
     }
+    if judge:
+        provenance |= {
+            "candidates": len(preferred),
+            "preference": best + 1,
+            "inherited_accuracy": accuracies[best],
+        }
     return architecture.model_copy(update={"provenance": provenance})
+
+
+def judgement(architecture: Architecture) -> str:
+    """How an architecture was chosen among several, in words; empty if it was not."""
+    made = architecture.provenance
+    if not made.get("candidates"):
+        return ""
+    return (
+        f"chose number {made['preference']} of the {made['candidates']} networks that the gates "
+        f"prefer: {made['inherited_accuracy']:.1%} on held-out images with the supernet's weights"
+    )

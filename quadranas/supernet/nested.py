@@ -68,12 +68,13 @@ class NestedCandidate(nn.Module):
         return y
 
     def _copy_modes(self) -> None:
-        """Training or evaluation, and whether BatchNorm tracks averages, as in the largest."""
+        """Training or evaluation, and how BatchNorm tracks averages, as in the largest."""
         (shared,), (form,) = self._shared, self._form
         for here, there in zip(form.modules(), shared.modules(), strict=True):
             here.training = there.training
             if isinstance(here, BatchNorm) and isinstance(there, BatchNorm):
                 here.track_running_stats = there.track_running_stats
+                here.momentum = there.momentum
 
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the weights and buffers, as views."""

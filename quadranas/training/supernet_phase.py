@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from quadranas.acceleration.engine import Engine
+from quadranas.data.augmentation import Augmenter
+from quadranas.data.dataset import Dataset
 from quadranas.data.splits import split_halves
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.strategies.limits import reachable_ms
 from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
@@ -30,6 +33,11 @@ TOLERATED = 0.05
 printed."""
 
 
+def search_halves(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training images that train weights, and of those that train gates."""
+    return split_halves(dataset.train.labels, derived_seed(seed, "halves"))
+
+
 class SupernetTraining:
     """Warm-up with random paths, then weight steps alternating with architecture steps."""
 
@@ -43,10 +51,8 @@ class SupernetTraining:
         self.engine = engine or Engine()
         if not self.engine.processes.is_alone:
             supernet.synchronize()
-        self.config, self.supernet = config, supernet
-        weight_half, gate_half = split_halves(
-            dataset.train.labels, derived_seed(config.seed, "halves")
-        )
+        self.config, self.dataset, self.supernet = config, dataset, supernet
+        self.halves = search_halves(dataset, config.seed)
         augmenter = setup.augmenter()
         self.weight_batches, self.gate_batches = (
             Batches(
@@ -55,7 +61,7 @@ class SupernetTraining:
                 seed_of=partial(derived_seed, config.seed, purpose),
                 loaders=2,
             )
-            for half, purpose in ((weight_half, "weights"), (gate_half, "gates"))
+            for half, purpose in zip(self.halves, ("weights", "gates"), strict=True)
         )
         self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
@@ -73,6 +79,15 @@ class SupernetTraining:
         self.optimizer = build_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
+        )
+
+    def evaluator(self) -> SubnetEvaluator:
+        """Judges sub-networks on images of the half that trains the gates only."""
+        weight_half, gate_half = self.halves
+        return SubnetEvaluator(
+            *(self.supernet, self.dataset.train, Augmenter.of(self.dataset), self.engine),
+            held_out=gate_half,
+            trained_on=weight_half,
         )
 
     def check(self) -> None:

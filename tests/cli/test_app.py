@@ -297,7 +297,7 @@ TEST_KEYS = {
 RUN_KEYS = TEST_KEYS | {
     *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
-    *("params", "macs", "confidence", "tolerance"),
+    *("params", "macs", "confidence", "tolerance", "candidates", "inherited_accuracy"),
 }
 TRAINED_KEYS = {"report_path", "accelerator", "precision", "processes"}
 KEYS: dict[str, set[str]] = {

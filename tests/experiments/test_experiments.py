@@ -10,7 +10,12 @@ import pytest
 from tests.command_line import CHECKOUT
 
 EXPERIMENTS = sorted(CHECKOUT.glob("experiments/*/*.py"))
-RUNNABLE = [path for path in EXPERIMENTS if "--smoke" in path.read_text(encoding="utf-8")]
+RUNNABLE = [
+    path
+    for path in EXPERIMENTS
+    if "--smoke" in path.read_text(encoding="utf-8") and path.parent.name != "gpu"
+]
+"""The parts of experiments/gpu are run by test_gpu.py."""
 
 
 @pytest.mark.slow
@@ -34,4 +39,5 @@ def test_every_experiment_says_what_it_claims_and_what_came_out() -> None:
         text = (folder / "README.md").read_text(encoding="utf-8")
         for part in ("**Claim.**", "**Command", "**Obtained"):
             assert part in text, folder.name
-        assert (folder / "results.json").is_file(), folder.name
+        is_pending = "**Obtained.** Nothing yet" in text or "in progress" in text
+        assert is_pending or (folder / "results.json").is_file(), folder.name

@@ -1,0 +1,93 @@
+"""Sub-networks judged with the weights of the supernet, on images that these were not trained on.
+
+Source: once-for-all, Cai et al., ICLR 2020 (arXiv:1908.09791), which also computes the averages of
+BatchNorm anew for every sub-network: in a supernet they mix those of all paths.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from quadranas.acceleration.engine import Engine
+from quadranas.data.augmentation import Augmenter
+from quadranas.data.image_set import ImageSet
+from quadranas.data.splits import evenly_spaced
+from quadranas.data.task import evaluate
+from quadranas.network.modes import batch_norms
+from quadranas.space.search_space import Choices
+from quadranas.supernet.supernet import Supernet
+
+NUM_IMAGES = 2000
+"""Maximum number of images that judge a sub-network: its accuracy has a standard deviation of at
+most 1.1 points."""
+
+NUM_CALIBRATION_BATCHES, CALIBRATION_BATCH = 20, 64
+
+
+class SubnetEvaluator:
+    """Judges sub-networks of a supernet; its weights, averages and gates stay the same.
+
+    With several processes, each counts a part of the images, and all get the same accuracy.
+
+    Args:
+        images: the training images.
+        held_out: indices of images that did not train the weights.
+        trained_on: indices of images that did, for the averages of BatchNorm.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        images: ImageSet,
+        augmenter: Augmenter,
+        engine: Engine,
+        *,
+        held_out: Tensor,
+        trained_on: Tensor,
+    ) -> None:
+        self.supernet, self.images = supernet, images
+        self.augmenter, self.engine = augmenter, engine
+        self.held_out = held_out[evenly_spaced(len(held_out), NUM_IMAGES)]
+        number = NUM_CALIBRATION_BATCHES * CALIBRATION_BATCH
+        self.calibration = trained_on[evenly_spaced(len(trained_on), number)]
+        self.norms = batch_norms(supernet)
+
+    def accuracy(self, choices: Choices) -> float:
+        """Top-1 accuracy of a sub-network on the held-out images, from 0 to 1."""
+        with self._restoring():
+            self.calibrate(choices)
+            self.supernet.set_choices(choices)
+            return evaluate(
+                *(self.supernet, self.images, self.augmenter, self.engine), indices=self.held_out
+            )
+
+    @torch.no_grad()
+    def calibrate(self, choices: Choices) -> None:
+        """Set the averages of BatchNorm to those of a sub-network, for one that inherits them."""
+        if not self.norms:
+            return
+        self.supernet.set_choices(choices)
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average over all batches
+        self.supernet.train()
+        for indices in self.calibration.split(CALIBRATION_BATCH):
+            part = self.engine.processes.part(len(indices))
+            pixels = self.engine.accelerator.put(self.images.batch(indices[part.start : part.end]))
+            self.engine.logits(self.supernet, self.augmenter.plain(pixels))
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        """Afterwards the averages of BatchNorm are as before."""
+        buffers = [buffer for norm in self.norms for buffer in norm.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
