@@ -30,6 +30,9 @@ DEFAULT_WORKERS = 8
 PREFETCHED = 2
 """Number of batches that each worker prepares in advance."""
 
+LOST = "DataLoader worker (pid"
+"""In the message of the RuntimeError about a worker that has ended (PyTorch 2.13)."""
+
 Request = tuple[Indices, int]
 """Indices of a batch, and the epoch."""
 
@@ -51,6 +54,8 @@ class Loader:
         pinned: copy batches to page-locked memory, from which a GPU copies them asynchronously.
     """
 
+    _loader: "DataLoader[Any] | None" = None
+
     def __init__(
         self,
         images: ImageSet,
@@ -66,7 +71,6 @@ class Loader:
         self._seed, self._epoch_of, self._pinned = seed, epoch_of, pinned
         self._samples = None if images.is_in_memory else images.samples
         self.workers = 0 if self._samples is None else workers
-        self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._start = self._next = 0
 
@@ -120,6 +124,8 @@ class Loader:
             indices, result = next(self._batches)
         except RuntimeError as error:
             self.close()
+            if LOST not in str(error):
+                raise
             raise _lost_workers(error) from error
         if isinstance(result, QuadranasError):
             self._batches = None  # what is prepared belongs to later batches
