@@ -54,8 +54,6 @@ class Loader:
         pinned: copy batches to page-locked memory, from which a GPU copies them asynchronously.
     """
 
-    _loader: "DataLoader[Any] | None" = None
-
     def __init__(
         self,
         images: ImageSet,
@@ -71,6 +69,7 @@ class Loader:
         self._seed, self._epoch_of, self._pinned = seed, epoch_of, pinned
         self._samples = None if images.is_in_memory else images.samples
         self.workers = 0 if self._samples is None else workers
+        self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._start = self._next = 0
 
@@ -95,13 +94,7 @@ class Loader:
 
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
-        iterator = getattr(self._loader, "_iterator", None)
-        self._loader = self._batches = None
-        if iterator is not None:
-            iterator._shutdown_workers()  # otherwise they end when the iterator is collected
-
-    def __del__(self) -> None:
-        self.close()
+        self._loader = self._batches = None  # nothing else refers to the iterator, which ends them
 
     def _here(self, indices: Tensor, epoch: int) -> Tensor:
         if self._samples is None:
@@ -115,6 +108,7 @@ class Loader:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _from_workers(self, number: int) -> tuple[Tensor, Tensor]:
+        assert self._num_steps is None or number < self._num_steps
         if self._batches is None or number != self._next:
             self._start = self._next = number
             if self._loader is None:
