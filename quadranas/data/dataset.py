@@ -24,6 +24,7 @@ from quadranas.data.image_files import ImageFiles, threads_for
 from quadranas.data.image_set import ImageSet, picker
 from quadranas.data.left_out import described
 from quadranas.data.listing import ImageListing, list_images
+from quadranas.data.parquet import ParquetSource
 from quadranas.data.samples import Samples
 from quadranas.data.splits import evenly_spaced, hold_out
 from quadranas.errors import QuadranasError
@@ -195,7 +196,7 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
-        warnings=(*left_out_warnings(listing), *warnings),
+        warnings=(*left_out_warnings(listing), *warnings, *_slow_warnings(train, train_files)),
         resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
@@ -205,6 +206,18 @@ def left_out_warnings(listing: ImageListing) -> list[str]:
     splits = [split for split in (listing.train, listing.test) if split is not None]
     texts = [(split.source.path, described(split.left_out)) for split in splits]
     return [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
+
+
+def _slow_warnings(images: ImageSet, files: ImageFiles) -> list[str]:
+    """A warning for images that are read again and again, each with many others."""
+    if images.is_in_memory or not isinstance(files.source, ParquetSource):
+        return []
+    read_mb = files.source.bytes_per_read / 1e6
+    return [
+        f"the training images in {files.source.path} do not fit in memory, and Parquet files are "
+        f"read slowly in random order, about {read_mb:.2g} MB for each image; tar shards are "
+        "faster"
+    ]
 
 
 def native_side(
