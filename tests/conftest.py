@@ -20,7 +20,7 @@ import quadranas.measurement.timing
 import quadranas.reports.page
 from tests.command_line import SMALL, Server, call
 from tests.figures import Unrendered
-from tests.measuring import quicken_exporters, remember_exports
+from tests.measuring import quicken_exporters, remember_exports, trace_exports
 from tests.sharing import Share, share_in
 
 # Generated examples are the same in every run, and no example is judged by the clock.
@@ -157,11 +157,13 @@ def host_table(share: Share, exports: Path) -> Path:
     pytest.importorskip("onnxruntime")
 
     def measure(path: Path) -> None:
-        outcome = call(
-            *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
-            *("--rounds", "12", "--max-residual", "9"),  # the other tests keep the machine busy
-            *("--output", path),
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            trace_exports(patch)
+            outcome = call(
+                *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
+                *("--rounds", "12", "--max-residual", "9"),  # the other tests keep it busy
+                *("--output", path),
+            )
         assert outcome.code == 0, outcome.err
 
     return share("tables/host.json", measure)
