@@ -1,6 +1,7 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
 import gc
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -45,13 +46,15 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_delays() -> Iterator[None]:
-    """No test waits between rounds, exporters are prepared once, figures are not rendered.
+    """No test waits between rounds or for a disk; figures are not rendered.
 
-    The tests of the figures render them: see the fixture `rendered`.
+    Exporters keep what they would make anew for every network. Tests of the figures use the
+    fixture `rendered`.
     """
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quadranas.measurement.timing, "time", clock)
+        patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(quadranas.reports.page, "Figure", Unrendered)
         quicken_exporters(patch)
         yield
