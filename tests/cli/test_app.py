@@ -307,7 +307,7 @@ KEYS: dict[str, set[str]] = {
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary", "quality"),
     },
-    "validate-lut --device host --space toy --table host.json --networks 2": {
+    "validate-lut --device host --space toy --table host.json --networks 2 --rounds 4": {
         *("networks", "bias", "mape", "within_5", "within_10", "kendall_tau"),
         *("table", "plot", "summary"),
     },
