@@ -30,6 +30,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
 from quadranas.runs.config_file import Header
+from quadranas.runs.recipe import Recipe
 from quadranas.runs.records import Epoch
 from quadranas.space.architecture import Architecture
 from quadranas.space.space_file import SpaceFile
@@ -85,6 +86,7 @@ def pages() -> tuple[Page, ...]:
     records = (GateScores, Conditions, Epoch, Preprocessing, StepRecord)
     return (
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
+        Page("recipe", "Recipes", (Recipe,)),
         Page("space", "Search spaces", (SpaceFile,)),
         Page("device", "Devices", (Device,)),
         Page("architecture", "Architectures", (Architecture, AdaptedModel)),

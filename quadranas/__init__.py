@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.profile import MemoryResult as MemoryResult
     from quadranas.commands.profile import ProfileResult as ProfileResult
     from quadranas.commands.profile import profile as profile
+    from quadranas.commands.recipes import RecipesResult as RecipesResult
+    from quadranas.commands.recipes import recipes as recipes
     from quadranas.commands.report import ReportResult as ReportResult
     from quadranas.commands.report import report as report
     from quadranas.commands.run import RunResult as RunResult
@@ -81,6 +83,7 @@ _HOMES = {
     "adapt": "quadranas.commands.adapt",
     "inspect": "quadranas.commands.inspect",
     "describe_data": "quadranas.commands.data",
+    "recipes": "quadranas.commands.recipes",
     "open_run": "quadranas.runs.results",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
@@ -105,6 +108,7 @@ _HOMES = {
     "AdaptResult": "quadranas.commands.adapt",
     "InspectResult": "quadranas.commands.inspect",
     "DataResult": "quadranas.commands.data",
+    "RecipesResult": "quadranas.commands.recipes",
     "ProfileResult": "quadranas.commands.profile",
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",

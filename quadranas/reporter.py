@@ -14,6 +14,7 @@ from quadranas.errors import printable_lines
 SHOWN = {
     "loss": "loss {:.3f}",
     "accuracy": "acc {:.1%}",
+    "val_accuracy": "val {:.1%}",
     "expected_ms": "E[latency] {:.4g} ms",
     "gate_accuracy": "held-out {:.1%}",
     "entropy": "entropy {:.2f}",

@@ -23,6 +23,7 @@ SHIPPED = {
     "search_spaces": "quadranas/search_spaces",
     "latency_tables": "quadranas/latency_tables",
     "quadranas/latency/devices": "quadranas/latency/devices",
+    "quadranas/runs/recipes": "quadranas/runs/recipes",
 }
 RUNTIMES = ("onnx", "onnxruntime", "onnxscript", "tvm")
 HEAVY = {"torch", "kornia", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", *RUNTIMES}
@@ -125,7 +126,7 @@ def test_every_import_is_declared(
 
 def test_all_is_every_runtime(setup_cfg: RawConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
-    runtimes = set(extras) - {"all", "dev", "parquet", "timm"}
+    runtimes = set(extras) - {"all", "dev", "mlflow", "optuna", "parquet", "timm"}
     assert set(re.findall(r"quadranas\[(\w+)\]", extras["all"])) == runtimes
     assert "quadranas[all]" in extras["dev"]
 
@@ -133,12 +134,14 @@ def test_all_is_every_runtime(setup_cfg: RawConfigParser) -> None:
 def test_every_requirement_has_a_known_version(setup_cfg: RawConfigParser) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {distribution(line) for line in lines if "==" in line}
-    extras = [name for name in setup_cfg["options.extras_require"] if name != "timm"]
+    extras = [
+        name for name in setup_cfg["options.extras_require"] if name not in ("timm", "mlflow")
+    ]
     needed = declared(setup_cfg, *extras) - {"quadranas"}
     assert needed - pinned == set()
 
 
-def test_the_wheel_carries_spaces_tables_and_devices(tmp_path: Path) -> None:
+def test_the_wheel_carries_spaces_tables_devices_and_recipes(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for folder in ("quadranas", "search_spaces", "latency_tables"):
         shutil.copytree(ROOT / folder, source / folder)

@@ -19,7 +19,17 @@ from tests.command_line import CHECKOUT
 
 PLAIN = {
     *("learning_rate", "weight_decay", "clip_norm", "rand_augment_magnitude", "mixup", "cutmix"),
-    *("loss", "gate_loss", "latency_weight", "kendall_tau", "layer_scale", "index", "ri"),
+    *(
+        "loss",
+        "gate_loss",
+        "val_loss",
+        "temperature",
+        "latency_weight",
+        "kendall_tau",
+        "layer_scale",
+        "index",
+        "ri",
+    ),
     *("mean", "std", "max_abs", "quantiles", "low", "high", "minimum", "maximum", "typical"),
     *("first_order_energy", "second_order_energy", "max_abs_error", "keep", "skip", "slots"),
     *("seed", "format_version", "opset", "target", "provenance", "scale"),

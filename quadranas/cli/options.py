@@ -155,11 +155,48 @@ ConfigFile = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Defaults of all other keys: a name that `quadranas recipes` lists, or a YAML file. "
+        "Default: chosen by the number of images.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Inspect = Annotated[
     bool | None,
     typer.Option(
         "--inspect",
         help="Record distributions of the quadratic layers in every epoch.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="Network to learn from (distillation): a run folder, timm:NAME or an ONNX file.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout",
+        min=0,
+        max=0.5,
+        help="Share of the training images that is held out for the validation after every epoch "
+        "(default 0).",
+        rich_help_panel=TRAINING,
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        help="Epoch whose weights are used: best (on the held-out images; the default if there "
+        "are any) or last.",
         rich_help_panel=TRAINING,
     ),
 ]

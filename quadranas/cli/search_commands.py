@@ -10,8 +10,11 @@ from quadranas.cli.console import (
     accuracy_text,
     check_promise,
     network_line,
+    print_json,
     print_result,
     reporting,
+    say,
+    shown,
 )
 from quadranas.cli.options import (
     DATA,
@@ -26,8 +29,10 @@ from quadranas.cli.options import (
     ConfigFile,
     Data,
     DeviceName,
+    Holdout,
     Inspect,
     Json,
+    Keep,
     MaxMacs,
     MaxParams,
     Model,
@@ -36,12 +41,14 @@ from quadranas.cli.options import (
     OptionalModel,
     Precision,
     Quiet,
+    Recipe,
     Resume,
     Run,
     RunFolder,
     Seed,
     SkipCorrupt,
     TableFile,
+    Teacher,
     Tolerance,
     Val,
     Verify,
@@ -78,6 +85,10 @@ def search(
     workers: Workers = None,
     seed: Seed = None,
     config: ConfigFile = None,
+    recipe: Recipe = None,
+    teacher: Teacher = None,
+    holdout: Holdout = None,
+    keep: Keep = None,
     train_resolution: TrainResolution = None,
     inspect: Inspect = None,
     accelerator: Accelerator = None,
@@ -116,6 +127,10 @@ def search(
         skip_corrupt=skip_corrupt,
         verify=verify,
         workers=workers,
+        recipe=recipe,
+        teacher=teacher,
+        holdout=holdout,
+        keep=keep,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -265,6 +280,10 @@ def train(
     weights: Weights = None,
     seed: Seed = None,
     config: ConfigFile = None,
+    recipe: Recipe = None,
+    teacher: Teacher = None,
+    holdout: Holdout = None,
+    keep: Keep = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -296,6 +315,10 @@ def train(
         skip_corrupt=skip_corrupt,
         verify=verify,
         workers=workers,
+        recipe=recipe,
+        teacher=teacher,
+        holdout=holdout,
+        keep=keep,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -364,6 +387,25 @@ def report(run: Run, as_json: Json = False) -> None:
     print_result(result, as_json, lambda written: str(written.report))
 
 
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this recipe: a name or a YAML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, which are the defaults of search and train, or show one."""
+    from quadranas.commands.recipes import recipes as list_recipes
+    from quadranas.files import dump_yaml
+
+    result = list_recipes(name)
+    if as_json:
+        return print_json(result)
+    for known, recipe in shown(result).recipes.items():
+        say(f"{known}  {recipe.description}")
+        if name is not None:
+            say(dump_yaml(recipe.model_dump(mode="json", exclude={"description"})).rstrip())
+
+
 def _trained_at(trained: int | None, tested: int) -> str:
     return "" if trained in (None, tested) else f"; the network was trained at {trained} pixels"
 
@@ -375,5 +417,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "report": report,
+    "recipes": recipes,
 }
 """The commands of this file by name."""

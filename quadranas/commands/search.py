@@ -42,7 +42,10 @@ from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
+from quadranas.training.selection import EpochChoice
 from quadranas.training.supernet_phase import SupernetTraining
+from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.tracking import Tracker, check_tracking, tracking
 
 
 def search(
@@ -110,29 +113,34 @@ class _Agreed:
         threads = torch.get_num_threads()
         return cls(start.config, copies, start.earlier, is_device_named, threads)
 
-    def prepare(self, reporter: Reporter, processes: Processes) -> tuple[SearchSetup, Engine]:
+    def prepare(
+        self, reporter: Reporter, processes: Processes
+    ) -> tuple[SearchSetup, Engine, Teacher | None]:
         """Check everything that can be checked before training, and find the accelerator."""
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,
         )
+        check_tracking(setup.config)
         check_batch_size(setup.config, processes)
         check_agreement(setup.config, setup.dataset, processes)
-        return setup, engine
+        teacher = open_teacher(setup.config, setup.dataset, setup.augmenter(), engine)
+        return setup, engine, teacher
 
 
 def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) -> None:
     """Train, decide and write, as the main process or the only one."""
-    setup, engine = agreed.prepare(start.reporter, processes)
+    setup, engine, teacher = agreed.prepare(start.reporter, processes)
     supernet = _supernet(setup)
     if not start.resuming:
         SupernetTraining(setup, supernet).check()  # before anything is written
     start.create(setup.config, supernet, setup.dataset, engine)
     _keep_inputs(start.folder, setup)
-    training = SupernetTraining(setup, supernet, engine)
-    run = _SearchRun(setup, training, start.folder, start.reporter)
-    run.train(processes.from_main(start.checkpoint()))
+    training = SupernetTraining(setup, supernet, engine, teacher)
+    with tracking(setup.config, start.folder, start.reporter) as tracker:
+        run = _SearchRun(setup, training, start.folder, start.reporter, tracker)
+        run.train(processes.from_main(start.checkpoint()))
 
 
 def _supernet(setup: SearchSetup) -> Supernet:
@@ -147,9 +155,9 @@ def _follow(processes: Processes) -> SearchResult:
     agreed: _Agreed | None = processes.from_main()
     if agreed is not None:
         torch.set_num_threads(agreed.threads)
-        setup, engine = agreed.prepare(silent, processes)
+        setup, engine, teacher = agreed.prepare(silent, processes)
         supernet = _supernet(setup)
-        training = SupernetTraining(setup, supernet, engine)
+        training = SupernetTraining(setup, supernet, engine, teacher)
         _SearchRun(setup, training, None, silent).train(processes.from_main())
     return processes.from_main()
 
@@ -170,12 +178,14 @@ class _SearchRun:
 
     Args:
         folder: None in a process that follows the main one.
+        tracker: receives the metrics too.
     """
 
     setup: SearchSetup
     supernet_training: SupernetTraining
     folder: RunFolder | None
     reporter: Reporter
+    tracker: Tracker | None = None
 
     def train(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Run both phases, from the start or from a checkpoint, and write the result."""
@@ -186,6 +196,7 @@ class _SearchRun:
                 *(self.supernet_training, self.folder, self.reporter, checkpoint),
                 checkpoint_seconds=seconds,
                 later_steps=self._later_steps,
+                tracker=self.tracker,
             )
             checkpoint = None
             architecture = self._derive()
@@ -200,6 +211,7 @@ class _SearchRun:
             num_images=self.setup.config.schedule.resolution_images,
             checkpoint_seconds=seconds,
             num_metrics=num_metrics,
+            tracker=self.tracker,
         )
         self._finish(architecture, finetuning.network)
 
@@ -269,6 +281,11 @@ class _SearchRun:
             inspected=config.inspect,
             engine=self.engine,
             compiled=config.compile,
+            choice=EpochChoice.of(config),
+            num_parts=config.accumulate,
+            checkpointing=config.checkpointing,
+            teacher=self.supernet_training.teacher,
+            distillation=config.distillation,
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:
@@ -277,7 +294,8 @@ class _SearchRun:
         if folder is not None:
             save_tensors(network.state_dict(), folder / layout.WEIGHTS)
         tested = outcome(
-            *(network, setup.dataset, setup.augmenter(), folder, self.reporter, self.engine)
+            *(network, setup.dataset, setup.augmenter(), folder, self.reporter, self.engine),
+            keep=setup.config.keep,
         )
         if folder is None:
             return

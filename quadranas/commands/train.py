@@ -30,9 +30,9 @@ from quadranas.runs.config import (
     given_keys,
     merged,
     open_data,
-    resolve_config,
 )
 from quadranas.runs.next_command import resume_command
+from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.runs.results import TrainResult, read_as
 from quadranas.runs.resume import (
     RunStart,
@@ -52,9 +52,13 @@ from quadranas.runs.stored_network import (
 )
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.held_out import hold_out
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
+from quadranas.training.selection import EpochChoice
+from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.tracking import Tracker, check_tracking, tracking
 from quadranas.validation import validate
 
 
@@ -141,12 +145,14 @@ class _Agreed:
         stored: the network to train.
         earlier: when resuming, the images of the run.
         threads: number of threads of every process.
+        is_new: whether the network begins with untrained weights.
     """
 
     stored: StoredNetwork
     config: TrainConfig
     earlier: EarlierData | None
     threads: int
+    is_new: bool
 
     @classmethod
     def of(
@@ -159,18 +165,24 @@ class _Agreed:
             stored.network()  # raises if its weights do not fit
             inherited = given_keys(inherited_config(stored, config))
             config = validate(TrainConfig, merged(inherited, given_keys(config)), "configuration")
-        return cls(stored, config, start.earlier, torch.get_num_threads())
+        inherits = start.resuming and (start.folder / layout.INHERITED).is_file()
+        is_new = stored.weights is None and not inherits
+        return cls(stored, config, start.earlier, torch.get_num_threads(), is_new)
 
     def prepare(self, reporter: Reporter, processes: Processes) -> "_Prepared":
         """Check everything that can be checked before training, and find the accelerator."""
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
+        check_recipe(self.config)
+        check_tracking(self.config)
         dataset = _open_data(self.stored, self.config, self.earlier)
         report_data(dataset, reporter, skips_corrupt=self.config.skip_corrupt)
         config = resolve_config(self.config, dataset)
+        dataset = hold_out(dataset, config, reporter)
         check_batch_size(config, processes)
         check_agreement(config, dataset, processes)
         architecture = for_classes(self.stored, dataset)
-        return _Prepared(config, dataset, architecture, engine)
+        teacher = open_teacher(config, dataset, Augmenter.of(dataset, config.augment), engine)
+        return _Prepared(config, dataset, architecture, engine, self.is_new, teacher)
 
 
 @dataclass(frozen=True)
@@ -179,12 +191,16 @@ class _Prepared:
 
     Args:
         architecture: the network, with a head for the classes of the images.
+        is_new: whether it begins with untrained weights.
+        teacher: a network to learn from.
     """
 
     config: TrainConfig
     dataset: Dataset
     architecture: Architecture
     engine: Engine
+    is_new: bool
+    teacher: Teacher | None
 
     @property
     def augmenter(self) -> Augmenter:
@@ -197,6 +213,7 @@ class _Prepared:
         folder: RunFolder | None,
         reporter: Reporter,
         checkpoint: Mapping[str, Any] | None,
+        tracker: Tracker | None = None,
     ) -> Network:
         """Train a network from the start or from a checkpoint; returns it."""
         config = self.config
@@ -209,11 +226,18 @@ class _Prepared:
             inspected=config.inspect,
             engine=self.engine,
             compiled=config.compile,
+            choice=EpochChoice.of(config),
+            num_parts=config.accumulate,
+            checkpointing=config.checkpointing,
+            is_new=self.is_new,
+            teacher=self.teacher,
+            distillation=config.distillation,
         )
         train_network(
             *(training, folder, reporter, checkpoint),
             num_images=config.resolution_images,
             checkpoint_seconds=config.checkpoint_seconds,
+            tracker=tracker,
         )
         return training.network
 
@@ -221,7 +245,9 @@ class _Prepared:
         self, network: Network, folder: RunFolder | None, reporter: Reporter
     ) -> dict[str, Any]:
         """The fields of the result that describe training and accuracy."""
-        return outcome(network, self.dataset, self.augmenter, folder, reporter, self.engine)
+        return outcome(
+            network, self.dataset, self.augmenter, folder, reporter, self.engine, self.config.keep
+        )
 
 
 def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -> None:
@@ -235,7 +261,8 @@ def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -
     kept = _keep_start(folder, StoredNetwork(prepared.architecture, weights=stored.weights))
     checkpoint = processes.from_main(start.checkpoint())
     network = kept.network(seed=prepared.config.seed)
-    network = prepared.train(network, folder, start.reporter, checkpoint)
+    with tracking(prepared.config, folder, start.reporter) as tracker:
+        network = prepared.train(network, folder, start.reporter, checkpoint, tracker)
     save_tensors(network.state_dict(), folder / layout.WEIGHTS)
     tested = prepared.tested(network, folder, start.reporter)
     params, macs = count_network(build_subnet(kept.architecture), kept.architecture.resolution)

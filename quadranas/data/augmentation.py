@@ -152,7 +152,7 @@ class Augmenter:
             pixels = scaled(images)
             for transform in (self._cropped(images.shape[-1]), self._flip, self._rand_augment):
                 pixels = transform(pixels, whole, part) if transform else pixels
-            pixels = normalised(pixels, *self._statistics(images.device))
+            pixels = normalised(pixels, *self.statistics(images.device))
             pixels = self._erase(pixels, whole, part) if self._erase else pixels
             if self._mixes:
                 chosen = int(torch.randint(len(self._mixes), ()))
@@ -161,7 +161,7 @@ class Augmenter:
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalised images without augmentation, for evaluation, channels_last."""
-        pixels = normalised(scaled(images), *self._statistics(images.device))
+        pixels = normalised(scaled(images), *self.statistics(images.device))
         return pixels.contiguous(memory_format=torch.channels_last)
 
     @property
@@ -169,7 +169,7 @@ class Augmenter:
         """Whether an image may be mixed with its neighbour in the batch."""
         return bool(self._mixes)
 
-    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation on a device, (1, 3, 1, 1), copied there once."""
         if device not in self._on_devices:
             mean, std = (

@@ -26,7 +26,7 @@ from quadranas.data.left_out import described
 from quadranas.data.listing import ImageListing, list_images
 from quadranas.data.parquet import ParquetSource
 from quadranas.data.samples import Samples
-from quadranas.data.splits import evenly_spaced, hold_out
+from quadranas.data.splits import evenly_spaced, hold_out, hold_out_share
 from quadranas.errors import QuadranasError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
@@ -55,6 +55,8 @@ class Dataset:
         resized: returns the splits with the same images at another resolution.
         workers: number of processes that decode training images that are not kept in memory; None
             to choose it by the number of cores.
+        validation: training images that are held out; None: none are.
+        kept, held_out: indices of the training images that remain and of those that are held out.
     """
 
     name: str
@@ -69,13 +71,42 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     resized: Callable[[int], tuple[ImageSet, ImageSet]]
     workers: int | None = None
+    validation: ImageSet | None = None
+    kept: Tensor | None = None
+    held_out: Tensor | None = None
 
     def at(self, resolution: int) -> "Dataset":
         """The same images at another resolution, however small they are; statistics stay."""
         if resolution == self.resolution:
             return self
         train, test = self.resized(resolution)
-        return replace(self, resolution=resolution, train=train, test=test)
+        return replace(self, resolution=resolution, train=train, test=test)._divided(train)
+
+    def with_holdout(self, share: float, seed: int) -> "Dataset":
+        """The same images with a share of the training images of every class held out.
+
+        The statistics stay those of all training images.
+
+        Args:
+            share: 0 for none.
+
+        Raises:
+            QuadranasError: a class has too few images.
+        """
+        if not share:
+            return self
+        what = "training images (holdout)"
+        _check_counts(self.train.labels, self.class_names, MIN_TRAINING_IMAGES + 1, what)
+        kept, held_out = hold_out_share(self.train.labels, share, seed, least=MIN_TRAINING_IMAGES)
+        return replace(self, kept=kept, held_out=held_out)._divided(self.train)
+
+    def _divided(self, images: ImageSet) -> "Dataset":
+        """With the images of all training, of which some are held out."""
+        if self.kept is None or self.held_out is None:
+            return self
+        return replace(
+            self, train=images.subset(self.kept), validation=images.subset(self.held_out)
+        )
 
     @property
     def num_classes(self) -> int:

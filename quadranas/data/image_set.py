@@ -60,6 +60,18 @@ class ImageSet:
         samples = replace(self.samples, resized_crop=smallest)
         return ImageSet(self.labels, self._pick, samples=samples, is_in_memory=False)
 
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at given indices, which are read through this set or from its source."""
+        samples = self.samples
+        if samples is not None:
+            samples = replace(samples, files=samples.files.select(indices.tolist()))
+        return ImageSet(
+            self.labels[indices],
+            lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1),
+            samples=samples,
+            is_in_memory=self.is_in_memory,
+        )
+
     def batch(self, indices: Tensor) -> Tensor:
         """The images at given indices, uint8 (B, 3, R, R), channels_last.
 

@@ -54,6 +54,22 @@ def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return _split(labels, seed, lambda size, _: size - max(1, round(size / TEST_SHARE)))
 
 
+def hold_out_share(
+    labels: Tensor, share: float, seed: int, *, least: int
+) -> tuple[Tensor, Tensor]:
+    """The indices that remain and those that are held out: a share of every class, at least one.
+
+    Args:
+        share: between 0 and 1.
+        least: minimum number of images of every class that remain.
+
+    Returns: indices into `labels`, sorted.
+    """
+    return _split(
+        labels, seed, lambda size, _: max(min(least, size), size - max(1, round(size * share)))
+    )
+
+
 def evenly_spaced(total: int, at_most: int) -> Tensor:
     """Evenly spaced indices below `total`, `at_most` of them."""
     return torch.linspace(0, total - 1, min(total, at_most)).long()

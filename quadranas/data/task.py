@@ -1,10 +1,11 @@
 """The task: a classifier's result in a training step, and its accuracy on a split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from quadranas.acceleration.accelerator import widest
 from quadranas.acceleration.engine import Engine
@@ -34,6 +35,14 @@ def step_result(loss: Tensor, logits: Tensor, batch: Batch) -> StepResult:
     is_correct = logits.detach().argmax(1) == batch.targets.argmax(1)
     accuracy = is_correct.sum(dtype=widest(logits.device)) / len(is_correct)
     return StepResult(loss.detach() * batch.weight, accuracy * batch.weight)
+
+
+def joined(results: Sequence[StepResult]) -> StepResult:
+    """The result of a step from those of the parts of its batch."""
+    first, *others = results
+    for other in others:
+        first = StepResult(first.loss + other.loss, first.accuracy + other.accuracy)
+    return first
 
 
 BATCH_SIZE = 128
@@ -83,19 +92,44 @@ def evaluate(
     """Top-1 accuracy of a network on one split of a data set, without augmentation.
 
     Args:
-        engine: the hardware on which the network lies; each of its processes counts a part of the
-            images, and all return the accuracy on the whole split.
+        engine, indices: see `assess`.
+    """
+    return assess(network, images, augmenter, engine, indices=indices).accuracy
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """How well a network does on a split: mean cross-entropy, and top-1 accuracy from 0 to 1."""
+
+    loss: float
+    accuracy: float
+
+
+def assess(
+    network: nn.Module,
+    images: ImageSet,
+    augmenter: Augmenter,
+    engine: Engine | None = None,
+    *,
+    indices: Tensor | None = None,
+) -> Assessment:
+    """Loss and accuracy of a network on one split of a data set, without augmentation.
+
+    Args:
+        engine: the hardware on which the network lies; each of its processes computes a part of
+            the images, and all return the values of the whole split.
         indices: the images to test on; by default all.
     """
     engine = engine or Engine()
     put = engine.accelerator.put
     rank, count = engine.processes.rank, engine.processes.count
     chosen = torch.arange(len(images)) if indices is None else indices
-    correct = engine.accelerator.zero()
+    correct, loss = engine.accelerator.zero(), engine.accelerator.zero()
     with torch.no_grad(), evaluating(network):
         for batch in chosen.split(BATCH_SIZE)[rank::count]:
             pixels, labels = put(images.batch(batch)), put(images.labels[batch])
             logits = engine.logits(network, augmenter.plain(pixels))
             correct += (logits.argmax(1) == labels).sum()
-    engine.processes.add_up([correct])
-    return int(correct) / len(chosen)
+            loss += cross_entropy(logits, labels, reduction="sum")
+    engine.processes.add_up([correct, loss])
+    return Assessment(float(loss) / len(chosen), int(correct) / len(chosen))

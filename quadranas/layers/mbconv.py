@@ -6,6 +6,7 @@ Layout: B, C, H, W.
 
 from torch import Tensor, nn
 
+from quadranas.layers.stochastic_depth import StochasticDepth
 from quadranas.space.cost import has_residual
 from quadranas.space.operation import OpSpec
 
@@ -22,7 +23,7 @@ class ConvBN(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(spec.out_channels), nn.ReLU6())
 
 
-class MBConv(nn.Module):
+class MBConv(StochasticDepth):
     """Inverted bottleneck: 1x1 expand, depthwise KxK, 1x1 project; residual if shapes agree."""
 
     def __init__(self, spec: OpSpec, layer_scale: float) -> None:
@@ -41,10 +42,15 @@ class MBConv(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.residual = has_residual(spec)
 
+    @property
+    def has_branch(self) -> bool:
+        """Whether the bottleneck has a residual."""
+        return self.residual
+
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C', H/stride, W/stride)."""
         out: Tensor = self.layers(x)
-        return x + out if self.residual else out
+        return x + self._dropped(out) if self.residual else out
 
 
 class LinearHead(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
+from quadranas.layers.stochastic_depth import StochasticDepth
 from quadranas.space.operation import OpSpec
 
 NORM_EPS = 1e-6
@@ -53,26 +54,19 @@ class Downsample(nn.Module):
         return out
 
 
-class ResidualBranch(nn.Module):
+class ResidualBranch(StochasticDepth):
     """Base of the two halves of a QuadraBlock: `x + gamma * f(x)`, with stochastic depth.
 
     Attributes:
         gamma: the layer scale, one factor per channel.
-        drop_probability: in training, the probability that a sample skips the branch; for the
-            other samples the branch is scaled up to keep the expectation (stochastic depth).
     """
 
     def __init__(self, channels: int, layer_scale: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((channels,), layer_scale))
-        self.drop_probability = 0.0
 
     def _add(self, x: Tensor, scaled: Tensor) -> Tensor:
-        if self.training and self.drop_probability > 0:
-            kept = 1 - self.drop_probability
-            mask = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype) < kept
-            scaled = scaled * mask / kept
-        return x + scaled
+        return x + self._dropped(scaled)
 
 
 class QuadraticDepthwise(ResidualBranch):

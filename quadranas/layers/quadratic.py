@@ -36,6 +36,8 @@ class QuadraticLayer(nn.Module):
         weight, bias: those of the linear term, as modules around the layer read them
             (`read_weight`). They are zero in forms without a linear term; the bias is None in
             layers without biases.
+        second_order_factor: a scalar by which the second-order term is multiplied in a training
+            that warms it up; None for none. Only for layers with `has_factor`.
         path: path of the layer in the network that it was made for, for messages.
     """
 
@@ -58,6 +60,7 @@ class QuadraticLayer(nn.Module):
         super().__init__()
         self.form, self.operator, self.fan_in = form, operator, fan_in
         self.memory_efficient = memory_efficient
+        self.second_order_factor: Tensor | None = None
         self._num_outputs, self._biased = num_outputs, biased
         spec = find_form(form)
         if init not in ("unit", "torch"):
@@ -101,6 +104,11 @@ class QuadraticLayer(nn.Module):
     def second_order(self) -> bool:
         """Whether the layer has a quadratic term."""
         return self.form != "linear"
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether `second_order_factor` can be set: there are both terms, and no norms."""
+        return self.second_order and "c" in FORMS[self.form].branches and not len(self.norms)
 
     @property
     def weight(self) -> Tensor:
@@ -177,11 +185,23 @@ class QuadraticLayer(nn.Module):
         for name, branch in self.branches.items():
             cast = [algebra.autocast(tensor) for tensor in (branch.weight, branch.bias)]  # type: ignore[arg-type]
             norm = [self.norms[name].weight, self.norms[name].bias] if len(self.norms) else []
-            tensors.append(algebra.Branch(*cast, *norm))
+            branch_tensors = algebra.Branch(*cast, *norm)
+            is_factor = name == "a" and self.second_order_factor is not None
+            tensors.append(self._scaled(branch_tensors) if is_factor else branch_tensors)
         return algebra.autocast(x), tensors
 
+    def _scaled(self, branch: algebra.Branch) -> algebra.Branch:
+        """A factor of the second-order term, multiplied by `second_order_factor`."""
+        factor = self.second_order_factor
+        assert factor is not None
+        bias = None if branch.bias is None else branch.bias * factor.to(branch.bias.dtype)
+        return branch._replace(weight=branch.weight * factor.to(branch.weight.dtype), bias=bias)
+
     def _matrix_term(self, x: Tensor) -> Tensor:
-        values = algebra.quadratic_forms(self.operator.patches(x), algebra.autocast(self.matrix))
+        matrix: Tensor = self.matrix
+        if self.second_order_factor is not None:
+            matrix = matrix * self.second_order_factor
+        values = algebra.quadratic_forms(self.operator.patches(x), algebra.autocast(matrix))
         return self.operator.arrange(values, x)
 
 

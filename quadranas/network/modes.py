@@ -38,6 +38,22 @@ def batch_norms(network: nn.Module) -> list[BatchNorm]:
 
 
 @contextmanager
+def kept_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """A context in which BatchNorms update their running averages with a share of zero.
+
+    As `frozen_statistics`, but autograd stores the same tensors as outside of the context.
+    """
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, number) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, number
+
+
+@contextmanager
 def frozen_statistics(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """A context in which training does not change the running averages of BatchNorms.
 

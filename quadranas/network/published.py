@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
-from quadranas.layers.quadranet import ResidualBranch
+from quadranas.layers.stochastic_depth import set_drop_path
 from quadranas.network.checkpoint import matched
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, read_tensors
@@ -45,9 +45,7 @@ def create_model(
             _draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    branches = [module for module in model.modules() if isinstance(module, ResidualBranch)]
-    for index, branch in enumerate(branches):
-        branch.drop_probability = drop_path * (index // 2) / max(len(branches) // 2 - 1, 1)
+    set_drop_path(model.blocks.values(), drop_path)
     return model
 
 

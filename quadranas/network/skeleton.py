@@ -1,14 +1,17 @@
 """The skeleton of networks; supernets fill it with mixed operations, subnets with chosen ones."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.replacement import changed
 from quadranas.network.feature_maps import feature_maps
+from quadranas.network.modes import batch_norms, kept_statistics
 from quadranas.space.architecture import Architecture, Block
 
 
@@ -27,6 +30,8 @@ class Network(nn.Module):
         architecture: as given; `reset_classifier` and the functions that replace layers
             (`quadranas.conversion`) keep it up to date. None if no architecture describes the
             network.
+        checkpointing: in training, store only the inputs of blocks for the backward pass, which
+            computes the blocks again. Random numbers inside of blocks have to be set before.
         feature_channels: number of channels of every feature map that `features` returns.
         feature_strides: ratio of the images' size to that of each map.
     """
@@ -40,6 +45,7 @@ class Network(nn.Module):
         except KeyError as error:  # a name such as `keys`, which torch reserves
             raise QuadranasError(f"a block has an impossible name: {error}") from error
         self.architecture = architecture
+        self.checkpointing = False
         maps = () if architecture is None else feature_maps(architecture)
         self.feature_channels = tuple(found.channels for found in maps)
         self.feature_strides = tuple(found.stride for found in maps)
@@ -48,8 +54,9 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: (B, 3, H, W) to (B, num_classes)."""
         x = images.contiguous(memory_format=torch.channels_last)
+        stores = not (self.checkpointing and self.training and torch.is_grad_enabled())
         for block in self.blocks.values():
-            x = block(x)
+            x = block(x) if stores else _checkpointed(block, x)
         return x
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -106,6 +113,19 @@ class Network(nn.Module):
         new.to(parameter.device, parameter.dtype)
         self.get_submodule(f"blocks.{block}.{kind}").linear = new.train(self.training)
         self.architecture = wanted.model_copy(update={"changes": tuple(changes)})
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """The output of a block, which the backward pass computes again; averages change once."""
+    norms = batch_norms(block)
+    output: Tensor = checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), kept_statistics(norms)),
+    )
+    return output
 
 
 class SubnetBlock(nn.ModuleDict):

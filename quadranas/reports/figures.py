@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from quadranas.errors import printable
-from quadranas.reports.page import BLUE, GREY, INK, ORANGE, PALE, RED, SOFT, plot
+from quadranas.reports.page import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SOFT, plot
 from quadranas.reports.run_view import EXPANDING, SEARCHED, TIMES, BlockView, fixed_ms, op_label
 from quadranas.runs.records import Epoch
 from quadranas.space.operation import OpSpec
@@ -250,8 +250,20 @@ def _part_ms(block: BlockView, part: str) -> float:
 
 
 PANELS: dict[str, tuple[str, dict[str, str], float]] = {
-    "Loss": ("cross-entropy", {"loss": "training images", "gate_loss": "held-out half"}, 1),
-    "Accuracy": ("%", {"accuracy": "training images", "gate_accuracy": "held-out half"}, 100),
+    "Loss": (
+        "cross-entropy",
+        {"loss": "training images", "gate_loss": "held-out half", "val_loss": "validation images"},
+        1,
+    ),
+    "Accuracy": (
+        "%",
+        {
+            "accuracy": "training images",
+            "gate_accuracy": "held-out half",
+            "val_accuracy": "validation images",
+        },
+        100,
+    ),
     "Expected latency": ("E[latency] [ms]", {"expected_ms": "expected over the gates"}, 1),
     "Gate entropy": ("1 = undecided, 0 = decided", {"entropy": "gate entropy"}, 1),
     "Skip rate": ("% of optional blocks", {"skip_rate": "skip rate"}, 100),
@@ -323,7 +335,7 @@ def _curve(
         if level is not None:
             style = "-" if level.width else "--"
             axes.axhline(level.value, color=RED, lw=1, ls=style, label=level.label)
-        for (label, points), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
+        for (label, points), colour in zip(lines.items(), (BLUE, ORANGE, GREEN), strict=False):
             xs, ys = zip(*points, strict=True)
             marker = "o" if len(points) < 40 else ""
             axes.plot(xs, ys, color=colour, marker=marker, ms=3, lw=1.4, label=label)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from quadranas import __version__
 from quadranas.errors import printable_lines
 
-BLUE, ORANGE, RED, INK = "#2f6fa8", "#d98a1f", "#b3372f", "#24292f"
+BLUE, ORANGE, GREEN, RED, INK = "#2f6fa8", "#d98a1f", "#3f8f5b", "#b3372f", "#24292f"
 GREY, PALE, SOFT = "#7d8590", "#a3abb4", "#57606a"
 STYLE = {
     "svg.fonttype": "none",

@@ -1,11 +1,10 @@
 """The configuration of a search or a training run: typed, and resolved once.
 
 Every field has a default, so a configuration may be partial: `given_keys` returns the keys that
-were set. `resolve_config` completes it with values that depend on the data, then with the
-defaults; `config.yaml` records the result.
+were set. `recipe.resolve_config` completes it with a recipe for the data, then with the defaults;
+`config.yaml` records the result.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -37,12 +36,6 @@ DEFAULT_CANDIDATES, MAX_CANDIDATES = 16, 1000
 """Number of networks to judge before one is chosen."""
 
 RESOLUTION_IMAGES = 5_000
-STEPS_PER_PASS, MIN_BATCH = 60, 16
-"""For few images: the number of steps in a pass over them, and the smallest batch size."""
-
-DEMONSTRATION = {"finetune_epochs": 6}
-"""Schedule for the embedded digits: their network learns in few epochs at 32 pixels."""
-
 PathText = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)
 ]
@@ -61,6 +54,15 @@ class WeightConfig(Frozen):
         label_smoothing: share of the target that is spread over all classes; applied in weight
             steps only, never in architecture steps.
         clip_norm: upper bound on the gradient norm of the weights in use.
+        ema: decay, from 0 to 1, of the exponential moving average of the weights of a network,
+            which is then validated, tested and stored in their place; 0 for none. Weights of a
+            supernet are not averaged.
+        drop_path: probability, from 0 to 1, that an image skips the last residual branch of a
+            network (stochastic depth, arXiv:1603.09382); it rises linearly over the depth from 0
+            at the first. Supernets skip nothing.
+        second_order_warmup: share of the steps in which the second-order terms of the quadratic
+            layers rise from 0 to 1, the first layers first; in a supernet, and in a network that
+            is trained from scratch.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -69,6 +71,22 @@ class WeightConfig(Frozen):
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     clip_norm: float = Field(default=2.0, gt=0, le=1e30)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    second_order_warmup: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DistillationConfig(Frozen):
+    """How a network learns from a teacher.
+
+    Args:
+        weight: share of the loss that compares with the teacher, from 0 to 1; the rest compares
+            with the labels.
+        temperature: number by which both logits are divided before they are compared.
+    """
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0, le=100)
 
 
 class GateConfig(Frozen):
@@ -149,7 +167,14 @@ class TrainingConfig(DataConfig):
     """How any training runs: its steps, and the hardware that does them.
 
     Args:
+        recipe: the defaults of the other keys: a name that `quadranas recipes` lists, or the path
+            of a YAML file. Null: chosen by the number of training images.
         batch_size: number of images per step, of all processes together.
+        accumulate: number of parts in which a batch is computed, one after the other, to need less
+            memory; their gradients are added up before the weights change. BatchNorm uses the
+            statistics of each part.
+        checkpointing: store only the inputs of a network's blocks for the backward pass, which
+            computes the blocks again (gradient checkpointing); supernets never do.
         checkpoint_seconds: minimum time between two checkpoints.
         accelerator: the hardware that trains: `cpu`, or a type of PyTorch such as `cuda`, `mps` or
             `xpu`, with a number (`cuda:1`) to choose among several; `auto` for the best there is.
@@ -157,18 +182,44 @@ class TrainingConfig(DataConfig):
         compile: whether to compile the network with `torch.compile`; a supernet never is.
         weights: how weights are trained.
         augment: the augmentations to use.
+        tracking: address of an MLflow tracking server that receives the curves too, or the path of
+            a local store. Null: that of the environment variable
+            MLFLOW_TRACKING_URI, if MLflow is installed.
         inspect: whether to record distributions of the quadratic layers in every epoch of training
             a network.
+        teacher: the network whose outputs are learned beside the labels (distillation): a run
+            folder, an architecture or a model's name with `teacher_weights`, `timm:NAME`, or an
+            ONNX file, which ONNX Runtime computes on the processor. Null: none.
+        teacher_weights: file with the weights of the teacher, if it does not bring its own.
+        teacher_resolution: image size for the teacher, in pixels. Null: its own.
+        distillation: how the network learns from the teacher.
+        holdout: share of the training images of every class that is held out: for the validation
+            after every epoch of training a network, and to compare sub-networks; 0 for none.
+        keep: the epoch whose weights are used at the end: `last`, or the `best` one on the
+            held-out images. Null: `best` if there are any.
+        patience: number of epochs without a better one on the held-out images after which the
+            training of a network ends; 0: it does not end early.
     """
 
+    recipe: PathText | None = None
     batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    accumulate: int = Field(default=1, ge=1, le=MAX_COUNT)
+    checkpointing: bool = False
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
     accelerator: str = Field(default="auto", min_length=1, max_length=40)
     precision: Precision = "fp32"
     compile: bool = False
     weights: WeightConfig = WeightConfig()
     augment: AugmentConfig = AugmentConfig()
+    tracking: str | None = Field(default=None, min_length=1, max_length=2000)
     inspect: bool = False
+    teacher: PathText | None = None
+    teacher_weights: PathText | None = None
+    teacher_resolution: int | None = Field(default=None, ge=8, le=1024)
+    distillation: DistillationConfig = DistillationConfig()
+    holdout: float = Field(default=0.0, ge=0, le=0.5)
+    keep: Literal["best", "last"] | None = None
+    patience: int = Field(default=0, ge=0, le=MAX_COUNT)
 
 
 class SearchConfig(TrainingConfig):
@@ -306,69 +357,6 @@ def open_data(
         verify=config.verify,
     )
     return replace(dataset, workers=config.workers)
-
-
-def resolve_config(given: Config, dataset: Dataset) -> Config:
-    """Complete a configuration with values that depend on the data, then with the defaults.
-
-    Raises:
-        QuadranasError: an impossible value.
-    """
-    model = type(given)
-    decided = {
-        key: value
-        for key, value in defaults_for(dataset, photos=given.data is not None).items()
-        if key in model.model_fields
-    }
-    defaults = merged(model().model_dump(mode="json"), decided)
-    return validate(model, merged(defaults, given_keys(given)), "configuration")
-
-
-def defaults_for(dataset: Dataset, *, photos: bool) -> dict[str, Any]:
-    """Defaults of the keys that depend on the data: schedule, learning rates and augmentation.
-
-    Up to 5,000 training images: a short run; with photos, batches small enough for sixty steps
-    per pass (`experiments/small_data`). Up to 200,000: the recipe measured on CIFAR-10 with small
-    QuadraNets. Beyond: ProxylessNAS's schedule (arXiv:1812.00332, Sec. 4.2).
-    """
-    size = len(dataset.train)
-    padding = dataset.resolution // (16 if size <= 5_000 else 8)
-    decided: dict[str, Any] = {
-        "train_resolution": dataset.resolution,
-        "augment": {"flip": photos, "crop_padding": max(1, padding)},
-    }
-    if size <= 5_000:
-        return decided | (_small_batches(size) if photos else {"schedule": DEMONSTRATION})
-    if size <= 200_000:
-        return decided | {
-            "batch_size": 128,
-            "schedule": {"warmup_epochs": 10, "search_epochs": 30, "finetune_epochs": 40},
-            "gates": {"learning_rate": 6e-3, "weight_steps": 2},
-            "epochs": 60,
-        }
-    decided["augment"] |= {"rand_augment_ops": 2, "mixup": 0.2}
-    return decided | {
-        "batch_size": 256,
-        "schedule": {
-            "warmup_epochs": 40,
-            "search_epochs": 120,
-            "finetune_epochs": 150,
-            "resolution_images": 50_000,
-        },
-        "weights": {"optimizer": "sgd", "learning_rate": 0.025, "weight_decay": 4e-5},
-        "gates": {"learning_rate": 1e-3, "weight_steps": 5},
-        "epochs": 150,
-        "resolution_images": 50_000,
-    }
-
-
-def _small_batches(num_images: int) -> dict[str, Any]:
-    """Batch size and learning rate for few images, without which there are too few steps."""
-    usual, weights = TrainConfig().batch_size, WeightConfig()
-    batch_size = 2 ** round(math.log2(max(1, num_images / STEPS_PER_PASS)))
-    batch_size = min(usual, max(MIN_BATCH, batch_size))
-    rate = weights.learning_rate * math.sqrt(batch_size / usual)
-    return {"batch_size": batch_size, "weights": {"learning_rate": rate}}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ class Header(Frozen):
     format_version: int = FORMAT_VERSION
 
 
-PATHS = ("data", "val", "table")
-NAMES_OR_PATHS = ("device", "space")
+PATHS = ("data", "val", "table", "teacher_weights")
+NAMES_OR_PATHS = ("device", "space", "recipe")
 """Keys with a name, or with the path of a YAML file."""
 
 
@@ -57,6 +57,8 @@ def is_place(key: str, value: Any) -> bool:
     """Whether the value of a key is the path of a file or folder."""
     if not isinstance(value, str):
         return False
+    if key == "teacher":  # a run folder, a file, or a name
+        return not value.startswith("timm:") and Path(value).exists()
     return key in PATHS or (key in NAMES_OR_PATHS and value.endswith((".yaml", ".yml")))
 
 

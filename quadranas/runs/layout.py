@@ -6,6 +6,10 @@ from quadranas.space.architecture import ARCHITECTURE_FILE
 ARCHITECTURE = ARCHITECTURE_FILE
 """The network (`Architecture`); written by search, derive, train, convert and adapt."""
 
+BEST = "best.safetensors"
+"""The weights after the epoch with the best validation accuracy, before the phase at other
+resolutions; written by search and train if they keep the best epoch."""
+
 CHECKPOINTS = "checkpoints"
 """The newest two checkpoints of search or train, torch files without code: phase, step, number of
 lines of metrics, averages of the current epoch, and the state of networks and optimisers. Their
@@ -81,6 +85,10 @@ and derive, and copied by train, convert and adapt."""
 
 TENSORBOARD = "tensorboard"
 """The metrics as curves for TensorBoard; written by search and train."""
+
+TRACKING = "mlflow.json"
+"""The run on an MLflow tracking server that receives the curves (`TrackedRun`); written by search
+and train if there is one."""
 
 WEIGHTS = "subnet.safetensors"
 """The weights of the run's network; written by search, derive, train, convert and adapt."""

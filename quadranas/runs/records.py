@@ -24,6 +24,8 @@ class Epoch(Strict):
         learning_rate: learning rate of the weights in the last step.
         loss: mean loss on the images of the weight steps.
         accuracy: accuracy on these images, from 0 to 1.
+        val_loss: mean loss on the held-out training images, at the end of the epoch.
+        val_accuracy: accuracy on these images, from 0 to 1.
         gate_loss: mean loss on the images of the architecture steps.
         gate_accuracy: accuracy on these images, from 0 to 1.
         expected_ms: expected latency of the supernet under its gates.
@@ -40,6 +42,8 @@ class Epoch(Strict):
     learning_rate: float | None = None
     loss: float | None = None
     accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
     gate_loss: float | None = None
     gate_accuracy: float | None = None
     expected_ms: float | None = None

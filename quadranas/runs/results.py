@@ -103,12 +103,17 @@ class TrainedResult(StoredResult):
         accelerator: the hardware that trained, such as `cpu` or `cuda:0`.
         precision: `fp32`, or the type of automatic mixed precision.
         processes: number of processes that trained together.
+        kept_epoch: index of the epoch whose weights are used, from 1; None if no images are held
+            out.
+        val_accuracy: accuracy after it on the held-out training images, from 0 to 1.
         report_path: the report of the run; None until it is written.
     """
 
     accelerator: str = "cpu"
     precision: str = "fp32"
     processes: int = 1
+    kept_epoch: int | None = None
+    val_accuracy: FiniteFloat | None = None
     report_path: Path | None = None
 
     def content(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from quadranas.runs.conditions import (
     load_conditions,
     note_corrupt,
 )
-from quadranas.runs.config import Config, SearchConfig, given_keys, merged
+from quadranas.runs.config import Config, SearchConfig, TrainingConfig, given_keys, merged
 from quadranas.runs.config_file import (
     ConfigFile,
     is_place,
@@ -42,7 +42,11 @@ COPIES_ON_DISK = 8
 """Maximum number of copies of a network's weights in a run folder: two checkpoints with weights
 and two moments each, the initial and the final weights."""
 
-MAY_DIFFER = ("verify", "workers", "accelerator")
+COPIES_OF_THE_AVERAGE, COPIES_OF_THE_BEST = 2, 3
+"""The same for the average of the weights and for the best epoch: one in each checkpoint, and a
+file for the best epoch."""
+
+MAY_DIFFER = ("verify", "workers", "accelerator", "tracking")
 """Keys of a configuration that may differ when a run is resumed: they affect the last bits of the
 results at most."""
 
@@ -89,7 +93,7 @@ class RunStart(Generic[Config]):
         images = dataset.files.identity() if dataset.files and not self.earlier else None
         if not self.resuming:
             num_weights = sum(p.numel() for p in network.parameters())
-            needed_bytes = num_weights * BYTES_PER_WEIGHT * COPIES_ON_DISK
+            needed_bytes = num_weights * BYTES_PER_WEIGHT * _num_copies(config)
             self.folder.create(needed_bytes, content, Conditions.here(images, engine))
             _warn_without_locks(self.folder, self.reporter)
         self.folder.keep_preprocessing(Preprocessing.of(dataset))
@@ -115,6 +119,15 @@ class RunStart(Generic[Config]):
     def checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to continue from; None to start at the beginning."""
         return self.folder.latest_checkpoint(self.reporter) if self.resuming else None
+
+
+def _num_copies(config: Config) -> int:
+    """Maximum number of copies of a network's weights in the folder of a run."""
+    if not isinstance(config, TrainingConfig):
+        return COPIES_ON_DISK
+    average = COPIES_OF_THE_AVERAGE if config.weights.ema else 0
+    best = COPIES_OF_THE_BEST if config.keep == "best" else 0
+    return COPIES_ON_DISK + average + best
 
 
 def begin_or_resume(

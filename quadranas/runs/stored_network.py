@@ -28,9 +28,19 @@ from quadranas.space.architecture import Architecture
 from quadranas.validation import validate
 
 DECIDED_BY_DATA = (
-    *("data", "val", "skip_corrupt", "verify", "workers", "train_resolution", "augment"),
+    *("data", "val", "skip_corrupt", "verify", "workers", "train_resolution", "augment", "recipe"),
 )
 """The keys of a configuration that do not carry over to other data."""
+
+NEVER_INHERITED = ("teacher", "teacher_weights", "teacher_resolution", "tracking")
+"""Keys that a training does not take from the run folder of its network, since a run folder does
+not choose what is computed or contacted."""
+
+INDEPENDENT_OF_RECIPES = {
+    *DataConfig.model_fields,
+    *("checkpoint_seconds", "accelerator", "precision", "compile", "inspect"),
+}
+"""The keys of a configuration that carry over to a training with another recipe."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +166,19 @@ def _preprocessing_in(folder: Path) -> Preprocessing | None:
 def inherited_config(stored: StoredNetwork, given: DataConfig) -> TrainConfig:
     """Configuration inherited from the run folder of a network, for a training or a test of it.
 
-    If other data than the run's are given, keys that depend on the data are left out.
+    If other data than the run's are given, keys that depend on the data are left out; if a recipe
+    is given, all keys that it decides.
     """
     content = stored.config_keys
     if stored.folder is None or not content:
         return TrainConfig()
-    keys = set(TrainConfig.model_fields)
+    keys = set(TrainConfig.model_fields) - set(NEVER_INHERITED)
     there = content.get("data")
     data = given_keys(given).get("data", there)
     if data != there and not (data and there and same_place(data, str(there))):
         keys -= set(DECIDED_BY_DATA)
+    if given_keys(given).get("recipe"):
+        keys &= INDEPENDENT_OF_RECIPES
     inherited = {key: value for key, value in content.items() if key in keys}
     return validate(TrainConfig, inherited, stored.folder / layout.CONFIG)
 

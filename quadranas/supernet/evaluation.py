@@ -35,6 +35,7 @@ class SubnetEvaluator:
         images: the training images.
         held_out: indices of images that did not train the weights.
         trained_on: indices of images that did, for the averages of BatchNorm.
+        judged_on: the images that `held_out` refers to; by default the training images.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class SubnetEvaluator:
         *,
         held_out: Tensor,
         trained_on: Tensor,
+        judged_on: ImageSet | None = None,
     ) -> None:
         self.supernet, self.images = supernet, images
         self.augmenter, self.engine = augmenter, engine
+        self.judged_on = judged_on or images
         self.held_out = held_out[evenly_spaced(len(held_out), NUM_IMAGES)]
         number = NUM_CALIBRATION_BATCHES * CALIBRATION_BATCH
         self.calibration = trained_on[evenly_spaced(len(trained_on), number)]
@@ -60,7 +63,8 @@ class SubnetEvaluator:
             self.calibrate(choices)
             self.supernet.set_choices(choices)
             return evaluate(
-                *(self.supernet, self.images, self.augmenter, self.engine), indices=self.held_out
+                *(self.supernet, self.judged_on, self.augmenter, self.engine),
+                indices=self.held_out,
             )
 
     @torch.no_grad()

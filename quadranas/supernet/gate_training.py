@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
-from quadranas.data.task import StepResult, step_result
+from quadranas.data.task import StepResult, joined, step_result
 from quadranas.network.modes import batch_norms, frozen, frozen_statistics
 from quadranas.runs.config import GateConfig
 from quadranas.supernet.budget_controller import BudgetController
@@ -48,11 +48,8 @@ class GateTrainer:
         sample = self.gates.sample_full(generator) if full else self.gates.sample_pair(generator)
         self.supernet.set_sample(sample, recompute=full)
         with frozen(self.supernet.active_parameters()), frozen_statistics(self.norms):
-            logits = self.engine.logits(self.supernet, batch.images)
-            loss = functional.cross_entropy(logits, batch.targets)
-            if self.gates.infos:
-                self.engine.backward(loss, batch.weight)
-        path_gradients, reached = self._reduced(*self.supernet.path_gradients())
+            results, path_gradients, reached = self._passed(batch)
+        path_gradients, reached = self._reduced(path_gradients, reached)
         task = self.gates.task_gradient(path_gradients, reached)
         latency, expected_ms = self.latency_gradient(None if full else sample.involved)
         before = self.gates.alpha.detach().clone()
@@ -61,7 +58,20 @@ class GateTrainer:
         self.gates.alpha.grad = None
         if not full:
             self.gates.keep_mass(before, sample.involved)
-        return step_result(loss, logits, batch)
+        return joined(results)
+
+    def _passed(self, batch: Batch) -> tuple[list[StepResult], Tensor, Tensor]:
+        """The results of the parts of a batch, and the gradients in the gates over all of them."""
+        results, totals = [], []
+        for part in batch.parts():
+            logits = self.engine.logits(self.supernet, part.images)
+            loss = functional.cross_entropy(logits, part.targets)
+            if self.gates.infos:
+                self.engine.backward(loss, part.weight)
+            gradients, reached = self.supernet.path_gradients()
+            totals.append(gradients)
+            results.append(step_result(loss, logits, part))
+        return results, sum(totals[1:], start=totals[0]), reached
 
     def _reduced(self, gradients: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients in the gates of all processes together, without the scale of the loss.

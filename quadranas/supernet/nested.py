@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from quadranas.acceleration.batch_norm import synchronized
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
+from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.space.operation import OpSpec
 
 
@@ -68,13 +69,15 @@ class NestedCandidate(nn.Module):
         return y
 
     def _copy_modes(self) -> None:
-        """Training or evaluation, and how BatchNorm tracks averages, as in the largest."""
+        """Training or evaluation, and the state of norms and second-order terms, as there."""
         (shared,), (form,) = self._shared, self._form
         for here, there in zip(form.modules(), shared.modules(), strict=True):
             here.training = there.training
             if isinstance(here, BatchNorm) and isinstance(there, BatchNorm):
                 here.track_running_stats = there.track_running_stats
                 here.momentum = there.momentum
+            if isinstance(here, QuadraticLayer) and isinstance(there, QuadraticLayer):
+                here.second_order_factor = there.second_order_factor
 
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the weights and buffers, as views."""

@@ -9,7 +9,7 @@ SAME = "Start all processes with the same command, on machines that see the same
 
 
 def check_batch_size(config: TrainingConfig, processes: Processes) -> None:
-    """Refuse a batch size that cannot be split evenly.
+    """Refuse a batch size that cannot be split evenly, or in as many parts as configured.
 
     Raises:
         QuadranasError: names the nearest sizes.
@@ -21,6 +21,12 @@ def check_batch_size(config: TrainingConfig, processes: Processes) -> None:
         raise QuadranasError(
             f"a batch of {size} images cannot be split evenly among {count} processes",
             f"Set batch_size to {nearest}, or start another number of processes.",
+        )
+    if config.accumulate > size // count:
+        raise QuadranasError(
+            f"accumulate {config.accumulate} is more than the {size // count} images of a batch "
+            "that a process computes",
+            "Lower accumulate, or raise batch_size.",
         )
 
 

@@ -1,7 +1,9 @@
 """The batches of a step, on the accelerator: the part that this process computes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ class Batches:
         seed_of: the seed of an epoch's order.
         limit: number of batches per epoch; None for all.
         loaders: number of these objects that work at the same time and share the workers.
+        num_parts: number of parts in which to compute a batch, if it has that many images.
     """
 
     num_steps: int | None = None
@@ -41,9 +44,11 @@ class Batches:
         seed_of: Callable[[int], int],
         limit: int | None = None,
         loaders: int = 1,
+        num_parts: int = 1,
     ) -> None:
         self.dataset, self.augmenter, self.engine = dataset, augmenter, engine
         self._seed_of, self._num_loaders = seed_of, loaders
+        self.num_parts = num_parts
         # The order of the current epoch is kept, since it is drawn for all images at once, and
         # that of the next one, of which batches are loaded in advance.
         self._epoch = lru_cache(maxsize=2)(
@@ -57,15 +62,30 @@ class Batches:
         images, labels = self._cropped.batch(number)
         images = self.engine.accelerator.put(images)
         found = self.augmenter(images, labels, seed=seed, start=part.start, size=len(indices))
-        return Batch(*found, part.weight)
+        return Batch(*found, **self._place(indices, part))
 
     def plain(self, number: int) -> Batch:
         """The batch of an architecture step, without augmentation."""
-        _, part = self._part(number)
+        indices, part = self._part(number)
         images, labels = self._whole.batch(number)
         targets = torch.nn.functional.one_hot(labels, self.dataset.num_classes).float()
         put = self.engine.accelerator.put
-        return Batch(self.augmenter.plain(put(images)), put(targets), part.weight)
+        return Batch(self.augmenter.plain(put(images)), put(targets), **self._place(indices, part))
+
+    def _place(self, indices: Tensor, part: Part) -> dict[str, Any]:
+        """The other fields of a batch; all processes compute it in the same number of parts."""
+        size, processes = len(indices), self.engine.processes
+        others = (
+            replace(processes, rank=rank).part(size, in_pairs=self.augmenter.mixes)
+            for rank in range(processes.count if self.num_parts > 1 else 0)
+        )
+        smallest = min((other.end - other.start for other in others), default=1)
+        return {
+            "weight": part.weight,
+            "start": part.start,
+            "size": size,
+            "num_parts": min(self.num_parts, smallest),
+        }
 
     def _part(self, number: int) -> tuple[Tensor, Part]:
         epoch, index = divmod(number, self.per_epoch)

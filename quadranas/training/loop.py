@@ -18,6 +18,7 @@ from quadranas.reporter import Reporter
 from quadranas.runs.records import Metrics
 from quadranas.runs.run_folder import RunFolder
 from quadranas.training.curves import Curves
+from quadranas.training.tracking import Tracker
 
 
 class Phase(Protocol):
@@ -44,6 +45,16 @@ class Phase(Protocol):
     def epoch_metrics(self, epoch: int) -> Metrics:
         """The other values of an epoch's line of metrics; epochs count from 0."""
 
+    def validation(self) -> Mapping[str, float]:
+        """At the end of an epoch, loss and accuracy on held-out images; empty without any."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the phase ends after this epoch, before its last step."""
+
+    def finish(self) -> None:
+        """At the end of the phase, put the final weights into the network."""
+
     def inspection(self) -> StepRecord | None:
         """The record of the layers in the epoch's last step; None without an inspection."""
 
@@ -69,6 +80,7 @@ def run_phase(
     checkpoint_seconds: float,
     num_metrics: int = 0,
     later_steps: int = 0,
+    tracker: Tracker | None = None,
 ) -> int:
     """Run a phase from its start or from one of its checkpoints; write a checkpoint at the end.
 
@@ -78,6 +90,7 @@ def run_phase(
         folder: the run folder; None in a process that does not write.
         num_metrics: number of lines in `metrics.jsonl` when the phase began.
         later_steps: number of steps of the phases that follow.
+        tracker: receives the metrics too.
 
     Returns: the number of lines in `metrics.jsonl` at the end.
     """
@@ -87,19 +100,28 @@ def run_phase(
     handle = reporter.phase(phase.name, phase.num_steps, first, later_steps)
     saved_at = time.monotonic()
     with _Records(phase, folder, first, num_metrics) as records:
-        for done in range(first + 1, phase.num_steps + 1):
+        done = first
+        while done < phase.num_steps and not phase.is_over:
+            done += 1
             sums.add(phase.step(done - 1))
             reporter.advance(handle, done)
             if done % phase.steps_per_epoch == 0:
                 num_metrics += 1
                 metrics = records.end_epoch(done, sums.take(), num_metrics)
                 reporter.epoch(handle, metrics)
+                if tracker is not None:
+                    tracker.add_metrics(metrics, num_metrics)
                 for text in phase.alarms(metrics):
                     reporter.warning(text)
             is_due = time.monotonic() - saved_at >= checkpoint_seconds
-            if done == phase.num_steps or processes.decided(is_due):
+            is_last = done == phase.num_steps or phase.is_over
+            if is_last or processes.decided(is_due):
                 records.save({"step": done, "num_metrics": num_metrics, **sums.content()})
                 saved_at = time.monotonic()
+    if done < phase.num_steps:
+        epochs = (done // phase.steps_per_epoch, phase.num_steps // phase.steps_per_epoch)
+        reporter.message(f"{phase.name}: stopped after epoch {epochs[0]} of {epochs[1]}")
+    phase.finish()
     return num_metrics
 
 
@@ -175,6 +197,7 @@ class _Records:
             )
         epoch = done // phase.steps_per_epoch - 1
         metrics: Metrics = {**phase.epoch_metrics(epoch), "step": done, **means}
+        metrics |= phase.validation()
         record = phase.inspection()
         if self.folder is not None:
             self.folder.append_metrics(metrics)

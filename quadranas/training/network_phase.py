@@ -12,18 +12,26 @@ from torch._dynamo.exc import TorchDynamoException
 from quadranas.acceleration.batch_norm import synchronized
 from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
+from quadranas.data.batch import Batch
 from quadranas.data.dataset import Dataset
+from quadranas.data.task import assess
 from quadranas.errors import QuadranasError
 from quadranas.inspection.inspector import Inspector
 from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
+from quadranas.layers.stochastic_depth import draw_masks, residual_blocks, set_drop_path
 from quadranas.network.skeleton import Network
-from quadranas.runs.config import WeightConfig
+from quadranas.runs.config import DistillationConfig, WeightConfig
 from quadranas.runs.records import Metrics
-from quadranas.seeds import derived_seed
+from quadranas.seeds import derived_seed, generator_for
+from quadranas.training.average import WeightAverage
 from quadranas.training.batches import Batches
+from quadranas.training.distillation import loss_for
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
+from quadranas.training.second_order import SecondOrderWarmup
+from quadranas.training.selection import EpochChoice
 from quadranas.training.steps import weight_step
+from quadranas.training.teacher import Teacher
 
 MAX_ALARMS = 5
 """Maximum number of alarms printed per epoch."""
@@ -41,6 +49,11 @@ class NetworkTraining:
             quadratic layers, or of all layers in a network without any.
         engine: the hardware that trains; by default the processor.
         compiled: compile the network with `torch.compile`.
+        choice: remembers the best epoch by the held-out images; by default the last one is kept.
+        num_parts: number of parts in which a batch is computed, one after the other.
+        checkpointing: compute the blocks again in the backward pass instead of storing them.
+        is_new: whether the weights are untrained, so that second-order terms are warmed up.
+        teacher, distillation: a network to learn from, and how.
     """
 
     def __init__(
@@ -61,6 +74,12 @@ class NetworkTraining:
         inspected: bool = False,
         engine: Engine | None = None,
         compiled: bool = False,
+        choice: EpochChoice | None = None,
+        num_parts: int = 1,
+        checkpointing: bool = False,
+        is_new: bool = False,
+        teacher: Teacher | None = None,
+        distillation: DistillationConfig | None = None,
     ) -> None:
         self.name, self.dataset, self.augmenter = name, dataset, augmenter
         self.engine, self.is_compiled = engine or Engine(), compiled
@@ -76,11 +95,24 @@ class NetworkTraining:
             batch_size=batch_size,
             seed_of=partial(derived_seed, seed, name),
             limit=max(1, (num_images or len(dataset.train)) // batch_size),
+            num_parts=num_parts,
         )
         self.steps_per_epoch = self.batches.per_epoch
         self.num_steps = self.batches.num_steps = num_epochs * self.steps_per_epoch
         self.optimizer = optimizer or build_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
+        self.choice = choice or EpochChoice()
+        self.teacher, self.distillation = teacher, distillation or DistillationConfig()
+        self._loss = loss_for(weights, teacher, self.distillation, augmenter)
+        network.checkpointing = checkpointing
+        self.average = WeightAverage(network, weights.ema) if weights.ema else None
+        self.warmup = SecondOrderWarmup(
+            network,
+            round(weights.second_order_warmup * self.num_steps) if is_new else 0,
+            self.engine.accelerator.put,
+        )
+        set_drop_path(network.blocks.values(), weights.drop_path)
+        self._residual_blocks = residual_blocks(network)
         self._alarms: list[Alarm] = []
         self.is_inspected = inspected
         self.inspector: Inspector | None = None
@@ -104,6 +136,7 @@ class NetworkTraining:
     def step(self, number: int) -> Mapping[str, Tensor]:
         """One step of the weights."""
         self.network.train()
+        self.warmup.begin(number)
         seed = derived_seed(self.seed, self.name, "augment", number)
         inspection = self.inspector.step(number + 1) if self.inspector else nullcontext()
         with inspection, _compiling():
@@ -115,13 +148,49 @@ class NetworkTraining:
                 self.weights,
                 self.rate(number),
                 self.engine,
+                partial(self._begin, number),
+                self._loss,
             )
+        if self.average:
+            self.average.update()
         return {"loss": result.loss, "accuracy": result.accuracy}
+
+    def _begin(self, number: int, batch: Batch) -> None:
+        """Draw which of these images skip which residual branches in a step."""
+        draw_masks(
+            self._residual_blocks,
+            generator_for(self.seed, self.name, "drop_path", number),
+            size=batch.size or len(batch.images),
+            part=slice(batch.start, batch.start + len(batch.images)),
+            put=self.engine.accelerator.put,
+        )
 
     def epoch_metrics(self, epoch: int) -> Metrics:
         """Phase, epoch and learning rate."""
         last_step = (epoch + 1) * self.steps_per_epoch - 1
         return {"epoch": epoch + 1, "learning_rate": self.rate(last_step)} | self._metrics
+
+    def validation(self) -> Mapping[str, float]:
+        """Loss and accuracy on the held-out images, which decide about the best epoch."""
+        if self.dataset.validation is None:
+            return {}
+        self.warmup.end()
+        with self.average.applied() if self.average else nullcontext():
+            found = assess(self.network, self.dataset.validation, self.augmenter, self.engine)
+            self.choice.note(self.network, found)
+        return {"val_loss": found.loss, "val_accuracy": found.accuracy}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the validation has not become better for a while."""
+        return self.choice.is_over
+
+    def finish(self) -> None:
+        """Use the average of the weights, if there is one, and go back to the best epoch."""
+        self.warmup.end()
+        if self.average:
+            self.average.apply()
+        self.choice.apply(self.network)
 
     def inspection(self) -> StepRecord | None:
         """The record of the last step, if distributions are recorded."""
@@ -137,7 +206,10 @@ class NetworkTraining:
 
     def fingerprint(self) -> bytes:
         """The bits of the weights."""
-        return b"".join(p.detach().cpu().numpy().tobytes() for p in self.parameters)
+        tensors = [p.detach() for p in self.parameters]
+        if self.average:
+            tensors += self.average.tensors().values()
+        return b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser, engine, and the history that inspections are compared with."""
@@ -145,7 +217,10 @@ class NetworkTraining:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "engine": self.engine.state(),
+            "choice": self.choice.state(),
         }
+        if self.average:
+            state["average"] = self.average.state()
         return state | ({"watch": self.inspector.watch.state()} if self.inspector else {})
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -153,6 +228,10 @@ class NetworkTraining:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.restore(state.get("engine", {}))
+        if self.average:
+            self.average.restore(state["average"])
+        if "choice" in state:
+            self.choice.restore(state["choice"], self.engine.accelerator.device)
         if self.inspector:
             self.inspector.watch.restore(state["watch"])
 

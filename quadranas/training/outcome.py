@@ -31,12 +31,14 @@ def outcome(
     folder: RunFolder | None,
     reporter: Reporter,
     engine: Engine,
+    keep: str | None = "last",
 ) -> dict[str, Any]:
     """Test a trained network, and look for signs that its training failed; warns about them.
 
     Args:
         folder: the run folder; None in a process that does not write.
         engine: the hardware that has trained.
+        keep: which epoch's weights are tested, the `best` or the `last`.
 
     Returns: the fields of a `TrainedResult` that describe the training and its accuracy, and its
     warnings.
@@ -57,9 +59,17 @@ def outcome(
         "accuracy_as_trained": as_trained,
         "chance": chance_of(dataset.test),
     }
+    found |= _chosen(epochs, keep)
     warnings = (
         *learning_warnings(epochs, chance_of(dataset.train), len(dataset.train)),
-        *_test_warnings(**found, num_images=len(dataset.test)),
+        *_test_warnings(
+            accuracy=accuracy,
+            resolution=deployed.resolution,
+            trained_resolution=dataset.resolution,
+            accuracy_as_trained=as_trained,
+            chance=found["chance"],
+            num_images=len(dataset.test),
+        ),
     )
     for text in warnings:
         reporter.warning(text)
@@ -69,6 +79,20 @@ def outcome(
         "processes": engine.processes.count,
     }
     return {**found, **hardware, "warnings": warnings}
+
+
+def _chosen(epochs: Sequence[Epoch], keep: str | None) -> dict[str, Any]:
+    """The epoch whose weights are used, and its accuracy on the held-out images."""
+    validated = [
+        (epoch.val_accuracy, -(epoch.val_loss or 0.0), epoch.epoch)
+        for epoch in epochs
+        if epoch.phase in ("finetune", "train") and epoch.val_accuracy is not None
+    ]
+    if not validated:
+        return {}
+    # The first of several equal ones, as `EpochChoice` keeps it.
+    best = max(validated, key=lambda found: found[:2]) if keep == "best" else validated[-1]
+    return {"val_accuracy": best[0], "kept_epoch": best[2]}
 
 
 def chance_of(images: ImageSet) -> float:

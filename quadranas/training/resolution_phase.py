@@ -16,11 +16,14 @@ import torch
 
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
+from quadranas.network.weights import save_tensors
 from quadranas.reporter import Reporter
+from quadranas.runs import layout
 from quadranas.runs.run_folder import RunFolder
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.optimizers import build_optimizer
+from quadranas.training.tracking import Tracker
 
 MAX_GROWTH = 2.0
 """Ratio of the resolutions of neighbouring stages, before rounding to the network's stride."""
@@ -105,6 +108,7 @@ def train_network(
     num_images: int,
     checkpoint_seconds: float,
     num_metrics: int = 0,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train a network at the resolution of its data, then at its deployment resolution.
 
@@ -115,6 +119,7 @@ def train_network(
         num_images: number of images per stage of the last phase, at most one pass over the
             training images.
         num_metrics: number of lines in `metrics.jsonl` before the first phase.
+        tracker: receives the metrics too.
 
     Raises:
         QuadranasError: the checkpoint does not fit the run, or something cannot be written.
@@ -134,8 +139,11 @@ def train_network(
             checkpoint_seconds=checkpoint_seconds,
             num_metrics=num_metrics,
             later_steps=_later_steps(phase, num_images),
+            tracker=tracker,
         )
         checkpoint = None
+        if folder is not None and phase.choice.keeps_best:
+            save_tensors(phase.network.state_dict(), folder / layout.BEST)
 
 
 def _later_steps(phase: NetworkTraining, num_images: int) -> int:
@@ -190,6 +198,10 @@ def _begin(
         metrics={"phase": "resolution", "epoch": index + 1, "resolution": stage.resolution},
         engine=first.engine,
         compiled=first.is_compiled,
+        num_parts=first.batches.num_parts,
+        checkpointing=first.network.checkpointing,
+        teacher=first.teacher,
+        distillation=first.distillation,
     )
 
 

@@ -26,8 +26,8 @@ from quadranas.runs.config import (
     count_classes,
     list_data,
     open_data,
-    resolve_config,
 )
+from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
     SpaceFile,
@@ -37,6 +37,7 @@ from quadranas.space.space_file import (
 )
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
+from quadranas.training.held_out import hold_out
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def prepare_search(
     if given.budget is None or given.device is None:
         missing = "device" if given.device is None else "budget"
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
+    check_recipe(given)
     budget_ms = parse_budget(given.budget)
     device = load_device(given.device)
     if not is_device_named:
@@ -110,6 +112,7 @@ def prepare_search(
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
     config = resolve_config(given, dataset)
+    dataset = hold_out(dataset, config, reporter)
     return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from quadranas.acceleration.engine import Engine
-from quadranas.data.augmentation import Augmenter
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links, write_atomically
@@ -44,7 +43,8 @@ from quadranas.strategies.limits import Limits, feasibility
 from quadranas.strategies.scores import GateScores, load_scores
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.supernet_phase import search_halves
+from quadranas.training.held_out import hold_out
+from quadranas.training.supernet_phase import subnet_evaluator
 from quadranas.validation import validate
 
 NEEDED = (layout.CONFIG, layout.SPACE, layout.PREPROCESSING, layout.GATES, layout.SUPERNET)
@@ -91,12 +91,8 @@ class Searched:
         earlier = conditions.earlier(self.folder.path) if conditions else None
         given = self.config.model_copy(update={"skip_corrupt": True})
         dataset = open_data(given, self.space.resolution, earlier=earlier)
-        weight_half, gate_half = search_halves(dataset, self.config.seed)
-        return SubnetEvaluator(
-            *(supernet, dataset.train, Augmenter.of(dataset), Engine()),
-            held_out=gate_half,
-            trained_on=weight_half,
-        )
+        dataset = hold_out(dataset, self.config, Reporter(silent=True))
+        return subnet_evaluator(supernet, dataset, self.config.seed, Engine())
 
 
 class Choice(NamedTuple):

@@ -21,9 +21,12 @@ from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
+from quadranas.training.distillation import loss_for
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
+from quadranas.training.second_order import SecondOrderWarmup
 from quadranas.training.steps import weight_step
+from quadranas.training.teacher import Teacher
 
 COLLAPSED = 0.05
 """Entropy of the gates, from 0 to 1, below which they count as collapsed."""
@@ -38,6 +41,25 @@ def search_halves(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
     return split_halves(dataset.train.labels, derived_seed(seed, "halves"))
 
 
+def subnet_evaluator(
+    supernet: Supernet, dataset: Dataset, seed: int, engine: Engine
+) -> SubnetEvaluator:
+    """Judges sub-networks on held-out images; without any, on those that train only the gates.
+
+    Args:
+        dataset: the images of the search, some perhaps held out.
+        seed: that of the search.
+    """
+    weight_half, gate_half = search_halves(dataset, seed)
+    validation = dataset.validation
+    return SubnetEvaluator(
+        *(supernet, dataset.train, Augmenter.of(dataset), engine),
+        held_out=gate_half if validation is None else torch.arange(len(validation)),
+        trained_on=weight_half,
+        judged_on=validation,
+    )
+
+
 class SupernetTraining:
     """Warm-up with random paths, then weight steps alternating with architecture steps."""
 
@@ -45,23 +67,30 @@ class SupernetTraining:
     is_inspected = False
 
     def __init__(
-        self, setup: SearchSetup, supernet: Supernet, engine: Engine | None = None
+        self,
+        setup: SearchSetup,
+        supernet: Supernet,
+        engine: Engine | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
         if not self.engine.processes.is_alone:
             supernet.synchronize()
         self.config, self.dataset, self.supernet = config, dataset, supernet
-        self.halves = search_halves(dataset, config.seed)
+        halves = search_halves(dataset, config.seed)
         augmenter = setup.augmenter()
+        self.teacher = teacher
+        self._loss = loss_for(config.weights, teacher, config.distillation, augmenter)
         self.weight_batches, self.gate_batches = (
             Batches(
                 *(dataset, augmenter, self.engine, half),
                 batch_size=config.batch_size,
                 seed_of=partial(derived_seed, config.seed, purpose),
                 loaders=2,
+                num_parts=config.accumulate,
             )
-            for half, purpose in zip(self.halves, ("weights", "gates"), strict=True)
+            for half, purpose in zip(halves, ("weights", "gates"), strict=True)
         )
         self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
@@ -76,19 +105,19 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
+        self.warmup = SecondOrderWarmup(
+            supernet,
+            round(config.weights.second_order_warmup * self.num_steps),
+            self.engine.accelerator.put,
+        )
         self.optimizer = build_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
         )
 
     def evaluator(self) -> SubnetEvaluator:
-        """Judges sub-networks on images of the half that trains the gates only."""
-        weight_half, gate_half = self.halves
-        return SubnetEvaluator(
-            *(self.supernet, self.dataset.train, Augmenter.of(self.dataset), self.engine),
-            held_out=gate_half,
-            trained_on=weight_half,
-        )
+        """Judges sub-networks on images that did not train the weights."""
+        return subnet_evaluator(self.supernet, self.dataset, self.config.seed, self.engine)
 
     def check(self) -> None:
         """Check that gradients reach all parameters, before any training."""
@@ -98,6 +127,7 @@ class SupernetTraining:
     def step(self, number: int) -> Mapping[str, Tensor]:
         """One weight step and, after the warm-up, an architecture step when it is due."""
         self.supernet.train()
+        self.warmup.begin(number)
         seed, weights = self.config.seed, self.config.weights
         sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
         self.supernet.set_sample(sample)
@@ -109,6 +139,8 @@ class SupernetTraining:
             weights,
             learning_rate_at(number, self.num_steps, weights),
             self.engine,
+            None,
+            self._loss,
         )
         means = {"loss": result.loss, "accuracy": result.accuracy}
         done = number + 1 - self.warmup_steps
@@ -136,6 +168,16 @@ class SupernetTraining:
             "latency_weight": self.controller.weight(expected_ms) if epoch >= warmup else 0.0,
             "learning_rate": learning_rate_at(last_step, self.num_steps, self.config.weights),
         }
+
+    is_over = False
+
+    def validation(self) -> Mapping[str, float]:
+        """None: the half of the images that trains the gates measures the supernet."""
+        return {}
+
+    def finish(self) -> None:
+        """Compute the whole second-order terms; the weights are those of the last step."""
+        self.warmup.end()
 
     def inspection(self) -> None:
         """None: the layers in use change from step to step."""

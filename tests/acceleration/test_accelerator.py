@@ -21,6 +21,13 @@ def config(tmp_path: Path, pictures: Path) -> Path:
     return path
 
 
+EVERYTHING = """
+holdout: 0.2
+checkpointing: true
+weights: {ema: 0.9, drop_path: 0.3, second_order_warmup: 0.5}
+"""
+
+
 def test_a_search_runs_on_an_accelerator_and_leaves_no_tensor_behind(
     tmp_path: Path, server: Server, config: Path
 ) -> None:
@@ -33,6 +40,8 @@ def test_a_search_runs_on_an_accelerator_and_leaves_no_tensor_behind(
     )
     folder = tmp_path / "work"
     folder.mkdir()
+    with config.open("a", encoding="utf-8") as file:
+        file.write(EVERYTHING)
     arguments = (*SEARCH, "--config", str(config), "--output", "run")
     outcome = server.run(folder, *arguments, prelude=prelude)
     assert outcome.code == 0, outcome.err

@@ -299,11 +299,19 @@ RUN_KEYS = TEST_KEYS | {
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
     *("params", "macs", "confidence", "tolerance", "candidates", "inherited_accuracy"),
 }
-TRAINED_KEYS = {"report_path", "accelerator", "precision", "processes"}
+TRAINED_KEYS = {
+    "report_path",
+    "accelerator",
+    "precision",
+    "processes",
+    "kept_epoch",
+    "val_accuracy",
+}
 KEYS: dict[str, set[str]] = {
     "profile quadranet36_t": {"model", "resolution", "num_classes", "params", "macs", "layers"},
     "devices": {"devices", "runtimes"},
     "spaces toy": {"spaces"},
+    "recipes cifar": {"recipes"},
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary", "quality"),
     },

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadranas.data.splits import epoch_batches, split_halves
+from quadranas.data.splits import epoch_batches, hold_out_share, split_halves
 
 LABELS = st.lists(st.integers(0, 5), max_size=60).map(
     lambda drawn: torch.tensor([*drawn, *drawn, 0, 0, 3, 3], dtype=torch.int64)
@@ -64,3 +64,15 @@ def test_batches_cover_each_index_once_and_are_full(
 def test_batches_depend_on_the_seed() -> None:
     first, second = (epoch_batches(torch.arange(50), 50, seed=seed) for seed in (0, 1))
     assert not torch.equal(first[0], second[0])
+
+
+@given(labels=LABELS, share=st.floats(0.01, 0.5), seed=st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_a_share_of_every_class_is_held_out(labels: torch.Tensor, share: float, seed: int) -> None:
+    kept, held_out = hold_out_share(labels, share, seed, least=2)
+    assert sorted(kept.tolist() + held_out.tolist()) == list(range(len(labels)))
+    for label in labels.unique():
+        size = int((labels == label).sum())
+        held = int((labels[held_out] == label).sum())
+        assert held == min(size - 2, max(1, round(size * share)))
+    assert torch.equal(kept, hold_out_share(labels, share, seed, least=2)[0])

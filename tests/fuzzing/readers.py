@@ -25,6 +25,7 @@ from quadranas.backends.pytorch_archive import count_targets
 from quadranas.backends.registry import open_backend
 from quadranas.commands.predict import predict
 from quadranas.conversion.adaptation import CHANGES, adapt, load_adapted, save_adapted
+from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import read_image
 from quadranas.data.folders import folder_from, folder_index, scan_folder
@@ -41,7 +42,8 @@ from quadranas.reporter import Reporter
 from quadranas.reports.run_view import read_run
 from quadranas.runs import layout
 from quadranas.runs.conditions import load_conditions
-from quadranas.runs.config import SearchConfig, load_config
+from quadranas.runs.config import SearchConfig, TrainConfig, load_config
+from quadranas.runs.recipe import load_recipe
 from quadranas.runs.results import open_run
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import open_network
@@ -49,6 +51,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space, load_whole_space
 from quadranas.strategies.scores import load_scores
+from quadranas.training.teacher import open_teacher
 from tests.bundles import device_for, manifest_of, toy_architecture
 from tests.command_line import CHECKOUT
 from tests.data.sources import samples_of, write_parquet, write_tar
@@ -300,10 +303,20 @@ def _conditions(path: Path) -> object:
     return None if found is None else found.changes(Engine())
 
 
+def _teacher(path: Path) -> object:
+    data = load_dataset(None, resolution=32)
+    config = TrainConfig(teacher=str(path))
+    return open_teacher(config, data, Augmenter.of(data), Engine())
+
+
 READERS = {
     "configuration": Reader(
         ("load_config", "read_config_file", "read_yaml"),
         _in_run(layout.CONFIG), _configuration, spoil_yaml, YAML_ATTACKS,
+    ),
+    "recipe": Reader(
+        ("load_recipe",),
+        _copy("quadranas/runs/recipes/imagenet.yaml"), load_recipe, spoil_yaml, YAML_ATTACKS,
     ),
     "space": Reader(
         ("load_space", "load_space_file"),
@@ -405,6 +418,10 @@ READERS = {
     "exported ONNX file": Reader(
         ("read_onnx",),
         _copy("tests/golden/0.1.0/bundle-onnx/model.onnx"), count_nodes, spoil_onnx,
+    ),
+    "teacher": Reader(
+        ("open_teacher",),
+        _copy("tests/golden/0.1.0/bundle-onnx/model.onnx"), _teacher, spoil_onnx,
     ),
     "archive of torch.export": Reader(
         ("read_archive",), _make_archive, count_targets, spoil_zip, PICKLES

@@ -25,11 +25,11 @@ from quadranas.runs.config import (
     load_config,
     merged,
     open_data,
-    resolve_config,
 )
 from quadranas.runs.config_file import recorded_command, with_header
 from quadranas.runs.layout import RESUMABLE
 from quadranas.runs.next_command import resume_command
+from quadranas.runs.recipe import resolve_config
 from quadranas.runs.resume import can_resume, matching_config, run_name
 
 GIVEN: dict[str, Any] = {"device": "cpu", "budget": "1ms"}
@@ -130,7 +130,7 @@ def test_merging_again_changes_nothing(base: dict[str, Any], changes: dict[str, 
     [
         (
             {"bugdet": 1},
-            "bugdet: unknown key (got 1); accepted: accelerator, augment, batch_size, ",
+            "bugdet: unknown key (got 1); accepted: accelerator, accumulate, augment, ",
         ),
         ({"gates": {"mod": "full"}}, "gates.mod: unknown key (got 'full'); accepted: "),
         ({"gates": {"mode": "ful"}}, "gates.mode: Input should be 'two_path' or 'full'"),

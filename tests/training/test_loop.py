@@ -25,10 +25,14 @@ class Told(Reporter):
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.warnings: list[str] = []
+        self.messages: list[str] = []
         self.done: list[int] = []
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def advance(self, phase: int, done: int) -> None:
         self.done.append(done)
@@ -43,8 +47,11 @@ class CountingPhase:
     steps_per_epoch = STEPS_PER_EPOCH
     is_inspected = False
 
-    def __init__(self, *, stop: int | None = None, diverge: int | None = None) -> None:
+    def __init__(
+        self, *, stop: int | None = None, diverge: int | None = None, patience: int | None = None
+    ) -> None:
         self.total = torch.zeros(())
+        self.num_validations, self.patience, self.num_finished = 0, patience, 0
         self.stop, self.diverge = stop, diverge
         self.steps: list[int] = []
 
@@ -61,6 +68,17 @@ class CountingPhase:
     def epoch_metrics(self, epoch: int) -> Metrics:
         return {"phase": self.name, "epoch": epoch + 1}
 
+    @property
+    def is_over(self) -> bool:
+        return self.num_validations == self.patience
+
+    def validation(self) -> Mapping[str, float]:
+        self.num_validations += 1
+        return {"val_loss": float(self.total)}
+
+    def finish(self) -> None:
+        self.num_finished += 1
+
     def inspection(self) -> None:
         return None
 
@@ -72,10 +90,11 @@ class CountingPhase:
         return str(float(self.total)).encode()
 
     def state(self) -> dict[str, Any]:
-        return {"total": self.total}
+        return {"total": self.total, "validations": self.num_validations}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.total = state["total"]
+        self.num_validations = state["validations"]
 
 
 def run(
@@ -103,9 +122,16 @@ def test_every_step_is_done_once_and_every_epoch_is_averaged(folder: RunFolder) 
     assert reporter.done == list(range(1, NUM_STEPS + 1))
     assert reporter.warnings == [f"loss is {(6 + 10 + 15) / 3}"]
     assert lines(folder) == [
-        {"phase": "count", "epoch": 1, "step": 3, "loss": (0 + 1 + 3) / 3, "gate_loss": 1.0},
-        {"phase": "count", "epoch": 2, "step": 6, "loss": (6 + 10 + 15) / 3, "gate_loss": 4.0},
+        {
+            **{"phase": "count", "epoch": 1, "step": 3, "loss": (0 + 1 + 3) / 3},
+            **{"gate_loss": 1.0, "val_loss": 3.0},
+        },
+        {
+            **{"phase": "count", "epoch": 2, "step": 6, "loss": (6 + 10 + 15) / 3},
+            **{"gate_loss": 4.0, "val_loss": 15.0},
+        },
     ]
+    assert phase.num_finished == 1
 
 
 def test_the_last_checkpoint_holds_the_end(folder: RunFolder) -> None:
@@ -162,3 +188,16 @@ def test_a_value_that_is_not_finite_stops_the_run(folder: RunFolder) -> None:
     assert checkpoint is not None
     assert checkpoint["step"] == 4
     assert [line["epoch"] for line in lines(folder)] == [1]
+
+
+def test_a_phase_that_stops_early_ends_with_a_checkpoint_and_stays_ended(
+    folder: RunFolder,
+) -> None:
+    phase, reporter = CountingPhase(patience=1), Told()
+    assert run(folder, phase, reporter, seconds=1e9) == 1
+    assert (phase.steps, phase.num_finished) == ([0, 1, 2], 1)
+    assert reporter.messages[1:] == ["count: stopped after epoch 1 of 2"]
+    again = CountingPhase(patience=1)
+    assert run(folder, again, reporter) == 1
+    assert (again.steps, again.num_finished, again.total) == ([], 1, phase.total)
+    assert len(lines(folder)) == 1
