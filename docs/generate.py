@@ -42,7 +42,10 @@ FOLDER = Path(__file__).parent / "reference"
 NOTE = (
     "<!-- Written by `make reference` from the docstrings of the models; edit those instead. -->"
 )
-BASES = (config.DataConfig, results.StoredResult, results.TrainedResult)
+BASES = (
+    *(config.DataConfig, config.TrainingConfig),
+    *(results.StoredResult, results.TrainedResult),
+)
 """Models that only others are derived from."""
 
 NAMES = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "any value"}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.derive import derive as derive
     from quadranas.commands.evaluate import EvaluateResult as EvaluateResult
     from quadranas.commands.evaluate import evaluate as evaluate
+    from quadranas.commands.explore import ExploreResult as ExploreResult
+    from quadranas.commands.explore import explore as explore
     from quadranas.commands.export import ExportResult as ExportResult
     from quadranas.commands.export import export as export
     from quadranas.commands.inspect import InspectResult as InspectResult
@@ -64,6 +66,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "search": "quadranas.commands.search",
     "derive": "quadranas.commands.derive",
+    "explore": "quadranas.commands.explore",
     "train": "quadranas.commands.train",
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
@@ -93,6 +96,7 @@ _HOMES = {
     "TrainConfig": "quadranas.runs.config",
     "SearchResult": "quadranas.runs.results",
     "DeriveResult": "quadranas.runs.results",
+    "ExploreResult": "quadranas.commands.explore",
     "TrainResult": "quadranas.runs.results",
     "EvaluateResult": "quadranas.commands.evaluate",
     "ReportResult": "quadranas.commands.report",

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import quadranas.measurement.timing
+import quadranas.reports.page
 from tests.command_line import SMALL, Server, call
+from tests.figures import Unrendered
 from tests.measuring import quicken_exporters, remember_exports
 from tests.sharing import Share, share_in
 
@@ -42,12 +45,22 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_delays() -> Iterator[None]:
-    """Between the rounds of a measurement no test waits, and exporters are prepared once."""
+    """No test waits between rounds, exporters are prepared once, figures are not rendered.
+
+    The tests of the figures render them: see the fixture `rendered`.
+    """
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quadranas.measurement.timing, "time", clock)
+        patch.setattr(quadranas.reports.page, "Figure", Unrendered)
         quicken_exporters(patch)
         yield
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has figures rendered as they are for users."""
+    monkeypatch.setattr(quadranas.reports.page, "Figure", Figure)
 
 
 @pytest.fixture(scope="session")
@@ -140,13 +153,13 @@ def exports(share: Share) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def host_table(share: Share, exports: Path) -> Path:
-    """A table of the toy space, measured here with ONNX Runtime. Not to be changed."""
+    """A table of the toy space, measured here in a few rounds. Not to be changed."""
     pytest.importorskip("onnxruntime")
 
     def measure(path: Path) -> None:
         outcome = call(
             *("build-lut", "--device", "host", "--space", "toy", "--backend", "onnxruntime"),
-            *("--max-residual", "9"),  # the other tests keep the machine busy
+            *("--rounds", "12", "--max-residual", "9"),  # the other tests keep the machine busy
             *("--output", path),
         )
         assert outcome.code == 0, outcome.err

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from quadranas.measurement.plan import Plan
+from quadranas.network.skeleton import build_subnet
+from quadranas.space.architecture import load_architecture
 from tests.command_line import call
 from tests.pictures import noise
 
@@ -70,12 +73,17 @@ def test_a_stopped_search_is_finished() -> None:
     [
         ("run/architecture.json", 4522),
         ("trained/architecture.json", 6170),
-        ("adapted", 7342),
-        ("converted.json", 9608816),
+        ("adapted --memory --batch 1", 7342),
     ],
 )
 def test_an_architecture_is_read(path: str, params: int) -> None:
-    assert result_of("profile", path, "--memory", "--batch", "1")["params"] == params
+    assert result_of("profile", *path.split())["params"] == params
+
+
+def test_a_converted_architecture_is_built() -> None:
+    with torch.device("meta"):
+        network = build_subnet(load_architecture("converted.json"))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 9608816
 
 
 def test_an_adapted_network_keeps_its_accuracy() -> None:

@@ -151,6 +151,7 @@ def test_an_unfinished_run_names_the_command_that_continues_it(
 JSON: dict[str, str] = {
     "search --resume --output run": "SearchResult",
     "derive run --device vpu --budget 1ms": "DeriveResult",
+    "explore run --strategy random --trials 2 --device vpu --budget 1ms": "ExploreResult",
     "train run --epochs 1": "TrainResult",
     "eval run": "EvaluateResult",
     "report run": "ReportResult",

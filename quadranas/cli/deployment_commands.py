@@ -45,48 +45,99 @@ FILE = "File"
 """The panel of options that describe the exported file."""
 
 
+FileFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help=f"Format of the file: {', '.join(file_formats())}.",
+        rich_help_panel=FILE,
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help=f"Precision of the file: fp32; also {precisions_in_words()}.",
+        rich_help_panel=FILE,
+    ),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        help="Input size in pixels. Default: the deployment resolution.",
+        rich_help_panel=FILE,
+    ),
+]
+Batch = Annotated[
+    str,
+    typer.Option(
+        help="Number of images per call, or dynamic for any number.", rich_help_panel=FILE
+    ),
+]
+Opset = Annotated[
+    int | None,
+    typer.Option(help=f"ONNX opset, {opsets_in_words()}.", rich_help_panel=FILE),
+]
+ExportDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Target device: a name, a YAML file, or the folder of a run. Default: the device "
+        "the architecture was derived for, otherwise host.",
+        rich_help_panel=DEVICE,
+    ),
+]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of validation images to check the file with. Default: 1000, or 16 on a "
+        "board.",
+        rich_help_panel=DATA,
+    ),
+]
+Untrained = Annotated[
+    bool,
+    typer.Option(
+        "--untrained",
+        help="Export random weights, to time a file without training.",
+        rich_help_panel=DATA,
+    ),
+]
+ExportBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Latency budget, such as 30ms; exit with code 3 if it is missed.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Largest allowed drop of accuracy for int8, in percentage points (default 1).",
+        rich_help_panel=LIMITS,
+    ),
+]
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the bundle. Default: exports/FORMAT-PRECISION in the run folder.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace an existing bundle.", rich_help_panel=OUTPUT),
+]
+
+
 def export_command(
     model: Model,
-    file_format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help=f"Format of the file: {', '.join(file_formats())}.",
-            rich_help_panel=FILE,
-        ),
-    ] = "onnx",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help=f"Precision of the file: fp32; also {precisions_in_words()}.",
-            rich_help_panel=FILE,
-        ),
-    ] = "fp32",
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Input size in pixels. Default: the deployment resolution.",
-            rich_help_panel=FILE,
-        ),
-    ] = None,
-    batch: Annotated[
-        str,
-        typer.Option(
-            help="Number of images per call, or dynamic for any number.", rich_help_panel=FILE
-        ),
-    ] = "1",
-    opset: Annotated[
-        int | None,
-        typer.Option(help=f"ONNX opset, {opsets_in_words()}.", rich_help_panel=FILE),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Target device: a name, a YAML file, or the folder of a run. Default: the device "
-            "the architecture was derived for, otherwise host.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
+    file_format: FileFormat = "onnx",
+    precision: Precision = "fp32",
+    resolution: Resolution = None,
+    batch: Batch = "1",
+    opset: Opset = None,
+    device: ExportDevice = None,
     table: TableFile = None,
     threads: Threads = None,
     tuning_trials: TuningTrials = None,
@@ -97,51 +148,14 @@ def export_command(
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of validation images to check the file with. Default: 1000, or 16 on a "
-            "board.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    images: Images = None,
     weights: Weights = None,
-    untrained: Annotated[
-        bool,
-        typer.Option(
-            "--untrained",
-            help="Export random weights, to time a file without training.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Latency budget, such as 30ms; exit with code 3 if it is missed.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
+    untrained: Untrained = False,
+    budget: ExportBudget = None,
     tolerance: Tolerance = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Largest allowed drop of accuracy for int8, in percentage points (default 1).",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the bundle. Default: exports/FORMAT-PRECISION in the run folder.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace an existing bundle.", rich_help_panel=OUTPUT),
-    ] = False,
+    max_drop: MaxDrop = None,
+    output: Bundle = None,
+    force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

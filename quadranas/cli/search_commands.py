@@ -50,16 +50,26 @@ from quadranas.cli.options import (
     given,
 )
 
+OptionalSpace = Annotated[
+    str | None,
+    typer.Option(
+        help="Search space: a name or a YAML file. Default: quadranet-mobile.",
+        rich_help_panel=DEVICE,
+    ),
+]
+TrainResolution = Annotated[
+    int | None,
+    typer.Option(
+        help="Image size during training, in pixels. Default: the median size of the images, "
+        "but at most the deployment resolution of the space.",
+        rich_help_panel=TRAINING,
+    ),
+]
+
 
 def search(
     device: OptionalDevice = None,
-    space: Annotated[
-        str | None,
-        typer.Option(
-            help="Search space: a name or a YAML file. Default: quadranet-mobile.",
-            rich_help_panel=DEVICE,
-        ),
-    ] = None,
+    space: OptionalSpace = None,
     table: TableFile = None,
     data: Data = None,
     val: Val = None,
@@ -68,14 +78,7 @@ def search(
     workers: Workers = None,
     seed: Seed = None,
     config: ConfigFile = None,
-    train_resolution: Annotated[
-        int | None,
-        typer.Option(
-            help="Image size during training, in pixels. Default: the median size of the images, "
-            "but at most the deployment resolution of the space.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
+    train_resolution: TrainResolution = None,
     inspect: Inspect = None,
     accelerator: Accelerator = None,
     precision: Precision = None,
@@ -170,6 +173,83 @@ def derive(
         result,
         as_json,
         lambda found: f"{network_line(found)}\nfolder {found.run}",
+        lambda found: train_command(found.run),
+    )
+    check_promise(result.missed)
+
+
+def explore(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
+    *,
+    device: DeviceName,
+    table: TableFile = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How networks are chosen: evolution, gates, nsga2, random, reinforce or tpe.",
+            rich_help_panel=TRAINING,
+        ),
+    ],
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Number of networks to judge at most.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 100,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Journal file or database URL through which processes share the trials of nsga2 "
+            "or tpe.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    seed: Seed = None,
+    budget: Budget,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    confidence: Confidence = None,
+    tolerance: Tolerance = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder. Default: RUN/explored/STRATEGY-DEVICE-BUDGET.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Let a strategy choose among the sub-networks of a trained supernet."""
+    from quadranas.commands.explore import explore as run_explore
+    from quadranas.runs.next_command import train_command
+
+    with reporting(quiet) as reporter:
+        result = run_explore(
+            run,
+            strategy=strategy,
+            device=device,
+            budget=budget,
+            trials=trials,
+            storage=storage,
+            output=output,
+            table=table,
+            max_params=max_params,
+            max_macs=max_macs,
+            reporter=reporter,
+            **given(confidence=confidence, tolerance=tolerance, seed=seed),
+        )
+    print_result(
+        result,
+        as_json,
+        lambda found: (
+            f"{network_line(found)}\nbest of {found.trials} trials by {found.strategy}: "
+            f"{found.inherited_accuracy:.2%} on held-out images with the supernet's weights\n"
+            f"folder {found.run}"
+        ),
         lambda found: train_command(found.run),
     )
     check_promise(result.missed)
@@ -291,6 +371,7 @@ def _trained_at(trained: int | None, tested: int) -> str:
 COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "derive": derive,
+    "explore": explore,
     "train": train,
     "eval": evaluate,
     "report": report,

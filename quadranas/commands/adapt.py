@@ -14,6 +14,7 @@ from quadranas.network.skeleton import Network
 from quadranas.network.weights import save_tensors
 from quadranas.runs import layout
 from quadranas.runs.config import TrainConfig
+from quadranas.runs.run_device import keep_copies
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
@@ -64,7 +65,8 @@ def adapt(
     """Write a pre-trained network with quadratic terms that start at zero.
 
     The network computes what the pre-trained one does, until it is trained. A run's preprocessing
-    and training configuration are copied, so that `train` continues from the output.
+    and training configuration are copied, so that `train` continues from the output; so are its
+    device and latency table.
 
     Args:
         model: an architecture file, a run folder, the name of a model, or an opened network.
@@ -129,7 +131,7 @@ def _adapted_architecture(base: Architecture, changes: Sequence[LayerChange]) ->
             "name": f"{base.name} adapted",
             "space": "",
             "changes": (*base.changes, *changes),
-            "provenance": {"adapted_from": base.name},
+            "provenance": base.origin_of("adapted_from"),
         }
     )
 
@@ -144,4 +146,5 @@ def _write(
     with whole_folder(output) as folder:
         architecture.save(folder / layout.ARCHITECTURE)
         save_tensors(network.state_dict(), folder / layout.WEIGHTS)
+        keep_copies(stored.folder, folder.path)
         stored.hand_on(folder, "adapt", TrainConfig.model_fields, trainable=train)

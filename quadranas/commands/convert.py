@@ -26,6 +26,7 @@ from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, given_keys, load_config
+from quadranas.runs.run_device import keep_copies
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import (
     HeldOutImages,
@@ -191,7 +192,7 @@ def _convert(
         converted.save(output)
     else:
         with whole_folder(output) as folder:
-            stored.hand_on(folder, "convert")
+            _hand_on(stored, folder)
             converted.save(folder / layout.ARCHITECTURE)
     return ConvertResult(
         path=output,
@@ -286,12 +287,18 @@ def _write_reduced(
 ) -> None:
     ranking = result.model_dump(mode="json", include=IN_RANKING_FILE)
     with whole_folder(result.run) as folder:
-        stored.hand_on(folder, "convert")
+        _hand_on(stored, folder)
         save_tensors(network.state_dict(), folder / layout.WEIGHTS)
         architecture.save(folder / layout.ARCHITECTURE)
         write_json(folder / layout.RANKING, ranking)
         write_atomically(folder / layout.RANKING_PLOT, _picture(result.ranking))
         folder.write_result(result.model_dump(mode="json", include=IN_RESULT_FILE))
+
+
+def _hand_on(stored: StoredNetwork, folder: RunFolder) -> None:
+    """Copy what the changed network keeps of the one it was made from."""
+    stored.hand_on(folder, "convert")
+    keep_copies(stored.folder, folder.path)
 
 
 def _refuse_existing(output: Path) -> None:
@@ -316,7 +323,7 @@ def _rewritten(
             "name": f"{architecture.name.removesuffix(f'-{word}')}-{word}",
             "space": "",
             "changes": tuple(changes),
-            "provenance": {"converted_from": architecture.name},
+            "provenance": architecture.origin_of("converted_from"),
         }
     )
 

@@ -137,14 +137,9 @@ def run(
     ):
         program = backend.load(opened.artefact, tuple(inputs[0].shape))
         provenance = backend.provenance()
-        results = tuple(
-            _labelled(
-                path,
-                _labels(program.run(x)[0], manifest.class_names, num_labels),
-                None if provenance.emulated else program,
-            )
-            for path, x in zip(paths, inputs, strict=True)
-        )
+        timed = None if provenance.emulated else program
+        labels = [_labels(program.run(x)[0], manifest.class_names, num_labels) for x in inputs]
+        results = tuple(_labelled(*pair, timed) for pair in zip(paths, labels, strict=True))
     return _result(opened, opened_on, provenance, results)
 
 

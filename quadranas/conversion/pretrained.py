@@ -137,16 +137,7 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             f"{source} is a ConvNeXt; its tensors fit only QuadraNets; this network is not one",
             "Use a QuadraNet, or weights trained for this network.",
         ) from error
-    used, unused = {}, {}
-    for name, tensor in tensors.items():
-        target = wanted.get(_official_name(name))
-        if target is None:
-            unused[name] = f"shape {tuple(tensor.shape)}; the network has no counterpart"
-        elif own[target].shape != tensor.shape:
-            shape = tuple(own[target].shape)
-            unused[name] = f"shape {tuple(tensor.shape)}; {target!r} has {shape}"
-        else:
-            used[name] = target
+    used, unused = _matched(tensors, wanted, own)
     if not any(tensors[name].dim() > 1 for name in used):
         name, why = next(iter(unused.items()))
         raise QuadranasError(
@@ -161,6 +152,27 @@ def load_convnext(model: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     zeroed = _zero_products(model, set(used.values()))
     untouched = (name for name in own if name not in {*used.values(), *zeroed})
     return WeightReport(used=used, unused=unused, untouched=tuple(untouched))
+
+
+def _matched(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, str], own: Mapping[str, Tensor]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The counterparts of a ConvNeXt's tensors, and why the others have none, by their names.
+
+    Args:
+        wanted: names of the network's own tensors by the official name of their counterpart.
+    """
+    used, unused = {}, {}
+    for name, tensor in tensors.items():
+        target = wanted.get(_official_name(name))
+        if target is None:
+            unused[name] = f"shape {tuple(tensor.shape)}; the network has no counterpart"
+        elif own[target].shape != tensor.shape:
+            shape = tuple(own[target].shape)
+            unused[name] = f"shape {tuple(tensor.shape)}; {target!r} has {shape}"
+        else:
+            used[name] = target
+    return used, unused
 
 
 def _zero_products(model: nn.Module, filled: set[str]) -> list[str]:

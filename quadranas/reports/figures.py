@@ -282,22 +282,20 @@ class Level:
 
 
 def plot_curves(
-    epochs: Sequence[Epoch], budget_ms: float | None, num_classes: int | None = None
+    epochs: Sequence[Epoch], budget_ms: float | None, chance: float | None = None
 ) -> list[str]:
     """One small figure per recorded quantity.
 
     Args:
-        num_classes: number of classes, which decides about the accuracy of chance.
+        chance: accuracy of always naming the most frequent class, from 0 to 1; None if unknown.
     """
-    chance = (
-        None if num_classes is None else Level(100 / num_classes, f"chance, 1 in {num_classes}")
-    )
+    guessing = None if chance is None else Level(100 * chance, f"chance, {100 * chance:.1f} %")
     figures = []
     for title, (unit, fields, factor) in PANELS.items():
         lines = {label: _values(epochs, field, factor) for field, label in fields.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
-            level = chance if title == "Accuracy" else None
+            level = guessing if title == "Accuracy" else None
             if title == "Expected latency" and budget_ms is not None:
                 level = Level(budget_ms, "budget ± 5 %", width=0.05)
             figures.append(_curve(title, unit, lines, epochs, level))

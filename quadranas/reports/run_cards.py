@@ -98,12 +98,8 @@ def _size_cards(run: Run) -> list[tuple[str, str, str]]:
 
 def _tested_on(run: Run) -> str:
     name = Path(str(run.config.get("data") or "built-in digits")).name
-    classes = chance = ""
-    if run.num_classes:
-        classes = f", {run.num_classes} classes"
-        chance = f"; chance {percent(1 / run.num_classes)}"
-    if run.result is not None and run.result.chance is not None:
-        chance = f"; chance {percent(run.result.chance)}"
+    classes = f", {run.num_classes} classes" if run.num_classes else ""
+    chance = "" if run.chance is None else f"; chance {percent(run.chance)}"
     tested = run.result.resolution if run.result else None
     pixels = tested or run.config.get("train_resolution")
     return f"{name}{classes}" + (f", {pixels} px" if pixels else "") + chance

@@ -177,7 +177,7 @@ def _training(run: Run) -> str:
         for phase, (name, colour) in PHASES.items()
         if phase in seen
     )
-    figures = plot_curves(run.epochs, run.budget_ms, run.num_classes)
+    figures = plot_curves(run.epochs, run.budget_ms, run.chance)
     drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
     weights = run.config.get("weights")
     if isinstance(weights, dict) and weights.get("label_smoothing"):

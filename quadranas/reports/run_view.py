@@ -133,6 +133,11 @@ class Run:
         return len(self.class_names) or None
 
     @property
+    def chance(self) -> float | None:
+        """The accuracy of always naming the most frequent class; None if it is not recorded."""
+        return None if self.result is None else self.result.chance
+
+    @property
     def name(self) -> str:
         """The name of the search space; without one, of the network."""
         space = self.space.name if self.space else self.config.get("space")
@@ -299,12 +304,15 @@ def _load_table(
 ) -> LatencyTable:
     """Load the table, and check that it covers the network and the space.
 
-    It must also have the conditions of the device that is stored beside it, if there is one.
+    A table covers no replaced layers. It must also have the conditions of the device that is
+    stored beside it, if there is one.
     """
     table = load_table(path)
     device = path.with_name(layout.DEVICE)
     if device.is_file():
         check_conditions(table.header, load_device(device), path)
+    if architecture is not None and architecture.changes:
+        raise QuadranasError(f"{path} does not cover the replaced layers of the network")
     table.require(architecture.ops() if architecture else ())
     table.require(space.specs() if space else ())
     return table

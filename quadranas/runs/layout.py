@@ -21,11 +21,12 @@ absolute; written first, by search, derive and train. Convert and adapt copy tha
 they change."""
 
 DERIVED = "derived"
+EXPLORED = "explored"
 """The default folder of the networks that derive chooses, each a run folder."""
 
 DEVICE = "device.yaml"
 """The device (`Device`) that the network was found for, if it is not a shipped one; written by
-search and derive, and copied by train."""
+search and derive, and copied by train, convert and adapt."""
 
 EXPORTS = "exports"
 """The default folder of the bundles that export writes."""
@@ -76,7 +77,7 @@ SUPERNET = "supernet.safetensors"
 
 TABLE = "table.json"
 """A copy of the latency table (`LatencyTable`) that the network was chosen with; written by search
-and derive."""
+and derive, and copied by train, convert and adapt."""
 
 TENSORBOARD = "tensorboard"
 """The metrics as curves for TensorBoard; written by search and train."""
@@ -85,3 +86,4 @@ WEIGHTS = "subnet.safetensors"
 """The weights of the run's network; written by search, derive, train, convert and adapt."""
 
 RESUMABLE = ("search", "train")
+TRIALS = "trials.jsonl"

@@ -19,7 +19,7 @@ def keep_device(device: Device, folder: Path) -> None:
 
 
 def keep_copies(source: Path | None, folder: Path) -> None:
-    """Copy the device and the table of a run into the folder of a run that goes on from it."""
+    """Copy the device and the table of a run into the folder of a network that is made from it."""
     for name in (layout.DEVICE, layout.TABLE):
         path = source / name if source is not None else None
         if path is not None and path.is_file() and not (folder / name).exists():
@@ -40,6 +40,13 @@ def device_of(folder: Path | None, architecture: Architecture | None) -> Device 
     return load_device(str(name)) if name in shipped_devices() else None
 
 
+def find_device_run(device: str | Path | Device) -> Path | None:
+    """The run folder that a device is named by; `None` for a name, a file or a device."""
+    if isinstance(device, Device) or device in shipped_devices() or not Path(device).is_dir():
+        return None
+    return Path(device)
+
+
 def open_device_argument(device: str | Path | Device) -> Device:
     """Load a device by its name or file, or the device of a run by the run's folder.
 
@@ -48,9 +55,9 @@ def open_device_argument(device: str | Path | Device) -> Device:
     Raises:
         QuadranasError: as in `load_device`; or a folder that records no device.
     """
-    if isinstance(device, Device) or device in shipped_devices() or not Path(device).is_dir():
+    folder = find_device_run(device)
+    if folder is None:
         return load_device(device)
-    folder = Path(device)
     refuse_links(folder)
     path = folder / layout.ARCHITECTURE
     found = device_of(folder, load_architecture(path) if path.is_file() else None)

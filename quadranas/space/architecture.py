@@ -111,6 +111,18 @@ class Architecture(Frozen):
         for block in self.blocks:
             yield from block.ops
 
+    def origin_of(self, key: str) -> dict[str, str | int | float | bool | None]:
+        """The provenance of a network with other layers that is made from this one.
+
+        It names this network, and the device that it was found for. The recorded latencies are
+        left out: they are not those of the new network.
+
+        Args:
+            key: what was done to this network, such as `converted_from`.
+        """
+        kept = {name: self.provenance[name] for name in ("device",) if name in self.provenance}
+        return {key: self.name, **kept}
+
     def adapted(self, *, resolution: int | None = None, num_classes: int | None = None) -> Self:
         """The same network for another input resolution or number of classes.
 

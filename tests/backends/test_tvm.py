@@ -1,5 +1,6 @@
 """TVM on this machine, in its own process and behind real RPC servers."""
 
+import inspect
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends import tvm_trials
+from quadranas.backends import tvm_trials, tvm_worker
 from quadranas.backends.interface import Backend, Conversion
 from quadranas.backends.tvm import TvmBackend, make_target
 from quadranas.backends.tvm_import import import_network
@@ -23,7 +24,7 @@ from quadranas.backends.tvm_linker import export, find_linker, make_link
 from quadranas.backends.tvm_reader import judge
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
-from quadranas.layers import OPS, build_op
+from quadranas.layers import build_op
 from quadranas.space.operation import OpSpec
 from tests.backends.rpc_boards import boards, free_port, server, tracker
 
@@ -32,21 +33,16 @@ Scrambler = Callable[..., nn.Module]
 SPECS = [
     OpSpec(kind=kind, in_channels=cin, out_channels=cout, resolution=6, **rest)
     for kind, cin, cout, rest in [
-        ("patch_stem", 3, 8, {"kernel_size": 2, "stride": 2}),
-        ("downsample", 4, 8, {"kernel_size": 2, "stride": 2}),
-        ("quadratic_depthwise", 8, 8, {"kernel_size": 3}),
         ("quadratic_depthwise", 8, 8, {"kernel_size": 7}),
-        ("feed_forward", 8, 8, {"expand_ratio": 2}),
         ("feed_forward", 8, 8, {"expand_ratio": 2, "num_quadratic": 1}),
         ("feed_forward", 8, 8, {"expand_ratio": 2, "num_quadratic": 2}),
-        ("norm_head", 8, 5, {}),
-        ("conv_bn", 3, 8, {"kernel_size": 3, "stride": 2}),
-        ("mbconv", 8, 8, {"kernel_size": 3, "expand_ratio": 1}),
         ("mbconv", 8, 8, {"kernel_size": 5, "expand_ratio": 3}),
         ("mbconv", 8, 12, {"kernel_size": 3, "stride": 2, "expand_ratio": 3}),
         ("linear_head", 8, 5, {}),
     ]
 ]
+"""What `tests/contracts/test_backends.py`, which tries every kind, leaves out."""
+
 HEAD = SPECS[-1]
 """Two kernels: the fewest."""
 
@@ -68,14 +64,19 @@ def error_of(backend: Backend, op: nn.Module, spec: OpSpec) -> float:
     return float((backend.compile(op, images.shape).run(images) - expected).abs().max())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_import() -> Iterator[None]:
+    """TVM 0.27 asks for its callers, with their source, for each intrinsic that tuning imports."""
+    stack = inspect.stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", lambda context=1: stack(0))
+        yield
+
+
 @pytest.fixture(scope="module")
 def untuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TvmBackend]:
     with TvmBackend(device(), tmp_path_factory.mktemp("records")) as backend:
         yield backend
-
-
-def test_every_kind_is_tried() -> None:
-    assert {spec.kind for spec in SPECS} == set(OPS)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -403,7 +404,9 @@ def test_tuning_that_lost_its_board_goes_on_where_it_was(tmp_path: Path) -> None
             assert backend.tuner.trials_run == 8
 
 
-def test_boards_lost_in_the_middle_lose_nothing(tmp_path: Path) -> None:
+def test_boards_lost_in_the_middle_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     op = build_op(HEAD).eval()
     with boards(2, "x86") as (lender, *servers):
         reach = Reach(rpc_tracker=lender.address, rpc_key="other")
@@ -421,6 +424,8 @@ def test_boards_lost_in_the_middle_lose_nothing(tmp_path: Path) -> None:
                 if index < 2:
                     both.wait()  # so that both boards are in use
                 if index == 20:
+                    # Both are open, and nothing that does not answer at once ever will
+                    monkeypatch.setattr(tvm_worker, "CONNECT_S", 1.0)
                     servers[0].kill()
                 return program.time_ms(4)
 

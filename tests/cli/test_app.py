@@ -315,6 +315,10 @@ KEYS: dict[str, set[str]] = {
     "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
     "search --resume --output run": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
     "derive run --device vpu --budget 1ms": RUN_KEYS,
+    "explore run --strategy random --trials 2 --device vpu --budget 1ms": {
+        *RUN_KEYS,
+        *("strategy", "trials", "trials_path"),
+    },
     "train run --epochs 1": {
         *("run", "architecture", "notes", "params", "macs"),
         *(TEST_KEYS | TRAINED_KEYS),

@@ -1,5 +1,6 @@
 """adapt: the folder it writes, what train, eval and export make of it, and what it refuses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ import quadranas
 from quadranas import AdaptResult
 from quadranas.commands.train import train
 from quadranas.conversion import quadratic_parameters
+from quadranas.deployment.target import ExportOptions, find_target
+from quadranas.latency.device import load_device
+from quadranas.latency.table_files import load_table
+from quadranas.reports.run_view import read_run
 from quadranas.runs.config import TrainConfig
 from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs
-from tests.command_line import call, listing
+from tests.command_line import call, contents, listing
 from tests.typed_results import parsed
 
 
@@ -39,10 +44,36 @@ def test_the_folder_holds_a_network_that_computes_the_same(
     assert after.preprocessing == before.preprocessing
     architecture = after.architecture
     assert {change.kind for change in architecture.changes} == {"adapted"}
-    assert architecture.provenance == {"adapted_from": before.architecture.name}
+    assert architecture.provenance == {
+        "adapted_from": before.architecture.name,
+        "device": "cpu",
+    }
     config = yaml.safe_load((adapted / "config.yaml").read_text(encoding="utf-8"))
     assert config["trainable"] == "quadratic"
     assert "budget" not in config
+
+
+@pytest.mark.parametrize(
+    "command", [("adapt",), ("convert", "--layers", "*.feed_forward.expand")], ids=lambda c: c[0]
+)
+def test_a_changed_network_keeps_its_device_and_table(
+    finished_run: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    run, changed = tmp_path / "run", tmp_path / "changed"
+    shutil.copytree(finished_run, run)
+    load_device("cpu").configured(name="mine").save(run / "device.yaml")
+    table = load_table(run / "table.json")
+    header = table.header.model_copy(update={"device": "mine"})
+    table.model_copy(update={"header": header}).save(run / "table.json")
+    outcome = call(command[0], run, *command[1:], "--output", changed)
+    assert outcome.code == 0, outcome.err
+    kept = ("device.yaml", "table.json")
+    assert contents(changed, kept) == contents(run, kept)
+    architecture = load_architecture(changed / "architecture.json")
+    assert find_target(ExportOptions(), architecture, changed).device.name == "mine"
+    shown = read_run(changed)
+    assert (shown.device, shown.predicted_ms) == ("cpu", None)
+    assert shown.faults["table.json"].startswith("table.json does not cover the replaced layers")
 
 
 def test_training_goes_on_with_the_quadratic_terms_alone(adapted: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_architecture_is_converted(architecture: Path, tmp_path: Path) -> Non
     assert result["params_before"] == sum(p.numel() for p in plain.parameters())
     assert result["params"] == sum(p.numel() for p in quadratic.parameters())
     assert result["macs"] > result["macs_before"]
-    assert converted.provenance == {"converted_from": "small"}
+    assert converted.provenance == {"converted_from": "small", "device": "cpu"}
     assert converted.space == ""
     assert listing(tmp_path) == ["quadratic.json"]
 

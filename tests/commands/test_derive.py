@@ -15,7 +15,7 @@ from quadranas.deployment.target import ExportOptions, find_target
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Reach, load_device
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import find_table
+from quadranas.latency.table_files import find_table, load_table
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights
 from quadranas.runs.config_file import read_config_file
@@ -176,6 +176,35 @@ def test_a_device_that_is_not_shipped_is_written_beside_the_network(
     assert load_device(content["device"]) == own
     assert read_config_file(tmp_path / "shipped" / "config.yaml").keys["device"] == "vpu"
     assert not (tmp_path / "shipped" / "device.yaml").exists()
+
+
+def test_the_device_of_another_run_is_read_from_its_folder(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    other, new = tmp_path / "other", tmp_path / "new"
+    other.mkdir()
+    command = ("derive", finished_run, "--device", other, "--budget", "1.2ms", "--output", new)
+    refused = call(*command)
+    assert refused.code == 2
+    assert f"{other} records no device that its network was found for" in refused.err
+    mine = load_device("cpu").configured(name="mine", rpc="pi:9090")
+    mine.save(other / "device.yaml")
+    refused = call(*command)
+    assert refused.code == 2
+    assert "no latency table of device 'mine' for space 'toy'" in refused.err
+    assert f"build-lut --device {other}/device.yaml --space toy" in refused.err
+    table = load_table(finished_run / "table.json")
+    header = table.header.model_copy(update={"device": "mine", "scale": 2.0})
+    LatencyTable(header=header, entries=table.entries).save(other / "table.json")
+    outcome = call(*command, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json()["device"] == "mine"
+    assert load_table(new / "table.json").header.scale == 2
+    assert load_device(new / "device.yaml") == mine.without_reach()  # nothing to be contacted
+    assert read_config_file(new / "config.yaml").keys["device"] == str(new / "device.yaml")
+    of_shipped = call(*command[:3], finished_run, *command[4:6], "--output", tmp_path / "cpu")
+    assert of_shipped.code == 0, of_shipped.err
+    assert read_config_file(tmp_path / "cpu" / "config.yaml").keys["device"] == "cpu"
 
 
 def test_an_interrupted_derive_leaves_nothing(

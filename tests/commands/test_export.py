@@ -34,6 +34,7 @@ from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange, load_architecture
 from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
+from tests.bundles import toy_architecture, toy_network
 from tests.command_line import Server, call, listing, until
 from tests.measuring import REMEMBER
 
@@ -121,7 +122,9 @@ def test_the_file_computes_what_pytorch_computes(
 def test_every_format_is_proven_in_its_own_runtime(
     tmp_path: Path, scramble: Scrambler, file_format: str
 ) -> None:
-    given = stored("toy", tmp_path, scramble)
+    network = toy_network(scramble)  # of which other tests make the same files
+    save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
+    given = StoredNetwork(toy_architecture(), weights=tmp_path / "weights.safetensors")
     bundle = tmp_path / "bundle"
     settings = {"tuning_trials": 0} if file_format == "tvm" else {}
     result = exported(given, bundle, format=file_format, device="host", images=4, **settings)

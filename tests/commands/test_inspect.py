@@ -136,7 +136,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_page_shows_terms_and_training(inspected: Path, photo: Path, tmp_path: Path) -> None:
+def test_a_page_shows_terms_and_training(
+    inspected: Path, photo: Path, tmp_path: Path, rendered: None
+) -> None:
     target = tmp_path / "page.html"
     outcome = call("inspect", inspected, "--image", photo, "--output", target, "--json")
     assert outcome.code == 0, outcome.err

@@ -36,7 +36,8 @@ RESUME = ("search", "--resume", "--output", "run")
 
 NO_REPORT = """
 import quadranas.commands.search
-quadranas.commands.search.write_report = lambda run: run
+import quadranas.commands.train
+quadranas.commands.search.write_report = quadranas.commands.train.write_report = lambda run: run
 """
 """The report is drawn from the finished run, has tests of its own, and takes seconds."""
 
@@ -87,7 +88,8 @@ RARE_CHECKPOINTS = ("in the search", "after the architecture", "after the fine-t
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.commands.search.write_report", lambda run: run)
+    for command in ("search", "train"):
+        monkeypatch.setattr(f"quadranas.commands.{command}.write_report", lambda run: run)
 
 
 def config_with(small_config: Path, folder: Path, text: str) -> Path:
@@ -255,7 +257,8 @@ def test_ctrl_c_says_how_to_continue(
     assert_same(tmp_path / "run", whole)
 
 
-DIE_TUNING = """
+DIE_TUNING = f"""
+{NO_REPORT}
 import os
 import quadranas.training.network_phase as training
 real = training.weight_step

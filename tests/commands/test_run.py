@@ -38,7 +38,7 @@ from tests.bundles import (
     write_bundle,
     write_pictures,
 )
-from tests.command_line import call
+from tests.command_line import Outcome, Server, call
 from tests.pictures import noise
 
 pytestmark = pytest.mark.usefixtures("exports")
@@ -108,7 +108,8 @@ def test_a_fixed_batch_is_filled_and_what_is_unknown_is_said(
     outcome = call("run", folder, images[0])
     assert "per call with 3 copies of the image" in outcome.out
     assert "note: the manifest has no normalisation" in outcome.out
-    assert_script_agrees(folder, images[:1], network, mean=0, std=1)
+    done = script_output(folder, *images[:1])
+    assert_script_agrees(done, folder, images[:1], network, mean=0, std=1)
 
 
 def test_a_resolution_that_costs_accuracy_is_said(
@@ -412,10 +413,10 @@ def test_an_emulated_device_has_labels_and_no_times(
 # The script
 
 
-def script_output(folder: Path, *files: Path) -> subprocess.CompletedProcess[str]:
+def script_output(folder: Path, *files: Path) -> Outcome:
     """What the script prints, from another folder."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(folder / SCRIPT), *map(str, files)],
         capture_output=True,
         text=True,
@@ -423,15 +424,35 @@ def script_output(folder: Path, *files: Path) -> subprocess.CompletedProcess[str
         cwd=folder.parent,
         env=environment,
     )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+RUN_SCRIPT = """
+import runpy, sys
+sys.argv = {arguments!r}
+runpy.run_path({script!r}, run_name="__main__")
+raise SystemExit
+"""
+
+
+def forked_script_output(server: Server, folder: Path, *files: Path) -> Outcome:
+    """The same in a process that has imported torch already, which the script may import too."""
+    arguments = [str(folder / SCRIPT), *map(str, files)]
+    prelude = RUN_SCRIPT.format(script=arguments[0], arguments=arguments)
+    return server.run(folder.parent, prelude=prelude)
 
 
 def assert_script_agrees(
-    folder: Path, files: list[Path], network: nn.Module, mean: Any = None, std: Any = None
+    done: Outcome,
+    folder: Path,
+    files: list[Path],
+    network: nn.Module,
+    mean: Any = None,
+    std: Any = None,
 ) -> None:
     wanted = open_bundle(folder).manifest.input
-    done = script_output(folder, *files)
-    assert done.returncode == 0, done.stderr
-    blocks = re.findall(r"^(\S.*)\n((?:  .*\n?){5})", done.stdout, re.MULTILINE)
+    assert done.code == 0, done.err
+    blocks = re.findall(r"^(\S.*)\n((?:  .*\n?){5})", done.out, re.MULTILINE)
     assert [name for name, _ in blocks] == list(map(str, files))
     for path, block in zip(files, (block for _, block in blocks), strict=True):
         pixels = np.load(path) if path.suffix == ".npy" else read_image(path, SIZE)
@@ -458,7 +479,8 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_script_agrees_with_pytorch_in_onnxruntime(
     bundle: Path, images: list[Path], arrays: list[Path], network: nn.Module
 ) -> None:
-    assert_script_agrees(bundle, [*images, *arrays], network)
+    files = [*images, *arrays]
+    assert_script_agrees(script_output(bundle, *files), bundle, files, network)
 
 
 @pytest.mark.parametrize("file_format", [name for name in file_formats() if name != "onnx"])
@@ -467,6 +489,7 @@ def test_the_script_agrees_with_pytorch_in_every_runtime(
     images: list[Path],
     arrays: list[Path],
     network: nn.Module,
+    server: Server,
     file_format: str,
 ) -> None:
     batch = None if files_of(file_format).free_batch else 2
@@ -477,7 +500,8 @@ def test_the_script_agrees_with_pytorch_in_every_runtime(
         )
     except MissingExtraError as error:
         pytest.skip(str(error))
-    assert_script_agrees(folder, [*images[:3], *arrays], network)
+    files = [*images[:3], *arrays]
+    assert_script_agrees(forked_script_output(server, folder, *files), folder, files, network)
     if file_format == "openvino":
         assert sorted(checksums(folder)) == ["infer.py", "model-card.md", "model.bin", "model.xml"]
     if file_format == "executorch":
@@ -497,13 +521,13 @@ def test_a_script_is_short_and_stands_alone(file_format: str) -> None:
 
 
 def test_the_script_refuses_what_it_would_misread(bundle: Path, tmp_path: Path) -> None:
-    assert "python infer.py IMAGE..." in script_output(bundle).stderr
+    assert "python infer.py IMAGE..." in script_output(bundle).err
     np.save(tmp_path / "float.npy", np.zeros((SIZE, SIZE, 3)))
     done = script_output(bundle, tmp_path / "float.npy")
-    assert done.returncode == 1
-    assert "Cannot cast array data from dtype('float64') to dtype('uint8')" in done.stderr
+    assert done.code == 1
+    assert "Cannot cast array data from dtype('float64') to dtype('uint8')" in done.err
     np.save(tmp_path / "larger.npy", noise(3, 2 * SIZE, SIZE, 3))
     Image.fromarray(noise(3, 2 * SIZE, SIZE, 3)).save(tmp_path / "larger.png")
     done = script_output(bundle, tmp_path / "larger.npy", tmp_path / "larger.png")
-    first, second = done.stdout.split(str(tmp_path))[1:]
+    first, second = done.out.split(str(tmp_path))[1:]
     assert first.split("\n", 1)[1] == second.split("\n", 1)[1]

@@ -241,6 +241,8 @@ def test_times_are_milliseconds(backend: Backend) -> None:
         start = time.perf_counter()
         called_ms = sum(program.time_ms(20))
         shares.append(called_ms / ((time.perf_counter() - start) * 1e3))
+        if shares[-1] > 0.02:
+            break
     assert max(shares) <= 1
     assert max(shares) > 0.02
 

@@ -113,7 +113,7 @@ class Reader:
             folder of a finished run; returns the valid file.
         read: reads the file, and uses what it read.
         spoil: damages the structure of the file.
-        attacks: files that must be refused, or read without harm.
+        attacks: files that must be refused, or read without harm; a costly one is a function.
         writes: whether the reader repairs what it reads.
     """
 
@@ -121,7 +121,7 @@ class Reader:
     make: Callable[[Path, Path], Path]
     read: Callable[[Path], object]
     spoil: Spoil
-    attacks: tuple[bytes, ...] = ()
+    attacks: tuple[bytes | Callable[[], bytes], ...] = ()
     writes: bool = False
 
 
@@ -436,7 +436,7 @@ READERS = {
     "zip of images": Reader(
         ("load_dataset", "open_contents"),
         _make_zip, lambda path: load_dataset(path, resolution=16), spoil_zip,
-        (_bomb("cat/a.png", 1 << 28), *PICKLES),
+        (lambda: _bomb("cat/a.png", 1 << 28), *PICKLES),
     ),
     "index of a folder": Reader(
         ("load_index",), _make_index, _read_index, spoil_safetensors,

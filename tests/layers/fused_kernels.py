@@ -52,6 +52,7 @@ LARGE = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
     if INTERPRETED:
         for name, size in (("TILE", 256), ("TILE_CHANNELS", 4), ("PLANE_TILE", 64)):
             monkeypatch.setattr(fused_depthwise_ops, name, size)

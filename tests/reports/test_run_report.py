@@ -177,6 +177,7 @@ def report(run: Path) -> Checker:
     return checked(write_report(run).read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_page_is_complete(make_run: Callable[[str], Path], name: str) -> None:
     run = make_run(name)
@@ -252,6 +253,7 @@ def test_the_front_keeps_the_bounds_of_the_run(
     assert "No data." in report(folder).text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_same_run_gives_the_same_bytes(
     make_run: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -287,6 +289,7 @@ def test_one_file_may_be_missing_or_broken(
     assert str(run) not in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_before_its_first_network(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     for name in ("architecture.json", "gates.json", "result.json"):
@@ -299,6 +302,7 @@ def test_a_run_before_its_first_network(make_run: Callable[[str], Path]) -> None
     assert "Expected latency" in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     for name in ("table.json", "space.yaml", "gates.json"):
@@ -306,12 +310,15 @@ def test_a_run_that_only_trains(make_run: Callable[[str], Path]) -> None:
     (run / "config.yaml").write_text("data: photos/mine\nepochs: 2\n")
     (run / "metrics.jsonl").write_text(epoch_line("train", 1) + "\n" + epoch_line("train", 2))
     result = {"run": "x", "architecture": "x", "params": 1, "macs": 1, "accuracy": 0.75}
-    (run / "result.json").write_text(json.dumps(result))
+    (run / "result.json").write_text(json.dumps(result | {"chance": 0.3}))
     page = report(run)
     assert "mine, 10 classes" in page.text
     assert "75.0 %" in page.text
     assert "which were skipped" not in page.text
-    assert "chance 10.0 %" in page.text
+    assert "; chance 30.0 %" in page.text
+    assert "chance, 30.0 %" in page.text
+    (run / "result.json").write_text(json.dumps(result))  # of a version that did not record it
+    assert read_run(run).chance is None
     assert "Other budgets" not in page.text
 
 
@@ -350,10 +357,11 @@ def test_a_prediction_is_not_called_a_measurement(
     assert "predicted latency (measured)" not in page.text
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_accuracy_is_drawn_beside_that_of_chance() -> None:
     epochs = [Epoch(phase="train", epoch=number, accuracy=0.2) for number in (1, 2)]
-    (with_chance,), (without,) = (plot_curves(epochs, None, n) for n in (10, None))
-    assert "chance, 1 in 10" in with_chance
+    (with_chance,), (without,) = (plot_curves(epochs, None, share) for share in (0.4, None))
+    assert "chance, 40.0 %" in with_chance
     assert "chance" not in without
 
 
@@ -374,6 +382,7 @@ def test_an_epoch_written_twice_counts_once(make_run: Callable[[str], Path]) -> 
     assert epochs[5].loss == 0.125
 
 
+@pytest.mark.usefixtures("rendered")
 def test_values_that_are_not_finite_are_left_out(make_run: Callable[[str], Path]) -> None:
     run = make_run("toy")
     folder = RunFolder(run)
@@ -389,6 +398,7 @@ def test_values_that_are_not_finite_are_left_out(make_run: Callable[[str], Path]
     assert read_run(run).dropped_lines == 1
 
 
+@pytest.mark.usefixtures("rendered")
 def test_hostile_text_stays_text(make_run: Callable[[str], Path]) -> None:
     evil = "</pre><script>alert('x')</script><b $x^{ & \" ' >"
     run = make_run("toy")

@@ -52,6 +52,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_an_earlier_error_counts(tmp_path: Path) -> None:
     curves = Curves(RunFolder(tmp_path), 0)
-    curves.writer.close = lambda: (tmp_path / "none" / "x").touch()
+    close = curves.writer.close
+
+    def fail() -> None:
+        close()  # a thread that is left over would hold up every later writer
+        (tmp_path / "none" / "x").touch()
+
+    curves.writer.close = fail
     with pytest.raises(ZeroDivisionError), curves:
         raise ZeroDivisionError

@@ -1,0 +1,164 @@
+"""explore: let a strategy choose among the sub-networks of a trained supernet."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quadranas.errors import QuadranasError
+from quadranas.latency.budget import format_ms, parse_budget
+from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
+from quadranas.latency.device import Device
+from quadranas.reporter import Reporter
+from quadranas.runs import layout
+from quadranas.runs.results import DeriveResult
+from quadranas.runs.run_device import open_device_argument
+from quadranas.runs.run_folder import RunFolder
+from quadranas.strategies.derivation import check_limits
+from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
+from quadranas.strategies.registry import STRATEGIES, load_strategy
+from quadranas.training.searched import Choice, Chosen, Request, open_searched
+
+DEFAULT_TRIALS = 100
+
+
+class ExploreResult(DeriveResult):
+    """The result of `quadranas explore`: the best network that a strategy has judged.
+
+    Args:
+        strategy: name of the strategy.
+        trials: number of networks that were judged, the same one counted every time.
+        trials_path: the file with all of them, one JSON object a line.
+    """
+
+    strategy: str
+    trials: int
+    trials_path: Path
+
+    def moved_to(self, folder: Path) -> "ExploreResult":
+        """The same result for the folder in which it was found."""
+        changes = {"trials_path": folder / layout.TRIALS}
+        return super().moved_to(folder).model_copy(update=changes)
+
+
+def explore(
+    run: str | Path,
+    *,
+    strategy: str,
+    device: str | Path | Device,
+    budget: str,
+    trials: int = DEFAULT_TRIALS,
+    storage: str | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    table: str | Path | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    confidence: float | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    reporter: Reporter | None = None,
+) -> ExploreResult:
+    """Judge sub-networks of a trained supernet, and write the best one.
+
+    Every network is within the budget. It is judged with the weights of the supernet, on training
+    images that these were not trained on.
+
+    Args:
+        run: the folder of a search whose supernet is trained.
+        strategy: name of a strategy (`quadranas.strategies.registry.STRATEGIES`).
+        device, budget, table, max_params, max_macs, confidence, tolerance: as for `derive`.
+        trials: number of networks to judge at most, by all processes that share a storage.
+        storage: the path of a journal file, or the URL of a database, through which processes
+            share the trials of a strategy by Optuna.
+        seed: random seed of the strategy.
+        output: a new folder; default: `RUN/explored/STRATEGY-DEVICE-BUDGET`.
+        reporter: receives messages and progress. Default: nothing is shown.
+
+    Raises:
+        QuadranasError: no trained supernet, missing images, an infeasible budget, a storage that
+            cannot be used, or an output that exists.
+    """
+    contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
+    method = _open_strategy(strategy, storage, seed)
+    name = f"{strategy}-{open_device_argument(device).name}-{''.join(budget.split())}"
+    folder = Path(output) if output else Path(run) / layout.EXPLORED / name
+    request = Request.of(
+        *(device, contract, folder), table=table, max_params=max_params, max_macs=max_macs
+    )
+    RunFolder(folder).refuse_content()
+    searched = open_searched(Path(run))
+    if searched.missing_images:
+        raise QuadranasError(
+            f"the images of the search are no longer at {searched.missing_images}",
+            "Put them back: networks are judged on them.",
+        )
+    choose = partial(_choose, strategy, method, trials, seed)
+    reporter = reporter or Reporter(quiet=True)
+    return request.answer(searched, folder, reporter, choose, ExploreResult)
+
+
+def _open_strategy(name: str, storage: str | None, seed: int) -> Strategy:
+    """The strategy, with its storage.
+
+    Raises:
+        QuadranasError: there is no such strategy, or it has no storage.
+    """
+    found = load_strategy(name)
+    if storage is None:
+        return found()
+    if not STRATEGIES[name].has_storage:
+        those = ", ".join(key for key, facts in STRATEGIES.items() if facts.has_storage)
+        raise QuadranasError(
+            f"the strategy {name} has no --storage", f"Strategies with a storage: {those}."
+        )
+    from quadranas.strategies.studies import InStorage
+
+    return InStorage(name, storage)
+
+
+def _choose(strategy: str, method: Strategy, number: int, seed: int, choice: Choice) -> Chosen:
+    searched, supernet = choice.searched, choice.supernet
+    check_limits(searched.space, choice.table, choice.limits)
+    evaluator = searched.evaluator(supernet)
+    problem = Problem(
+        space=searched.space,
+        table=choice.table,
+        limits=choice.limits,
+        judge=evaluator.accuracy,
+        scores=searched.scores,
+    )
+    trials: list[Trial] = []
+    handle = choice.reporter.phase(strategy, number, 0)
+
+    def report(trial: Trial) -> None:
+        trials.append(trial)
+        choice.reporter.advance(handle, min(len(trials), number))
+
+    method.explore(problem, trials=number, seed=seed, report=report)
+    best = ranked(trials)[0]
+    evaluator.calibrate(best.choices)
+    device, budget = choice.table.header.device, format_ms(choice.contract.budget_ms)
+    name = f"{searched.space.name}-{device}-{budget.replace(' ', '')}"
+    architecture = searched.space.architecture(best.choices, name)
+    provenance: dict[str, str | int | float | bool | None] = {
+        "device": device,
+        "budget_ms": choice.contract.budget_ms,
+        "confidence": choice.contract.confidence,
+        "predicted_ms": best.latency_ms,
+        "strategy": strategy,
+        "candidates": len(trials),
+        "inherited_accuracy": best.accuracy,
+        "table": choice.table.header.summary(),
+    }
+    return Chosen(
+        architecture.model_copy(update={"provenance": provenance}),
+        {"strategy": strategy, "trials": len(trials), "trials_path": Path(layout.TRIALS)},
+        [_plain(trial) for trial in trials],
+    )
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return {
+        "accuracy": trial.accuracy,
+        "latency_ms": trial.latency_ms,
+        "choices": {name: choice for name, choice in trial.choices.items() if choice != (0,)},
+    }

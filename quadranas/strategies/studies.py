@@ -1,0 +1,232 @@
+"""Strategies by Optuna: its samplers, and its storages, which many processes can share.
+
+Every choice of the space is a categorical parameter. A suggestion that exceeds a limit is
+repaired, and the repaired network is judged in its place.
+"""
+
+import os
+import socket
+from collections.abc import Container
+from contextlib import suppress
+from random import Random
+from typing import Any, final
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from quadranas.errors import QuadranasError
+from quadranas.space.search_space import SKIPPED
+from quadranas.strategies.interface import Problem, Report, Trial
+
+Choice = tuple[int, ...] | None
+
+STUDY = "quadranas"
+PROBLEM, WORKER, LATENCY = "problem", "worker", "latency_ms"
+"""Attributes of a study and of its trials."""
+
+
+@final
+class Tpe:
+    """Tree-structured Parzen estimators (Bergstra et al., NeurIPS 2011), by Optuna."""
+
+    def explore(self, problem: Problem, *, trials: int, seed: int, report: Report) -> None:
+        """See `Strategy.explore`."""
+        explore_study(problem, open_study("tpe", problem, seed), trials=trials, report=report)
+
+
+@final
+class Nsga2:
+    """NSGA-II (Deb et al., 2002), by Optuna: accuracy and latency are two objectives."""
+
+    def explore(self, problem: Problem, *, trials: int, seed: int, report: Report) -> None:
+        """See `Strategy.explore`."""
+        explore_study(problem, open_study("nsga2", problem, seed), trials=trials, report=report)
+
+
+@final
+class InStorage:
+    """A strategy by Optuna whose trials are in a storage, which other processes may share.
+
+    The trials of all processes are reported, those of the others at the end.
+
+    Args:
+        name: `tpe` or `nsga2`.
+        storage: see `open_study`.
+    """
+
+    def __init__(self, name: str, storage: str) -> None:
+        self.name, self.storage = name, storage
+
+    def explore(self, problem: Problem, *, trials: int, seed: int, report: Report) -> None:
+        """See `Strategy.explore`; `trials` counts those of all processes."""
+        study = open_study(self.name, problem, seed, self.storage)
+        own = explore_study(problem, study, trials=trials, report=report)
+        for trial in trials_of(study, without=own):
+            report(trial)
+
+
+def open_study(
+    strategy: str, problem: Problem, seed: int, storage: str | None = None
+) -> optuna.Study:
+    """The study of a strategy, in memory or in a storage that is shared.
+
+    Args:
+        storage: the path of a journal file, or the URL of a database such as `sqlite:///x.db`.
+
+    Raises:
+        QuadranasError: the storage cannot be reached, or holds the study of another problem.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    is_nsga2 = strategy == "nsga2"
+    sampler: optuna.samplers.BaseSampler = (
+        optuna.samplers.NSGAIISampler(seed=seed)
+        if is_nsga2
+        else optuna.samplers.TPESampler(seed=seed, constant_liar=storage is not None)
+    )
+    try:
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=_storage(storage),
+            sampler=sampler,
+            directions=["maximize", "minimize"] if is_nsga2 else ["maximize"],
+            load_if_exists=True,
+        )
+        _require_same(study, strategy, problem, storage)
+    except QuadranasError:
+        raise
+    except Exception as error:  # of Optuna, of a database's driver, or of the file system
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuadranasError(
+            f"cannot use the storage {storage}: {reason[0]}",
+            "Name a journal file, such as study.journal, or the URL of a database that is "
+            "running, such as sqlite:///study.db.",
+        ) from error
+    return study
+
+
+def _storage(storage: str | None) -> Any:
+    if storage is None or "://" in storage:
+        return storage
+    backend = JournalFileBackend(storage)
+    return optuna.storages.JournalStorage(backend)
+
+
+def _require_same(
+    study: optuna.Study, strategy: str, problem: Problem, storage: str | None
+) -> None:
+    """Note the problem in a new study; refuse one of another problem.
+
+    Raises:
+        QuadranasError: names what differs.
+    """
+    limits = problem.limits
+    wanted = {
+        "strategy": strategy,
+        "space": f"{problem.space.name} {problem.space.digest}",
+        "device": problem.table.header.device,
+        "budget_ms": limits.budget_ms,
+        "max_params": limits.max_params,
+        "max_macs": limits.max_macs,
+    }
+    there = study.user_attrs.get(PROBLEM)
+    if there is None:
+        return study.set_user_attr(PROBLEM, wanted)
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            raise QuadranasError(
+                f"the study in {storage} is of another problem: its {key} is {there.get(key)!r}, "
+                f"not {value!r}",
+                "Name another storage, or explore what the study is of.",
+            )
+
+
+def explore_study(
+    problem: Problem, study: optuna.Study, *, trials: int, report: Report
+) -> set[int]:
+    """Judge networks until a study has a number of finished trials, from all its processes.
+
+    Returns: the numbers of those of this process.
+    """
+    random, own = Random(0), set()
+    retry_dead(study)
+    while _num_begun(study) < trials:
+        asked = study.ask()
+        asked.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
+        choices = problem.repaired(_suggested(problem, asked), random)
+        trial = problem.trial(choices)
+        asked.set_user_attr("choices", dict(choices))
+        asked.set_user_attr(LATENCY, trial.latency_ms)
+        is_one = len(study.directions) == 1
+        study.tell(asked, trial.accuracy if is_one else [trial.accuracy, trial.latency_ms])
+        own.add(asked.number)
+        report(trial)
+    return own
+
+
+def _num_begun(study: optuna.Study) -> int:
+    states = (TrialState.COMPLETE, TrialState.RUNNING)
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _suggested(problem: Problem, trial: optuna.Trial) -> dict[str, Choice]:
+    """The choices of a trial; inner gates of a skipped block are not asked for."""
+    choices: dict[str, Choice] = {}
+    for block in problem.space.blocks:
+        if block.optional and not trial.suggest_categorical(f"{block.name}.keep", [True, False]):
+            choices[block.name] = SKIPPED
+            continue
+        choices[block.name] = tuple(
+            trial.suggest_categorical(f"{block.name}.{number}", list(range(len(slot.candidates))))
+            if len(slot.candidates) > 1
+            else 0
+            for number, slot in enumerate(block.slots)
+        )
+    return choices
+
+
+def retry_dead(study: optuna.Study) -> int:
+    """Fail the trials of processes of this machine that have died, and queue them again.
+
+    Returns: their number.
+    """
+    dead = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if _is_dead(trial.user_attrs.get(WORKER, ""))
+    ]
+    num_retried = 0
+    for trial in dead:
+        with suppress(UpdateFinishedTrialError):  # another process has done it
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+            num_retried += 1
+    return num_retried
+
+
+def _is_dead(worker: str) -> bool:
+    """Whether a worker, named by host and process, has ended; False for other machines."""
+    host, _, process = worker.rpartition(" ")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def trials_of(study: optuna.Study, *, without: Container[int] = ()) -> list[Trial]:
+    """The finished trials of all processes of a study, in their order, without some numbers."""
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if trial.number in without:
+            continue
+        stored = trial.user_attrs["choices"]
+        choices = {name: None if c is None else tuple(c) for name, c in stored.items()}
+        accuracy, latency_ms = trial.values[0], trial.user_attrs[LATENCY]
+        found.append(Trial(choices=choices, accuracy=accuracy, latency_ms=latency_ms))
+    return found
