@@ -45,8 +45,8 @@ RESOLUTION, BATCH_SIZE = 224, 32
 SHARES = (0.0, 0.35)
 """Smallest shares of the area of a crop: whole images, and random resized crops."""
 
-PAUSE_S = 1.0
-"""Time for the workers to prepare their batches in advance, so that they rest afterwards."""
+PAUSE_S = 0.3
+"""Time without work after which workers have prepared all batches that they prepare in advance."""
 
 CLASSES, IMAGES_PER_CLASS = 1000, 1280
 
@@ -92,6 +92,14 @@ def cpu_seconds() -> float:
         fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").split()
         workers += (int(fields[13]) + int(fields[14])) / ticks
     return time.process_time() + workers
+
+
+def rest() -> None:
+    """Wait until the workers have nothing to do."""
+    used = -1.0
+    while cpu_seconds() - used > 0.02:
+        used = cpu_seconds()
+        time.sleep(PAUSE_S)
 
 
 class Run:
@@ -158,7 +166,7 @@ def measure_loader(count: int, rounds: int) -> dict[str, Any]:
                     speeds[0].append(loop_speed(paths, share, number))
                     for run, found in zip(runs, speeds[1:], strict=True):
                         found.append(run.speed(batches))
-                        time.sleep(PAUSE_S)
+                        rest()
             loop, one, two = (max(s.images_per_s for s in found) for found in speeds)
             loop_cpu, one_cpu, _ = (min(s.cpu_s for s in found) for found in speeds)
             results["crops" if share else "whole"] = {
