@@ -64,6 +64,14 @@ OptionalSpace = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+DeviceOrRun = Annotated[
+    str,
+    typer.Option(
+        help="Target device: cpu, vpu, gpu, host, a YAML file that describes a device, or the "
+        "folder of a run.",
+        rich_help_panel=DEVICE,
+    ),
+]
 TrainResolution = Annotated[
     int | None,
     typer.Option(
@@ -151,7 +159,7 @@ def search(
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
-    device: DeviceName,
+    device: DeviceOrRun,
     table: TableFile = None,
     budget: Budget,
     max_params: MaxParams = None,
