@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from quadranas.acceleration.engine import Engine
 from quadranas.commands.train import train
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset, load_dataset
@@ -22,10 +23,12 @@ from quadranas.runs.results import TrainResult
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.supernet.supernet import build_supernet
 from quadranas.training.selection import EpochChoice
-from quadranas.training.supernet_phase import SupernetTraining
+from quadranas.training.supernet_phase import SupernetTraining, subnet_evaluator
 from tests.acceleration.processes import run_together
 from tests.command_line import SMALL, Server, call, contents
+from tests.small_supernets import SPACES
 
 OPTIONS: dict[str, Any] = {
     **{"batch_size": 4, "checkpoint_seconds": 0.0, "holdout": 0.2},
@@ -203,3 +206,34 @@ def test_classes_with_too_few_images_to_hold_out_are_named(pictures: Path) -> No
     few = replace(dataset, train=dataset.train.subset(torch.cat([cats, dogs[:2]])))
     with pytest.raises(QuadranasError, match="class 'dog' has 2, at least 3 per class are needed"):
         few.with_holdout(0.5, 0)
+
+
+def test_sub_networks_are_judged_on_the_held_out_images(pictures: Path) -> None:
+    dataset = divided(pictures)
+    space = SPACES["small-quadra"].with_num_classes(2)
+    supernet = build_supernet(space, seed=0)
+    evaluator = subnet_evaluator(supernet, dataset, 0, Engine())
+    assert evaluator.judged_on is dataset.validation
+    assert dataset.validation is not None
+    assert evaluator.held_out.tolist() == list(range(len(dataset.validation)))
+    assert int(evaluator.calibration.max()) < len(dataset.train)
+    largest = space.extreme(lambda spec: spec.kernel_size, largest=True)
+    choices = space.choices_of(largest)
+    supernet.set_choices(choices)
+    expected = assess(supernet, dataset.validation, Augmenter.of(dataset)).accuracy
+    assert evaluator.accuracy(choices) == expected
+
+
+def test_derive_judges_as_the_search_did(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(SMALL.format(pictures=pictures) + "holdout: 0.2\n")
+    search = ("search", "--space", "toy", "--device", "vpu", "--budget", "1ms", "--json")
+    outcome = call(*search, "--config", tmp_path / "c.yaml", "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    again = call(
+        *("derive", tmp_path / "run", "--device", "vpu", "--budget", "1ms"),
+        *("--output", tmp_path / "again"),
+    )
+    assert again.code == 0, again.err
+    names = ("run", "again")
+    one, two = (load_architecture(tmp_path / name / "architecture.json") for name in names)
+    assert one == two
