@@ -28,7 +28,6 @@ from quadranas.cli.options import (
     Confidence,
     ConfigFile,
     Data,
-    DeviceName,
     Holdout,
     Inspect,
     Json,
@@ -204,7 +203,7 @@ def derive(
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
-    device: DeviceName,
+    device: DeviceOrRun,
     table: TableFile = None,
     strategy: Annotated[
         str,

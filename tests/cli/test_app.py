@@ -146,7 +146,7 @@ FAULTS: dict[str, str] = {
     "profile quadranet36_t --resolution 100": "it must be a multiple of 32",
     # configurations
     "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: "
-    "accelerator, augment,",
+    "accelerator, accumulate, augment,",
     "SEARCH --config nested.yaml": "schedule.serach_epochs: unknown key (got 3); accepted: "
     "finetune_epochs, resolution_images, search_epochs, warmup_epochs; did you mean "
     "'search_epochs'?",
