@@ -15,16 +15,21 @@ from typing import Any
 
 # Imported before the fork; nothing here computes, so no thread has to survive it.
 import kornia.augmentation
+import onnx
+import scipy.optimize
 import sklearn.datasets
 import torch._dynamo  # the optimisers want it
 import torch.utils.tensorboard
 
+import quadranas.commands.convert
+import quadranas.commands.derive
+import quadranas.commands.predict
 import quadranas.commands.search
 import quadranas.commands.train
 import quadranas.reports.run_report
 from quadranas.cli.app import main
 
-PRELOADED = (kornia, sklearn, torch, quadranas)
+PRELOADED = (kornia, onnx, scipy, sklearn, torch, quadranas)
 
 
 def replace(name: str, end: str) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,7 +20,7 @@ import quadranas.backends.openvino2021
 from quadranas.backends.executorch import ExecuTorchBackend
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
 from quadranas.backends.lowering import lower
-from quadranas.backends.onnx_file import to_onnx
+from quadranas.backends.onnx_file import TRACED_OPSETS, to_onnx
 from quadranas.backends.tvm import TvmBackend
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
@@ -76,6 +77,22 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
     _write_with(patch, remembered_onnx, remembered_executorch, remembered_tvm)
 
 
+def trace_exports(patch: pytest.MonkeyPatch) -> None:
+    """Have ONNX Runtime measure files that are traced, which takes an eighth of the time.
+
+    A table needs some thirty networks. The exporter that writes them otherwise is tested with
+    every operation in `tests/contracts/test_backends.py`, and with networks in
+    `tests/commands/test_export.py`.
+    """
+    module = quadranas.backends.onnxruntime
+    write: Callable[..., bytes] = vars(module)["to_onnx"]
+
+    def traced(network: nn.Module, conversion: Conversion) -> bytes:
+        return write(network, replace(conversion, opset=TRACED_OPSETS[0]))
+
+    patch.setattr(module, "to_onnx", traced)
+
+
 def remember_nothing(patch: pytest.MonkeyPatch) -> None:
     """Write every file anew."""
     _write_with(patch, to_onnx, WRITE_EXECUTORCH, BUILD_TVM)
@@ -101,6 +118,12 @@ from tests.measuring import remember_exports
 remember_exports(pytest.MonkeyPatch(), Path({folder!r}))
 """
 """The same in another process: the beginning of its prelude."""
+
+TRACE = """
+from tests.measuring import trace_exports
+trace_exports(pytest.MonkeyPatch())
+"""
+"""What may follow `REMEMBER` there."""
 
 
 def quicken_exporters(patch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """Speed of the data: loader against a bare loop of the same Pillow calls, and a large index.
 
-The loop and the loaders are interleaved in one run, and the best round of each counts. The index
-is of folders that are simulated: a listing gives their entries, so no file is opened.
+The loop and the loaders are interleaved in one run, and the best round of each counts. Other
+programs on the machine slow down two workers more than a loop; the processor time per image, of
+the worker and the main process together, hardly depends on them. The index is of folders that are
+simulated: a listing gives their entries, so no file is opened.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -42,8 +45,8 @@ RESOLUTION, BATCH_SIZE = 224, 32
 SHARES = (0.0, 0.35)
 """Smallest shares of the area of a crop: whole images, and random resized crops."""
 
-PAUSE_S = 1.0
-"""Time for the workers to prepare their batches in advance, so that they rest afterwards."""
+PAUSE_S = 0.3
+"""Time without work after which workers have prepared all batches that they prepare in advance."""
 
 CLASSES, IMAGES_PER_CLASS = 1000, 1280
 
@@ -73,6 +76,32 @@ def bare_loop(paths: list[Path], share: float, epoch: int) -> None:
             np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BILINEAR))
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Images per second, and processor time per image in seconds."""
+
+    images_per_s: float
+    cpu_s: float
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its workers; of Linux, which has `/proc`."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    workers = 0.0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").split()
+        workers += (int(fields[13]) + int(fields[14])) / ticks
+    return time.process_time() + workers
+
+
+def rest() -> None:
+    """Wait until the workers have nothing to do."""
+    used = -1.0
+    while cpu_seconds() - used > 0.02:
+        used = cpu_seconds()
+        time.sleep(PAUSE_S)
+
+
 class Run:
     """A loader over all images in random order, asked for batch after batch."""
 
@@ -97,23 +126,25 @@ class Run:
             self.loader.batch(self.next)
             self.next += 1
 
-    def images_per_s(self, count: int) -> float:
-        """Throughput of batches that are not prepared before the time begins."""
+    def speed(self, count: int) -> Speed:
+        """Speed of batches that are not prepared before the time begins."""
         self.take(1 + PREFETCHED * self.loader.workers)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu_seconds()
         self.take(count)
-        return count * BATCH_SIZE / (time.perf_counter() - start)
+        images = count * BATCH_SIZE
+        return Speed(images / (time.perf_counter() - start), (cpu_seconds() - used) / images)
 
     def close(self) -> None:
         """End the workers."""
         self.loader.close()
 
 
-def loop_images_per_s(paths: list[Path], share: float, epoch: int) -> float:
-    """Throughput of the bare loop."""
-    start = time.perf_counter()
+def loop_speed(paths: list[Path], share: float, epoch: int) -> Speed:
+    """Speed of the bare loop."""
+    start, used = time.perf_counter(), time.process_time()
     bare_loop(paths, share, epoch)
-    return len(paths) / (time.perf_counter() - start)
+    count = len(paths)
+    return Speed(count / (time.perf_counter() - start), (time.process_time() - used) / count)
 
 
 def measure_loader(count: int, rounds: int) -> dict[str, Any]:
@@ -130,17 +161,19 @@ def measure_loader(count: int, rounds: int) -> dict[str, Any]:
             images = train.with_random_crops(share)
             with ExitStack() as stack:
                 runs = [stack.enter_context(closing(Run(images, w, 10**6))) for w in (1, 2)]
-                speeds: list[list[float]] = [[], [], []]
+                speeds: list[list[Speed]] = [[], [], []]
                 for number in range(rounds):
-                    speeds[0].append(loop_images_per_s(paths, share, number))
+                    speeds[0].append(loop_speed(paths, share, number))
                     for run, found in zip(runs, speeds[1:], strict=True):
-                        found.append(run.images_per_s(batches))
-                        time.sleep(PAUSE_S)
-            loop, one, two = map(max, speeds)
+                        found.append(run.speed(batches))
+                        rest()
+            loop, one, two = (max(s.images_per_s for s in found) for found in speeds)
+            loop_cpu, one_cpu, _ = (min(s.cpu_s for s in found) for found in speeds)
             results["crops" if share else "whole"] = {
                 "loop_images_per_s": loop,
                 "one_worker": one / loop,
                 "two_workers": two / loop,
+                "processor_time": one_cpu / loop_cpu,
             }
     return results
 
@@ -252,7 +285,8 @@ def main() -> None:
         print(
             f"{kind} photos of {results['loader']['kB']:.0f} kB to {RESOLUTION} pixels: bare loop "
             f"{found['loop_images_per_s']:.0f} images/s, loader with 1 worker "
-            f"{found['one_worker']:.2f} times, 2 workers {found['two_workers']:.2f} times"
+            f"{found['one_worker']:.2f} times, 2 workers {found['two_workers']:.2f} times; "
+            f"processor time per image {found['processor_time']:.2f} times"
         )
     if args.output:
         (args.output / "data.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -6,6 +6,7 @@ rank 0, alone decides and writes; the others follow.
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterrupted
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that has died is noticed at once, since its
 connections close; this limit is for one that hangs."""
+
+FAILED = "quadranas/failed"
+"""The number of processes that have failed, in the store."""
+
+SECONDS_FOR_OTHERS = 5.0
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which `torchrun` describes a process."""
@@ -50,12 +56,14 @@ class Processes:
         count: how many there are.
         local_rank: its number among those on this machine.
         control: the group that exchanges decisions, on processors; None for a single process.
+        store: where processes leave notes for each other; None for a single process.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     control: Any = None
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -168,11 +176,12 @@ def together() -> Iterator[Processes]:
     try:
         yield processes
     except (QuadranasError, RunInterruptedError) as error:
-        error.is_printed = _is_first()
+        error.is_printed = _is_first(processes)
+        _leave()
+        _wait_for_others(processes)
         raise
     finally:
-        with suppress(Exception):
-            dist.destroy_process_group()
+        _leave()
 
 
 def _join() -> Processes:
@@ -188,7 +197,7 @@ def _join() -> Processes:
             f"the processes did not meet: {str(error).splitlines()[0]}",
             "Start the same number on every machine, with the same --rdzv-endpoint.",
         ) from error
-    return Processes(rank, count, int(os.environ["LOCAL_RANK"]), control)
+    return Processes(rank, count, int(os.environ["LOCAL_RANK"]), control, store)
 
 
 @contextmanager
@@ -203,10 +212,28 @@ def _noticing() -> Iterator[None]:
         ) from error
 
 
-def _is_first() -> bool:
+def _is_first(processes: Processes) -> bool:
     """Whether this process is the first one to fail, which prints the reason for all."""
     try:
-        store = dist.distributed_c10d._get_default_store()
-        return int(store.add("quadranas/failed", 1)) == 1
-    except (RuntimeError, ValueError):  # the store has ended with the process that held it
-        return dist.get_rank() <= 1
+        return int(processes.store.add(FAILED, 1)) == 1
+    except RuntimeError:  # the store has ended with the main process, which was killed
+        return processes.rank == 1
+
+
+def _leave() -> None:
+    """Close the connections, so that processes that wait for this one notice."""
+    with suppress(Exception):
+        dist.destroy_process_group()
+
+
+def _wait_for_others(processes: Processes) -> None:
+    """Keep the store for a moment if this process holds it, until all others have failed too.
+
+    `torchrun` holds the store itself.
+    """
+    if not processes.is_main or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    end = time.monotonic() + SECONDS_FOR_OTHERS
+    with suppress(RuntimeError):
+        while time.monotonic() < end and processes.store.add(FAILED, 0) < processes.count:
+            time.sleep(0.02)

@@ -28,7 +28,6 @@ from quadranas.cli.options import (
     Confidence,
     ConfigFile,
     Data,
-    DeviceName,
     Holdout,
     Inspect,
     Json,
@@ -61,6 +60,14 @@ OptionalSpace = Annotated[
     str | None,
     typer.Option(
         help="Search space: a name or a YAML file. Default: quadranet-mobile.",
+        rich_help_panel=DEVICE,
+    ),
+]
+DeviceOrRun = Annotated[
+    str,
+    typer.Option(
+        help="Target device: cpu, vpu, gpu, host, a YAML file that describes a device, or the "
+        "folder of a run.",
         rich_help_panel=DEVICE,
     ),
 ]
@@ -126,11 +133,11 @@ def search(
         candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         recipe=recipe,
         teacher=teacher,
         holdout=holdout,
         keep=keep,
-        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,
@@ -151,7 +158,7 @@ def search(
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
-    device: DeviceName,
+    device: DeviceOrRun,
     table: TableFile = None,
     budget: Budget,
     max_params: MaxParams = None,
@@ -196,7 +203,7 @@ def derive(
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
-    device: DeviceName,
+    device: DeviceOrRun,
     table: TableFile = None,
     strategy: Annotated[
         str,
@@ -314,11 +321,11 @@ def train(
         epochs=epochs,
         skip_corrupt=skip_corrupt,
         verify=verify,
+        workers=workers,
         recipe=recipe,
         teacher=teacher,
         holdout=holdout,
         keep=keep,
-        workers=workers,
         inspect=inspect,
         accelerator=accelerator,
         precision=precision,

@@ -96,8 +96,13 @@ def describe_data(
         warnings=(*left_out_warnings(listing), *look_warnings(list(examined.values()))),
         page=page,
     )
+    _write_page(name, result, files["train"])
+    return result
+
+
+def _write_page(name: str, result: DataResult, train: ImageFiles) -> None:
     sheet = {
-        files["train"].class_names[label]: thumbnails(files["train"], label, SHEET_IMAGES)
+        train.class_names[label]: thumbnails(train, label, SHEET_IMAGES)
         for label in range(min(len(result.classes), SHEET_CLASSES))
     }
     facts = {
@@ -108,8 +113,7 @@ def describe_data(
     }
     content = data_page(name, facts, result.splits, result.classes, result.warnings, sheet)
     # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
-    write_atomically(page, content.encode("utf-8", "replace"))
-    return result
+    write_atomically(result.page, content.encode("utf-8", "replace"))
 
 
 def _examined(name: str, files: ImageFiles, verify: Verify, reporter: Reporter) -> Examined:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.budget import format_ms, parse_budget
+from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
@@ -13,7 +13,7 @@ from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
 from quadranas.runs.run_device import open_device_argument
 from quadranas.runs.run_folder import RunFolder
-from quadranas.strategies.derivation import check_limits
+from quadranas.strategies.derivation import Provenance, check_limits, named_architecture
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy
 from quadranas.training.searched import Choice, Chosen, Request, open_searched
@@ -136,21 +136,16 @@ def _choose(strategy: str, method: Strategy, number: int, seed: int, choice: Cho
     method.explore(problem, trials=number, seed=seed, report=report)
     best = ranked(trials)[0]
     evaluator.calibrate(best.choices)
-    device, budget = choice.table.header.device, format_ms(choice.contract.budget_ms)
-    name = f"{searched.space.name}-{device}-{budget.replace(' ', '')}"
-    architecture = searched.space.architecture(best.choices, name)
-    provenance: dict[str, str | int | float | bool | None] = {
-        "device": device,
-        "budget_ms": choice.contract.budget_ms,
-        "confidence": choice.contract.confidence,
-        "predicted_ms": best.latency_ms,
+    made: dict[str, Provenance] = {
         "strategy": strategy,
         "candidates": len(trials),
         "inherited_accuracy": best.accuracy,
-        "table": choice.table.header.summary(),
     }
+    architecture = named_architecture(
+        searched.space, choice.table, choice.contract, best.choices, made
+    )
     return Chosen(
-        architecture.model_copy(update={"provenance": provenance}),
+        architecture,
         {"strategy": strategy, "trials": len(trials), "trials_path": Path(layout.TRIALS)},
         [_plain(trial) for trial in trials],
     )

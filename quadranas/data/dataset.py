@@ -24,6 +24,7 @@ from quadranas.data.image_files import ImageFiles, threads_for
 from quadranas.data.image_set import ImageSet, picker
 from quadranas.data.left_out import described
 from quadranas.data.listing import ImageListing, list_images
+from quadranas.data.parquet import ParquetSource
 from quadranas.data.samples import Samples
 from quadranas.data.splits import evenly_spaced, hold_out, hold_out_share
 from quadranas.errors import QuadranasError
@@ -52,10 +53,10 @@ class Dataset:
         files: the image files in use, and the skipped ones; None for digits.
         warnings: what may be wrong with the images, in words.
         resized: returns the splits with the same images at another resolution.
-        validation: training images that are held out; None: none are.
-        kept, held_out: indices of the training images that remain and of those that are held out.
         workers: number of processes that decode training images that are not kept in memory; None
             to choose it by the number of cores.
+        validation: training images that are held out; None: none are.
+        kept, held_out: indices of the training images that remain and of those that are held out.
     """
 
     name: str
@@ -69,10 +70,10 @@ class Dataset:
     files: SplitFiles | None = None
     warnings: tuple[str, ...] = ()
     resized: Callable[[int], tuple[ImageSet, ImageSet]]
+    workers: int | None = None
     validation: ImageSet | None = None
     kept: Tensor | None = None
     held_out: Tensor | None = None
-    workers: int | None = None
 
     def at(self, resolution: int) -> "Dataset":
         """The same images at another resolution, however small they are; statistics stay."""
@@ -226,7 +227,7 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
-        warnings=(*left_out_warnings(listing), *warnings),
+        warnings=(*left_out_warnings(listing), *warnings, *_slow_warnings(train, train_files)),
         resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
@@ -236,6 +237,18 @@ def left_out_warnings(listing: ImageListing) -> list[str]:
     splits = [split for split in (listing.train, listing.test) if split is not None]
     texts = [(split.source.path, described(split.left_out)) for split in splits]
     return [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
+
+
+def _slow_warnings(images: ImageSet, files: ImageFiles) -> list[str]:
+    """A warning for images that are read again and again, each with many others."""
+    if images.is_in_memory or not isinstance(files.source, ParquetSource):
+        return []
+    read_mb = files.source.bytes_per_read / 1e6
+    return [
+        f"the training images in {files.source.path} do not fit in memory, and Parquet files are "
+        f"read slowly in random order, about {read_mb:.2g} MB for each image; tar shards are "
+        "faster"
+    ]
 
 
 def native_side(

@@ -93,7 +93,8 @@ def scan_folder(
             inner = {name: f"{place}{os.sep}{name}" for name in known.folders}
             names, left_out = known.names, known.left_out
         else:
-            names, left_out, inner = listed(place, depth)
+            with scan(place) as entries:
+                names, left_out, inner = _listed(entries, depth)
             has_links = any(kind.is_link for kind in left_out)  # whose targets may appear
             is_settled = started_ns - changed_ns > SETTLED_NS and not has_links
             changed_ns = changed_ns if is_settled else 0
@@ -104,24 +105,28 @@ def scan_folder(
         }
         return Folder(folders, prefix, names, left_out, changed_ns)
 
-    def listed(place: str, depth: int) -> tuple[bytes, Counter[LeftOut], dict[str, str]]:
-        inner: dict[str, str] = {}
-        images: list[str] = []
-        left_out: Counter[LeftOut] = Counter()
-        with scan(place) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
-                    inner[entry.name] = entry.path
-                elif entry.is_file() and entry.name.lower().endswith(extensions):
-                    images.append(entry.name)
-                else:
-                    left_out[left_out_entry(entry)] += 1
-        return packed(sorted(images)), left_out, inner
-
-    extensions, started_ns = image_extensions(), time.time_ns()
+    started_ns = time.time_ns()
     return walk(str(path), "", 0, known)
+
+
+def _listed(
+    entries: "Iterator[os.DirEntry[str]]", depth: int
+) -> tuple[bytes, Counter[LeftOut], dict[str, str]]:
+    """What a folder contains: names of images, what is left out, and the paths of its folders."""
+    extensions = image_extensions()
+    inner: dict[str, str] = {}
+    images: list[str] = []
+    left_out: Counter[LeftOut] = Counter()
+    for entry in entries:
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
+            inner[entry.name] = entry.path
+        elif entry.is_file() and entry.name.lower().endswith(extensions):
+            images.append(entry.name)
+        else:
+            left_out[left_out_entry(entry)] += 1
+    return packed(sorted(images)), left_out, inner
 
 
 def folder_index(root: Folder) -> Index:

@@ -41,18 +41,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at given indices, which are read through this set."""
-        samples = self.samples
-        if samples is not None:
-            samples = replace(samples, files=samples.files.select(indices.numpy()))
-        return ImageSet(
-            self.labels[indices],
-            lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1),
-            samples=samples,
-            is_in_memory=self.is_in_memory,
-        )
-
     def with_random_crops(self, smallest: float) -> "ImageSet":
         """The same images with random resized crops, for a `Loader`; 0 for none.
 
@@ -71,6 +59,18 @@ class ImageSet:
             )
         samples = replace(self.samples, resized_crop=smallest)
         return ImageSet(self.labels, self._pick, samples=samples, is_in_memory=False)
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at given indices, which are read through this set or from its source."""
+        samples = self.samples
+        if samples is not None:
+            samples = replace(samples, files=samples.files.select(indices.tolist()))
+        return ImageSet(
+            self.labels[indices],
+            lambda chosen: self.batch(indices[chosen]).permute(0, 2, 3, 1),
+            samples=samples,
+            is_in_memory=self.is_in_memory,
+        )
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at given indices, uint8 (B, 3, R, R), channels_last.

@@ -30,6 +30,9 @@ DEFAULT_WORKERS = 8
 PREFETCHED = 2
 """Number of batches that each worker prepares in advance."""
 
+LOST = "DataLoader worker (pid"
+"""In the message of the RuntimeError about a worker that has ended (PyTorch 2.13)."""
+
 Request = tuple[Indices, int]
 """Indices of a batch, and the epoch."""
 
@@ -91,13 +94,7 @@ class Loader:
 
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
-        iterator = getattr(self._loader, "_iterator", None)
-        self._loader = self._batches = None
-        if iterator is not None:
-            iterator._shutdown_workers()  # otherwise they end when the iterator is collected
-
-    def __del__(self) -> None:
-        self.close()
+        self._loader = self._batches = None  # nothing else refers to the iterator, which ends them
 
     def _here(self, indices: Tensor, epoch: int) -> Tensor:
         if self._samples is None:
@@ -111,6 +108,7 @@ class Loader:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _from_workers(self, number: int) -> tuple[Tensor, Tensor]:
+        assert self._num_steps is None or number < self._num_steps
         if self._batches is None or number != self._next:
             self._start = self._next = number
             if self._loader is None:
@@ -120,6 +118,8 @@ class Loader:
             indices, result = next(self._batches)
         except RuntimeError as error:
             self.close()
+            if LOST not in str(error):
+                raise
             raise _lost_workers(error) from error
         if isinstance(result, QuadranasError):
             self._batches = None  # what is prepared belongs to later batches

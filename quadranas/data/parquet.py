@@ -96,8 +96,8 @@ class RowGroups:
             raise ValueError(f"it has {len(content)} bytes; the limit is {source.MAX_FILE_BYTES}")
         return bytes(content)
 
-    def mean_bytes(self, file: int, row: int) -> int:
-        """Mean size of a row of the group that a row is in, from the metadata; errors as above."""
+    def size(self, file: int, row: int) -> tuple[int, int]:
+        """Bytes and rows of the group that a row is in, from the metadata; errors as above."""
         with self._lock:
             parquet, _, number = self._place(file, row)
             group = parquet.metadata.row_group(number)
@@ -107,7 +107,7 @@ class RowGroups:
                 for column in columns
                 if column.path_in_schema.split(".")[0] == self.column
             ]
-            return max(1, sum(sizes) // max(1, int(group.num_rows)))
+            return sum(sizes), int(group.num_rows)
 
     def _place(self, file: int, row: int) -> tuple[Any, npt.NDArray[np.int64], int]:
         """The opened file, the first row of each of its groups, and the group of a row."""
@@ -166,7 +166,13 @@ class ParquetSource:
 
     def num_bytes(self, number: int) -> int:
         """Mean size of an image of the row group in bytes: the exact one would have to be read."""
-        return self.groups.mean_bytes(*self._row(number))
+        num_bytes, num_rows = self.groups.size(*self._row(number))
+        return max(1, num_bytes // max(1, num_rows))
+
+    @property
+    def bytes_per_read(self) -> int:
+        """Number of bytes that are read for one image, if its row group is not kept."""
+        return self.groups.size(0, 0)[0]
 
     def digest(self, number: int, whole: bool) -> str:
         """Digest of the image."""

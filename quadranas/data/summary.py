@@ -4,13 +4,14 @@ import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from quadranas.data.decoding import CorruptImageError, fit
-from quadranas.data.examination import Look, Verify, look_at, warnings_of
+from quadranas.data.examination import ORDINARY, Look, Verify, look_at, warnings_of
 from quadranas.data.image_files import CHUNK, NUM_THREADS, ImageFiles, in_threads
 from quadranas.errors import QuadranasError, printable
 from quadranas.validation import Frozen
@@ -115,15 +116,15 @@ def examine_split(
         side, kind = min(image.size), image.format or "unknown"
         return side, kind, look_at(image, file, RESOLUTION, decode_all=verify == "full")
 
-    def examine_one(index: int) -> tuple[int, str, Look] | CorruptImageError:
+    def examine_one(start: int, position: int) -> tuple[int, str, Look] | CorruptImageError:
         try:
-            return files.use(index, True, see)
+            return files.use(start + position, True, see)
         except CorruptImageError as error:
             return error
 
     for start in range(0, len(files), BLOCK):
         part = range(start, min(start + BLOCK, len(files)))
-        seen = in_threads(lambda i, part=part: examine_one(part[i]), len(part), NUM_THREADS)  # type: ignore[misc]
+        seen = in_threads(partial(examine_one, start), len(part), NUM_THREADS)
         for index, one in zip(part, seen, strict=True):
             _add(found, files, index, one)
         advance(part.stop)
@@ -142,7 +143,7 @@ def _add(
     side, kind, look = seen
     found.sides.append(side)
     found.formats[kind] += 1
-    if look != Look():
+    if look != ORDINARY:
         found.looks.append((f"{printable(member)} in {files.source.path}", look))
 
 

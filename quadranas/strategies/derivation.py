@@ -1,6 +1,6 @@
 """From trained gates to an architecture within limits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
@@ -11,6 +11,7 @@ from quadranas.strategies.exact import Decoded, decode
 from quadranas.strategies.limits import MIN_USE, Limits, check_budget
 from quadranas.strategies.scores import BlockScores, GateScores
 
+Provenance = str | int | float | bool | None
 Judge = Callable[[Choices], float]
 
 CONFIDENT_USE = 0.97
@@ -75,25 +76,44 @@ def derive_architecture(
     """
     accuracies = [judge(decoded.choices) for decoded in preferred] if judge else [0.0]
     best = accuracies.index(max(accuracies))
-    decoded, header = preferred[best], table.header
-    name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
-    architecture = space.architecture(decoded.choices, name)
-    provenance: dict[str, str | int | float | bool | None] = {
-        "device": header.device,
-        "budget_ms": contract.budget_ms,
-        "confidence": contract.confidence,
-        "predicted_ms": decoded.latency_ms,
+    decoded = preferred[best]
+    made: dict[str, Provenance] = {
         "score": decoded.score,
         "log_probability": scores.log_probability(decoded.choices),
         "optimality_gap": decoded.gap,
-        "table": header.summary(),
     }
     if judge:
-        provenance |= {
+        made |= {
             "candidates": len(preferred),
             "preference": best + 1,
             "inherited_accuracy": accuracies[best],
         }
+    return named_architecture(space, table, contract, decoded.choices, made)
+
+
+def named_architecture(
+    space: SearchSpace,
+    table: LatencyTable,
+    contract: Contract,
+    choices: Choices,
+    made: Mapping[str, Provenance],
+) -> Architecture:
+    """The architecture of choices, named after device and budget, with its provenance.
+
+    Args:
+        made: how it was chosen, for the provenance.
+    """
+    header = table.header
+    name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
+    architecture = space.architecture(choices, name)
+    provenance: dict[str, Provenance] = {
+        "device": header.device,
+        "budget_ms": contract.budget_ms,
+        "confidence": contract.confidence,
+        "predicted_ms": table.predict_ms(architecture),
+        **made,
+        "table": header.summary(),
+    }
     return architecture.model_copy(update={"provenance": provenance})
 
 

@@ -26,8 +26,8 @@ class Batches:
         indices: the images to take.
         seed_of: the seed of an epoch's order.
         limit: number of batches per epoch; None for all.
-        num_parts: number of parts in which to compute a batch, if it has that many images.
         loaders: number of these objects that work at the same time and share the workers.
+        num_parts: number of parts in which to compute a batch, if it has that many images.
     """
 
     num_steps: int | None = None
@@ -43,12 +43,12 @@ class Batches:
         batch_size: int,
         seed_of: Callable[[int], int],
         limit: int | None = None,
-        num_parts: int = 1,
         loaders: int = 1,
+        num_parts: int = 1,
     ) -> None:
         self.dataset, self.augmenter, self.engine = dataset, augmenter, engine
-        self.num_parts = num_parts
         self._seed_of, self._num_loaders = seed_of, loaders
+        self.num_parts = num_parts
         # The order of the current epoch is kept, since it is drawn for all images at once, and
         # that of the next one, of which batches are loaded in advance.
         self._epoch = lru_cache(maxsize=2)(

@@ -91,7 +91,7 @@ class Searched:
         earlier = conditions.earlier(self.folder.path) if conditions else None
         given = self.config.model_copy(update={"skip_corrupt": True})
         dataset = open_data(given, self.space.resolution, earlier=earlier)
-        dataset = hold_out(dataset, self.config, Reporter(quiet=True))
+        dataset = hold_out(dataset, self.config, Reporter(silent=True))
         return subnet_evaluator(supernet, dataset, self.config.seed, Engine())
 
 

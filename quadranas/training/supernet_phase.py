@@ -87,8 +87,8 @@ class SupernetTraining:
                 *(dataset, augmenter, self.engine, half),
                 batch_size=config.batch_size,
                 seed_of=partial(derived_seed, config.seed, purpose),
-                num_parts=config.accumulate,
                 loaders=2,
+                num_parts=config.accumulate,
             )
             for half, purpose in zip(halves, ("weights", "gates"), strict=True)
         )

@@ -176,7 +176,7 @@ def test_processes_that_cannot_train_together_end_with_one_message(
     assert "the images of process 1 differ" in message(2, preludes={1: fewer})
     missing = (
         "import quadranas.training.search_setup as setup\n"
-        "from quadranas.data.folders import list_images\n"
+        "from quadranas.data.listing import list_images\n"
         "setup.list_data = lambda config: list_images('no', None)"
     )
     assert "--data no does not exist" in message(2, preludes={1: missing})

@@ -88,7 +88,7 @@ def wait_for_boards(place: Place, count: int) -> None:
     found = 0
     while found < count:
         assert time.monotonic() < deadline, f"{found} of {count} boards at {place}"
-        time.sleep(0.2)
+        time.sleep(0.05)
         with suppress(QuadranasError):
             found = count_boards(place)
 
@@ -103,7 +103,7 @@ def tracker() -> Iterator[Running]:
                 socket.create_connection(("127.0.0.1", running.port), 1).close()
                 break
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
         yield running
     finally:
         running.kill()

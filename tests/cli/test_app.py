@@ -146,7 +146,7 @@ FAULTS: dict[str, str] = {
     "profile quadranet36_t --resolution 100": "it must be a multiple of 32",
     # configurations
     "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: "
-    "accelerator, accumulate,",
+    "accelerator, accumulate, augment,",
     "SEARCH --config nested.yaml": "schedule.serach_epochs: unknown key (got 3); accepted: "
     "finetune_epochs, resolution_images, search_epochs, warmup_epochs; did you mean "
     "'search_epochs'?",
@@ -315,7 +315,7 @@ KEYS: dict[str, set[str]] = {
     "build-lut --device cpu --space toy": {
         *("path", "device", "space", "entries", "method", "summary", "quality"),
     },
-    "validate-lut --device host --space toy --table host.json --networks 2": {
+    "validate-lut --device host --space toy --table host.json --networks 2 --rounds 4": {
         *("networks", "bias", "mape", "within_5", "within_10", "kendall_tau"),
         *("table", "plot", "summary"),
     },

@@ -29,7 +29,7 @@ from quadranas.space.architecture import load_architecture
 from quadranas.space.space_file import load_space, space_files
 from tests.command_line import Outcome, Server, call, listing, until
 from tests.killing import Moment, killed
-from tests.measuring import REMEMBER
+from tests.measuring import REMEMBER, TRACE, trace_exports
 from tests.typed_results import parsed
 
 MAX_RESIDUAL = ("--max-residual", "9")  # the other tests keep the machine busy
@@ -42,8 +42,9 @@ TIMINGS = "table.json.timings"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, exports: Path) -> None:
     """Verify networks in two rounds: whether a budget is kept or missed is clear here."""
+    trace_exports(monkeypatch)
     monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
 
 
@@ -213,7 +214,8 @@ def test_a_measurement_killed_from_outside_is_continued(
     tmp_path: Path, server: Server, exports: Path, journal: Path
 ) -> None:
     timings = tmp_path / TIMINGS
-    process = server.start(tmp_path, *KILLED, prelude=REMEMBER.format(folder=str(exports)))
+    prelude = REMEMBER.format(folder=str(exports)) + TRACE
+    process = server.start(tmp_path, *KILLED, prelude=prelude)
     try:
         until(lambda: timings.is_file() and timings.read_bytes().count(b"\n") > 20)
     finally:
@@ -243,7 +245,7 @@ def wait(journal, *args):
 Journal.add = wait
 """
     timings = tmp_path / TIMINGS
-    prelude = REMEMBER.format(folder=str(exports)) + waiting
+    prelude = REMEMBER.format(folder=str(exports)) + TRACE + waiting
     process = server.start(tmp_path, *KILLED, prelude=prelude)
     try:
         until(lambda: timings.is_file() and timings.read_bytes().count(b"\n") == 8)

@@ -476,19 +476,35 @@ def test_a_training_process_killed_from_outside(
     assert not Path("run/.lock").exists()
 
 
+WAIT_AFTER_WARMUP = f"""
+{NO_REPORT}
+import os, time
+import quadranas.training.supernet_phase as training
+real = training.weight_step
+def weight_step(*args):
+    while os.path.exists("runs/x-1/metrics.jsonl") and not os.path.exists("go"):
+        time.sleep(0.01)
+    return real(*args)
+training.weight_step = weight_step
+"""
+
+
 def test_two_processes_do_not_share_a_run(
-    tmp_path: Path, server: Server, config: Path, whole: Path, slow_steps: str
+    tmp_path: Path, server: Server, config: Path, whole: Path
 ) -> None:
     """While one works, --resume is refused, and without --output finds nothing to continue."""
     search = (*SEARCH[:-1], "runs/x-1", "--config", config)
-    process = server.start(tmp_path, *search, prelude=slow_steps)
+    process = server.start(tmp_path, *search, prelude=WAIT_AFTER_WARMUP)
     run = tmp_path / "runs" / "x-1"
-    until(lambda: (run / "metrics.jsonl").is_file())
     owner = f"in use by process {process.pid} of user "
-    for options in ((*RESUME[:-1], "runs/x-1"), ("search", "--resume")):
-        outcome = call(*options)
-        assert outcome.code == 2
-        assert owner in outcome.err
+    try:
+        until(lambda: (run / "metrics.jsonl").is_file())
+        for options in ((*RESUME[:-1], "runs/x-1"), ("search", "--resume")):
+            outcome = call(*options)
+            assert outcome.code == 2
+            assert owner in outcome.err
+    finally:
+        (tmp_path / "go").touch()
     assert process.wait().code == 0
     same = ("gates.json", "metrics.jsonl", "subnet.safetensors")
     assert contents(run, same) == contents(whole, same)

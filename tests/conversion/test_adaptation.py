@@ -21,7 +21,7 @@ from quadranas.errors import QuadranasError
 from quadranas.layers.adapted import adapted_layers
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.space_file import load_space
-from tests.conftest import Scrambler
+from tests.fixtures import Scrambler
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 

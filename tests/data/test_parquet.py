@@ -231,6 +231,22 @@ def test_damaged_pages_are_named(tmp_path: Path) -> None:
             load_dataset(path, resolution=16)
 
 
+def test_slow_reading_of_large_data_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path / "a.parquet", [0, 1] * 6)
+    assert load_dataset(path, resolution=16).warnings == ()
+    monkeypatch.setattr("quadranas.data.dataset.MEMORY_LIMIT_BYTES", 100)
+    data = load_dataset(path, resolution=16)
+    (warning,) = data.warnings
+    assert data.files is not None
+    assert isinstance(data.files.train.source, ParquetSource)
+    read_mb = data.files.train.source.bytes_per_read / 1e6
+    assert 0.9 < read_mb * 1e6 / (5 * len(png(0))) < 1.6  # five rows and page headers
+    assert "do not fit in memory, and Parquet files are read slowly" in warning
+    assert f"about {read_mb:.2g} MB for each image; tar shards are faster" in warning
+
+
 def test_without_pyarrow_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

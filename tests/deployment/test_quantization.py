@@ -36,10 +36,8 @@ from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights, save_tensors
 from tests.command_line import listing
 from tests.commands.test_export import architecture
-from tests.measuring import board
+from tests.measuring import board, trace_exports
 from tests.sharing import Share
-
-pytestmark = pytest.mark.usefixtures("exports")
 
 Scrambler = Callable[..., nn.Module]
 Array = NDArray[np.float32]
@@ -49,6 +47,17 @@ QUADRATIC = "blocks.stage1_block2.quadratic_depthwise.conv"
 UNHARMED = "blocks.stage1_block1.quadratic_depthwise.conv"
 LINEAR = "blocks.head.norm_head.linear"
 SPREAD = 3000.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced(exports: Path) -> Iterator[None]:
+    """Files for ONNX Runtime are traced: an export for any batch takes two seconds.
+
+    A file as users get it is quantised in `tests/commands/test_export.py`, and here for OpenVINO.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        trace_exports(patch)
+        yield
 
 
 @dataclass

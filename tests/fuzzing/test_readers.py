@@ -37,6 +37,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 INDIRECT = {
     "load_convnext": "gets tensors",
     "load_published_tensors": "gets tensors",
+    "load_strategy": "gets a name",
     "load_tensors": "gets tensors",
     "open_device": "opens a device",
     "open_device_argument": "calls load_device",
@@ -46,6 +47,8 @@ INDIRECT = {
     "open_data": "calls load_dataset",
     "open_test_images": "calls load_dataset",
     "open_export_images": "calls load_dataset",
+    "open_searched": "calls load_scores and the other readers of a run",
+    "open_study": "opens a storage of Optuna",
     "open_work": "calls open_bundle's writer",
     "open_launch": "reads no file",
     "read_here": "gets numbers",
