@@ -122,9 +122,7 @@ def run(
     ways["worker_python"] = worker_python
     opened = open_bundle(Path(bundle))
     manifest = opened.manifest
-    paths = [Path(image) for image in images]
-    if not paths:
-        raise QuadranasError("no images to label", "Name image files, such as PNG or JPEG.")
+    paths = _paths(images)
     named = {key: value for key, value in ways.items() if value is not None}
     opened_on = _device(manifest, _reach_of(manifest, device, named))
     if not allow_native_code:
@@ -141,6 +139,12 @@ def run(
         labels = [_labels(program.run(x)[0], manifest.class_names, num_labels) for x in inputs]
         results = tuple(_labelled(*pair, timed) for pair in zip(paths, labels, strict=True))
     return _result(opened, opened_on, provenance, results)
+
+
+def _paths(images: Sequence[str | Path]) -> list[Path]:
+    if not images:
+        raise QuadranasError("no images to label", "Name image files, such as PNG or JPEG.")
+    return [Path(image) for image in images]
 
 
 def _labelled(path: Path, labels: tuple[Label, ...], program: Program | None) -> LabelledImage:

@@ -112,10 +112,17 @@ def test_the_file_computes_what_pytorch_computes(
     assert result.num_images == 16
     assert result.accuracy is None
     assert result.size_bytes == (bundle / "model.onnx").stat().st_size
-    assert result.measured_ms is not None
-    assert result.measured_ms > 0
+    check_measured(result)
     assert listing(bundle) == sorted([*BUNDLE, "example.png", "model.onnx"])
     assert open_bundle(bundle).manifest.input.shape == (None, 3, size, size)
+
+
+def check_measured(result: ExportResult) -> None:
+    """There is a latency, unless other tests have kept the processors busy."""
+    if result.measured_ms is None:
+        assert "the machine was busy" in result.not_measured
+    else:
+        assert result.measured_ms > 0
 
 
 @pytest.mark.parametrize("file_format", [name for name in file_formats() if name != "onnx"])
@@ -129,8 +136,7 @@ def test_every_format_is_proven_in_its_own_runtime(
     settings = {"tuning_trials": 0} if file_format == "tvm" else {}
     result = exported(given, bundle, format=file_format, device="host", images=4, **settings)
     assert result.relative_error < TOLERANCE
-    assert result.measured_ms is not None
-    assert result.measured_ms > 0
+    check_measured(result)
     assert sum(result.operators.values()) > 1
     manifest = open_bundle(bundle).manifest
     assert manifest.format == file_format
@@ -376,7 +382,7 @@ def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
     monkeypatch.setitem(lowering.PASSES, "spoil", spoil)
     monkeypatch.setattr(OnnxRuntimeBackend, "lowering", ("spoil",))
     with pytest.raises(PromiseMissedError) as caught:
-        exported(given, tmp_path / "bundle", opset=13)  # traced, which is quicker
+        exported(given, tmp_path / "bundle")
     assert "the exported file does not agree with PyTorch: largest error" in caught.value.message
     assert "accepted: 0.001" in caught.value.message
     assert (

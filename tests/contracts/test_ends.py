@@ -25,6 +25,12 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
         {"--device": "cpu", "--budget": "0.8ms", "--space": "toy", "--config": "small.yaml"},
     ),
     "derive": (["run"], {"--device": "gpu", "--budget": "1ms"}),
+    "explore": (
+        ["run"],
+        {"--strategy": "random", "--trials": "2", "--device": "gpu", "--budget": "1ms"},
+    ),
+    "recipes": ([], {}),
+    "data": (["classes"], {}),
     "train": (["run"], {"--epochs": "1"}),
     "eval": (["run"], {}),
     "report": (["run"], {}),
@@ -85,6 +91,11 @@ def workshop(
     shutil.copy(CHECKOUT / "latency_tables" / "toy" / "cpu.json", tmp_path)
     shutil.copytree(CHECKOUT / "tests" / "golden" / "0.1.0" / "bundle-onnx", tmp_path / "bundle")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "photo.png")
+    for label in ("cat", "dog"):
+        for number in range(3):
+            path = tmp_path / "classes" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), 9 * number, np.uint8)).save(path)
     write(tmp_path / "net.onnx", "y = Relu(x)")
     return tmp_path
 

@@ -39,6 +39,8 @@ from tests.commands.test_export import architecture
 from tests.measuring import board, trace_exports
 from tests.sharing import Share
 
+pytestmark = pytest.mark.usefixtures("exports")
+
 Scrambler = Callable[..., nn.Module]
 Array = NDArray[np.float32]
 
@@ -49,15 +51,13 @@ LINEAR = "blocks.head.norm_head.linear"
 SPREAD = 3000.0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def traced(exports: Path) -> Iterator[None]:
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files for ONNX Runtime are traced: an export for any batch takes two seconds.
 
     A file as users get it is quantised in `tests/commands/test_export.py`, and here for OpenVINO.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        trace_exports(patch)
-        yield
+    trace_exports(monkeypatch)
 
 
 @dataclass
@@ -221,6 +221,7 @@ def quantize(
     )
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_trained_network_keeps_its_accuracy(
     backend: QuantizingBackend, trained: nn.Module, digits: Digits, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_trained_network_keeps_its_accuracy(
         assert 0 < error < 0.02
 
 
+@pytest.mark.usefixtures("traced")
 def test_only_the_layers_that_lose_too_much_stay(
     backend: QuantizingBackend, stretched: nn.Module, digits: Digits, tmp_path: Path
 ) -> None:
@@ -274,6 +276,7 @@ def test_what_suffers_most_is_known_without_a_runtime(
     assert noise[QUADRATIC, "a"] < 1 < 20 < noise[UNHARMED, "a"]
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("runtime", ["onnxruntime"], indirect=True)
 def test_what_cannot_be_kept_is_said_and_leaves_nothing(
     backend: QuantizingBackend, trained: nn.Module, digits: Digits, tmp_path: Path
@@ -330,6 +333,7 @@ def test_the_fewest_layers_are_kept(tmp_path: Path) -> None:
     assert set((tmp_path / "int8").read_text(encoding="utf-8").split(",")) == needed
 
 
+@pytest.mark.usefixtures("traced")
 def test_the_same_input_gives_the_same_bytes_and_no_noise(
     backend: QuantizingBackend,
     trained: nn.Module,
