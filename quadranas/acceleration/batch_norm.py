@@ -3,16 +3,12 @@
 PyTorch's own `SyncBatchNorm` runs on CUDA only.
 """
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn import functional as differentiable
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.acceleration.accelerator import widest
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class SynchronizedBatchNorm(BatchNorm):
@@ -62,7 +58,7 @@ class SynchronizedBatchNorm(BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var), share)
 
 
-def synchronized(network: Module) -> Module:
+def synchronize(network: nn.Module) -> None:
     """Replace every BatchNorm of a network, in place; parameters and buffers are kept.
 
     Quadratic layers with norms then store their branches' outputs for the backward pass: to
@@ -75,7 +71,6 @@ def synchronized(network: Module) -> Module:
         for name, inner in module.named_children():
             if isinstance(inner, BatchNorm) and not isinstance(inner, SynchronizedBatchNorm):
                 setattr(module, name, _replacement(inner))
-    return network
 
 
 def _replacement(norm: BatchNorm) -> SynchronizedBatchNorm:

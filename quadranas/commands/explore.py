@@ -78,7 +78,7 @@ def explore(
             cannot be used, or an output that exists.
     """
     contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
-    method = _open_strategy(strategy, storage, seed)
+    method = _open_strategy(strategy, storage)
     name = f"{strategy}-{open_device_argument(device).name}-{''.join(budget.split())}"
     folder = Path(output) if output else Path(run) / layout.EXPLORED / name
     request = Request.of(
@@ -96,7 +96,7 @@ def explore(
     return request.answer(searched, folder, reporter, choose, ExploreResult)
 
 
-def _open_strategy(name: str, storage: str | None, seed: int) -> Strategy:
+def _open_strategy(name: str, storage: str | None) -> Strategy:
     """The strategy, with its storage.
 
     Raises:

@@ -42,7 +42,6 @@ from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
-from quadranas.training.selection import EpochChoice
 from quadranas.training.supernet_phase import SupernetTraining
 from quadranas.training.teacher import Teacher, open_teacher
 from quadranas.training.tracking import Tracker, check_tracking, tracking
@@ -269,23 +268,11 @@ class _SearchRun:
         network = build_subnet(architecture)
         if self.folder is not None:
             load_weights(network, self.folder / layout.INHERITED)
-        return NetworkTraining(
-            "finetune",
-            network,
-            self.setup.dataset,
-            self.setup.augmenter(),
-            config.weights,
+        return NetworkTraining.configured(
+            *("finetune", network, self.setup.dataset, config),
             num_epochs=config.schedule.finetune_epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            inspected=config.inspect,
             engine=self.engine,
-            compiled=config.compile,
-            choice=EpochChoice.of(config),
-            num_parts=config.accumulate,
-            checkpointing=config.checkpointing,
             teacher=self.supernet_training.teacher,
-            distillation=config.distillation,
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:

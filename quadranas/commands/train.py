@@ -56,7 +56,6 @@ from quadranas.training.held_out import hold_out
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import train_network
-from quadranas.training.selection import EpochChoice
 from quadranas.training.teacher import Teacher, open_teacher
 from quadranas.training.tracking import Tracker, check_tracking, tracking
 from quadranas.validation import validate
@@ -218,20 +217,12 @@ class _Prepared:
         """Train a network from the start or from a checkpoint; returns it."""
         config = self.config
         set_trained(network, config.trainable)
-        training = NetworkTraining(
-            *("train", network, self.dataset, self.augmenter, config.weights),
+        training = NetworkTraining.configured(
+            *("train", network, self.dataset, config),
             num_epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            inspected=config.inspect,
             engine=self.engine,
-            compiled=config.compile,
-            choice=EpochChoice.of(config),
-            num_parts=config.accumulate,
-            checkpointing=config.checkpointing,
-            is_new=self.is_new,
             teacher=self.teacher,
-            distillation=config.distillation,
+            is_new=self.is_new,
         )
         train_network(
             *(training, folder, reporter, checkpoint),

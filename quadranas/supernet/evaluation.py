@@ -61,7 +61,6 @@ class SubnetEvaluator:
         """Top-1 accuracy of a sub-network on the held-out images, from 0 to 1."""
         with self._restoring():
             self.calibrate(choices)
-            self.supernet.set_choices(choices)
             return evaluate(
                 *(self.supernet, self.judged_on, self.augmenter, self.engine),
                 indices=self.held_out,
@@ -69,10 +68,10 @@ class SubnetEvaluator:
 
     @torch.no_grad()
     def calibrate(self, choices: Choices) -> None:
-        """Set the averages of BatchNorm to those of a sub-network, for one that inherits them."""
+        """Route through a sub-network, and set the averages of BatchNorm to its own."""
+        self.supernet.set_choices(choices)
         if not self.norms:
             return
-        self.supernet.set_choices(choices)
         momenta = [norm.momentum for norm in self.norms]
         for norm in self.norms:
             norm.reset_running_stats()

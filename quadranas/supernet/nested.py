@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from quadranas.acceleration.batch_norm import synchronized
+from quadranas.acceleration.batch_norm import synchronize
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.quadratic import QuadraticLayer
@@ -101,7 +101,7 @@ class NestedCandidate(nn.Module):
 
     def synchronize(self) -> None:
         """Have BatchNorm use the statistics of all processes."""
-        synchronized(self._form[0])
+        synchronize(self._form[0])
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quadranas.acceleration.accelerator import Accelerator
-from quadranas.acceleration.batch_norm import synchronized
+from quadranas.acceleration.batch_norm import synchronize
 from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
@@ -86,7 +86,7 @@ class Supernet(nn.Module):
 
     def synchronize(self) -> None:
         """Have BatchNorm use the statistics of all processes."""
-        synchronized(self)
+        synchronize(self)
         for _, candidate in self.candidates():
             if isinstance(candidate, NestedCandidate):
                 candidate.synchronize()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from quadranas.acceleration.batch_norm import synchronized
+from quadranas.acceleration.batch_norm import synchronize
 from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.batch import Batch
@@ -21,7 +21,7 @@ from quadranas.inspection.records import RECORDS_FILE, Alarm, StepRecord
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.layers.stochastic_depth import draw_masks, residual_blocks, set_drop_path
 from quadranas.network.skeleton import Network
-from quadranas.runs.config import DistillationConfig, WeightConfig
+from quadranas.runs.config import DistillationConfig, TrainingConfig, WeightConfig
 from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.training.average import WeightAverage
@@ -124,11 +124,41 @@ class NetworkTraining:
                 on_alarm=self._alarms.append,
             )
 
+    @classmethod
+    def configured(
+        cls,
+        name: str,
+        network: Network,
+        dataset: Dataset,
+        config: TrainingConfig,
+        *,
+        num_epochs: int,
+        engine: Engine,
+        teacher: Teacher | None,
+        is_new: bool = False,
+    ) -> "NetworkTraining":
+        """The training that the configuration of a run describes."""
+        return cls(
+            *(name, network, dataset, Augmenter.of(dataset, config.augment), config.weights),
+            num_epochs=num_epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            inspected=config.inspect,
+            engine=engine,
+            compiled=config.compile,
+            choice=EpochChoice.of(config),
+            num_parts=config.accumulate,
+            checkpointing=config.checkpointing,
+            is_new=is_new,
+            teacher=teacher,
+            distillation=config.distillation,
+        )
+
     def _placed(self, network: Network) -> Network:
         """The network on the accelerator, equal in all processes."""
         processes = self.engine.processes
         if not processes.is_alone:
-            synchronized(network)
+            synchronize(network)
         self.engine.accelerator.place(network)
         processes.share([*network.parameters(), *network.buffers()])
         return network
