@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import quadranas.measurement.bench
 import quadranas.measurement.timing
 import quadranas.reports.page
+from quadranas.measurement.plan import Plan
 from tests.command_line import SMALL, Server, call
 from tests.figures import Unrendered
 from tests.measuring import quicken_exporters, remember_exports, trace_exports
@@ -48,12 +50,14 @@ def seed() -> None:
 def no_delays() -> Iterator[None]:
     """No test waits between rounds or for a disk; figures are not rendered.
 
-    Exporters keep what they would make anew for every network. Tests of the figures use the
-    fixture `rendered`.
+    Networks are timed in two rounds: what they give on this machine does not matter. Exporters
+    keep what they would make anew for every network. Tests of the figures use the fixture
+    `rendered`.
     """
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quadranas.measurement.timing, "time", clock)
+        patch.setattr(quadranas.measurement.bench, "DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(quadranas.reports.page, "Figure", Unrendered)
         quicken_exporters(patch)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from quadranas.measurement.plan import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.architecture import load_architecture
 from tests.command_line import call
@@ -31,9 +30,7 @@ BUNDLES = {
 
 @pytest.fixture(autouse=True)
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exports: Path) -> None:
-    """Copies in the working folder. What a network takes here does not matter: two rounds."""
-    quick = Plan(num_rounds=2, repeats=2)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", quick)
+    """Copies in the working folder."""
     shutil.copytree(GOLDEN, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
 

@@ -67,8 +67,9 @@ def expected(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def test_a_tuned_network_computes_the_same_and_has_no_latency(
-    tmp_path: Path, network: nn.Module, images: Tensor
+    tmp_path: Path, scramble: Scrambler, images: Tensor
 ) -> None:
+    network = scramble(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3))).eval()
     with server(PYTHON) as board:
         device = cortex_a76(Reach(rpc=board.address), trials=1)
         with TvmBackend(device, tmp_path) as backend:
@@ -78,7 +79,7 @@ def test_a_tuned_network_computes_the_same_and_has_no_latency(
             assert '"mcpu":"cortex-a76"' in found.settings["target"]
             program = backend.compile(network, images.shape)
             assert backend.tuner is not None
-            assert backend.tuner.trials_run > 10
+            assert backend.tuner.trials_run > 1
             output = program.run(images)
             assert float((output - expected(network, images)).abs().max()) < 1e-5
             with pytest.raises(
@@ -169,11 +170,11 @@ def test_emulated_boards_lost_in_the_middle_lose_nothing(
             def run(index: int) -> Tensor:
                 if index < 2:
                     both.wait()  # so that both boards are in use
-                if index == 10:
+                if index == 6:
                     emulated[0].signal(signal.SIGKILL)
                 return program.run(images)
 
             with ThreadPoolExecutor(2) as pool:
-                outputs = list(pool.map(run, range(30)))
-            assert len(outputs) == 30
+                outputs = list(pool.map(run, range(16)))
+            assert len(outputs) == 16
             assert max(float((output - wanted).abs().max()) for output in outputs) < 1e-5

@@ -16,7 +16,6 @@ from typer.core import TyperOption
 
 from quadranas import __version__
 from quadranas.cli.app import app
-from quadranas.measurement.plan import Plan
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from tests.bundles import manifest_of, toy_network, write_bundle
@@ -389,7 +388,6 @@ def test_stdout_is_one_json_object(
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     (tmp_path / "pictures").symlink_to(pictures)
@@ -632,7 +630,6 @@ def test_every_command_that_skips_images_says_how_many(
     command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
     monkeypatch.setattr("quadranas.training.search_setup.check_limits", lambda *args: None)
     shutil.copytree(finished_run, "run")
     shutil.copytree(pictures, "data")

@@ -20,7 +20,6 @@ from quadranas.measurement.lut_entries import (
     baseline_network,
     calibration_networks,
 )
-from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import chain_probe, network_probe, preserves_shape
 from quadranas.measurement.summary import REFERENCES_PER_ROUND, Timing
 from quadranas.measurement.verification import measure_network
@@ -53,7 +52,6 @@ def priced(tmp_path_factory: pytest.TempPathFactory) -> PricedTable:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     board().save(tmp_path / "board.yaml")
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from quadranas.latency.device import Reach, load_device
 from quadranas.latency.runtimes import file_formats
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
-from quadranas.measurement.plan import Plan
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
@@ -45,12 +44,7 @@ TOLERANCE = 1e-3
 WORKER_PYTHON = os.environ.get("QUADRANAS_WORKER_PYTHON", "")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick(exports: Path) -> Iterator[None]:
-    """Two rounds of timing: what they give does not matter here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
-        yield
+pytestmark = pytest.mark.usefixtures("exports")
 
 
 def architecture(name: str) -> Architecture:

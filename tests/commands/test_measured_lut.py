@@ -42,10 +42,9 @@ TIMINGS = "table.json.timings"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, exports: Path) -> None:
-    """Verify networks in two rounds: whether a budget is kept or missed is clear here."""
+def traced(monkeypatch: pytest.MonkeyPatch, exports: Path) -> None:
+    """Exports are remembered and written down."""
     trace_exports(monkeypatch)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from quadranas.errors import QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.runtimes import REACH_SETTINGS, RUNTIMES, file_formats, files_of
 from quadranas.measurement.bench import host_runtimes
-from quadranas.measurement.plan import Plan
 from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import StoredNetwork
 from tests.bundles import toy_architecture, toy_network, write_pictures
@@ -46,10 +45,7 @@ def test_a_device_file_names_it(tmp_path: Path, fake: str) -> None:
     assert load_device(str(tmp_path / "board.yaml")).runtime == fake
 
 
-def test_it_exports_bundles_that_run(
-    tmp_path: Path, fake: str, scramble: Scrambler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
+def test_it_exports_bundles_that_run(tmp_path: Path, fake: str, scramble: Scrambler) -> None:
     network = toy_network(scramble)
     save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
     stored = StoredNetwork(toy_architecture(), weights=tmp_path / "weights.safetensors")

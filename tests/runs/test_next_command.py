@@ -11,7 +11,6 @@ from quadranas.deployment.images import open_export_images
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
-from quadranas.measurement.plan import Plan
 from quadranas.runs.config import DataConfig
 from quadranas.runs.config_file import read_config_file
 from quadranas.runs.next_command import (
@@ -36,8 +35,6 @@ def next_of(outcome: Outcome) -> list[str]:
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished search in the working folder, in a folder with a blank in its name."""
-    plan = Plan(num_rounds=2, repeats=2)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", plan)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, "my run")
     return Path("my run")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from quadranas.measurement.plan import Plan
 from tests.command_line import Server, call, contents, listing
 from tests.killing import Moment, snapshots
 
@@ -38,10 +37,8 @@ Path.replace = replace
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = Plan(num_rounds=2, repeats=2)
-    monkeypatch.setattr("quadranas.measurement.bench.DEFAULT_PLAN", plan)
 
 
 @pytest.mark.parametrize(
