@@ -110,9 +110,19 @@ class SupernetConfig(Frozen):
     Args:
         weights: `independent`, each candidate has its own (ProxylessNAS); or `nested`, each is a
             part of the largest candidate of its slot, so that every step trains all of them.
+        sandwich: number of random networks that a weight step trains beside the largest and the
+            smallest one (sandwich rule); 0 to train one random network alone. A step takes as
+            long as `sandwich` + 2 steps of one network.
+        distillation: in a step with the sandwich rule, whether the other networks learn the
+            outputs of the largest one instead of the labels (in-place distillation).
+        near_budget: share of the budget by which the latency of a random network may differ from
+            it in a weight step, for example 0.2; 0 to train networks of any latency.
     """
 
     weights: Literal["independent", "nested"] = "independent"
+    sandwich: int = Field(default=0, ge=0, le=MAX_COUNT)
+    distillation: bool = False
+    near_budget: float = Field(default=0.0, ge=0, le=1)
 
 
 class ScheduleConfig(Frozen):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quadranas.space.search_space import SearchSpace
+from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
 from quadranas.strategies.scores import BlockScores, GateScores
 
 KEEP, SKIP = 0, 1
@@ -113,7 +113,18 @@ class Gates(nn.Module):
     def sample_path(self, generator: torch.Generator) -> Sample:
         """Draw one candidate per gate from softmax(alpha), for a weight step."""
         active = torch.multinomial(self.probabilities(), 1, generator=generator)
-        return Sample(active[:, 0], torch.zeros_like(self.mask).scatter_(1, active, value=True))
+        return _path(active[:, 0], self.mask)
+
+    def sample_of(self, choices: Choices) -> Sample:
+        """The path through one network, for a weight step."""
+        active = torch.zeros(len(self.infos), dtype=torch.int64)
+        for row, info in enumerate(self.infos):
+            choice = choices[info.block]
+            if info.slot is None:
+                active[row] = SKIP if choice is SKIPPED else KEEP
+            elif choice is not SKIPPED:
+                active[row] = choice[info.slot]
+        return _path(active, self.mask)
 
     @torch.no_grad()
     def sample_pair(self, generator: torch.Generator) -> Sample:
@@ -191,3 +202,8 @@ class Gates(nn.Module):
                 slots = (tuple(rows.get((block.name, i), [0.0])) for i in range(len(block.slots)))
                 blocks[block.name] = BlockScores(keep=keep, skip=skip, slots=tuple(slots))
         return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+def _path(active: Tensor, mask: Tensor) -> Sample:
+    """The path through the active candidates alone."""
+    return Sample(active, torch.zeros_like(mask).scatter_(1, active[:, None], value=True))

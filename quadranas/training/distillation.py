@@ -51,6 +51,16 @@ def distilled_loss(
     return loss
 
 
+def imitation_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy with the probabilities of another network.
+
+    Args:
+        logits: (B, num_classes).
+        wanted: the logits of the other network, the same shape, without a gradient.
+    """
+    return functional.cross_entropy(logits, wanted.softmax(1))
+
+
 def loss_for(
     weights: WeightConfig,
     teacher: Teacher | None,

@@ -7,13 +7,15 @@ and the step, so that a resumed run draws the same numbers as an uninterrupted o
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, joined, step_result
 from quadranas.runs.config import WeightConfig
-from quadranas.training.distillation import Loss, label_loss
+from quadranas.supernet.gates import Sample
+from quadranas.supernet.supernet import Supernet
+from quadranas.training.distillation import Loss, imitation_loss, label_loss
 
 
 def weight_step(
@@ -36,8 +38,7 @@ def weight_step(
         loss: the loss to minimise; by default that of the labels.
     """
     engine = engine or Engine()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_learning_rate(optimizer, learning_rate)
     loss, results = loss or label_loss(config), []
     for part in batch.parts():
         if begin is not None:
@@ -48,3 +49,50 @@ def weight_step(
         results.append(step_result(value, logits, part))
     engine.update(optimizer, parameters, config.clip_norm)
     return joined(results)
+
+
+def joint_weight_step(
+    supernet: Supernet,
+    paths: Sequence[Sample],
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: WeightConfig,
+    learning_rate: float,
+    engine: Engine,
+    loss: Loss,
+    *,
+    distillation: bool,
+) -> StepResult:
+    """One training step of the weights of several networks on the same images.
+
+    Source: BigNAS, Yu et al., ECCV 2020 (arXiv:2003.11142), Sec. 3.1. The loss is the mean over
+    the networks, and so is the result.
+
+    Args:
+        paths: the networks, the largest first.
+        loss: the loss of the largest network, and of the others without distillation.
+        distillation: whether the others learn the outputs of the largest one.
+    """
+    set_learning_rate(optimizer, learning_rate)
+    parameters: dict[nn.Parameter, None] = {}
+    results = []
+    for part in batch.parts():
+        wanted: Tensor | None = None
+        for path in paths:
+            supernet.set_sample(path)
+            parameters |= dict.fromkeys(supernet.active_parameters())
+            logits = engine.logits(supernet, part.images)
+            value = loss(logits, part) if wanted is None else imitation_loss(logits, wanted)
+            engine.backward(value, part.weight / len(paths))
+            results.append(step_result(value, logits, part))
+            if distillation and wanted is None:
+                wanted = logits.detach()
+    engine.update(optimizer, list(parameters), config.clip_norm)
+    total = joined(results)
+    return StepResult(total.loss / len(paths), total.accuracy / len(paths))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Have the next step of an optimiser use a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -18,6 +18,7 @@ from quadranas.supernet.budget_controller import BudgetController
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
+from quadranas.supernet.path_sampler import PathSampler
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
@@ -25,7 +26,7 @@ from quadranas.training.distillation import loss_for
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
 from quadranas.training.second_order import SecondOrderWarmup
-from quadranas.training.steps import weight_step
+from quadranas.training.steps import joint_weight_step
 from quadranas.training.teacher import Teacher
 
 COLLAPSED = 0.05
@@ -99,6 +100,7 @@ class SupernetTraining:
         later = self.num_steps - self.warmup_steps
         self.gate_batches.num_steps = later // config.gates.weight_steps
         self.expected = ExpectedLatency(setup.space, supernet.gates, setup.priced.table)
+        self.paths = PathSampler(supernet, config.supernet, self.expected, setup.budget_ms)
         # If every network is within the budget, the controller has no effect.
         self.unbound = setup.budget_ms >= reachable_ms(setup.space, setup.priced.table)[1]
         self.controller = BudgetController(setup.budget_ms)
@@ -129,18 +131,16 @@ class SupernetTraining:
         self.supernet.train()
         self.warmup.begin(number)
         seed, weights = self.config.seed, self.config.weights
-        sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
-        self.supernet.set_sample(sample)
-        result = weight_step(
+        result = joint_weight_step(
             self.supernet,
-            self.supernet.active_parameters(),
+            self.paths.draw(generator_for(seed, "path", number)),
             self.optimizer,
             self.weight_batches.augmented(number, seed=derived_seed(seed, "augment", number)),
             weights,
             learning_rate_at(number, self.num_steps, weights),
             self.engine,
-            None,
             self._loss,
+            distillation=self.config.supernet.distillation,
         )
         means = {"loss": result.loss, "accuracy": result.accuracy}
         done = number + 1 - self.warmup_steps

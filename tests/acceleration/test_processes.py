@@ -19,22 +19,23 @@ SAME_FILES = ("space.yaml", "table.json", "preprocessing.json")
 
 
 @pytest.mark.parametrize(
-    ("space", "nested", "counts"),
+    ("space", "keys", "counts"),
     [
-        ("small-quadra", False, (2, 4)),
-        ("small-mbconv", False, (2, 4)),
-        ("small-mbconv", True, (2,)),
+        ("small-quadra", {}, (2, 4)),
+        ("small-mbconv", {}, (2, 4)),
+        ("small-mbconv", {"weights": "nested", "sandwich": 1, "distillation": True}, (2,)),
     ],
+    ids=str,
 )
 def test_two_and_four_processes_compute_what_one_does(
-    tmp_path: Path, server: Server, space: str, nested: bool, counts: tuple[int, ...]
+    tmp_path: Path, server: Server, space: str, keys: dict[str, Any], counts: tuple[int, ...]
 ) -> None:
-    alone = train(space, nested=nested)
+    alone = train(space, **keys)
     for count in counts:
         folder = tmp_path / str(count)
         prelude = (
             "from tests.acceleration.joint_steps import main; "
-            f"main({space!r}, {str(folder)!r}, nested={nested}); raise SystemExit"
+            f"main({space!r}, {str(folder)!r}, **{keys}); raise SystemExit"
         )
         outcomes = run_together(
             server, folder, count, preludes=dict.fromkeys(range(count), prelude)

@@ -47,7 +47,7 @@ def replaced(name: str, nth: int = 1, when: When = "before") -> Moment:
 
 
 def stepped(nth: int, when: When) -> Moment:
-    return Moment(quadranas.training.supernet_phase, "weight_step", "*", nth, when)
+    return Moment(quadranas.training.supernet_phase, "joint_weight_step", "*", nth, when)
 
 
 def tuned(nth: int) -> Moment:
@@ -233,8 +233,8 @@ def slow_steps() -> str:
 {NO_REPORT}
 import time
 import quadranas.training.supernet_phase as training
-real = training.weight_step
-training.weight_step = lambda *args: (time.sleep(0.3), real(*args))[1]
+real = training.joint_weight_step
+training.joint_weight_step = lambda *args, **keys: (time.sleep(0.3), real(*args, **keys))[1]
 """
 
 
@@ -480,12 +480,12 @@ WAIT_AFTER_WARMUP = f"""
 {NO_REPORT}
 import os, time
 import quadranas.training.supernet_phase as training
-real = training.weight_step
-def weight_step(*args):
+real = training.joint_weight_step
+def step(*args, **settings):
     while os.path.exists("runs/x-1/metrics.jsonl") and not os.path.exists("go"):
         time.sleep(0.01)
-    return real(*args)
-training.weight_step = weight_step
+    return real(*args, **settings)
+training.joint_weight_step = step
 """
 
 
@@ -557,16 +557,16 @@ def test_a_disk_that_fills_up_costs_nothing(
 {NO_REPORT}
 import os
 import quadranas.training.supernet_phase as training
-real = training.weight_step
+real = training.joint_weight_step
 calls = 0
-def weight_step(*args):
+def step(*args, **settings):
     global calls
     calls += 1
     if calls == {calls}:
         free = os.statvfs(".").f_bavail * os.statvfs(".").f_frsize
         open("ballast", "wb").write(bytes(free - {left}))
-    return real(*args)
-training.weight_step = weight_step
+    return real(*args, **settings)
+training.joint_weight_step = step
 """
     outcome = server.run(disk, *SEARCH, "--config", config, prelude=fill)
     assert outcome.code == 2, outcome.err

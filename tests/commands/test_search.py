@@ -211,10 +211,10 @@ class PowerCutError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("space", "weights", "gates"),
+    ("space", "gates", "supernet"),
     [
-        ("toy", {"optimizer": "sgd", "learning_rate": 0.01}, {"weight_steps": 2}),
-        ("small-mbconv", {"optimizer": "sgd", "learning_rate": 0.01}, {"mode": "full"}),
+        ("toy", {"weight_steps": 2}, {"weights": "nested", "sandwich": 1, "near_budget": 0.1}),
+        ("small-mbconv", {"mode": "full"}, {"sandwich": 1, "distillation": True}),
     ],
 )
 def test_an_interrupted_search_ends_as_if_it_had_not_been(
@@ -222,12 +222,17 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
     pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     space: str,
-    weights: Mapping[str, Any],
     gates: Mapping[str, Any],
+    supernet: Mapping[str, Any],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    weights = {"optimizer": "sgd", "learning_rate": 0.01}
     overrides: dict[str, Any] = {"weights": weights, "gates": {"learning_rate": 0.03, **gates}}
-    overrides |= {"checkpoint_seconds": 0, "augment": {"mixup": 0.2, "rand_augment_ops": 1}}
+    overrides |= {
+        "supernet": supernet,
+        "checkpoint_seconds": 0,
+        "augment": {"mixup": 0.2, "rand_augment_ops": 1},
+    }
     if space != "toy":
         (tmp_path / "space.yaml").write_text(SMALL_MBCONV, encoding="utf-8")
         build_lut("space.yaml", device="cpu")

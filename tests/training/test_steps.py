@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.runs.config import WeightConfig
 from quadranas.seeds import generator_for
 from quadranas.space.search_space import SearchSpace
 from quadranas.supernet.supernet import build_supernet
+from quadranas.training.distillation import label_loss
 from quadranas.training.optimizers import build_optimizer
-from quadranas.training.steps import weight_step
+from quadranas.training.steps import joint_weight_step, weight_step
 from tests.small_supernets import SPACES, batch_for
 
 
@@ -111,3 +113,39 @@ def test_a_step_reports_loss_and_accuracy() -> None:
     assert result.loss == pytest.approx((3 * right + right + 5) / 4, rel=1e-5)
     assert result.accuracy == 0.75
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("distillation", [False, True])
+def test_a_joint_step_is_the_mean_of_its_networks(
+    space: SearchSpace, nested: bool, distillation: bool
+) -> None:
+    """Against gradients that are computed one network after the other."""
+    supernet = build_supernet(space, seed=0, nested=nested).double().eval()
+    paths = [supernet.gates.sample_path(generator_for(0, "path", i)) for i in range(3)]
+    config = WeightConfig(optimizer="sgd", weight_decay=0.0, clip_norm=1e9, label_smoothing=0.1)
+    batch = batch_for(space)
+    batch = Batch(batch.images.double(), batch.targets.double())
+    expected: dict[nn.Parameter, torch.Tensor] = {}
+    losses, wanted = [], batch.targets
+    for number, path in enumerate(paths):
+        supernet.set_sample(path)
+        logits = supernet(batch.images)
+        smoothing = 0.0 if distillation and number else 0.1
+        losses.append(nn.functional.cross_entropy(logits, wanted, label_smoothing=smoothing))
+        used = list(dict.fromkeys(supernet.active_parameters()))
+        for parameter, slope in zip(used, torch.autograd.grad(losses[-1], used), strict=True):
+            expected[parameter] = expected.get(parameter, 0) + slope / len(paths)
+        if distillation and not number:
+            wanted = logits.detach().softmax(1)
+    before = {p: p.detach().clone() for p in supernet.network.parameters()}
+    result = joint_weight_step(
+        *(supernet, paths, build_optimizer(supernet, config), batch, config, 0.01, Engine()),
+        label_loss(config),
+        distillation=distillation,
+    )
+    assert float(result.loss) == pytest.approx(sum(float(loss.detach()) for loss in losses) / 3)
+    for parameter, old in before.items():
+        change = 1.9 * 0.01 * expected.get(parameter, torch.zeros_like(old))
+        torch.testing.assert_close(old - parameter.detach(), change)
+        assert parameter.grad is None
