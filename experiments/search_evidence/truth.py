@@ -126,8 +126,6 @@ def row_of(
     ops = list(architecture.ops())
     kernels = [op.kernel_size for op in ops if op.kind == "quadratic_depthwise"]
     expansions = [op.expand_ratio for op in ops if op.kind == "feed_forward"]
-    stages = Counter(op.resolution for op in ops if op.kind == "quadratic_depthwise")
-    depths = [stages[resolution] for resolution in sorted(stages, reverse=True)]
     return {
         "network": job.network,
         "epochs": job.epochs,
@@ -136,7 +134,7 @@ def row_of(
         "latency_ms": f"{table.predict_ms(architecture):.3f}",
         "params": count_params(architecture),
         "macs": count_macs(architecture),
-        "depths": "-".join(map(str, depths)),
+        "depths": depths_of(architecture),
         "mean_kernel": f"{statistics.fmean(kernels):.2f}",
         "mean_expansion": f"{statistics.fmean(expansions):.2f}",
         "minutes": f"{minutes:.1f}",
@@ -144,6 +142,13 @@ def row_of(
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def depths_of(architecture: Architecture) -> str:
+    """The number of blocks of every stage, such as `4-3-3-4`."""
+    blocks = (op for op in architecture.ops() if op.kind == "quadratic_depthwise")
+    stages = Counter(op.resolution for op in blocks)
+    return "-".join(str(stages[resolution]) for resolution in sorted(stages, reverse=True))
 
 
 def main() -> None:
