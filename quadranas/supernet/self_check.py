@@ -122,7 +122,13 @@ def _reached_on_path(
 
 
 def _check_task_to_gates(supernet: Supernet, batch: Batch) -> None:
+    """Check every pair.
+
+    Candidates that share weights may compute the same, such as kernels that are wider than the
+    image reaches. Their gradient is zero: the task has no preference.
+    """
     reached = torch.zeros_like(supernet.gates.mask)
+    shared = supernet.shares_weights()
     for sample in _rounds(supernet):
         supernet.set_sample(sample)
         with frozen(supernet.active_parameters()):
@@ -131,7 +137,15 @@ def _check_task_to_gates(supernet: Supernet, batch: Batch) -> None:
         gradient = supernet.gates.task_gradient(paths, involved)
         size = paths.abs().amax(1, keepdim=True)
         reached |= gradient.isfinite() & (gradient.abs() > ROUNDING * size)
+        reached |= involved & shared & _equal_paths(paths, involved)
     _require_all(supernet, reached, "the task loss")
+
+
+def _equal_paths(paths: Tensor, involved: Tensor) -> Tensor:
+    """Whether the gradients in a gate's involved paths are the same and usable, (num_gates, 1)."""
+    lowest = paths.masked_fill(~involved, torch.inf).amin(1, keepdim=True)
+    highest = paths.masked_fill(~involved, -torch.inf).amax(1, keepdim=True)
+    return (lowest == highest) & lowest.isfinite() & (lowest != 0)
 
 
 def _check_latency_to_gates(supernet: Supernet, trainer: GateTrainer) -> None:

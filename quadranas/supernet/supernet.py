@@ -111,6 +111,15 @@ class Supernet(nn.Module):
     def _route(self, block: str, slot: int | None) -> Route:
         return self._block(block).route if slot is None else self._slots(block)[slot].route
 
+    def shares_weights(self) -> Tensor:
+        """Whether the candidates of a gate share weights, shape (num_gates, 1)."""
+        nested = [
+            info.slot is not None
+            and isinstance(self._slots(info.block)[info.slot].paths[0], NestedCandidate)
+            for info in self.gates.infos
+        ]
+        return torch.tensor(nested, dtype=torch.bool)[:, None]
+
     def set_sample(self, sample: Sample, *, recompute: bool = False) -> None:
         """Route the next passes by a sample."""
         involved = sample.involved.tolist()

@@ -23,7 +23,9 @@ from quadranas.supernet.nested import NestedCandidate, part_of
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet, build_supernet
 from tests.command_line import SMALL, call
-from tests.small_supernets import BUDGET_MS, MBCONV, SPACES, batch_for, table_for
+from tests.small_supernets import BUDGET_MS, MBCONV, QUADRA, SPACES, batch_for, table_for
+
+SLOT = {"kind": "quadratic_depthwise", "kernel_size": [3, 5, 7]}
 
 
 @pytest.fixture(params=SPACES)
@@ -108,6 +110,18 @@ def test_gradients_reach_every_weight_and_every_gate(space: SearchSpace, mode: s
     check_gradients(supernet, trainer(supernet, mode), batch_for(space))
     for name, tensor in supernet.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_kernels_wider_than_the_image_reaches_are_the_same_and_pass_the_check() -> None:
+    """At 2x2 pixels a kernel of 5 has no entry in use that one of 3 lacks."""
+    content = {
+        **QUADRA,
+        "resolution": 8,
+        "stages": [QUADRA["stages"][0] | {"slots": [SLOT]}, QUADRA["stages"][1]],
+    }
+    space = build_space(SpaceFile.model_validate(content))
+    supernet = build_supernet(space, seed=0, nested=True).train()
+    check_gradients(supernet, trainer(supernet, "two_path"), batch_for(space))
 
 
 def test_averages_of_batch_norm_are_frozen_and_tracked_as_in_the_largest_candidate() -> None:
