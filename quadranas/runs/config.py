@@ -231,6 +231,8 @@ class SearchConfig(TrainingConfig):
         budget: the latency budget, such as `30ms`, `0.3s` or `250us`; required to begin a search.
         space: a shipped search space, or the path of a YAML file.
         table: latency table to use instead of the default one.
+        init: the pre-trained network from which all candidates get their first weights: a run
+            folder, a `.safetensors` file, a torch file of tensors, or `timm:NAME`. Null: none.
         max_params, max_macs: upper limit on the number of parameters and of multiply-accumulates;
             null: no limit.
         confidence: probability that the measured latency is within the budget, from 0.5 to 1;
@@ -247,6 +249,7 @@ class SearchConfig(TrainingConfig):
     budget: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     space: PathText = DEFAULT_SPACE
     table: PathText | None = None
+    init: PathText | None = None
     max_params: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)

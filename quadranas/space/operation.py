@@ -65,7 +65,7 @@ class OpSpec(Frozen):
         parts = [f"{self.kind} {self.in_channels}->{self.out_channels}", f"r{self.resolution}"]
         parts += [f"k{self.kernel_size}"] if self.kernel_size > 1 else []
         parts += [f"s{self.stride}"] if self.stride > 1 else []
-        parts += [f"e{self.expand_ratio:g}"] if self.kind in ("feed_forward", "mbconv") else []
+        parts += [f"e{self.expand_ratio:g}"] if self.kind in EXPANDING else []
         parts += [f"q{self.num_quadratic}"] if self.num_quadratic else []
         return " ".join(parts)
 
@@ -119,3 +119,9 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
 
 HEADS = ("norm_head", "linear_head")
+
+DEPTHWISE = ("quadratic_depthwise", "mbconv")
+"""Kinds with a depthwise convolution, whose kernel size a search chooses."""
+
+EXPANDING = ("feed_forward", "mbconv")
+"""Kinds with hidden channels, whose number a search chooses."""

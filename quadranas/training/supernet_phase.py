@@ -15,6 +15,7 @@ from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.strategies.limits import reachable_ms
 from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
@@ -61,7 +62,11 @@ def subnet_evaluator(
 
 
 class SupernetTraining:
-    """Warm-up with random paths, then weight steps alternating with architecture steps."""
+    """Warm-up with random paths, then weight steps alternating with architecture steps.
+
+    Args:
+        embedding: what the supernet took from a pre-trained network; None if it is untrained.
+    """
 
     name = "supernet"
     is_inspected = False
@@ -72,6 +77,7 @@ class SupernetTraining:
         supernet: Supernet,
         engine: Engine | None = None,
         teacher: Teacher | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
@@ -105,6 +111,9 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
+        if embedding is not None:
+            tensors = [*supernet.network.parameters(), *supernet.network.buffers()]
+            self.engine.processes.share(tensors)
         self.warmup = SecondOrderWarmup(
             supernet,
             round(config.weights.second_order_warmup * self.num_steps),
