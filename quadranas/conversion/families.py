@@ -1,10 +1,8 @@
 """Checkpoints of well-known networks, as architectures and tensors of this package.
 
-Sources: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), under its published names;
-ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), under the official names and those of timm and
-torchvision; MobileNetV2, Sandler et al., CVPR 2018 (arXiv:1801.04381), under those of timm and
-torchvision. A tensor's name and shape say everything but the strides of MobileNetV2, which are
-those of its Table 2.
+Sources: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956); ConvNeXt, Liu et al., CVPR 2022
+(arXiv:2201.03545); MobileNetV2, Sandler et al., CVPR 2018 (arXiv:1801.04381). The names and
+shapes of tensors say everything but the strides of MobileNetV2, which are those of its Table 2.
 """
 
 import re
@@ -15,21 +13,21 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
+from quadranas.conversion.known_names import FAMILIES, MOBILENET_DEPTHS
 from quadranas.errors import QuadranasError, some
 from quadranas.network.checkpoint import outline
-from quadranas.space.architecture import Architecture, Block
+from quadranas.space.architecture import ARCHITECTURE_FILE, Architecture, Block
 from quadranas.space.operation import OpSpec
 from quadranas.validation import describe_faults
 
 RESOLUTION = 224
 """Image size of an architecture that is read from tensors, which say nothing about it."""
 
-OWN_NAME = re.compile(r"^blocks\.(\w+)\.(\w+)\.(.+)$")
+OWN_NAME = re.compile(r"^blocks\.([A-Za-z]\w*)\.([a-z]\w*)\.(.+)$")
 OWN_BLOCK = re.compile(r"^stage([1-9]\d{0,2})_(?:entry|block([1-9]\d{0,2}))$")
 
-MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 MOBILENET_STRIDES = (1, 2, 2, 2, 1, 2, 1)
-"""Number of blocks and stride of each stage of MobileNetV2 (Table 2)."""
+"""Stride of each stage of MobileNetV2 (Table 2)."""
 
 
 class Recognised(NamedTuple):
@@ -46,10 +44,6 @@ class Recognised(NamedTuple):
     architecture: Architecture
 
 
-Rename = Callable[[str], str]
-"""From a name in a checkpoint to that of this package; unknown names stay as they are."""
-
-
 def recognise(
     tensors: Mapping[str, Tensor], source: str, resolution: int = RESOLUTION
 ) -> Recognised:
@@ -64,15 +58,33 @@ def recognise(
         QuadranasError: none of the known families, or tensors that its networks do not have.
     """
     names = list(tensors)
+    if any(re.match(r"blocks\.[A-Za-z]\w*\.mbconv\.", name) for name in names):
+        raise QuadranasError(
+            f"{source} holds inverted bottlenecks, whose strides its tensors do not tell",
+            f"Name the run folder instead, with its {ARCHITECTURE_FILE}.",
+        )
     for family, marks, rename in FAMILIES:
         if any(re.match(marks, name) for name in names):
-            renamed = {rename(name): tensor for name, tensor in tensors.items()}
+            own = rename(names)
+            renamed = {own[name]: _plain(own[name], t) for name, t in tensors.items()}
             return _recognised(family, renamed, source, resolution)
     raise QuadranasError(
         f"{source} belongs to no known family of networks: its names begin with {outline(names)}",
         "Accepted: QuadraNets of this package or published ones, ConvNeXt and MobileNetV2 "
         "(official names, timm's or torchvision's), and run folders.",
     )
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in the shape that this package gives it.
+
+    Some ConvNeXts have linear layers as 1x1 convolutions, and layer scales as (C, 1, 1).
+    """
+    is_linear = name.endswith((".expand.weight", ".project.weight"))
+    if is_linear and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        return tensor.flatten(1)
+    is_scale = name.endswith(".gamma") and tensor.ndim == 3 and tensor.shape[1:] == (1, 1)
+    return tensor.flatten() if is_scale else tensor
 
 
 def _recognised(
@@ -85,6 +97,8 @@ def _recognised(
             "Only networks of exactly this family can be embedded.",
         )
     try:
+        if family == "MobileNetV2":
+            _check_depths(tensors)
         architecture = _architecture(family, tensors, resolution)
     except ValidationError as error:
         fault = describe_faults(OpSpec, error)[0]
@@ -102,6 +116,22 @@ def _recognised(
 
 class _IncompleteError(Exception):
     """Tensors are missing without which the architecture is unknown; says which."""
+
+
+def _check_depths(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse networks with the same layers but other depths: their strides are unknown.
+
+    Raises:
+        _IncompleteError: a stage has another number of blocks than in MobileNetV2.
+    """
+    blocks = {OWN_NAME.match(name)[1] for name in tensors}  # type: ignore[index]
+    stages = [f"stage{n}" for n in range(1, len(MOBILENET_DEPTHS) + 1)]
+    found = tuple(sum(block.startswith(f"{stage}_") for block in blocks) for stage in stages)
+    if found != MOBILENET_DEPTHS:
+        raise _IncompleteError(
+            f"its stages have {', '.join(map(str, found))} blocks, those of MobileNetV2 "
+            f"{', '.join(map(str, MOBILENET_DEPTHS))}"
+        )
 
 
 class _Shapes(NamedTuple):
@@ -197,6 +227,10 @@ def _feed_forward(shapes: _Shapes, block: str) -> dict[str, Any]:
     }
 
 
+def _quadratic_convnext(shapes: _Shapes, block: str) -> dict[str, Any]:
+    return _feed_forward(shapes, block) | _quadratic_depthwise(shapes, block)
+
+
 def _conv_bn(shapes: _Shapes, block: str) -> dict[str, Any]:
     cout, cin, kernel, _ = shapes.of("0.weight", axes=4)
     stride = 2 if block.startswith("stem") else 1
@@ -209,8 +243,7 @@ def _mbconv(shapes: _Shapes, block: str) -> dict[str, Any]:
     expands = "layers.6.weight" in shapes.known
     if expands:
         *_, kernel = shapes.of("layers.3.weight", axes=4)
-    project = "layers.6.weight" if expands else "layers.3.weight"
-    cout, *_ = shapes.of(project, axes=4)
+    cout, *_ = shapes.of("layers.6.weight" if expands else "layers.3.weight", axes=4)
     cin = inside if expands else first
     stage, number = _position(block)
     return {
@@ -232,6 +265,7 @@ READ: dict[str, Callable[[_Shapes, str], dict[str, Any]]] = {
     "downsample": _patches,
     "quadratic_depthwise": _quadratic_depthwise,
     "feed_forward": _feed_forward,
+    "quadratic_convnext": _quadratic_convnext,
     "norm_head": _head,
     "conv_bn": _conv_bn,
     "mbconv": _mbconv,
@@ -244,64 +278,3 @@ def _ratio(hidden: int, channels: int) -> int | float:
     """The expansion of a number of hidden channels; a whole number where it is one."""
     ratio = hidden / max(1, channels)
     return int(ratio) if ratio == int(ratio) else ratio
-
-
-def _replaced(rules: Mapping[str, str | Callable[[re.Match[str]], str]]) -> Rename:
-    """Rename by the first pattern that matches."""
-
-    def rename(name: str) -> str:
-        for pattern, target in rules.items():
-            renamed, number = re.subn(f"^{pattern}", target, name)
-            if number:
-                return renamed
-        return name
-
-    return rename
-
-
-def _stage(match: re.Match[str]) -> str:
-    """The name of a block by two indices from 0, that of the stage and that of the block."""
-    return f"blocks.stage{int(match[1]) + 1}_block{int(match[2]) + 1}."
-
-
-def _entry(match: re.Match[str]) -> str:
-    """The name of a stage's downsampling by the stage's index from 0."""
-    return f"blocks.stage{int(match[1]) + 1}_entry.downsample."
-
-
-def _part(place: Callable[[re.Match[str]], str], part: str) -> Callable[[re.Match[str]], str]:
-    return lambda match: place(match) + part
-
-
-PATCHES: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"downsample_layers\.0\.0\.": "blocks.stage1_entry.patch_stem.conv.",
-    r"downsample_layers\.0\.1\.": "blocks.stage1_entry.patch_stem.norm.",
-    r"downsample_layers\.(\d+)\.0\.": _part(_entry, "norm."),
-    r"downsample_layers\.(\d+)\.1\.": _part(_entry, "conv."),
-    r"norm\.": "blocks.head.norm_head.norm.",
-    r"head\.(?=weight|bias)": "blocks.head.norm_head.linear.",
-}
-"""Stem, downsampling and head of QuadraNet and ConvNeXt under the official names."""
-
-BLOCK = r"stages\.(\d+)\.(\d+)\."
-QUADRANET = {
-    f"{BLOCK}{part}": _part(_stage, own)
-    for part, own in {
-        r"norm1\.": "quadratic_depthwise.norm.",
-        r"QuadraConv\.conv1\.": "quadratic_depthwise.conv.a.",
-        r"QuadraConv\.conv2\.": "quadratic_depthwise.conv.b.",
-        r"QuadraConv\.conv3\.": "quadratic_depthwise.conv.c.",
-        r"norm2\.": "feed_forward.norm.",
-        r"pwconv1\.": "feed_forward.expand.",
-        r"pwconv2\.": "feed_forward.project.",
-        "gamma1$": "quadratic_depthwise.gamma",
-        "gamma2$": "feed_forward.gamma",
-    }.items()
-}
-
-
-FAMILIES: tuple[tuple[str, str, Rename], ...] = (
-    ("QuadraNet", r"blocks\.\w+\.(?:quadratic_depthwise|feed_forward)\.", lambda name: name),
-    ("QuadraNet", rf"{BLOCK}QuadraConv\.", _replaced(PATCHES | QUADRANET)),
-)
-"""Name of each family, a pattern that names of its tensors alone match, and their renaming."""

@@ -226,5 +226,9 @@ def _checked(
 
 def _family(architecture: Architecture) -> str:
     kinds = {op.kind for op in architecture.ops()}
-    names = {"quadratic_depthwise": "QuadraNet", "mbconv": "network of inverted bottlenecks"}
+    names = {
+        "quadratic_depthwise": "QuadraNet",
+        "quadratic_convnext": "quadratic ConvNeXt",
+        "mbconv": "network of inverted bottlenecks",
+    }
     return next((name for kind, name in names.items() if kind in kinds), "network")

@@ -23,6 +23,7 @@ PARTS = {
     "downsample": ("downsampling", "#b8bfc7"),
     "quadratic_depthwise": ("quadratic convolutions", "#2f6fa8"),
     "feed_forward": ("feed-forward", "#e0a03c"),
+    "quadratic_convnext": ("quadratic ConvNeXt blocks", "#2f6fa8"),
     "mbconv": ("inverted bottlenecks", "#2f6fa8"),
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),

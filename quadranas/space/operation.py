@@ -111,6 +111,9 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
         _same_shape(spec) or _odd_kernel(spec) or _unused(spec, *EXPANSION)
     ),
     "feed_forward": lambda spec: _same_shape(spec) or _unused(spec, *WINDOW) or _hidden(spec),
+    "quadratic_convnext": lambda spec: (
+        _same_shape(spec) or _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec)
+    ),
     "norm_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
     "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
     "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
@@ -120,8 +123,8 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
 
 HEADS = ("norm_head", "linear_head")
 
-DEPTHWISE = ("quadratic_depthwise", "mbconv")
+DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
 """Kinds with a depthwise convolution, whose kernel size a search chooses."""
 
-EXPANDING = ("feed_forward", "mbconv")
+EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv")
 """Kinds with hidden channels, whose number a search chooses."""

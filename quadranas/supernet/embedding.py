@@ -56,6 +56,7 @@ def _mbconv(spec: OpSpec) -> dict[str, int]:
 
 HIDDEN: dict[str, Callable[[OpSpec], dict[str, int]]] = {
     "feed_forward": _feed_forward,
+    "quadratic_convnext": _feed_forward,
     "mbconv": _mbconv,
 }
 """Per kind with hidden units, the axis of each tensor along which they lie; 1 is that of the

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from quadranas.commands.build_lut import build_lut
 from quadranas.commands.search import search
+from quadranas.commands.space_from import space_from
 from quadranas.errors import QuadranasError
 from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
@@ -18,6 +21,7 @@ from quadranas.runs.run_folder import RunFolder
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space
 from tests.command_line import call, contents, listing
+from tests.conversion.known_networks import ConvNeXt, MobileNetV2, as_trained
 
 GIVEN: dict[str, Any] = {
     "device": "cpu",
@@ -124,6 +128,37 @@ def test_weights_of_other_widths_lead_to_a_space_that_fits(
     again = call("space-from", "weights.safetensors", "--output", "w.yaml")
     assert "the output w.yaml exists already" in again.err
     assert "does not end with .yaml" in call("space-from", "w", "--output", "w.json").err
+
+
+@pytest.mark.parametrize("family", [MobileNetV2, ConvNeXt], ids=["mobilenet", "convnext"])
+def test_a_first_order_network_becomes_a_search(
+    family: type[nn.Module],
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": as_trained(family()).state_dict()}, "weights.pth")
+    made = space_from("weights.pth", output="around.yaml", resolution=32)
+    table = build_lut("around.yaml", device="cpu").table()
+    largest = made.space().extreme(count_macs, largest=True)
+    given = GIVEN | {
+        "data": str(pictures),
+        "space": "around.yaml",
+        "init": "weights.pth",
+        "budget": f"{0.8 * table.predict_ms(largest):.3g}ms",
+        "schedule": {"warmup_epochs": 0, "search_epochs": 1, "finetune_epochs": 1},
+    }
+    result = search(output="run", **given)
+    assert result.pretrained is not None
+    assert result.pretrained.family == family.__name__
+    assert result.pretrained.deviations == ("head: a new classifier, for other classes",)
+    assert result.pretrained.max_difference is not None
+    assert result.pretrained.max_difference < 1e-5
+    again = search(output="again", **given, supernet={"weights": "nested"})
+    assert again.pretrained is not None
+    assert again.pretrained.max_difference is not None
+    assert again.pretrained.max_difference < 1e-5
 
 
 def test_a_bad_checkpoint_leaves_no_run(tmp_path: Path, pictures: Path) -> None:

@@ -15,11 +15,17 @@ from quadranas.conversion.pretrained_network import (
     open_pretrained,
 )
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.published import published_name
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.runs.pretrained_record import PretrainedNote
+from quadranas.space.around import space_around
 from quadranas.space.cost import count_macs
-from quadranas.space.space_file import load_space
+from quadranas.space.matching import match_stages
+from quadranas.space.space_file import build_space, load_space
+from quadranas.supernet.embedding import embed, largest_choices
+from quadranas.supernet.supernet import build_supernet
+from tests.conversion.known_networks import ConvNeXt, MobileNetV2, as_trained, timm_names
 from tests.conversion.test_pretrained import Malicious
 
 
@@ -151,3 +157,85 @@ def test_nothing_that_is_read_executes_code(
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"quadranas\[timm\]"):
         open_pretrained("timm:convnext_tiny")
+
+
+NETWORKS = {"ConvNeXt": ConvNeXt, "MobileNetV2": MobileNetV2}
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("nested", [False, True], ids=["independent", "nested"])
+def test_the_largest_network_of_a_space_around_it_is_the_network(
+    family: str, nested: bool, tmp_path: Path
+) -> None:
+    network = as_trained(NETWORKS[family]())
+    opened = open_pretrained(write(network.state_dict(), tmp_path / "weights.pth"))
+    assert opened.family == family
+    space = build_space(space_around(opened.architecture, "around", "weights"))
+    assert space.num_architectures > 100
+    supernet = build_supernet(space, seed=0, nested=nested).eval()
+    matches = match_stages(space, opened.architecture, "weights")
+    found = embed(supernet, matches, opened.tensors, uses_head=True)
+    assert found.deviations == ()
+    supernet.set_choices(largest_choices(space))
+    x = 3 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = network(x)
+        assert wanted.std(0).max() > 5e-3
+        for computed in (opened.network()(x), supernet(x)):
+            torch.testing.assert_close(computed, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_quadratic_factors_start_at_exactly_zero_and_learn(tmp_path: Path) -> None:
+    network = as_trained(ConvNeXt())
+    opened = open_pretrained(write(network.state_dict(), tmp_path / "weights.pth"))
+    own = opened.network()
+    layers = quadratic_layers(own)
+    assert len(layers) == 5
+    x = torch.randn(2, 3, 32, 32)
+    for path, layer in layers.items():
+        channels = int(layer.branches["a"].in_channels)  # type: ignore[arg-type]
+        _, second = layer.terms(torch.randn(2, channels, 8, 8))
+        assert second is not None
+        assert not second.any()
+        factors = {f"{path}.{branch}.{leaf}" for branch in "ab" for leaf in ("weight", "bias")}
+        assert factors <= opened.new
+    assert len(opened.new) == 4 * len(layers)
+    own.train()(x).square().sum().backward()
+    for layer in layers.values():
+        gradients = [parameter.grad for parameter in layer.branches["a"].parameters()]
+        assert all(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_timms_names_mean_the_same(tmp_path: Path) -> None:
+    tensors = as_trained(ConvNeXt()).state_dict()
+    official = open_pretrained(write(tensors, tmp_path / "official.pth"))
+    renamed = timm_names(tensors)
+    assert "stages.1.blocks.2.mlp.fc1.weight" in renamed
+    assert "stages.1.downsample.1.weight" in renamed
+    found = open_pretrained(write(renamed, tmp_path / "timm.pth"))
+    assert found.digest == official.digest
+    assert found.architecture == official.architecture
+
+
+def test_a_relative_with_other_layers_is_no_mobilenet(tmp_path: Path) -> None:
+    tensors = {
+        name: tensor
+        for name, tensor in MobileNetV2().state_dict().items()
+        if not name.startswith("features.16.")
+    }
+    with pytest.raises(QuadranasError, match="its stages have 1, 2, 3, 4, 3, 2, 1 blocks, those"):
+        open_pretrained(write(tensors, tmp_path / "weights.pth"))
+    own = build_subnet(
+        load_space("mbconv-mobile", widths=(4,) * 9).extreme(count_macs, largest=False)
+    )
+    with pytest.raises(QuadranasError, match="whose strides its tensors do not tell"):
+        open_pretrained(write(own.state_dict(), tmp_path / "own.safetensors"))
+
+
+def test_a_convnext_does_not_fit_a_quadranet_space(tmp_path: Path) -> None:
+    opened = open_pretrained(write(ConvNeXt().state_dict(), tmp_path / "weights.pth"))
+    with pytest.raises(
+        QuadranasError, match=r"consists of .*quadratic_convnext, the space of .*feed_forward"
+    ) as raised:
+        match_stages(load_space("toy"), opened.architecture, opened.source)
+    assert "quadranas space-from" in raised.value.hint
