@@ -44,6 +44,7 @@ from quadranas.strategies.exact import Decoded, decode_best
 from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.inheritance import Inheritance, optimizer_for
 from quadranas.training.initial_weights import InitialWeights, report_initial
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
@@ -51,7 +52,7 @@ from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
-from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.teacher import Teacher, open_teacher, pretrained_teacher
 from quadranas.training.tracking import Tracker, check_tracking, tracking
 
 
@@ -136,7 +137,10 @@ class _Agreed:
         check_tracking(setup.config)
         check_batch_size(setup.config, processes)
         check_agreement(setup.config, setup.dataset, processes)
-        teacher = open_teacher(setup.config, setup.dataset, setup.augmenter(), engine)
+        about = (setup.config, setup.dataset, setup.augmenter(), engine)
+        teacher = open_teacher(*about)
+        if teacher is None and setup.initial is not None and setup.initial.uses_head:
+            teacher = pretrained_teacher(setup.initial.network, *about)
         return setup, engine, teacher
 
 
@@ -146,12 +150,13 @@ def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) 
     supernet = _supernet(setup)
     if not start.resuming:  # before anything is written
         SupernetTraining(setup, supernet).check()
-    embedding = setup.initial.fill(supernet) if setup.initial else None
+    inheritance = _inheritance(setup, supernet)
     start.create(setup.config, supernet, setup.dataset, engine)
     _keep_inputs(start.folder, setup)
-    if setup.initial is not None and embedding is not None:
-        _keep_initial(start, setup.initial, supernet, embedding)
-    training = SupernetTraining(setup, supernet, engine, teacher, embedding)
+    if setup.initial is not None and inheritance is not None:
+        is_teacher = teacher is not None and setup.config.teacher is None
+        _keep_initial(start, setup.initial, supernet, inheritance.embedding, is_teacher=is_teacher)
+    training = SupernetTraining(setup, supernet, engine, teacher, inheritance)
     with tracking(setup.config, start.folder, start.reporter) as tracker:
         run = _SearchRun(setup, training, start.folder, start.reporter, tracker)
         run.train(processes.from_main(start.checkpoint()))
@@ -171,6 +176,13 @@ def _supernet(setup: SearchSetup) -> Supernet:
     return build_supernet(setup.space, seed=seed, nested=nested)
 
 
+def _inheritance(setup: SearchSetup, supernet: Supernet) -> Inheritance | None:
+    """Fill a new supernet with the weights of the pre-trained network, if there is one."""
+    if setup.initial is None:
+        return None
+    return setup.initial.fill(supernet, setup.config.pretrained)
+
+
 def _follow(processes: Processes) -> SearchResult:
     """Train along with the main process."""
     silent = Reporter(silent=True)
@@ -179,8 +191,8 @@ def _follow(processes: Processes) -> SearchResult:
         torch.set_num_threads(agreed.threads)
         setup, engine, teacher = agreed.prepare(silent, processes)
         supernet = _supernet(setup)
-        embedding = setup.initial.fill(supernet) if setup.initial else None
-        training = SupernetTraining(setup, supernet, engine, teacher, embedding)
+        inheritance = _inheritance(setup, supernet)
+        training = SupernetTraining(setup, supernet, engine, teacher, inheritance)
         _SearchRun(setup, training, None, silent).train(processes.from_main())
     return processes.from_main()
 
@@ -200,10 +212,12 @@ def _keep_initial(
     initial: InitialWeights,
     supernet: Supernet,
     embedding: Embedding,
+    *,
+    is_teacher: bool,
 ) -> None:
     """Say what was used of the pre-trained network, and copy it, if it is not there already."""
     if not (start.folder / layout.PRETRAINED).is_file():
-        note = initial.note(supernet, embedding, is_teacher=False)
+        note = initial.note(supernet, embedding, is_teacher=is_teacher)
         report_initial(note, initial.network.notes, start.reporter)
         initial.network.keep(start.folder.path, note)
 
@@ -302,14 +316,17 @@ class _SearchRun:
     def _finetuning(self, architecture: Architecture) -> NetworkTraining:
         """The training of the derived network, which starts from the weights it inherits."""
         config = self.setup.config
-        network = build_subnet(architecture)
+        network, inheritance = build_subnet(architecture), self.supernet_training.inheritance
         if self.folder is not None:
             load_weights(network, self.folder / layout.INHERITED)
+        if inheritance is not None:
+            inheritance.freeze(network)
         return NetworkTraining.configured(
             *("finetune", network, self.setup.dataset, config),
             num_epochs=config.schedule.finetune_epochs,
             engine=self.engine,
             teacher=self.supernet_training.teacher,
+            make_optimizer=optimizer_for(inheritance),
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:

@@ -10,11 +10,13 @@ from quadranas.conversion.pretrained_network import PretrainedNetwork
 from quadranas.data.dataset import Dataset
 from quadranas.network.skeleton import Network
 from quadranas.reporter import Reporter
+from quadranas.runs.config import PretrainedConfig
 from quadranas.runs.pretrained_record import EmbeddedPart, PretrainedNote, computed_alike
 from quadranas.space.matching import StageMatch, match_stages
 from quadranas.space.search_space import SearchSpace
 from quadranas.supernet.embedding import Embedding, embed, largest_choices
 from quadranas.supernet.supernet import Supernet
+from quadranas.training.inheritance import Inheritance
 
 NUM_IMAGES = 2
 """Number of random images on which supernet and pre-trained network are compared."""
@@ -44,13 +46,15 @@ class InitialWeights:
         matches = match_stages(space, network.architecture, network.source)
         return cls(network, matches, network.tells_apart(dataset))
 
-    def fill(self, supernet: Supernet) -> Embedding:
+    def fill(self, supernet: Supernet, config: PretrainedConfig) -> Inheritance:
         """Derive the weights of all candidates, in place.
 
         Raises:
             QuadranasError: a candidate cannot get weights from the network.
         """
-        return embed(supernet, self.matches, self.network.tensors, uses_head=self.uses_head)
+        tensors = self.network.tensors
+        embedding = embed(supernet, self.matches, tensors, uses_head=self.uses_head)
+        return Inheritance(embedding, self.network.new, config)
 
     def note(
         self, supernet: Supernet, embedding: Embedding, *, is_teacher: bool
@@ -105,6 +109,10 @@ def report_initial(note: PretrainedNote, notes: Iterable[str], reporter: Reporte
         reporter.warning(f"not embedded exactly: {deviation}")
     if note.max_difference is not None:
         reporter.message(f"before any step the largest sub-network {computed_alike(note)}")
+    if not note.is_teacher and any(found.startswith("head:") for found in note.deviations):
+        reporter.message(
+            "nothing is distilled from it, since its classes are not those of the data"
+        )
     if note.is_teacher:
         reporter.message(
             "the pre-trained network is the teacher too (distillation.weight: 0 to omit it)"

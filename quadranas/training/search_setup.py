@@ -29,7 +29,7 @@ from quadranas.runs.config import (
     open_data,
 )
 from quadranas.runs.recipe import check_recipe, resolve_config
-from quadranas.space.matching import match_stages
+from quadranas.space.matching import match_stages, stage_widths
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
     SpaceFile,
@@ -124,6 +124,7 @@ def prepare_search(
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
     initial = None
+    _check_frozen(given, space, pretrained)
     if pretrained is not None:
         dataset = pretrained.prepared(dataset)
         initial = InitialWeights.of(pretrained, space, dataset)
@@ -164,6 +165,27 @@ def _refuse_reach(device: Device, argument: str) -> None:
             f"the run's device {argument!r} is reached through {through}, and a run folder never "
             "chooses what is started or contacted",
             f"Name the device again: --device {shlex.quote(argument)}",
+        )
+
+
+def _check_frozen(
+    config: SearchConfig, space: SearchSpace, pretrained: PretrainedNetwork | None
+) -> None:
+    """Refuse frozen stages that do not exist, or whose weights would be random.
+
+    Raises:
+        QuadranasError: says how many there can be.
+    """
+    frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
+    if frozen and pretrained is None:
+        raise QuadranasError(
+            f"pretrained.frozen_stages {frozen} needs a pre-trained network",
+            "Name one with --init, or leave the key out.",
+        )
+    if frozen > number:
+        raise QuadranasError(
+            f"pretrained.frozen_stages is {frozen}; space {space.name} has {number} stages",
+            f"Set it to at most {number}.",
         )
 
 

@@ -30,6 +30,7 @@ def weight_step(
     """One training step of the weights on the current path.
 
     Args:
+        optimizer: its groups may have an `lr_factor`, by which their rate is multiplied.
         parameters: those on the current path; the others have no gradient and do not change.
         engine: the hardware on which network and batch lie; by default the processor.
         begin: called before each part of the batch passes through the network.
@@ -37,7 +38,7 @@ def weight_step(
     """
     engine = engine or Engine()
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     loss, results = loss or label_loss(config), []
     for part in batch.parts():
         if begin is not None:

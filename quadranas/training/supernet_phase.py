@@ -15,7 +15,6 @@ from quadranas.runs.records import Metrics
 from quadranas.seeds import derived_seed, generator_for
 from quadranas.strategies.limits import reachable_ms
 from quadranas.supernet.budget_controller import BudgetController
-from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
@@ -23,6 +22,7 @@ from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
 from quadranas.training.distillation import loss_for
+from quadranas.training.inheritance import Inheritance
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
 from quadranas.training.second_order import SecondOrderWarmup
@@ -65,7 +65,7 @@ class SupernetTraining:
     """Warm-up with random paths, then weight steps alternating with architecture steps.
 
     Args:
-        embedding: what the supernet took from a pre-trained network; None if it is untrained.
+        inheritance: which weights come from a pre-trained network; None if all are random.
     """
 
     name = "supernet"
@@ -77,7 +77,7 @@ class SupernetTraining:
         supernet: Supernet,
         engine: Engine | None = None,
         teacher: Teacher | None = None,
-        embedding: Embedding | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
@@ -111,15 +111,20 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
-        if embedding is not None:
+        self.inheritance = inheritance
+        if inheritance is not None:
+            inheritance.freeze(supernet.network)
             tensors = [*supernet.network.parameters(), *supernet.network.buffers()]
             self.engine.processes.share(tensors)
         self.warmup = SecondOrderWarmup(
             supernet,
-            round(config.weights.second_order_warmup * self.num_steps),
+            0 if inheritance else round(config.weights.second_order_warmup * self.num_steps),
             self.engine.accelerator.put,
         )
-        self.optimizer = build_optimizer(supernet, config.weights)
+        if inheritance is None:
+            self.optimizer = build_optimizer(supernet, config.weights)
+        else:
+            self.optimizer = inheritance.supernet_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
         )
@@ -137,6 +142,8 @@ class SupernetTraining:
         """One weight step and, after the warm-up, an architecture step when it is due."""
         self.supernet.train()
         self.warmup.begin(number)
+        if self.inheritance is not None:
+            self.inheritance.warm_up(self.optimizer, number, self.num_steps)
         seed, weights = self.config.seed, self.config.weights
         sample = self.supernet.gates.sample_path(generator_for(seed, "path", number))
         self.supernet.set_sample(sample)
