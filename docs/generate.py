@@ -30,6 +30,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
 from quadranas.runs.config_file import Header
+from quadranas.runs.pretrained_record import PretrainedRecord
 from quadranas.runs.recipe import Recipe
 from quadranas.runs.records import Epoch
 from quadranas.space.architecture import Architecture
@@ -83,7 +84,7 @@ def pages() -> tuple[Page, ...]:
         for m in pkgutil.iter_modules(quadranas.commands.__path__, "quadranas.commands.")
     )
     found = [model for module in (results, *modules) for model in _models(module, CommandResult)]
-    records = (GateScores, Conditions, Epoch, Preprocessing, StepRecord)
+    records = (GateScores, Conditions, Epoch, Preprocessing, PretrainedRecord, StepRecord)
     return (
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
         Page("recipe", "Recipes", (Recipe,)),

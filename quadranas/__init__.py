@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.run import RunResult as RunResult
     from quadranas.commands.run import run as run
     from quadranas.commands.search import search as search
+    from quadranas.commands.space_from import SpaceFromResult as SpaceFromResult
+    from quadranas.commands.space_from import space_from as space_from
     from quadranas.commands.train import train as train
     from quadranas.commands.validate_lut import ValidateLutResult as ValidateLutResult
     from quadranas.commands.validate_lut import validate_lut as validate_lut
@@ -81,6 +83,7 @@ _HOMES = {
     "profile": "quadranas.commands.profile",
     "convert": "quadranas.commands.convert",
     "adapt": "quadranas.commands.adapt",
+    "space_from": "quadranas.commands.space_from",
     "inspect": "quadranas.commands.inspect",
     "describe_data": "quadranas.commands.data",
     "recipes": "quadranas.commands.recipes",
@@ -106,6 +109,7 @@ _HOMES = {
     "ConvertResult": "quadranas.commands.convert",
     "ReduceResult": "quadranas.commands.convert",
     "AdaptResult": "quadranas.commands.adapt",
+    "SpaceFromResult": "quadranas.commands.space_from",
     "InspectResult": "quadranas.commands.inspect",
     "DataResult": "quadranas.commands.data",
     "RecipesResult": "quadranas.commands.recipes",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from quadranas.layers.convnext import QuadraticConvNeXt
 from quadranas.layers.quadranet import ChannelNorm, FeedForward, QuadraticDepthwise
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLayer
 
@@ -45,19 +46,24 @@ class DecomposedNorm(nn.Module):
 
 
 class ConvolutionalFeedForward(nn.Module):
-    """A feed-forward part as 1x1 convolutions, with the layer scale folded into the last one."""
+    """A feed-forward part as 1x1 convolutions, with the layer scale folded into the last one.
 
-    def __init__(self, part: "FeedForward | UnscaledFeedForward") -> None:
+    Attributes:
+        before: the depthwise convolution before the part, in a ConvNeXt block.
+    """
+
+    def __init__(self, part: "FeedForward | QuadraticConvNeXt | UnscaledFeedForward") -> None:
         super().__init__()
+        self.before = _before(part)
         self.norm = ChannelNorm(part.norm.normalized_shape[0]).to(part.norm.weight.dtype)
         self.norm.load_state_dict(part.norm.state_dict())
         self.expand, self.project = map(_pointwise, (part.expand, part.project))
-        if isinstance(part, FeedForward):
+        if isinstance(part, FeedForward | QuadraticConvNeXt):
             _scale([self.project], part.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""
-        out: Tensor = self.project(functional.gelu(self.expand(self.norm(x))))
+        out: Tensor = self.project(functional.gelu(self.expand(self.norm(self.before(x)))))
         return x + out
 
 
@@ -76,16 +82,21 @@ class UnscaledDepthwise(nn.Module):
 
 
 class UnscaledFeedForward(nn.Module):
-    """Second half of a QuadraBlock, with the layer scale folded into the last linear layer."""
+    """Second half of a QuadraBlock, with the layer scale folded into the last linear layer.
 
-    def __init__(self, part: FeedForward) -> None:
+    Attributes:
+        before: the depthwise convolution before it, in a ConvNeXt block.
+    """
+
+    def __init__(self, part: FeedForward | QuadraticConvNeXt) -> None:
         super().__init__()
+        self.before = _before(part)
         self.norm, self.expand, self.project = part.norm, part.expand, part.project
         _scale(_scaled_branches(part.project), part.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H, W)."""
-        pixels = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+        pixels = self.norm(self.before(x).permute(0, 2, 3, 1))  # (B, H, W, C)
         out: Tensor = self.project(functional.gelu(self.expand(pixels)))
         return x + out.permute(0, 3, 1, 2)  # (B, C, H, W)
 
@@ -142,6 +153,7 @@ def fold_layer_scale(network: nn.Module) -> nn.Module:
         )
 
     network = _replaced(network, folds(QuadraticDepthwise, "conv"), UnscaledDepthwise)
+    network = _replaced(network, folds(QuadraticConvNeXt, "project"), UnscaledFeedForward)
     return _replaced(network, folds(FeedForward, "project"), UnscaledFeedForward)
 
 
@@ -158,7 +170,7 @@ def linear_as_convolution(network: nn.Module) -> nn.Module:
 
     def matches(module: nn.Module) -> bool:
         return (
-            isinstance(module, FeedForward | UnscaledFeedForward)
+            isinstance(module, FeedForward | QuadraticConvNeXt | UnscaledFeedForward)
             and type(module.norm) is nn.LayerNorm
             and all(type(layer) is nn.Linear for layer in (module.expand, module.project))
         )
@@ -232,6 +244,12 @@ def _scale(layers: Iterable[nn.Module], gamma: Tensor) -> None:
         for parameter in layer.parameters(recurse=False):
             shape = (-1, *(1 for _ in parameter.shape[1:]))
             parameter.data = parameter.detach() * gamma.detach().reshape(shape)
+
+
+def _before(part: "FeedForward | QuadraticConvNeXt | UnscaledFeedForward") -> nn.Module:
+    if isinstance(part, UnscaledFeedForward):
+        return part.before
+    return part.conv if isinstance(part, QuadraticConvNeXt) else nn.Identity()
 
 
 def _pointwise(layer: nn.Module) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The commands that replace layers of networks: convert and adapt."""
+"""The commands that replace layers of networks, or make spaces of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -242,8 +242,51 @@ def _adaptation_text(result: "AdaptResult") -> str:
     return "\n".join(lines)
 
 
+def space_from(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="Pre-trained network: a run folder, a file of weights or timm:NAME.",
+        ),
+    ],
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Image size for which latencies are counted, in pixels. Default: that of the "
+            "network, 224 if it is unknown.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="New YAML file, after which the space is named. Default: named after WEIGHTS.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a search space around a pre-trained network, for search --init."""
+    from quadranas.commands.space_from import space_from as run_space_from
+    from quadranas.runs.next_command import proposed
+
+    result = run_space_from(source, output=output, resolution=resolution)
+    print_result(
+        result,
+        as_json,
+        lambda made: (
+            f"space {made.path}: {made.architectures:,} networks around a {made.family} of the "
+            f"widths {', '.join(map(str, made.widths))}, at {made.resolution} pixels"
+        ),
+        lambda made: proposed("build-lut", device="cpu", space=made.path),
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "adapt": adapt,
+    "space-from": space_from,
 }
 """The commands of this file by name."""

@@ -71,6 +71,14 @@ DeviceOrRun = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        help="Pre-trained network to start from: a run folder, a file of weights or timm:NAME.",
+        rich_help_panel=TRAINING,
+    ),
+]
 TrainResolution = Annotated[
     int | None,
     typer.Option(
@@ -93,6 +101,7 @@ def search(
     seed: Seed = None,
     config: ConfigFile = None,
     recipe: Recipe = None,
+    init: Init = None,
     teacher: Teacher = None,
     holdout: Holdout = None,
     keep: Keep = None,
@@ -124,6 +133,7 @@ def search(
         data=data,
         val=val,
         seed=seed,
+        init=init,
         table=table,
         train_resolution=train_resolution,
         max_params=max_params,

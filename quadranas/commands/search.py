@@ -10,6 +10,11 @@ import torch
 from quadranas import __version__
 from quadranas.acceleration.engine import Engine, engine_for
 from quadranas.acceleration.processes import Processes, together
+from quadranas.conversion.pretrained_network import (
+    PretrainedNetwork,
+    kept_pretrained,
+    open_pretrained,
+)
 from quadranas.data.identity import EarlierData
 from quadranas.files import dump_yaml, write_atomically
 from quadranas.measurement.verification import measure_network
@@ -20,6 +25,7 @@ from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
+from quadranas.runs.pretrained_record import noted
 from quadranas.runs.results import SearchResult, read_as
 from quadranas.runs.resume import (
     RunStart,
@@ -35,15 +41,18 @@ from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture, judgement
 from quadranas.strategies.exact import Decoded, decode_best
+from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.inheritance import Inheritance, optimizer_for
+from quadranas.training.initial_weights import InitialWeights, report_initial
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
 from quadranas.training.resolution_phase import equivalent_steps, train_network
 from quadranas.training.search_setup import SearchSetup, prepare_search
 from quadranas.training.supernet_phase import SupernetTraining
-from quadranas.training.teacher import Teacher, open_teacher
+from quadranas.training.teacher import Teacher, open_teacher, pretrained_teacher
 from quadranas.training.tracking import Tracker, check_tracking, tracking
 
 
@@ -98,6 +107,7 @@ class _Agreed:
         copies, earlier: see `prepare_search`.
         is_device_named: whether the caller named the device.
         threads: number of threads of every process.
+        pretrained: the network to start from; None to start from scratch.
     """
 
     config: SearchConfig
@@ -105,12 +115,14 @@ class _Agreed:
     earlier: EarlierData | None
     is_device_named: bool
     threads: int
+    pretrained: PretrainedNetwork | None
 
     @classmethod
     def of(cls, start: RunStart[SearchConfig], is_device_named: bool) -> "_Agreed":
         copies = start.folder.path.absolute() if start.resuming else None
         threads = torch.get_num_threads()
-        return cls(start.config, copies, start.earlier, is_device_named, threads)
+        pretrained = _pretrained(start)
+        return cls(start.config, copies, start.earlier, is_device_named, threads, pretrained)
 
     def prepare(
         self, reporter: Reporter, processes: Processes
@@ -120,11 +132,15 @@ class _Agreed:
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,
+            pretrained=self.pretrained,
         )
         check_tracking(setup.config)
         check_batch_size(setup.config, processes)
         check_agreement(setup.config, setup.dataset, processes)
-        teacher = open_teacher(setup.config, setup.dataset, setup.augmenter(), engine)
+        about = (setup.config, setup.dataset, setup.augmenter(), engine)
+        teacher = open_teacher(*about)
+        if teacher is None and setup.initial is not None and setup.initial.uses_head:
+            teacher = pretrained_teacher(setup.initial.network, *about)
         return setup, engine, teacher
 
 
@@ -132,20 +148,39 @@ def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) 
     """Train, decide and write, as the main process or the only one."""
     setup, engine, teacher = agreed.prepare(start.reporter, processes)
     supernet = _supernet(setup)
-    if not start.resuming:
-        SupernetTraining(setup, supernet).check()  # before anything is written
+    if not start.resuming:  # before anything is written
+        SupernetTraining(setup, supernet).check()
+    inheritance = _inheritance(setup, supernet)
     start.create(setup.config, supernet, setup.dataset, engine)
     _keep_inputs(start.folder, setup)
-    training = SupernetTraining(setup, supernet, engine, teacher)
+    if setup.initial is not None and inheritance is not None:
+        is_teacher = teacher is not None and setup.config.teacher is None
+        _keep_initial(start, setup.initial, supernet, inheritance.embedding, is_teacher=is_teacher)
+    training = SupernetTraining(setup, supernet, engine, teacher, inheritance)
     with tracking(setup.config, start.folder, start.reporter) as tracker:
         run = _SearchRun(setup, training, start.folder, start.reporter, tracker)
         run.train(processes.from_main(start.checkpoint()))
+
+
+def _pretrained(start: RunStart[SearchConfig]) -> PretrainedNetwork | None:
+    """The network to start from; when resuming, the copy in the run folder if there is one."""
+    if start.config.init is None:
+        return None
+    kept = kept_pretrained(start.folder.path) if start.resuming else None
+    return kept or open_pretrained(start.config.init)
 
 
 def _supernet(setup: SearchSetup) -> Supernet:
     seed = derived_seed(setup.config.seed, "supernet")
     nested = setup.config.supernet.weights == "nested"
     return build_supernet(setup.space, seed=seed, nested=nested)
+
+
+def _inheritance(setup: SearchSetup, supernet: Supernet) -> Inheritance | None:
+    """Fill a new supernet with the weights of the pre-trained network, if there is one."""
+    if setup.initial is None:
+        return None
+    return setup.initial.fill(supernet, setup.config.pretrained)
 
 
 def _follow(processes: Processes) -> SearchResult:
@@ -156,7 +191,8 @@ def _follow(processes: Processes) -> SearchResult:
         torch.set_num_threads(agreed.threads)
         setup, engine, teacher = agreed.prepare(silent, processes)
         supernet = _supernet(setup)
-        training = SupernetTraining(setup, supernet, engine, teacher)
+        inheritance = _inheritance(setup, supernet)
+        training = SupernetTraining(setup, supernet, engine, teacher, inheritance)
         _SearchRun(setup, training, None, silent).train(processes.from_main())
     return processes.from_main()
 
@@ -169,6 +205,21 @@ def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
     if not (folder / layout.SPACE).is_file():
         content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
         write_atomically(folder / layout.SPACE, dump_yaml(content))
+
+
+def _keep_initial(
+    start: RunStart[SearchConfig],
+    initial: InitialWeights,
+    supernet: Supernet,
+    embedding: Embedding,
+    *,
+    is_teacher: bool,
+) -> None:
+    """Say what was used of the pre-trained network, and copy it, if it is not there already."""
+    if not (start.folder / layout.PRETRAINED).is_file():
+        note = initial.note(supernet, embedding, is_teacher=is_teacher)
+        report_initial(note, initial.network.notes, start.reporter)
+        initial.network.keep(start.folder.path, note)
 
 
 @dataclass(frozen=True)
@@ -265,14 +316,17 @@ class _SearchRun:
     def _finetuning(self, architecture: Architecture) -> NetworkTraining:
         """The training of the derived network, which starts from the weights it inherits."""
         config = self.setup.config
-        network = build_subnet(architecture)
+        network, inheritance = build_subnet(architecture), self.supernet_training.inheritance
         if self.folder is not None:
             load_weights(network, self.folder / layout.INHERITED)
+        if inheritance is not None:
+            inheritance.freeze(network)
         return NetworkTraining.configured(
             *("finetune", network, self.setup.dataset, config),
             num_epochs=config.schedule.finetune_epochs,
             engine=self.engine,
             teacher=self.supernet_training.teacher,
+            make_optimizer=optimizer_for(inheritance),
         )
 
     def _finish(self, architecture: Architecture, network: Network) -> None:
@@ -292,6 +346,7 @@ class _SearchRun:
         result = SearchResult.of(
             *(folder.path, architecture, setup.priced, setup.contract, measured),
             **tested,
+            pretrained=noted(folder.path),
             notes=notes_of(folder.path),
             seed=setup.config.seed,
             versions={"quadranas": __version__, "torch": torch.__version__},

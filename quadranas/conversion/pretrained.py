@@ -7,6 +7,7 @@ ConvNeXt, Liu et al., CVPR 2022 (arXiv:2201.03545), whose blocks have the layers
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,8 @@ def load_pretrained(model: nn.Module, source: str | Path) -> WeightReport:
         MissingExtraError: timm is needed and not installed.
     """
     text = str(source)
-    if text.startswith(TIMM):
-        found = Found(_timm_tensors(text.removeprefix(TIMM)))
-    else:
-        found = read_tensors(Path(source))
+    from_timm = text.startswith(TIMM)
+    found = Found(load_timm(text).tensors) if from_timm else read_tensors(Path(source))
     tensors, own = found.tensors, model.state_dict()
     published = _published_names(own)
     if not _same(tensors, own) and published:
@@ -222,12 +221,39 @@ def _official_name(name: str) -> str:
     return name
 
 
-def _timm_tensors(name: str) -> dict[str, Tensor]:
+class TimmWeights(NamedTuple):
+    """Pre-trained weights of timm.
+
+    Args:
+        tensors: by timm's names.
+        mean, std: the normalisation of their images.
+        resolution: size of their images, in pixels.
+    """
+
+    tensors: dict[str, Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resolution: int
+
+
+def load_timm(name: str) -> TimmWeights:
+    """Pre-trained weights that timm downloads.
+
+    Args:
+        name: a model of timm, as `timm:NAME`.
+
+    Raises:
+        QuadranasError: timm cannot supply them.
+        MissingExtraError: timm is not installed.
+    """
     require_extra("timm", "timm")
     import timm
 
+    name = name.removeprefix(TIMM)
     try:
-        tensors: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        network = timm.create_model(name, pretrained=True)
+        images = timm.data.resolve_model_data_config(network)
     except Exception as error:  # timm, huggingface_hub and the network each raise their own
         raise QuadranasError(f"timm cannot supply {name!r}: {error}") from error
-    return tensors
+    size = images["input_size"][-1]
+    return TimmWeights(network.state_dict(), images["mean"], images["std"], size)

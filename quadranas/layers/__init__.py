@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import nn
 
+from quadranas.layers.convnext import QuadraticConvNeXt
 from quadranas.layers.mbconv import ConvBN, LinearHead, MBConv
 from quadranas.layers.quadranet import (
     Downsample,
@@ -26,6 +27,7 @@ OPS: dict[str, OpFactory] = {
     "downsample": Downsample,
     "quadratic_depthwise": QuadraticDepthwise,
     "feed_forward": FeedForward,
+    "quadratic_convnext": QuadraticConvNeXt,
     "norm_head": NormHead,
     "conv_bn": ConvBN,
     "mbconv": MBConv,

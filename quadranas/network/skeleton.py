@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Network(nn.Module):
             network.
         checkpointing: in training, store only the inputs of blocks for the backward pass, which
             computes the blocks again. Random numbers inside of blocks have to be set before.
+        frozen: names of blocks that are always in evaluation mode.
         feature_channels: number of channels of every feature map that `features` returns.
         feature_strides: ratio of the images' size to that of each map.
     """
@@ -46,6 +48,7 @@ class Network(nn.Module):
             raise QuadranasError(f"a block has an impossible name: {error}") from error
         self.architecture = architecture
         self.checkpointing = False
+        self.frozen: frozenset[str] = frozenset()
         maps = () if architecture is None else feature_maps(architecture)
         self.feature_channels = tuple(found.channels for found in maps)
         self.feature_strides = tuple(found.stride for found in maps)
@@ -58,6 +61,13 @@ class Network(nn.Module):
         for block in self.blocks.values():
             x = block(x) if stores else _checkpointed(block, x)
         return x
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all blocks but the frozen ones."""
+        super().train(mode)
+        for name in self.frozen:
+            self.blocks[name].eval()
+        return self
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The feature maps of the stages, highest resolution first; the head is not computed.

@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from quadranas.errors import printable
 from quadranas.reports.page import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SOFT, plot
-from quadranas.reports.run_view import EXPANDING, SEARCHED, TIMES, BlockView, fixed_ms, op_label
+from quadranas.reports.run_view import SEARCHED, TIMES, BlockView, fixed_ms, op_label
 from quadranas.runs.records import Epoch
-from quadranas.space.operation import OpSpec
+from quadranas.space.operation import EXPANDING, OpSpec
 
 PARTS = {
     "patch_stem": ("stem", "#7d8590"),
@@ -23,6 +23,7 @@ PARTS = {
     "downsample": ("downsampling", "#b8bfc7"),
     "quadratic_depthwise": ("quadratic convolutions", "#2f6fa8"),
     "feed_forward": ("feed-forward", "#e0a03c"),
+    "quadratic_convnext": ("quadratic ConvNeXt blocks", "#2f6fa8"),
     "mbconv": ("inverted bottlenecks", "#2f6fa8"),
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),

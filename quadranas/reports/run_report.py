@@ -35,6 +35,7 @@ from quadranas.reports.run_view import (
     read_run,
 )
 from quadranas.runs import layout
+from quadranas.runs.pretrained_record import computed_alike
 from quadranas.runs.results import SearchResult
 from quadranas.space.search_space import Slot
 from quadranas.strategies.limits import MIN_USE, reachable_ms
@@ -68,6 +69,7 @@ def _page(run: Run) -> str:
         "The network": _network(run),
         "Latency": _latency(run),
         "Training": _training(run),
+        **_pretrained(run),
         **_inspection(run),
         **({} if run.is_training else {"Other budgets": _front(run)}),
         "Blocks": _block_table(run),
@@ -195,6 +197,28 @@ def _training(run: Run) -> str:
 def _inspection(run: Run) -> dict[str, str]:
     """The section about inspections; empty for a run without any."""
     return {"Inside the layers": inspection_section(run.records)} if run.records else {}
+
+
+def _pretrained(run: Run) -> dict[str, str]:
+    """The section about the network that a search started from; empty without one."""
+    note = run.pretrained
+    if note is None:
+        fault = layout.PRETRAINED in run.faults
+        return {"Pre-trained weights": _why_not(run, layout.PRETRAINED)} if fault else {}
+    names = ("part", "used", "sliced", "dropped", "new")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(getattr(part, name))}</td>" for name in names) + "</tr>"
+        for part in note.parts
+    )
+    text = f"Started from {escape(note.source)} ({escape(note.family)}, digest {note.digest}). "
+    if note.deviations:
+        text += f"Not embedded exactly: {escape('; '.join(note.deviations))}. "
+    if note.max_difference is not None:
+        text += f"Before any step the largest sub-network {escape(computed_alike(note))}. "
+    text += "It is the teacher too." if note.is_teacher else "It is not the teacher."
+    table = f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    return {"Pre-trained weights": table + note_line(text)}
 
 
 def _front(run: Run) -> str:

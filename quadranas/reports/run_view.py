@@ -22,10 +22,11 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import check_conditions, load_table
 from quadranas.runs import layout
 from quadranas.runs.config_file import read_config_file
+from quadranas.runs.pretrained_record import PretrainedNote, load_pretrained_record
 from quadranas.runs.records import Epoch, read_epochs
 from quadranas.runs.results import DeriveResult, Result, read_result
 from quadranas.space.architecture import Architecture, load_architecture
-from quadranas.space.operation import OpSpec
+from quadranas.space.operation import DEPTHWISE, EXPANDING, OpSpec
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_whole_space
 from quadranas.strategies.exact import decode
@@ -42,8 +43,7 @@ RUN_FILES = (
     layout.RESULT,
 )
 NUM_BUDGETS = 15
-SEARCHED = ("quadratic_depthwise", "feed_forward", "mbconv")
-EXPANDING = ("feed_forward", "mbconv")
+SEARCHED = {*DEPTHWISE, *EXPANDING}
 TIMES = "\N{MULTIPLICATION SIGN}"
 Content = TypeVar("Content")
 
@@ -86,6 +86,7 @@ class Run:
     Args:
         config_text: the text of `config.yaml`, even if it is not valid YAML.
         dropped_lines: number of lines of `metrics.jsonl` that are not records.
+        pretrained: how a search used the network that it started from.
         faults: per file, why its content is not shown.
     """
 
@@ -100,6 +101,7 @@ class Run:
     result: Result | None
     class_names: tuple[str, ...]
     records: tuple[StepRecord, ...]
+    pretrained: PretrainedNote | None
     faults: dict[str, str]
 
     @property
@@ -271,6 +273,9 @@ def read_run(run: Path) -> Run:
     records: tuple[StepRecord, ...] = ()
     if (run / layout.RECORDS).exists():  # without an inspection there is nothing amiss
         records = read(layout.RECORDS, lambda path: read_records(run)) or ()
+    pretrained: PretrainedNote | None = None
+    if (run / layout.PRETRAINED).exists():
+        pretrained = read(layout.PRETRAINED, load_pretrained_record)
     class_names: tuple[str, ...] = ()
     if (run / layout.PREPROCESSING).exists():  # only an unfinished search needs it
         class_names = read(layout.PREPROCESSING, _class_names) or ()
@@ -286,6 +291,7 @@ def read_run(run: Path) -> Run:
         result=read(layout.RESULT, lambda path: read_result(run)),
         class_names=class_names,
         records=records,
+        pretrained=pretrained,
         faults=faults,
     )
 

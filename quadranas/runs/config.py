@@ -81,7 +81,7 @@ class DistillationConfig(Frozen):
 
     Args:
         weight: share of the loss that compares with the teacher, from 0 to 1; the rest compares
-            with the labels.
+            with the labels. 0: the network of `init` is no teacher.
         temperature: number by which both logits are divided before they are compared.
     """
 
@@ -123,6 +123,24 @@ class SupernetConfig(Frozen):
     sandwich: int = Field(default=0, ge=0, le=MAX_COUNT)
     distillation: bool = False
     near_budget: float = Field(default=0.0, ge=0, le=1)
+
+
+class PretrainedConfig(Frozen):
+    """How weights are trained in a search that starts from a pre-trained network (`init`).
+
+    Args:
+        rate: learning rate of the weights that come from it, as a factor of that of new weights.
+        quadratic_rate: learning rate of quadratic factors that are added to a first-order
+            network, as a factor of that of new weights.
+        quadratic_warmup: share of the supernet's steps in which that rate rises from 0.
+        frozen_stages: number of stages, from the input, whose weights and statistics do not
+            change; new blocks in them stay the identity.
+    """
+
+    rate: float = Field(default=0.1, gt=0, le=1)
+    quadratic_rate: float = Field(default=0.3, gt=0, le=MAX_RATE)
+    quadratic_warmup: float = Field(default=0.2, ge=0, le=1)
+    frozen_stages: int = Field(default=0, ge=0, le=MAX_COUNT)
 
 
 class ScheduleConfig(Frozen):
@@ -199,7 +217,8 @@ class TrainingConfig(DataConfig):
             a network.
         teacher: the network whose outputs are learned beside the labels (distillation): a run
             folder, an architecture or a model's name with `teacher_weights`, `timm:NAME`, or an
-            ONNX file, which ONNX Runtime computes on the processor. Null: none.
+            ONNX file, which ONNX Runtime computes on the processor. Null: the network of `init`
+            if its classes are those of the data, otherwise none.
         teacher_weights: file with the weights of the teacher, if it does not bring its own.
         teacher_resolution: image size for the teacher, in pixels. Null: its own.
         distillation: how the network learns from the teacher.
@@ -241,6 +260,8 @@ class SearchConfig(TrainingConfig):
         budget: the latency budget, such as `30ms`, `0.3s` or `250us`; required to begin a search.
         space: a shipped search space, or the path of a YAML file.
         table: latency table to use instead of the default one.
+        init: the pre-trained network from which all candidates get their first weights: a run
+            folder, a `.safetensors` file, a torch file of tensors, or `timm:NAME`. Null: none.
         max_params, max_macs: upper limit on the number of parameters and of multiply-accumulates;
             null: no limit.
         confidence: probability that the measured latency is within the budget, from 0.5 to 1;
@@ -248,6 +269,7 @@ class SearchConfig(TrainingConfig):
         tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         candidates: number of networks that the gates prefer most, of which the one with the best
             accuracy on held-out training images is chosen.
+        pretrained: how weights from `init` are trained.
         schedule: number of epochs of each phase.
         supernet: what the candidates have in common.
         gates: how architecture parameters are trained.
@@ -257,11 +279,13 @@ class SearchConfig(TrainingConfig):
     budget: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     space: PathText = DEFAULT_SPACE
     table: PathText | None = None
+    init: PathText | None = None
     max_params: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
     candidates: int = Field(default=DEFAULT_CANDIDATES, ge=1, le=MAX_CANDIDATES)
+    pretrained: PretrainedConfig = PretrainedConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     supernet: SupernetConfig = SupernetConfig()
     gates: GateConfig = GateConfig()

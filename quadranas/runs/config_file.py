@@ -59,6 +59,8 @@ def is_place(key: str, value: Any) -> bool:
         return False
     if key == "teacher":  # a run folder, a file, or a name
         return not value.startswith("timm:") and Path(value).exists()
+    if key == "init":  # the same, and the run folder keeps a copy
+        return not value.startswith("timm:")
     return key in PATHS or (key in NAMES_OR_PATHS and value.endswith((".yaml", ".yml")))
 
 

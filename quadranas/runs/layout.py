@@ -56,6 +56,13 @@ PREPROCESSING = "preprocessing.json"
 """How images are prepared for the network (`Preprocessing`); written by search, derive, train,
 convert and adapt, if the images are known."""
 
+PRETRAINED = "pretrained.json"
+"""The network that a search started from, and how it was used (`PretrainedRecord`); written by
+search if there is one."""
+
+PRETRAINED_WEIGHTS = "pretrained.safetensors"
+"""The weights of that network."""
+
 RANKING = "importance.json"
 """The ranking of the layers: `data`, `num_images`, `removed`, `reverted` and `ranking` of
 `ReduceResult`; written by convert."""

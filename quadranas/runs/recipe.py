@@ -33,6 +33,7 @@ OF_A_RUN = {
         "budget",
         "space",
         "table",
+        "init",
         "recipe",
         "teacher",
         "teacher_weights",

@@ -13,6 +13,7 @@ from quadranas.latency.table_files import PricedTable
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
 from quadranas.runs.next_command import resume_command, train_command
+from quadranas.runs.pretrained_record import PretrainedNote
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.validation import CommandResult, Frozen, validate
@@ -238,10 +239,12 @@ class SearchResult(DeriveResult, TrainedResult):
 
     Args:
         seed: random seed of the run; None in results of version 0.1.0.
+        pretrained: how it used the network that it started from; None if it started from scratch.
         versions: versions of the packages that affect the result.
     """
 
     seed: int | None = None
+    pretrained: PretrainedNote | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     def derive(

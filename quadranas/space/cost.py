@@ -156,6 +156,20 @@ def _feed_forward(spec: OpSpec) -> list[Primitive]:
     ]
 
 
+def _quadratic_convnext(spec: OpSpec) -> list[Primitive]:
+    channels, hidden, size = spec.in_channels, spec.hidden_channels, spec.resolution
+    branch = _depthwise(channels, spec.kernel_size, size, stride=1, bias=True)
+    return [
+        *_quadratic(branch, size),
+        _layer_norm(channels, size),
+        _conv(channels, hidden, 1, size, stride=1, bias=True),
+        _elementwise(hidden, size, num_inputs=1),
+        _conv(hidden, channels, 1, size, stride=1, bias=True),
+        _folded(channels, params_per_channel=1),
+        _elementwise(channels, size, num_inputs=2),
+    ]
+
+
 def _norm_head(spec: OpSpec) -> list[Primitive]:
     channels = spec.in_channels
     return [
@@ -204,6 +218,7 @@ PRIMITIVES: dict[str, Callable[[OpSpec], list[Primitive]]] = {
     "downsample": _downsample,
     "quadratic_depthwise": _quadratic_depthwise,
     "feed_forward": _feed_forward,
+    "quadratic_convnext": _quadratic_convnext,
     "norm_head": _norm_head,
     "conv_bn": _conv_bn,
     "mbconv": _mbconv,

@@ -65,7 +65,7 @@ class OpSpec(Frozen):
         parts = [f"{self.kind} {self.in_channels}->{self.out_channels}", f"r{self.resolution}"]
         parts += [f"k{self.kernel_size}"] if self.kernel_size > 1 else []
         parts += [f"s{self.stride}"] if self.stride > 1 else []
-        parts += [f"e{self.expand_ratio:g}"] if self.kind in ("feed_forward", "mbconv") else []
+        parts += [f"e{self.expand_ratio:g}"] if self.kind in EXPANDING else []
         parts += [f"q{self.num_quadratic}"] if self.num_quadratic else []
         return " ".join(parts)
 
@@ -111,6 +111,9 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
         _same_shape(spec) or _odd_kernel(spec) or _unused(spec, *EXPANSION)
     ),
     "feed_forward": lambda spec: _same_shape(spec) or _unused(spec, *WINDOW) or _hidden(spec),
+    "quadratic_convnext": lambda spec: (
+        _same_shape(spec) or _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec)
+    ),
     "norm_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
     "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
     "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
@@ -119,3 +122,9 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
 
 HEADS = ("norm_head", "linear_head")
+
+DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
+"""Kinds with a depthwise convolution, whose kernel size a search chooses."""
+
+EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv")
+"""Kinds with hidden channels, whose number a search chooses."""

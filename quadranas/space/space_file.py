@@ -31,7 +31,8 @@ class SlotFile(Frozen):
     """A slot of every block of a stage; lists are the values to search over.
 
     Args:
-        kind: kind of the operation, such as `quadratic_depthwise`, `feed_forward` or `mbconv`.
+        kind: kind of the operation, such as `quadratic_depthwise`, `feed_forward`, `mbconv` or
+            `quadratic_convnext`.
         kernel_size: kernel sizes to search over, in pixels.
         expand_ratio: expansion ratios to search over: channels inside the operation, relative to
             its input's.

@@ -72,16 +72,17 @@ class SubnetEvaluator:
         self.supernet.set_choices(choices)
         if not self.norms:
             return
-        momenta = [norm.momentum for norm in self.norms]
-        for norm in self.norms:
+        self.supernet.train()
+        norms = [norm for norm in self.norms if norm.training]  # the others are frozen
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the average over all batches
-        self.supernet.train()
         for indices in self.calibration.split(CALIBRATION_BATCH):
             part = self.engine.processes.part(len(indices))
             pixels = self.engine.accelerator.put(self.images.batch(indices[part.start : part.end]))
             self.engine.logits(self.supernet, self.augmenter.plain(pixels))
-        for norm, momentum in zip(self.norms, momenta, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
     @contextmanager

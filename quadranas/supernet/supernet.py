@@ -10,6 +10,7 @@ from quadranas.acceleration.batch_norm import synchronize
 from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
+from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
 from quadranas.supernet.gates import KEEP, Gates, Sample, gate_infos
 from quadranas.supernet.nested import NestedCandidate, largest_of
@@ -27,7 +28,9 @@ class MixedOp(nn.Module):
     def __init__(self, slot: Slot, *, nested: bool) -> None:
         super().__init__()
         self.paths: tuple[nn.Module, ...]
-        if nested and len(slot.candidates) > 1:
+        self.specs = slot.candidates
+        self.is_nested = nested and len(slot.candidates) > 1
+        if self.is_nested:
             self.shared = build_op(largest_of(slot.candidates))
             self.paths = tuple(NestedCandidate(spec, self.shared) for spec in slot.candidates)
         else:
@@ -38,6 +41,18 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the active candidate."""
         return take(self.route, self.paths, x)
+
+    @property
+    def owners(self) -> tuple[tuple[OpSpec, nn.Module], ...]:
+        """The modules that hold weights, with their operations: all candidates, or `shared`."""
+        if self.is_nested:
+            return ((largest_of(self.specs), self.shared),)
+        return tuple(zip(self.specs, self.paths, strict=True))
+
+    @property
+    def nests_expansions(self) -> bool:
+        """Whether candidates are the first hidden units of a larger one."""
+        return self.is_nested and len({spec.expand_ratio for spec in self.specs}) > 1
 
 
 class MixedBlock(nn.Module):
@@ -105,17 +120,17 @@ class Supernet(nn.Module):
         assert isinstance(block, MixedBlock)
         return block
 
-    def _slots(self, name: str) -> list[MixedOp]:
+    def slots(self, name: str) -> list[MixedOp]:
+        """The slots of a block."""
         return [slot for slot in self._block(name).slots if isinstance(slot, MixedOp)]
 
     def _route(self, block: str, slot: int | None) -> Route:
-        return self._block(block).route if slot is None else self._slots(block)[slot].route
+        return self._block(block).route if slot is None else self.slots(block)[slot].route
 
     def shares_weights(self) -> Tensor:
         """Whether the candidates of a gate share weights, shape (num_gates, 1)."""
         nested = [
-            info.slot is not None
-            and isinstance(self._slots(info.block)[info.slot].paths[0], NestedCandidate)
+            info.slot is not None and self.slots(info.block)[info.slot].is_nested
             for info in self.gates.infos
         ]
         return torch.tensor(nested, dtype=torch.bool)[:, None]
@@ -163,7 +178,7 @@ class Supernet(nn.Module):
         for name in self.network.blocks:
             block = self._block(name)
             if block.route.active == KEEP:
-                yield from (slot.paths[slot.route.active] for slot in self._slots(name))
+                yield from (slot.paths[slot.route.active] for slot in self.slots(name))
 
     def active_parameters(self) -> list[nn.Parameter]:
         """The weights on the current path."""
@@ -172,7 +187,7 @@ class Supernet(nn.Module):
     def candidates(self) -> Iterator[tuple[str, nn.Module]]:
         """All candidates with their names, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
         for block in self.space.blocks:
-            for slot, mixed in zip(block.slots, self._slots(block.name), strict=True):
+            for slot, mixed in zip(block.slots, self.slots(block.name), strict=True):
                 for spec, candidate in zip(slot.candidates, mixed.paths, strict=True):
                     yield f"{block.name}: {spec}", candidate
 
@@ -185,7 +200,7 @@ class Supernet(nn.Module):
             if choice is SKIPPED:
                 continue
             for slot, mixed, index in zip(
-                block.slots, self._slots(block.name), choice, strict=True
+                block.slots, self.slots(block.name), choice, strict=True
             ):
                 prefix = f"blocks.{block.name}.{slot.candidates[index].kind}"
                 for name, tensor in mixed.paths[index].state_dict().items():

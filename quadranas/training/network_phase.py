@@ -33,6 +33,8 @@ from quadranas.training.selection import EpochChoice
 from quadranas.training.steps import weight_step
 from quadranas.training.teacher import Teacher
 
+MakeOptimizer = Callable[[Network, WeightConfig], torch.optim.Optimizer]
+
 MAX_ALARMS = 5
 """Maximum number of alarms printed per epoch."""
 
@@ -54,6 +56,7 @@ class NetworkTraining:
         checkpointing: compute the blocks again in the backward pass instead of storing them.
         is_new: whether the weights are untrained, so that second-order terms are warmed up.
         teacher, distillation: a network to learn from, and how.
+        make_optimizer: makes the optimiser of a network.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class NetworkTraining:
         is_new: bool = False,
         teacher: Teacher | None = None,
         distillation: DistillationConfig | None = None,
+        make_optimizer: MakeOptimizer = build_optimizer,
     ) -> None:
         self.name, self.dataset, self.augmenter = name, dataset, augmenter
         self.engine, self.is_compiled = engine or Engine(), compiled
@@ -99,7 +103,8 @@ class NetworkTraining:
         )
         self.steps_per_epoch = self.batches.per_epoch
         self.num_steps = self.batches.num_steps = num_epochs * self.steps_per_epoch
-        self.optimizer = optimizer or build_optimizer(network, weights)
+        self.make_optimizer = make_optimizer
+        self.optimizer = optimizer or make_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
         self.choice = choice or EpochChoice()
         self.teacher, self.distillation = teacher, distillation or DistillationConfig()
@@ -136,6 +141,7 @@ class NetworkTraining:
         engine: Engine,
         teacher: Teacher | None,
         is_new: bool = False,
+        make_optimizer: MakeOptimizer = build_optimizer,
     ) -> "NetworkTraining":
         """The training that the configuration of a run describes."""
         return cls(
@@ -152,6 +158,7 @@ class NetworkTraining:
             is_new=is_new,
             teacher=teacher,
             distillation=config.distillation,
+            make_optimizer=make_optimizer,
         )
 
     def _placed(self, network: Network) -> Network:

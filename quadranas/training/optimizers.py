@@ -26,7 +26,16 @@ def build_optimizer(network: nn.Module, config: WeightConfig) -> torch.optim.Opt
     with momentum, torch 2.13 then fails on parameters without gradient.)
     """
     parameters = [p for name, p in network.named_parameters() if name != "gates.alpha"]
-    groups = decay_groups(parameters, config.weight_decay)
+    return optimizer_of(decay_groups(parameters, config.weight_decay), config)
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: WeightConfig) -> torch.optim.Optimizer:
+    """The configured optimiser of parameter groups; see `build_optimizer`.
+
+    Args:
+        groups: those with `lr_factor` have this factor of the learning rate
+            (`quadranas.training.steps`).
+    """
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     return torch.optim.SGD(

@@ -22,7 +22,6 @@ from quadranas.runs import layout
 from quadranas.runs.run_folder import RunFolder
 from quadranas.training.loop import run_phase
 from quadranas.training.network_phase import NetworkTraining
-from quadranas.training.optimizers import build_optimizer
 from quadranas.training.tracking import Tracker
 
 MAX_GROWTH = 2.0
@@ -168,7 +167,7 @@ def _stages(first: NetworkTraining, num_images: int) -> dict[str, Callable[[], N
         batch_size=first.batch_size,
         num_images=min(num_images, len(first.dataset.train)),
     )
-    optimizer = build_optimizer(first.network, first.weights)
+    optimizer = first.make_optimizer(first.network, first.weights)
     return {
         stage.name: partial(_begin, first, optimizer, stages, index)
         for index, stage in enumerate(stages)

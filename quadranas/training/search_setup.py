@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from quadranas.conversion.pretrained_network import PretrainedNetwork
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.description import report_data
@@ -28,6 +29,7 @@ from quadranas.runs.config import (
     open_data,
 )
 from quadranas.runs.recipe import check_recipe, resolve_config
+from quadranas.space.matching import match_stages, stage_widths
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
     SpaceFile,
@@ -38,11 +40,16 @@ from quadranas.space.space_file import (
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
 from quadranas.training.held_out import hold_out
+from quadranas.training.initial_weights import InitialWeights
 
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """Space, budget, table, device and data of a search."""
+    """Space, budget, table, device and data of a search.
+
+    Args:
+        initial: the weights that it starts from; None for random ones.
+    """
 
     config: SearchConfig
     space_file: SpaceFile
@@ -52,6 +59,7 @@ class SearchSetup:
     limits: Limits
     device: Device
     dataset: Dataset
+    initial: InitialWeights | None = None
 
     @property
     def budget_ms(self) -> float:
@@ -70,6 +78,7 @@ def prepare_search(
     earlier: EarlierData | None = None,
     *,
     is_device_named: bool = True,
+    pretrained: PretrainedNetwork | None = None,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
@@ -79,6 +88,7 @@ def prepare_search(
         earlier: when resuming, the images of the run.
         is_device_named: whether the caller named the device; when resuming, it may be known from
             the run folder only.
+        pretrained: the network to start from; None to start from scratch.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -94,6 +104,8 @@ def prepare_search(
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
+    if pretrained is not None:
+        match_stages(build_space(space_file), pretrained.architecture, pretrained.source)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
     command = build_command(given.space, given.device)
@@ -111,9 +123,16 @@ def prepare_search(
     dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
+    initial = None
+    _check_frozen(given, space, pretrained)
+    if pretrained is not None:
+        dataset = pretrained.prepared(dataset)
+        initial = InitialWeights.of(pretrained, space, dataset)
     config = resolve_config(given, dataset)
     dataset = hold_out(dataset, config, reporter)
-    return SearchSetup(config, space_file, space, priced, contract, limits, device, dataset)
+    return SearchSetup(
+        *(config, space_file, space, priced, contract, limits, device, dataset), initial
+    )
 
 
 def _priced(
@@ -146,6 +165,27 @@ def _refuse_reach(device: Device, argument: str) -> None:
             f"the run's device {argument!r} is reached through {through}, and a run folder never "
             "chooses what is started or contacted",
             f"Name the device again: --device {shlex.quote(argument)}",
+        )
+
+
+def _check_frozen(
+    config: SearchConfig, space: SearchSpace, pretrained: PretrainedNetwork | None
+) -> None:
+    """Refuse frozen stages that do not exist, or whose weights would be random.
+
+    Raises:
+        QuadranasError: says how many there can be.
+    """
+    frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
+    if frozen and pretrained is None:
+        raise QuadranasError(
+            f"pretrained.frozen_stages {frozen} needs a pre-trained network",
+            "Name one with --init, or leave the key out.",
+        )
+    if frozen > number:
+        raise QuadranasError(
+            f"pretrained.frozen_stages is {frozen}; space {space.name} has {number} stages",
+            f"Set it to at most {number}.",
         )
 
 

@@ -32,6 +32,7 @@ def weight_step(
     """One training step of the weights on the current path.
 
     Args:
+        optimizer: its groups may have an `lr_factor`, by which their rate is multiplied.
         parameters: those on the current path; the others have no gradient and do not change.
         engine: the hardware on which network and batch lie; by default the processor.
         begin: called before each part of the batch passes through the network.
@@ -93,6 +94,6 @@ def joint_weight_step(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Have the next step of an optimiser use a learning rate."""
+    """Have the next step of an optimiser use a learning rate, times the factor of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)

@@ -23,6 +23,7 @@ from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.batches import Batches
 from quadranas.training.distillation import loss_for
+from quadranas.training.inheritance import Inheritance
 from quadranas.training.optimizers import build_optimizer, learning_rate_at
 from quadranas.training.search_setup import SearchSetup
 from quadranas.training.second_order import SecondOrderWarmup
@@ -62,7 +63,11 @@ def subnet_evaluator(
 
 
 class SupernetTraining:
-    """Warm-up with random paths, then weight steps alternating with architecture steps."""
+    """Warm-up with random paths, then weight steps alternating with architecture steps.
+
+    Args:
+        inheritance: which weights come from a pre-trained network; None if all are random.
+    """
 
     name = "supernet"
     is_inspected = False
@@ -73,6 +78,7 @@ class SupernetTraining:
         supernet: Supernet,
         engine: Engine | None = None,
         teacher: Teacher | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
         config, dataset = setup.config, setup.dataset
         self.engine = engine or Engine()
@@ -107,12 +113,20 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
+        self.inheritance = inheritance
+        if inheritance is not None:
+            inheritance.freeze(supernet.network)
+            tensors = [*supernet.network.parameters(), *supernet.network.buffers()]
+            self.engine.processes.share(tensors)
         self.warmup = SecondOrderWarmup(
             supernet,
-            round(config.weights.second_order_warmup * self.num_steps),
+            0 if inheritance else round(config.weights.second_order_warmup * self.num_steps),
             self.engine.accelerator.put,
         )
-        self.optimizer = build_optimizer(supernet, config.weights)
+        if inheritance is None:
+            self.optimizer = build_optimizer(supernet, config.weights)
+        else:
+            self.optimizer = inheritance.supernet_optimizer(supernet, config.weights)
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
         )
@@ -130,6 +144,8 @@ class SupernetTraining:
         """One weight step and, after the warm-up, an architecture step when it is due."""
         self.supernet.train()
         self.warmup.begin(number)
+        if self.inheritance is not None:
+            self.inheritance.warm_up(self.optimizer, number, self.num_steps)
         seed, weights = self.config.seed, self.config.weights
         result = joint_weight_step(
             self.supernet,

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from quadranas.acceleration.engine import Engine
 from quadranas.conversion.pretrained import TIMM, load_pretrained
+from quadranas.conversion.pretrained_network import PretrainedNetwork
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset, Triple
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
@@ -92,6 +93,30 @@ def open_teacher(
         teacher = _network_teacher(name, weights, engine)
     if config.teacher_resolution is not None:
         teacher = replace(teacher, resolution=config.teacher_resolution)
+    _check(teacher, dataset, augmenter, engine)
+    return teacher
+
+
+def pretrained_teacher(
+    network: PretrainedNetwork,
+    config: TrainingConfig,
+    dataset: Dataset,
+    augmenter: Augmenter,
+    engine: Engine,
+) -> Teacher | None:
+    """The network that a search starts from as its teacher; None if nothing is distilled.
+
+    Args:
+        dataset: with the normalisation of the network, if that is known.
+
+    Raises:
+        QuadranasError: the network refuses the images.
+    """
+    if not config.distillation.weight:
+        return None
+    size = config.teacher_resolution or network.resolution or dataset.resolution
+    forward = _forward(network.network(), engine)
+    teacher = Teacher(network.source, forward, size, class_names=network.class_names)
     _check(teacher, dataset, augmenter, engine)
     return teacher
 

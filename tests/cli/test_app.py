@@ -96,7 +96,8 @@ FAULTS: dict[str, str] = {
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
     "search --device device.yaml --budget 3ms": "device.yaml: precision: ",
     "search --device cpu --budget 3ms --space tiy": "unknown search space 'tiy'; accepted: "
-    "mbconv-mobile, quadranet-mobile, quadranet-tiny, toy; did you mean 'toy'?",
+    "convnext-quadratic, mbconv-mobile, quadranet-mobile, quadranet-tiny, toy; did you mean "
+    "'toy'?",
     "spaces tiy": "did you mean 'toy'?",
     "spaces --device vpuu": "did you mean 'vpu'?",
     "devices vpuu": "did you mean 'vpu'?",
@@ -319,8 +320,11 @@ KEYS: dict[str, set[str]] = {
         *("table", "plot", "summary"),
     },
     "merge-lut host.json host.json --output merged.json": {"path", "entries"},
-    "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
-    "search --resume --output run": RUN_KEYS | TRAINED_KEYS | {"seed", "versions"},
+    "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "pretrained", "versions"},
+    "search --resume --output run": {
+        *(RUN_KEYS | TRAINED_KEYS),
+        *("seed", "pretrained", "versions"),
+    },
     "derive run --device vpu --budget 1ms": RUN_KEYS,
     "explore run --strategy random --trials 2 --device vpu --budget 1ms": {
         *RUN_KEYS,
@@ -338,6 +342,7 @@ KEYS: dict[str, set[str]] = {
         *("folder", "adapted_from", "layers", "rank", "dilation", "train", "weights"),
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
     },
+    "space-from run": {"path", "name", "family", "resolution", "widths", "architectures"},
     "report run": {"run", "report"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "data pictures": {

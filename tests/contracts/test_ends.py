@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "predict": (["net.onnx"], {"--device": "cpu"}),
     "convert": (["quadranet36_t"], {"--output": "converted.json"}),
     "adapt": (["run"], {"--output": "adapted"}),
+    "space-from": (["run"], {"--output": "space.yaml"}),
     "inspect": (["run"], {"--image": "photo.png"}),
     "profile": (["quadranet36_t"], {}),
     "export": (["run"], {}),
@@ -52,7 +53,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
 QUICK = ("derive", "devices", "build-lut", "predict", "profile")
 """Commands that print a result within a second."""
 
-TEXT_PATHS = ("model", "data", "val", "space", "device", "names", "weights")
+TEXT_PATHS = ("model", "data", "val", "space", "device", "names", "weights", "init", "source")
 """Parameters that can name a file and are no `Path` on the command line."""
 
 FUNCTIONS = {name: function for group in GROUPS for name, function in group.COMMANDS.items()}

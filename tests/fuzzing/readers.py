@@ -25,6 +25,7 @@ from quadranas.backends.pytorch_archive import count_targets
 from quadranas.backends.registry import open_backend
 from quadranas.commands.predict import predict
 from quadranas.conversion.adaptation import CHANGES, adapt, load_adapted, save_adapted
+from quadranas.conversion.pretrained_network import kept_pretrained, open_pretrained
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import read_image
@@ -43,11 +44,13 @@ from quadranas.reports.run_view import read_run
 from quadranas.runs import layout
 from quadranas.runs.conditions import load_conditions
 from quadranas.runs.config import SearchConfig, TrainConfig, load_config
+from quadranas.runs.pretrained_record import PretrainedNote
 from quadranas.runs.recipe import load_recipe
 from quadranas.runs.results import open_run
 from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import open_network
 from quadranas.space.architecture import load_architecture
+from quadranas.space.around import space_around
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space, load_whole_space
 from quadranas.strategies.scores import load_scores
@@ -168,6 +171,13 @@ def _make_weights(suffix: str, *, zipped: bool = True) -> Callable[[Path, Path],
         return path
 
     return make
+
+
+def _make_pretrained(folder: Path, run: Path) -> Path:
+    network = open_pretrained(run)
+    note = PretrainedNote(source="run", family=network.family, digest=network.digest)
+    network.keep(folder, note)
+    return folder / layout.PRETRAINED
 
 
 def _make_bundle(folder: Path, run: Path) -> Path:
@@ -303,6 +313,12 @@ def _conditions(path: Path) -> object:
     return None if found is None else found.changes(Engine())
 
 
+def _pretrained(path: Path) -> object:
+    """Opens a file of weights, and describes the space around it."""
+    opened = open_pretrained(path)
+    return space_around(opened.architecture, "around", opened.source), opened.network()
+
+
 def _teacher(path: Path) -> object:
     data = load_dataset(None, resolution=32)
     config = TrainConfig(teacher=str(path))
@@ -400,6 +416,17 @@ READERS = {
         ("load_weights", "read_tensors"),
         _make_weights(".pth", zipped=False),
         lambda path: load_weights(build_subnet(toy_architecture()), path), spoil_nothing,
+    ),
+    "pre-trained safetensors": Reader(
+        ("open_pretrained",),
+        _make_weights(".safetensors"), _pretrained, spoil_safetensors, PICKLES,
+    ),
+    "pre-trained torch file": Reader(
+        ("open_pretrained",), _make_weights(".pth"), _pretrained, spoil_zip, PICKLES
+    ),
+    "pre-trained network of a run": Reader(
+        ("load_pretrained_record",),
+        _make_pretrained, lambda path: kept_pretrained(path.parent), spoil_json, JSON_ATTACKS,
     ),
     "adapted network": Reader(
         ("load_adapted",),

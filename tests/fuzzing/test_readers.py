@@ -38,6 +38,7 @@ INDIRECT = {
     "load_convnext": "gets tensors",
     "load_published_tensors": "gets tensors",
     "load_strategy": "gets a name",
+    "load_timm": "gets a name",
     "load_tensors": "gets tensors",
     "open_device": "opens a device",
     "open_device_argument": "calls load_device",

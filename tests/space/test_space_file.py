@@ -59,7 +59,10 @@ def test_a_stage_without_entry_strides_and_widens_in_its_first_block() -> None:
 # ---------------------------------------------------------------- faults of a file
 
 
-KINDS = "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_depthwise"
+KINDS = (
+    "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_convnext, "
+    "quadratic_depthwise"
+)
 
 
 @pytest.mark.parametrize(

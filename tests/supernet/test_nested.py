@@ -79,7 +79,7 @@ def shared_gradients(supernet: Supernet, network: nn.Module) -> dict[str, torch.
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     found = {}
     for block in supernet.network.blocks:
-        for slot in supernet._slots(block):
+        for slot in supernet.slots(block):
             candidate = slot.paths[slot.route.active]
             if not isinstance(candidate, NestedCandidate):
                 continue
