@@ -20,6 +20,7 @@ from quadranas.cli.options import (
     DATA,
     DEVICE,
     OUTPUT,
+    AllowCommands,
     DeviceName,
     Json,
     Quiet,
@@ -187,6 +188,7 @@ def build_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
     only_suspect: OnlySuspect = False,
@@ -221,6 +223,7 @@ def build_lut_command(
             rpc_tracker=rpc_tracker,
             rpc_key=rpc_key,
             worker_python=worker_python,
+            allow_commands=allow_commands,
         )
     print_result(
         result, as_json, _table_text, lambda made: search_command(made.path, space, device)
@@ -240,6 +243,7 @@ def validate_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    allow_commands: AllowCommands = False,
     networks: Annotated[
         int,
         typer.Option(
@@ -271,6 +275,7 @@ def validate_lut_command(
             rpc_tracker=rpc_tracker,
             rpc_key=rpc_key,
             worker_python=worker_python,
+            allow_commands=allow_commands,
         )
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")
 

@@ -139,7 +139,7 @@ class _Request:
     def default_backend(self) -> str:
         if self.existing is not None:
             return self.existing.header.backend
-        if self.device.analytic is not None and not self.device.reach.given:
+        if self.device.analytic is not None and not self.device.has_way:
             return ANALYTIC
         return self.device.runtime or ANALYTIC
 

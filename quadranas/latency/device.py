@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from quadranas.errors import unknown
 from quadranas.files import dump_yaml, read_yaml, write_atomically
 from quadranas.latency.conditions import Conditions
+from quadranas.latency.measuring_command import MeasuringCommand
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
 
@@ -123,8 +124,8 @@ class Device(Frozen):
         name: name of the device and of its tables, `latency_tables/<space>/<name>.json`.
         title: description of the hardware.
         runtime: `onnxruntime`, `openvino`, `tvm`, `torch`, `executorch`, `cuda`, `openvino2021`,
-            or `fastest`: the faster of ONNX Runtime and OpenVINO on this machine; `None` if the
-            device cannot be measured.
+            `command`: a program that times files, see `command`; or `fastest`: the faster of ONNX
+            Runtime and OpenVINO on this machine; `None` if the device cannot be measured.
         target: the hardware in the runtime's terms: an OpenVINO device (`CPU`, `GPU`, `NPU`; with
             `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device.
         precision: precision of weights and activations; refused if the runtime would run in
@@ -134,6 +135,8 @@ class Device(Frozen):
         tuning_trials: number of schedules that TVM tries per kernel; 0 leaves kernels untuned.
         reach: how to reach the device; omit for this machine. Only a device file that is named on
             the command line decides this, never one in a bundle or run folder.
+        command: with the runtime `command`, the program that times files on the device; obeyed
+            only with `--allow-commands`, and like `reach` only in a device file that is named.
         analytic: an analytic model, for a device that cannot be measured; see
             `quadranas/latency/devices/cpu.yaml`.
     """
@@ -147,7 +150,10 @@ class Device(Frozen):
     batch_size: int = Field(default=1, ge=1, le=65536)
     tuning_trials: int = Field(default=32, ge=0, le=1_000_000)
     reach: Reach = Reach()
+    command: MeasuringCommand | None = None
     analytic: AnalyticModel | None = None
+    # No key of a file: only the caller can allow commands.
+    _allows_commands: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -164,8 +170,28 @@ class Device(Frozen):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the device is reached over the network."""
+        """Whether the device is reached over the network or through a command."""
+        if self.command is not None and not self.command.on_this_machine:
+            return True
         return self.reach.rpc is not None or self.reach.rpc_tracker is not None
+
+    @property
+    def has_way(self) -> bool:
+        """Whether its file says what is started or contacted to measure it."""
+        return bool(self.reach.given) or self.command is not None
+
+    @property
+    def allows_commands(self) -> bool:
+        """Whether the caller allows the commands of the device to run."""
+        return self._allows_commands
+
+    def allowing_commands(self) -> "Device":
+        """The device with permission to run its commands."""
+        if self.command is None:
+            return self
+        allowed = self.model_copy()
+        allowed._allows_commands = True
+        return allowed
 
     @property
     def conditions(self) -> Conditions:
@@ -201,9 +227,9 @@ class Device(Frozen):
         """The device without how it is reached, for one that a file of others describes.
 
         A bundle or a run folder may come from anywhere, so nothing in it chooses what is started
-        or contacted: `reach` counts from a command line and from a device file named there.
+        or contacted: `reach` and `command` count from a device file named on a command line.
         """
-        return self.model_copy(update={"reach": Reach()})
+        return self.model_copy(update={"reach": Reach(), "command": None})
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
@@ -225,7 +251,8 @@ class Device(Frozen):
             reach = {"rpc": None} | reach
         content = self.model_dump() | changes
         content["reach"] = content["reach"] | reach
-        return validate(Device, content, f"device {self.name!r}")
+        configured = validate(Device, content, f"device {self.name!r}")
+        return configured.allowing_commands() if self.allows_commands else configured
 
 
 def target_text(target: object) -> str:
@@ -247,7 +274,10 @@ def is_shipped(device: Device) -> bool:
 
 
 class DeviceSettings(TypedDict, total=False):
-    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one."""
+    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one.
+
+    Besides, `allow_commands`: whether the commands of the device may run.
+    """
 
     threads: int | None
     precision: str | None
@@ -257,6 +287,7 @@ class DeviceSettings(TypedDict, total=False):
     rpc_tracker: str | None
     rpc_key: str | None
     worker_python: str | None
+    allow_commands: bool | None
 
 
 def load_device(device: str | Path | Device, **settings: Unpack[DeviceSettings]) -> Device:
@@ -270,8 +301,10 @@ def load_device(device: str | Path | Device, **settings: Unpack[DeviceSettings])
         QuadranasError: unknown name (nearest suggested), or a fault in the file or the settings.
     """
     changes = {key: value for key, value in settings.items() if value is not None}
+    is_allowed = changes.pop("allow_commands", False)
     loaded = device if isinstance(device, Device) else _read_device(str(device))
-    return loaded.configured(**changes) if changes else loaded
+    loaded = loaded.configured(**changes) if changes else loaded
+    return loaded.allowing_commands() if is_allowed else loaded
 
 
 def _read_device(name_or_path: str) -> Device:

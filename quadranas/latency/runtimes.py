@@ -115,6 +115,8 @@ class Runtime:
         for_host: whether `fastest` considers it.
         other_hardware: whether it needs hardware that a machine may lack.
         runs: formats of other runtimes that its devices can run.
+        reports_times: whether its latencies are numbers that another program prints, so that
+            their unit has to be checked.
         files: `None` for a runtime without files.
     """
 
@@ -128,6 +130,7 @@ class Runtime:
     for_host: bool = False
     other_hardware: bool = False
     runs: tuple[str, ...] = ()
+    reports_times: bool = False
     files: RuntimeFiles | None = None
 
     @property
@@ -270,6 +273,13 @@ RUNTIMES: dict[str, Runtime] = {
         settings=(),
         other_hardware=True,
         runs=("torch",),
+    ),
+    # Any program that times a file: the device says how it is called.
+    "command": Runtime(
+        title="command",
+        backend="quadranas.backends.command:CommandBackend",
+        runs=("onnx", "openvino", "torch", "executorch"),
+        reports_times=True,
     ),
     # The last OpenVINO with a plugin for the Myriad; it runs in another Python.
     "openvino2021": Runtime(

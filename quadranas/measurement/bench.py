@@ -18,6 +18,7 @@ from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.measurement.plan import Plan
+from quadranas.measurement.plausibility import CheckedReference
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.measurement.summary import REFERENCE, Timings
 from quadranas.measurement.timing import BUSY, time_programs
@@ -114,7 +115,7 @@ class Bench:
                 memory.
         """
         plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
-        everything = {REFERENCE: chain_job([REFERENCE_OP]), **jobs}
+        everything = {REFERENCE: self._reference(), **jobs}
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)
         return time_programs(
@@ -122,6 +123,12 @@ class Bench:
             max_parallel=self.backend.max_parallel,
             companions=companions,
         )
+
+    def _reference(self) -> Job | Program:
+        job = chain_job([REFERENCE_OP])
+        if self.device.runtime in RUNTIMES and RUNTIMES[self.device.runtime].reports_times:
+            return CheckedReference(self._compile(job), self.device)
+        return job
 
     def _compile(self, job: Job | Program) -> Program:
         if not isinstance(job, Job):

@@ -70,6 +70,7 @@ def prepare_search(
     earlier: EarlierData | None = None,
     *,
     is_device_named: bool = True,
+    allow_commands: bool = False,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
@@ -79,6 +80,7 @@ def prepare_search(
         earlier: when resuming, the images of the run.
         is_device_named: whether the caller named the device; when resuming, it may be known from
             the run folder only.
+        allow_commands: whether the commands of the device may run.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -88,7 +90,7 @@ def prepare_search(
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     check_recipe(given)
     budget_ms = parse_budget(given.budget)
-    device = load_device(given.device)
+    device = load_device(given.device, allow_commands=allow_commands)
     if not is_device_named:
         _refuse_reach(device, given.device)
     copy = _copy(copies, layout.SPACE)
@@ -138,9 +140,10 @@ def _refuse_reach(device: Device, argument: str) -> None:
     """Refuse a device that only a run folder names, if something is started or contacted for it.
 
     Raises:
-        QuadranasError: the device has `reach`.
+        QuadranasError: the device has `reach`, or its commands may run.
     """
-    through = " and ".join(device.reach.given)
+    commands = ("command",) if device.allows_commands else ()
+    through = " and ".join((*device.reach.given, *commands))
     if through:
         raise QuadranasError(
             f"the run's device {argument!r} is reached through {through}, and a run folder never "
