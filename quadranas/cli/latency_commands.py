@@ -39,6 +39,7 @@ from quadranas.measurement.plan import MAX_RESIDUAL, Plan
 if TYPE_CHECKING:
     from quadranas.commands.build_lut import BuildLutResult
     from quadranas.commands.predict import PredictResult
+    from quadranas.latency.device import DeviceSettings
 
 MEASUREMENT = "Measurement"
 """The panel of options that decide what is timed, and how often."""
@@ -110,6 +111,24 @@ NumClasses = Annotated[
         help="Number of classes to add head entries for, besides 10, 100 and 1000. Needed for "
         "data with more than 1000 classes. Can be repeated.",
         rich_help_panel=MEASUREMENT,
+    ),
+]
+TimesFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--times",
+        help="CSV file with times that were taken by hand; makes the table of them. Can be "
+        "repeated.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+ProbesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--probes",
+        help="New folder for the files of the table's networks and a times.csv to fill in by "
+        "hand; nothing is measured.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 OutputTable = Annotated[
@@ -194,6 +213,8 @@ def build_lut_command(
     only_suspect: OnlySuspect = False,
     max_residual: MaxResidual = MAX_RESIDUAL,
     num_classes: NumClasses = None,
+    times: TimesFiles = None,
+    probes: ProbesFolder = None,
     output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -202,6 +223,23 @@ def build_lut_command(
     from quadranas.commands.build_lut import build_lut
     from quadranas.runs.next_command import search_command
 
+    settings: DeviceSettings = {
+        "threads": threads,
+        "precision": precision,
+        "batch_size": batch_size,
+        "tuning_trials": tuning_trials,
+        "rpc": rpc,
+        "rpc_tracker": rpc_tracker,
+        "rpc_key": rpc_key,
+        "worker_python": worker_python,
+        "allow_commands": allow_commands,
+    }
+    classes = num_classes or ()
+    if probes is not None:
+        return _write_probes(
+            *(space, device, probes, output, only_missing, classes, times or ()),
+            *(quiet, as_json, settings),
+        )
     with reporting(quiet) as reporter:
         result = build_lut(
             space,
@@ -211,22 +249,58 @@ def build_lut_command(
             only_missing=only_missing,
             only_suspect=only_suspect,
             max_residual=max_residual,
-            num_classes=num_classes or (),
+            num_classes=classes,
             rounds=rounds,
+            times=times or (),
             reporter=reporter,
             command=command_line(),
-            threads=threads,
-            precision=precision,
-            batch_size=batch_size,
-            tuning_trials=tuning_trials,
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
-            allow_commands=allow_commands,
+            **settings,
         )
     print_result(
         result, as_json, _table_text, lambda made: search_command(made.path, space, device)
+    )
+
+
+def _write_probes(
+    space: str,
+    device: str,
+    folder: Path,
+    table: Path | None,
+    only_missing: bool,
+    num_classes: Sequence[int],
+    times: Sequence[Path],
+    quiet: bool,
+    as_json: bool,
+    settings: "DeviceSettings",
+) -> None:
+    """Write the files to time by hand."""
+    from quadranas.commands.write_probes import write_probes
+    from quadranas.errors import QuadranasError
+    from quadranas.runs.next_command import proposed
+
+    if times:
+        raise QuadranasError(
+            "--probes writes the files to time, and --times reads what came back",
+            "Give one of them.",
+        )
+    with reporting(quiet) as reporter:
+        result = write_probes(
+            space,
+            device=device,
+            folder=folder,
+            table=table,
+            only_missing=only_missing,
+            num_classes=num_classes,
+            reporter=reporter,
+            **settings,
+        )
+    words = ["build-lut", *(part for n in num_classes for part in ("--num-classes", n))]
+    same = {"device": device, "space": space, "output": table, "only_missing": only_missing}
+    print_result(
+        result,
+        as_json,
+        lambda made: f"{made.folder}: {made.files} files to time, and {made.times} to fill in",
+        lambda made: proposed(*words, **same, times=made.times),
     )
 
 

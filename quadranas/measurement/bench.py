@@ -138,19 +138,26 @@ class Bench:
 
     def describe(self, timings: Timings, plan: Plan) -> Measurement:
         """The description of a measurement in a table's header."""
-        return Measurement(
-            hardware=self.provenance.hardware,
-            target=target_text(self.device.target),
-            versions=dict(self.provenance.versions),
-            settings=dict(self.provenance.settings),
-            num_rounds=timings.num_rounds,
-            repeats=plan.repeats,
-            num_disturbed=timings.num_disturbed,
-            noise=timings.noise,
-            noise_p95=timings.noise_p95,
-            dropped="unknown" if timings.dropped is None else timings.dropped,
-            reference_ms=timings.reference_ms,
-        )
+        return describe_measurement(self.provenance, self.device, timings, plan)
+
+
+def describe_measurement(
+    provenance: Provenance, device: Device, timings: Timings, plan: Plan
+) -> Measurement:
+    """The description of a measurement in a table's header."""
+    return Measurement(
+        hardware=provenance.hardware,
+        target=target_text(device.target),
+        versions=dict(provenance.versions),
+        settings=dict(provenance.settings),
+        num_rounds=timings.num_rounds,
+        repeats=plan.repeats,
+        num_disturbed=timings.num_disturbed,
+        noise=timings.noise,
+        noise_p95=timings.noise_p95,
+        dropped="unknown" if timings.dropped is None else timings.dropped,
+        reference_ms=timings.reference_ms,
+    )
 
 
 class _Programs(Mapping[str, Program]):
