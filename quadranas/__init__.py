@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.run import RunResult as RunResult
     from quadranas.commands.run import run as run
     from quadranas.commands.search import search as search
+    from quadranas.commands.time import TimeResult as TimeResult
+    from quadranas.commands.time import time as time
     from quadranas.commands.train import train as train
     from quadranas.commands.validate_lut import ValidateLutResult as ValidateLutResult
     from quadranas.commands.validate_lut import validate_lut as validate_lut
@@ -78,6 +80,8 @@ _HOMES = {
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
     "write_probes": "quadranas.commands.write_probes",
+    "time": "quadranas.commands.time",
+    "TimeResult": "quadranas.commands.time",
     "ProbesResult": "quadranas.commands.write_probes",
     "validate_lut": "quadranas.commands.validate_lut",
     "merge_lut": "quadranas.commands.merge_lut",

@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import cast
@@ -20,7 +20,9 @@ from quadranas.backends.interface import (
     ConvertedFile,
     FileBackend,
     Provenance,
+    TimingBackend,
     as_shape,
+    only_shape,
 )
 from quadranas.backends.registry import backend_class
 from quadranas.errors import QuadranasError
@@ -121,6 +123,15 @@ class CommandBackend(ClosedOnExit, Backend):
         if not path.is_file():
             raise QuadranasError(f"{path} does not exist", "Name the file of a model.")
         return CommandProgram(self.device, path.absolute(), self._new_folder(), input_shape)
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        assert isinstance(self.writer, TimingBackend)
+        return self.writer.input_shapes(path)
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "CommandProgram":
+        """See `TimingBackend`."""
+        return self.load(path, only_shape(path, shapes))
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`."""

@@ -1,6 +1,7 @@
 """ONNX Runtime on this machine's CPU."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     check_host_device,
+    example_input,
     reason_of,
     refuse_shape,
 )
@@ -64,24 +66,24 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "OnnxRuntimeProgram":
         """See `FileBackend`."""
-        from onnxruntime.capi import onnxruntime_pybind11_state as failures
-
-        try:
+        with _reading(path):
             program = OnnxRuntimeProgram(path.read_bytes(), input_shape, self.threads)
-        except OSError as error:
-            raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
-        except (
-            failures.Fail,
-            failures.InvalidArgument,
-            failures.InvalidGraph,
-            failures.InvalidProtobuf,
-        ) as error:
-            raise QuadranasError(
-                f"ONNX Runtime cannot read {path}: {reason_of(error)}",
-                "Convert the network again.",
-            ) from error
         refuse_shape(path, program.session.get_inputs()[0].shape, input_shape)
         return program
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        with _reading(path):
+            session = session_for(path, self.threads)
+        return {
+            place.name: tuple(size if isinstance(size, int) else None for size in place.shape)
+            for place in session.get_inputs()
+        }
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "FileProgram":
+        """See `TimingBackend`."""
+        with _reading(path):
+            return FileProgram(session_for(path, self.threads), shapes)
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`."""
@@ -126,22 +128,55 @@ class OnnxRuntimeBackend(Backend):
         """Nothing to release."""
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into one."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as failures
+
+    try:
+        yield
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+    except (
+        failures.Fail,
+        failures.InvalidArgument,
+        failures.InvalidGraph,
+        failures.InvalidProtobuf,
+        failures.NoSuchFile,
+        failures.NotImplemented,
+    ) as error:
+        raise QuadranasError(
+            f"ONNX Runtime cannot read {path}: {reason_of(error)}",
+            "Convert the network again.",
+        ) from error
+
+
+def session_for(model: bytes | Path, threads: int, batch: int | None = None) -> Any:
+    """A session that runs a model on the CPU.
+
+    Args:
+        model: its content; or its file, which may refer to others for its weights.
+        threads: number of threads; 0 for ONNX Runtime's default.
+        batch: size of a free batch dimension.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if batch is not None:
+        options.add_free_dimension_override_by_name(BATCH, batch)
+    source = str(model) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxRuntimeProgram:
     """An ONNX model in its own session."""
 
     def __init__(self, content: bytes, input_shape: Sequence[int], threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_free_dimension_override_by_name(BATCH, input_shape[0])
-        self.session: Any = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
-        generator = torch.Generator().manual_seed(0)
-        self.example = {"images": torch.randn(*input_shape, generator=generator).numpy()}
+        self.session: Any = session_for(content, threads, input_shape[0])
+        self.example = {"images": example_input(input_shape, np.dtype(np.float32))}
 
     def run(self, images: Tensor) -> Tensor:
         """See `Program`."""
@@ -152,3 +187,30 @@ class OnnxRuntimeProgram:
         """See `Program`."""
         run, example = self.session.run, self.example
         return call_times_ms(lambda: run(None, example), repeats)
+
+
+class FileProgram(OnnxRuntimeProgram):
+    """A file with any number of inputs, of any types."""
+
+    def __init__(self, session: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.session = session
+        self.example = {
+            place.name: example_input(shapes[place.name], _dtype_of(place))
+            for place in session.get_inputs()
+        }
+
+
+def _dtype_of(place: Any) -> "np.dtype[Any]":
+    """The type of an input, such as `tensor(float)`.
+
+    Raises:
+        QuadranasError: numpy has no such type.
+    """
+    name = str(place.type).removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+    except TypeError as error:
+        raise QuadranasError(
+            f"input {place.name!r} has the type {place.type}, for which no example can be made",
+            "Time a file whose inputs are numbers.",
+        ) from error

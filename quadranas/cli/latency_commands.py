@@ -39,6 +39,7 @@ from quadranas.measurement.plan import MAX_RESIDUAL, Plan
 if TYPE_CHECKING:
     from quadranas.commands.build_lut import BuildLutResult
     from quadranas.commands.predict import PredictResult
+    from quadranas.commands.time import TimeResult
     from quadranas.latency.device import DeviceSettings
 
 MEASUREMENT = "Measurement"
@@ -129,6 +130,25 @@ ProbesFolder = Annotated[
         help="New folder for the files of the table's networks and a times.csv to fill in by "
         "hand; nothing is measured.",
         rich_help_panel=OUTPUT,
+    ),
+]
+InputResolution = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Height and width of the input in pixels. Default: as in the file; required if "
+        "the file leaves them open.",
+        rich_help_panel=DATA,
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SIZE,SIZE,...",
+        help="Shape of an input, as in x=1,96,96,3. Needed for sizes that the file leaves "
+        "open and that are not the height and width of an image. Can be repeated.",
+        rich_help_panel=DATA,
     ),
 ]
 OutputTable = Annotated[
@@ -370,28 +390,71 @@ def merge_lut_command(
     print_result(result, as_json, lambda made: f"{made.path}: {made.entries} entries")
 
 
+def time_command(
+    model: Annotated[Path, typer.Argument(help="A model file: .onnx, .xml, .pt2 or .pte.")],
+    device: DeviceName,
+    threads: Threads = None,
+    allow_commands: AllowCommands = False,
+    resolution: InputResolution = None,
+    inputs: InputShapes = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Number of rounds; each times the file and a reference. Default: 40.",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Time any model file on a device, in the same rounds as the networks of a table."""
+    from quadranas.commands.time import time
+    from quadranas.prediction.inputs import parse_inputs
+
+    with reporting(quiet) as reporter:
+        result = time(
+            model,
+            device=device,
+            resolution=resolution,
+            inputs=parse_inputs(inputs or ()),
+            rounds=rounds,
+            reporter=reporter,
+            threads=threads,
+            allow_commands=allow_commands,
+        )
+    print_result(result, as_json, _time_text)
+
+
+def _time_text(result: "TimeResult") -> str:
+    """The latency, how noisy it is, and the estimate."""
+    from quadranas.errors import printable
+    from quadranas.latency.budget import format_ms
+    from quadranas.latency.table import dropped_text
+
+    shapes = ", ".join("x".join(map(str, shape)) for shape in result.inputs.values())
+    threads = f", threads: {result.threads}" if result.threads else ""
+    text = (
+        f"{printable(str(result.model))}: {format_ms(result.latency_ms)} for {shapes} on "
+        f"{result.device} ({result.runtime}, {result.hardware}{threads})\n"
+        f"{result.statistic}, {result.rounds} rounds; minimum {format_ms(result.minimum_ms)}, "
+        f"p50 {format_ms(result.p50_ms)}, p95 {format_ms(result.p95_ms)}\n"
+        f"noise {result.noise:.1%}, spread {result.spread:.1%}, {dropped_text(result.dropped)}"
+    )
+    if result.predicted_ms is None or result.deviation is None:
+        return f"{text}\nnot predicted: {result.not_predicted}"
+    bound = "at least " if result.is_lower_bound else ""
+    return (
+        f"{text}\npredicted by the analytic model: {bound}{format_ms(result.predicted_ms)} "
+        f"(measured {result.deviation:+.0%})"
+    )
+
+
 def predict_command(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     device: DeviceName,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Height and width of the input in pixels. Default: as in the file; required if "
-            "the file leaves them open.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME=SIZE,SIZE,...",
-            help="Shape of an input, as in x=1,96,96,3. Needed for sizes that the file leaves "
-            "open and that are not the height and width of an image. Can be repeated.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    resolution: InputResolution = None,
+    inputs: InputShapes = None,
     as_json: Json = False,
 ) -> None:
     """Predict the latency of any ONNX file with the analytic model of a device."""
@@ -447,4 +510,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "validate-lut": validate_lut_command,
     "merge-lut": merge_lut_command,
     "predict": predict_command,
+    "time": time_command,
 }

@@ -65,6 +65,7 @@ class RuntimeFiles:
         opsets: ONNX opsets that the runtime reads; empty for other formats.
         opset: the default opset.
         interchange: whether runtimes of other formats can read the files too.
+        reads: formats of other runtimes whose files the runtime can time too.
         native: whether a file is machine code, which can do anything that its user can.
         refused: formats with similar names that the runtime does not read, each with the reason
             and the next step.
@@ -80,6 +81,7 @@ class RuntimeFiles:
     opsets: range = range(0)
     opset: int | None = None
     interchange: bool = False
+    reads: tuple[str, ...] = ()
     native: bool = False
     refused: tuple[tuple[str, str, str], ...] = ()
     script: ScriptCode | None = None
@@ -201,6 +203,7 @@ RUNTIMES: dict[str, Runtime] = {
             package="openvino",
             precisions=("fp32", "fp16", "int8"),
             free_batch=True,
+            reads=("onnx",),
             script=ScriptCode(
                 imports="openvino",
                 model=(

@@ -21,7 +21,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quadranas.backends.interface import Backend, Conversion, FileBackend, Program
+from quadranas.backends.interface import (
+    Backend,
+    Conversion,
+    FileBackend,
+    Program,
+    TimingBackend,
+)
 from quadranas.backends.registry import open_backend
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device
@@ -293,6 +299,18 @@ def test_a_file_computes_what_a_compiled_program_does(
     torch.testing.assert_close(loaded.run(images), program.run(images), rtol=1e-5, atol=1e-5)
     assert len(loaded.time_ms(2)) == 2
     assert {path.stem for path in converted.parent.iterdir()} == {"network"}
+
+
+def test_a_file_says_what_it_takes_and_is_timed(
+    backend: Backend, program: Program, converted: Path
+) -> None:
+    if not isinstance(backend, TimingBackend):
+        pytest.skip(f"{type(backend).__name__} times no files of others")
+    assert list(backend.input_shapes(converted).values()) == [(1, 3, 32, 32)]
+    opened = backend.open_file(converted, {"images": (1, 3, 32, 32)})
+    images = random_images(1, 3, 32, 32)
+    torch.testing.assert_close(opened.run(images), program.run(images), rtol=1e-5, atol=1e-5)
+    assert len(opened.time_ms(3)) == 3
 
 
 def test_a_file_can_go_when_it_is_loaded(
