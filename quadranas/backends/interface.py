@@ -73,6 +73,14 @@ class Program(Protocol):
         """
 
 
+@runtime_checkable
+class ProgramWithNotes(Program, Protocol):
+    """A program that may run otherwise than asked for."""
+
+    notes: tuple[str, ...]
+    """How it does so, for a person to read; empty if it does not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """How a network becomes a file.

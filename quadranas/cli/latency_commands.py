@@ -441,6 +441,7 @@ def _time_text(result: "TimeResult") -> str:
         f"p50 {format_ms(result.p50_ms)}, p95 {format_ms(result.p95_ms)}\n"
         f"noise {result.noise:.1%}, spread {result.spread:.1%}, {dropped_text(result.dropped)}"
     )
+    text = "\n".join((text, *(f"note: {note}" for note in result.notes)))
     if result.predicted_ms is None or result.deviation is None:
         return f"{text}\nnot predicted: {result.not_predicted}"
     bound = "at least " if result.is_lower_bound else ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from quadranas.backends.interface import TimingBackend
+from quadranas.backends.interface import ProgramWithNotes, TimingBackend
 from quadranas.errors import QuadranasError
 from quadranas.files import require_readable
 from quadranas.latency.analytic import primitive_ms
@@ -46,6 +46,7 @@ class TimeResult(CommandResult):
         is_lower_bound: whether operators without a price are missing from the estimate.
         deviation: the measured latency relative to the estimate, less 1; a relative difference.
         not_predicted: why there is no estimate.
+        notes: how the file runs otherwise than asked for, such as nodes that run on the CPU.
     """
 
     model: Path
@@ -68,6 +69,7 @@ class TimeResult(CommandResult):
     is_lower_bound: bool
     deviation: float | None
     not_predicted: str
+    notes: tuple[str, ...]
 
 
 def time(
@@ -141,6 +143,7 @@ def time(
         is_lower_bound=False if isinstance(estimate, str) else estimate[1],
         deviation=None if predicted_ms is None else timing.latency_ms / predicted_ms - 1,
         not_predicted=estimate if isinstance(estimate, str) else "",
+        notes=program.notes if isinstance(program, ProgramWithNotes) else (),
     )
 
 

@@ -117,6 +117,12 @@ class Reach(Frozen):
         return self
 
 
+ProviderOptions = dict[str, str | int | float | bool]
+
+Target = str | int | dict[str, str | int | list[str]] | list[str | dict[str, ProviderOptions]]
+"""The hardware in the terms of a runtime."""
+
+
 class Device(Frozen):
     """A device, and how its latency is measured or modelled.
 
@@ -127,12 +133,15 @@ class Device(Frozen):
             `command`: a program that times files, see `command`; or `fastest`: the faster of ONNX
             Runtime and OpenVINO on this machine; `None` if the device cannot be measured.
         target: the hardware in the runtime's terms: an OpenVINO device (`CPU`, `GPU`, `NPU`; with
-            `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device.
+            `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device, an execution
+            provider of ONNX Runtime or a list of them by priority, each with options if needed.
         precision: precision of weights and activations; refused if the runtime would run in
             another one.
         threads: number of threads on the device; `None` for devices without a thread count.
         batch_size: number of images per call; latencies are per call.
         tuning_trials: number of schedules that TVM tries per kernel; 0 leaves kernels untuned.
+        time_copies: with an execution provider of ONNX Runtime, also time the copies of inputs and
+            outputs between this machine's memory and that of the hardware.
         reach: how to reach the device; omit for this machine. Only a device file that is named on
             the command line decides this, never one in a bundle or run folder.
         command: with the runtime `command`, the program that times files on the device; obeyed
@@ -144,11 +153,12 @@ class Device(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
     runtime: RuntimeName | None = None
-    target: str | int | dict[str, str | int | list[str]] | None = None
+    target: Target | None = None
     precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
     threads: int | None = Field(default=None, ge=1, le=65536)
     batch_size: int = Field(default=1, ge=1, le=65536)
     tuning_trials: int = Field(default=32, ge=0, le=1_000_000)
+    time_copies: bool = False
     reach: Reach = Reach()
     command: MeasuringCommand | None = None
     analytic: AnalyticModel | None = None
@@ -257,7 +267,7 @@ class Device(Frozen):
 
 def target_text(target: object) -> str:
     """The target of a device as text, for comparisons; empty for a device without a target."""
-    if isinstance(target, dict):
+    if isinstance(target, dict | list):
         return json.dumps(target, sort_keys=True)
     return "" if target is None else str(target)
 

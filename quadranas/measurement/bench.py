@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.interface import Backend, Program, ProgramWithNotes, Provenance
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.latency.conditions import Conditions, in_words
@@ -191,9 +191,13 @@ class _Programs(Mapping[str, Program]):
         if num_jobs > 2:
             reporter.message(f"compiling {num_jobs} programs")
         phase = reporter.phase("compiling", len(names), 0)
+        notes: list[str] = []
         for done, name in enumerate(names, start=1):
-            self[name]
+            program = self[name]
+            notes += program.notes if isinstance(program, ProgramWithNotes) else ()
             reporter.advance(phase, done)
+        if notes:
+            reporter.message(f"{len(notes)} of {len(names)} networks, first: {notes[0]}")
 
 
 def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:

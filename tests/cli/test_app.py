@@ -367,7 +367,7 @@ KEYS: dict[str, set[str]] = {
     "time net.onnx --device host --rounds 2": {
         *("model", "inputs", "device", "title", "runtime", "hardware", "threads", "latency_ms"),
         *("statistic", "minimum_ms", "p50_ms", "p95_ms", "spread", "noise", "dropped", "rounds"),
-        *("predicted_ms", "is_lower_bound", "deviation", "not_predicted"),
+        *("predicted_ms", "is_lower_bound", "deviation", "not_predicted", "notes"),
     },
     "convert run --output new": {
         *("path", "params_before", "params", "macs_before", "macs", "replaced", "kept"),
