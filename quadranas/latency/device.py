@@ -187,8 +187,13 @@ class Device(Frozen):
 
     @property
     def has_way(self) -> bool:
-        """Whether its file says what is started or contacted to measure it."""
-        return bool(self.reach.given) or self.command is not None
+        """Whether its file says what is started, contacted or loaded to measure it."""
+        return bool(self.reach.given) or self.command is not None or self.has_provider_options
+
+    @property
+    def has_provider_options(self) -> bool:
+        """Whether it gives options to execution providers, which can name libraries to load."""
+        return isinstance(self.target, list) and any(isinstance(e, dict) for e in self.target)
 
     @property
     def allows_commands(self) -> bool:
@@ -237,9 +242,15 @@ class Device(Frozen):
         """The device without how it is reached, for one that a file of others describes.
 
         A bundle or a run folder may come from anywhere, so nothing in it chooses what is started
-        or contacted: `reach` and `command` count from a device file named on a command line.
+        or contacted: `reach`, `command` and the options of execution providers, which can name
+        libraries, count from a device file named on a command line.
         """
-        return self.model_copy(update={"reach": Reach(), "command": None})
+        target = self.target
+        if isinstance(target, list):
+            target = [
+                name for entry in target for name in ([entry] if isinstance(entry, str) else entry)
+            ]
+        return self.model_copy(update={"reach": Reach(), "command": None, "target": target})
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""

@@ -140,10 +140,13 @@ def _refuse_reach(device: Device, argument: str) -> None:
     """Refuse a device that only a run folder names, if something is started or contacted for it.
 
     Raises:
-        QuadranasError: the device has `reach`, or its commands may run.
+        QuadranasError: the device has `reach` or options of execution providers, or its commands
+            may run.
     """
-    commands = ("command",) if device.allows_commands else ()
-    through = " and ".join((*device.reach.given, *commands))
+    others = {"command": device.allows_commands, "target": device.has_provider_options}
+    through = " and ".join(
+        (*device.reach.given, *(key for key, is_used in others.items() if is_used))
+    )
     if through:
         raise QuadranasError(
             f"the run's device {argument!r} is reached through {through}, and a run folder never "

@@ -4,6 +4,7 @@
 fall back to the CPU.
 """
 
+import warnings
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +157,32 @@ def test_a_device_file_names_providers_with_options(tmp_path: Path) -> None:
     device.save(tmp_path / "again.yaml")
     assert load_device(tmp_path / "again.yaml") == device
     assert device.conditions.target == target_text(target) != target_text([AZURE, CPU])
+
+
+def test_a_file_of_others_gives_no_options(tmp_path: Path) -> None:
+    """They can name libraries, which would be loaded."""
+    device = board(target=[{AZURE: {"backend_path": "/tmp/evil.so"}}, CPU])
+    assert device.has_provider_options
+    assert device.has_way
+    assert device.without_reach().target == [AZURE, CPU]
+    assert not device.without_reach().has_way
+    assert board(target=[AZURE, CPU]).without_reach().target == [AZURE, CPU]
+    assert board(target="CPU").without_reach().target == "CPU"
+
+
+def test_a_provider_that_cannot_be_started_is_one_error(
+    tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this package of ONNX Runtime has CUDA")
+    offered = ["CUDAExecutionProvider", CPU]
+    monkeypatch.setattr(
+        "quadranas.backends.onnxruntime_providers.offered_providers", lambda: offered
+    )
+    with closing(opened(tmp_path, offered)) as backend, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(QuadranasError, match="could not start CUDAExecutionProvider, and wo"):
+            backend.compile(network, SHAPE)
 
 
 def test_time_states_what_runs_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
