@@ -43,9 +43,13 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.search import search as search
     from quadranas.commands.space_from import SpaceFromResult as SpaceFromResult
     from quadranas.commands.space_from import space_from as space_from
+    from quadranas.commands.time import TimeResult as TimeResult
+    from quadranas.commands.time import time as time
     from quadranas.commands.train import train as train
     from quadranas.commands.validate_lut import ValidateLutResult as ValidateLutResult
     from quadranas.commands.validate_lut import validate_lut as validate_lut
+    from quadranas.commands.write_probes import ProbesResult as ProbesResult
+    from quadranas.commands.write_probes import write_probes as write_probes
     from quadranas.errors import PromiseMissedError as PromiseMissedError
     from quadranas.errors import QuadranasError as QuadranasError
     from quadranas.latency.device import Device as Device
@@ -77,6 +81,10 @@ _HOMES = {
     "run": "quadranas.commands.run",
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
+    "write_probes": "quadranas.commands.write_probes",
+    "time": "quadranas.commands.time",
+    "TimeResult": "quadranas.commands.time",
+    "ProbesResult": "quadranas.commands.write_probes",
     "validate_lut": "quadranas.commands.validate_lut",
     "merge_lut": "quadranas.commands.merge_lut",
     "predict": "quadranas.commands.predict",

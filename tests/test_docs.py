@@ -10,9 +10,15 @@ from quadranas.latency.device import load_device
 from tests.command_line import CHECKOUT
 
 DOCUMENTS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
-DEVICES = re.findall(
-    r"```yaml\n# (\S+)\n(.*?)```", (CHECKOUT / "docs/devices.md").read_text(), flags=re.DOTALL
-)
+DEVICES = [
+    found
+    for page in ("devices.md", "any-device.md")
+    for found in re.findall(
+        r"```yaml\n# (\S+)\n(.*?)```",
+        (CHECKOUT / "docs" / page).read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+]
 
 
 @pytest.mark.parametrize(("name", "text"), DEVICES)

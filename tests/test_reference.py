@@ -33,6 +33,7 @@ PLAIN = {
     *("mean", "std", "max_abs", "quantiles", "low", "high", "minimum", "maximum", "typical"),
     *("first_order_energy", "second_order_energy", "max_abs_error", "keep", "skip", "slots"),
     *("seed", "format_version", "opset", "target", "provenance", "scale"),
+    "plausible_factor",
 }
 """Names of numbers without a unit."""
 

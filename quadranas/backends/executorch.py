@@ -8,7 +8,7 @@ import logging
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     check_host_device,
+    only_shape,
     reason_of,
     refuse_shape,
 )
@@ -75,6 +76,26 @@ class ExecuTorchBackend(Backend):
             raise _damaged(path, error) from error
         except QuadranasError as error:
             raise QuadranasError(f"{path}: {error.message}", error.hint) from error
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        content = _read(path)
+        try:
+            with _quiet():
+                from executorch.runtime import Runtime
+
+                program = Runtime.get().load_program(content)
+                return {
+                    "images": tuple(
+                        program.load_method(METHOD).metadata.input_tensor_meta(0).sizes()
+                    )
+                }
+        except RuntimeError as error:
+            raise _damaged(path, error) from error
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "ExecuTorchProgram":
+        """See `TimingBackend`."""
+        return self.load(path, only_shape(path, shapes))
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`: XNNPACK's operators are called `XNNConv2d` and so on."""

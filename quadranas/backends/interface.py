@@ -73,6 +73,14 @@ class Program(Protocol):
         """
 
 
+@runtime_checkable
+class ProgramWithNotes(Program, Protocol):
+    """A program that may run otherwise than asked for."""
+
+    notes: tuple[str, ...]
+    """How it does so, for a person to read; empty if it does not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """How a network becomes a file.
@@ -145,6 +153,29 @@ def refuse_shape(name: object, wanted: Sequence[int | None], given: Sequence[int
         f"{name} takes inputs of {accepted}, got {tuple(given)}",
         "Convert the network for this shape.",
     )
+
+
+def example_input(shape: Sequence[int], dtype: "np.dtype[Any]") -> NDArray[Any]:
+    """An input to time with: normal noise, or zeros for other types than floating point."""
+    if dtype.kind != "f":
+        return np.zeros(shape, dtype)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator).numpy().astype(dtype)
+
+
+def only_shape(path: Path, shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    """The shape of the only input of a file.
+
+    Raises:
+        QuadranasError: it has several.
+    """
+    if len(shapes) != 1:
+        raise QuadranasError(
+            f"{path} has {len(shapes)} inputs; this runtime times files with one input",
+            "Time an ONNX file in ONNX Runtime or OpenVINO.",
+        )
+    (shape,) = shapes.values()
+    return shape
 
 
 def check_host_device(device: Device, title: str, instead: str = "") -> None:
@@ -245,6 +276,28 @@ class FileBackend(Backend, Protocol):
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """Number of operators of each type in a file, under the runtime's names for them."""
+
+
+@runtime_checkable
+class TimingBackend(Backend, Protocol):
+    """A runtime that times files of any origin, with any number of inputs."""
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """The shapes of a file's inputs by name; `None` for a size that the file leaves open.
+
+        Raises:
+            QuadranasError: the runtime cannot read the file.
+        """
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> Program:
+        """Prepare a file for timing.
+
+        Args:
+            shapes: the shapes of all inputs, by name.
+
+        Raises:
+            QuadranasError: the runtime cannot run the file on such inputs.
+        """
 
 
 @runtime_checkable

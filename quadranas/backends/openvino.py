@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
+    example_input,
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import to_onnx
@@ -106,6 +107,24 @@ class OpenVinoBackend(Backend):
         """See `FileBackend`."""
         return self._compiled(self.read(path), input_shape)
 
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        return {
+            _name_of(place, number): tuple(
+                size.get_length() if size.is_static else None for size in place.partial_shape
+            )
+            for number, place in enumerate(self.read(path).inputs)
+        }
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "OpenVinoProgram":
+        """See `TimingBackend`."""
+        model = self.read(path)
+        sizes = {
+            place: list(shapes[_name_of(place, number)])
+            for number, place in enumerate(model.inputs)
+        }
+        return OpenVinoProgram(self._compile_model(model, sizes))
+
     def read(self, path: Path) -> Any:
         """Read a model from its files.
 
@@ -156,8 +175,11 @@ class OpenVinoBackend(Backend):
         return model
 
     def _compiled(self, model: Any, input_shape: Sequence[int]) -> "OpenVinoProgram":
+        return OpenVinoProgram(self._compile_model(model, list(input_shape)))
+
+    def _compile_model(self, model: Any, shape: Any) -> Any:
         try:
-            model.reshape(list(input_shape))
+            model.reshape(shape)
             compiled = self.core.compile_model(model, self.target, self._properties())
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -165,7 +187,7 @@ class OpenVinoBackend(Backend):
                 f"device {self.device.name!r}: OpenVINO cannot compile for {self.target}: {reason}"
             ) from error
         self._check_precision(compiled)
-        return OpenVinoProgram(compiled, input_shape)
+        return compiled
 
     def _check_precision(self, compiled: Any) -> None:
         if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
@@ -197,10 +219,12 @@ class OpenVinoBackend(Backend):
 class OpenVinoProgram:
     """A model compiled for a device."""
 
-    def __init__(self, compiled: Any, input_shape: Sequence[int]) -> None:
+    def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
-        generator = torch.Generator().manual_seed(0)
-        self.example = torch.randn(*input_shape, generator=generator).numpy()
+        self.example = {
+            number: example_input(tuple(place.shape), np.dtype(place.element_type.to_dtype()))
+            for number, place in enumerate(compiled.inputs)
+        }
 
     def run(self, images: Tensor) -> Tensor:
         """See `Program`."""
@@ -210,8 +234,13 @@ class OpenVinoProgram:
     def time_ms(self, repeats: int) -> list[float]:
         """See `Program`."""
         # The input stays in the request; only the computation is repeated.
-        self.request.infer({0: self.example})
+        self.request.infer(self.example)
         return call_times_ms(self.request.infer, repeats)
+
+
+def _name_of(place: Any, number: int) -> str:
+    """The name of an input; files may have inputs without one."""
+    return place.get_any_name() if place.get_names() else f"input{number}"
 
 
 def write_model(model: Any, path: Path, *, half_weights: bool = False) -> None:

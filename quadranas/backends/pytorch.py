@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from quadranas.backends.interface import (
     Provenance,
     as_shape,
     check_host_device,
+    only_shape,
     reason_of,
     refuse_shape,
 )
@@ -65,18 +66,17 @@ class PyTorchBackend(Backend):
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "PyTorchProgram":
         """See `FileBackend`."""
-        content = read_archive(path)
-        try:
-            with _quiet():
-                program = torch.export.load(io.BytesIO(content))
-            wanted = _shape_of(program)
-        except Exception as error:  # PyTorch raises many kinds
-            raise QuadranasError(
-                f"PyTorch {torch.__version__} cannot read {path}: {reason_of(error)}",
-                "Convert the network again.",
-            ) from error
+        program, wanted = _read(path)
         refuse_shape(path, wanted, input_shape)
         return PyTorchProgram(program, input_shape, self.threads)
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        return {"images": _read(path)[1]}
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "PyTorchProgram":
+        """See `TimingBackend`."""
+        return self.load(path, only_shape(path, shapes))
 
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`."""
@@ -149,6 +149,20 @@ def running_with(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _read(path: Path) -> tuple[Any, tuple[int | None, ...]]:
+    """The program in a file, and the shape of its input."""
+    content = read_archive(path)
+    try:
+        with _quiet():
+            program = torch.export.load(io.BytesIO(content))
+        return program, _shape_of(program)
+    except Exception as error:  # PyTorch raises many kinds
+        raise QuadranasError(
+            f"PyTorch {torch.__version__} cannot read {path}: {reason_of(error)}",
+            "Convert the network again.",
+        ) from error
 
 
 def _shape_of(program: Any) -> tuple[int | None, ...]:

@@ -20,6 +20,7 @@ from quadranas.cli.options import (
     DATA,
     DEVICE,
     OUTPUT,
+    AllowCommands,
     DeviceName,
     Json,
     Quiet,
@@ -38,6 +39,8 @@ from quadranas.measurement.plan import MAX_RESIDUAL, Plan
 if TYPE_CHECKING:
     from quadranas.commands.build_lut import BuildLutResult
     from quadranas.commands.predict import PredictResult
+    from quadranas.commands.time import TimeResult
+    from quadranas.latency.device import DeviceSettings
 
 MEASUREMENT = "Measurement"
 """The panel of options that decide what is timed, and how often."""
@@ -109,6 +112,43 @@ NumClasses = Annotated[
         help="Number of classes to add head entries for, besides 10, 100 and 1000. Needed for "
         "data with more than 1000 classes. Can be repeated.",
         rich_help_panel=MEASUREMENT,
+    ),
+]
+TimesFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--times",
+        help="CSV file with times that were taken by hand; makes the table of them. Can be "
+        "repeated.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+ProbesFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--probes",
+        help="New folder for the files of the table's networks and a times.csv to fill in by "
+        "hand; nothing is measured.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+InputResolution = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Height and width of the input in pixels. Default: as in the file; required if "
+        "the file leaves them open.",
+        rich_help_panel=DATA,
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SIZE,SIZE,...",
+        help="Shape of an input, as in x=1,96,96,3. Needed for sizes that the file leaves "
+        "open and that are not the height and width of an image. Can be repeated.",
+        rich_help_panel=DATA,
     ),
 ]
 OutputTable = Annotated[
@@ -187,11 +227,14 @@ def build_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
     only_suspect: OnlySuspect = False,
     max_residual: MaxResidual = MAX_RESIDUAL,
     num_classes: NumClasses = None,
+    times: TimesFiles = None,
+    probes: ProbesFolder = None,
     output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -200,6 +243,23 @@ def build_lut_command(
     from quadranas.commands.build_lut import build_lut
     from quadranas.runs.next_command import search_command
 
+    settings: DeviceSettings = {
+        "threads": threads,
+        "precision": precision,
+        "batch_size": batch_size,
+        "tuning_trials": tuning_trials,
+        "rpc": rpc,
+        "rpc_tracker": rpc_tracker,
+        "rpc_key": rpc_key,
+        "worker_python": worker_python,
+        "allow_commands": allow_commands,
+    }
+    classes = num_classes or ()
+    if probes is not None:
+        return _write_probes(
+            *(space, device, probes, output, only_missing, classes, times or ()),
+            *(quiet, as_json, settings),
+        )
     with reporting(quiet) as reporter:
         result = build_lut(
             space,
@@ -209,21 +269,58 @@ def build_lut_command(
             only_missing=only_missing,
             only_suspect=only_suspect,
             max_residual=max_residual,
-            num_classes=num_classes or (),
+            num_classes=classes,
             rounds=rounds,
+            times=times or (),
             reporter=reporter,
             command=command_line(),
-            threads=threads,
-            precision=precision,
-            batch_size=batch_size,
-            tuning_trials=tuning_trials,
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
+            **settings,
         )
     print_result(
         result, as_json, _table_text, lambda made: search_command(made.path, space, device)
+    )
+
+
+def _write_probes(
+    space: str,
+    device: str,
+    folder: Path,
+    table: Path | None,
+    only_missing: bool,
+    num_classes: Sequence[int],
+    times: Sequence[Path],
+    quiet: bool,
+    as_json: bool,
+    settings: "DeviceSettings",
+) -> None:
+    """Write the files to time by hand."""
+    from quadranas.commands.write_probes import write_probes
+    from quadranas.errors import QuadranasError
+    from quadranas.runs.next_command import proposed
+
+    if times:
+        raise QuadranasError(
+            "--probes writes the files to time, and --times reads what came back",
+            "Give one of them.",
+        )
+    with reporting(quiet) as reporter:
+        result = write_probes(
+            space,
+            device=device,
+            folder=folder,
+            table=table,
+            only_missing=only_missing,
+            num_classes=num_classes,
+            reporter=reporter,
+            **settings,
+        )
+    words = ["build-lut", *(part for n in num_classes for part in ("--num-classes", n))]
+    same = {"device": device, "space": space, "output": table, "only_missing": only_missing}
+    print_result(
+        result,
+        as_json,
+        lambda made: f"{made.folder}: {made.files} files to time, and {made.times} to fill in",
+        lambda made: proposed(*words, **same, times=made.times),
     )
 
 
@@ -240,6 +337,7 @@ def validate_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    allow_commands: AllowCommands = False,
     networks: Annotated[
         int,
         typer.Option(
@@ -271,6 +369,7 @@ def validate_lut_command(
             rpc_tracker=rpc_tracker,
             rpc_key=rpc_key,
             worker_python=worker_python,
+            allow_commands=allow_commands,
         )
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")
 
@@ -291,28 +390,72 @@ def merge_lut_command(
     print_result(result, as_json, lambda made: f"{made.path}: {made.entries} entries")
 
 
+def time_command(
+    model: Annotated[Path, typer.Argument(help="A model file: .onnx, .xml, .pt2 or .pte.")],
+    device: DeviceName,
+    threads: Threads = None,
+    allow_commands: AllowCommands = False,
+    resolution: InputResolution = None,
+    inputs: InputShapes = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Number of rounds; each times the file and a reference. Default: 40.",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Time any model file on a device, in the same rounds as the networks of a table."""
+    from quadranas.commands.time import time
+    from quadranas.prediction.inputs import parse_inputs
+
+    with reporting(quiet) as reporter:
+        result = time(
+            model,
+            device=device,
+            resolution=resolution,
+            inputs=parse_inputs(inputs or ()),
+            rounds=rounds,
+            reporter=reporter,
+            threads=threads,
+            allow_commands=allow_commands,
+        )
+    print_result(result, as_json, _time_text)
+
+
+def _time_text(result: "TimeResult") -> str:
+    """The latency, how noisy it is, and the estimate."""
+    from quadranas.errors import printable
+    from quadranas.latency.budget import format_ms
+    from quadranas.latency.table import dropped_text
+
+    shapes = ", ".join("x".join(map(str, shape)) for shape in result.inputs.values())
+    threads = f", threads: {result.threads}" if result.threads else ""
+    text = (
+        f"{printable(str(result.model))}: {format_ms(result.latency_ms)} for {shapes} on "
+        f"{result.device} ({result.runtime}, {result.hardware}{threads})\n"
+        f"{result.statistic}, {result.rounds} rounds; minimum {format_ms(result.minimum_ms)}, "
+        f"p50 {format_ms(result.p50_ms)}, p95 {format_ms(result.p95_ms)}\n"
+        f"noise {result.noise:.1%}, spread {result.spread:.1%}, {dropped_text(result.dropped)}"
+    )
+    text = "\n".join((text, *(f"note: {note}" for note in result.notes)))
+    if result.predicted_ms is None or result.deviation is None:
+        return f"{text}\nnot predicted: {result.not_predicted}"
+    bound = "at least " if result.is_lower_bound else ""
+    return (
+        f"{text}\npredicted by the analytic model: {bound}{format_ms(result.predicted_ms)} "
+        f"(measured {result.deviation:+.0%})"
+    )
+
+
 def predict_command(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     device: DeviceName,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Height and width of the input in pixels. Default: as in the file; required if "
-            "the file leaves them open.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME=SIZE,SIZE,...",
-            help="Shape of an input, as in x=1,96,96,3. Needed for sizes that the file leaves "
-            "open and that are not the height and width of an image. Can be repeated.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    resolution: InputResolution = None,
+    inputs: InputShapes = None,
     as_json: Json = False,
 ) -> None:
     """Predict the latency of any ONNX file with the analytic model of a device."""
@@ -368,4 +511,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "validate-lut": validate_lut_command,
     "merge-lut": merge_lut_command,
     "predict": predict_command,
+    "time": time_command,
 }

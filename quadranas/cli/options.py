@@ -91,6 +91,15 @@ WorkerPython = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+AllowCommands = Annotated[
+    bool,
+    typer.Option(
+        "--allow-commands",
+        help="Run the commands in the device's file (runtime command); only for files that you "
+        "trust.",
+        rich_help_panel=DEVICE,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

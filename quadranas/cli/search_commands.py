@@ -22,6 +22,7 @@ from quadranas.cli.options import (
     OUTPUT,
     TRAINING,
     Accelerator,
+    AllowCommands,
     Budget,
     Candidates,
     Compile,
@@ -93,6 +94,7 @@ def search(
     device: OptionalDevice = None,
     space: OptionalSpace = None,
     table: TableFile = None,
+    allow_commands: AllowCommands = False,
     data: Data = None,
     val: Val = None,
     skip_corrupt: SkipCorrupt = None,
@@ -155,7 +157,13 @@ def search(
     )
     whole = load_config(SearchConfig, config, **options)
     with reporting(quiet) as reporter:
-        result = run_search(whole, output=output, resume=resume, reporter=reporter)
+        result = run_search(
+            whole,
+            output=output,
+            resume=resume,
+            allow_commands=allow_commands,
+            reporter=reporter,
+        )
     print_result(
         result,
         as_json,
@@ -170,6 +178,7 @@ def derive(
     *,
     device: DeviceOrRun,
     table: TableFile = None,
+    allow_commands: AllowCommands = False,
     budget: Budget,
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
@@ -198,6 +207,7 @@ def derive(
             table=table,
             max_params=max_params,
             max_macs=max_macs,
+            allow_commands=allow_commands,
             reporter=reporter,
             **given(confidence=confidence, tolerance=tolerance, candidates=candidates),
         )
@@ -215,6 +225,7 @@ def explore(
     *,
     device: DeviceOrRun,
     table: TableFile = None,
+    allow_commands: AllowCommands = False,
     strategy: Annotated[
         str,
         typer.Option(
@@ -271,6 +282,7 @@ def explore(
             table=table,
             max_params=max_params,
             max_macs=max_macs,
+            allow_commands=allow_commands,
             reporter=reporter,
             **given(confidence=confidence, tolerance=tolerance, seed=seed),
         )

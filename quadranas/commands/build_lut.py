@@ -1,14 +1,12 @@
 """build-lut: make a device's latency table for a space, by its analytic model or by measuring."""
 
 import math
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from quadranas.errors import QuadranasError, unknown
-from quadranas.files import stamp
+from quadranas.errors import PromiseMissedError, QuadranasError, some, unknown
 from quadranas.latency.analytic import op_latency_ms
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import (
@@ -18,11 +16,12 @@ from quadranas.latency.device import (
     DeviceSettings,
     load_device,
 )
-from quadranas.latency.journal import Journal, read_identity
+from quadranas.latency.journal import Journal
 from quadranas.latency.runtimes import FASTEST, RUNTIMES
-from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
-from quadranas.latency.table_files import load_table, locate_table, table_paths
+from quadranas.latency.table import LatencyTable, TableEntry
+from quadranas.latency.table_files import load_table
 from quadranas.measurement.bench import fastest_runtime, open_bench, with_runtime
+from quadranas.measurement.by_hand import HandBench, HandProbes
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
     baseline_network,
@@ -30,19 +29,18 @@ from quadranas.measurement.lut_entries import (
     measure_entries,
 )
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan, Trust
-from quadranas.measurement.summary import STATISTIC
-from quadranas.measurement.suspects import measure_trusted
-from quadranas.measurement.timing import TIMINGS
+from quadranas.measurement.suspects import (
+    MAX_NAMED,
+    find_suspects,
+    measure_trusted,
+    residual_text,
+)
+from quadranas.measurement.table_request import TableRequest, table_request
 from quadranas.reporter import Reporter
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
 from quadranas.validation import CommandResult
-
-ONLY_SUSPECT = "--only-suspect"
-
-CLASS_COUNTS = (10, 100, 1000)
-"""Every table has heads for these numbers of classes."""
 
 
 class BuildLutResult(CommandResult):
@@ -82,6 +80,7 @@ def build_lut(
     num_classes: Sequence[int] = (),
     rounds: int = Plan.num_rounds,
     repeats: int = Plan.repeats,
+    times: str | Path | Sequence[str | Path] = (),
     reporter: Reporter | None = None,
     command: str = "",
     **settings: Unpack[DeviceSettings],
@@ -100,6 +99,7 @@ def build_lut(
         max_residual: limit on the calibration's residual, a fraction of the latency.
         num_classes: numbers of classes to add head entries for, besides 10, 100 and 1000.
         rounds, repeats: number of rounds, and of calls of every program in each.
+        times: CSV files with times that were taken by hand, see `write_probes`.
         command: the command line, recorded in the table.
         settings: values to use instead of those in the device's file.
 
@@ -109,164 +109,21 @@ def build_lut(
         PromiseMissedError: the residual is above its limit. The timings are kept.
     """
     chosen = load_space(space), load_device(device, **settings)
-    request = _request(*chosen, output, only_missing, num_classes, command)
+    request = table_request(*chosen, output, only_missing, num_classes, command)
+    trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
+    paths = [Path(times)] if isinstance(times, str | Path) else list(map(Path, times))
+    if paths:
+        return _by_hand(request, paths, backend, trust)
     backend = backend or request.default_backend
     if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
         raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
     if backend == ANALYTIC:
         return _analytic(request, only_suspect=only_suspect)
     plan = Plan(num_rounds=rounds, repeats=repeats)
-    trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
     return _measured(request, backend, reporter or Reporter(quiet=True), plan, trust)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """A table to be made: its space, device, operations and file.
-
-    Args:
-        existing: the table to be completed.
-    """
-
-    space: SearchSpace
-    device: Device
-    specs: tuple[OpSpec, ...]
-    target: Path
-    existing: LatencyTable | None
-    command: str
-
-    @property
-    def default_backend(self) -> str:
-        if self.existing is not None:
-            return self.existing.header.backend
-        if self.device.analytic is not None and not self.device.reach.given:
-            return ANALYTIC
-        return self.device.runtime or ANALYTIC
-
-    @property
-    def missing(self) -> list[OpSpec]:
-        kept = self.existing.latencies_ms if self.existing else {}
-        return [spec for spec in self.specs if spec not in kept]
-
-    @property
-    def timings(self) -> Path:
-        """The file of the timings until the table is complete."""
-        return self.target.with_name(f"{self.target.name}{TIMINGS}")
-
-    def suspect_command(self) -> str:
-        """The command that measures the suspect entries again."""
-        command = self.command or shlex.join(
-            [
-                *("quadranas", "build-lut", "--device", self.device.name),
-                *("--space", self.space.name, "--backend", str(self.device.runtime)),
-                *("--output", str(self.target)),
-            ]
-        )
-        return command if ONLY_SUSPECT in command.split() else f"{command} {ONLY_SUSPECT}"
-
-    def begun_with(self) -> str | None:
-        """The runtime of an interrupted measurement, or of the existing table."""
-        if self.timings.is_file():
-            return str(read_identity(self.timings).get("backend") or "") or None
-        if self.target.is_file():
-            header = load_table(self.target).header
-            return header.backend if header.method == "measured" else None
-        return None
-
-    def check(self, conditions: Conditions) -> None:
-        """Refuse to replace a measured table, or to add entries made under other conditions.
-
-        Args:
-            conditions: the conditions of the new entries.
-        """
-        other, hint = self.existing, "Omit --only-missing, or"
-        if other is None and self.target.is_file():
-            other, hint = load_table(self.target), "Delete it, or"
-            if other.header.method != "measured":
-                return
-        if other is None:
-            return
-        difference = other.header.conditions.difference(conditions)
-        if difference is not None:
-            key, there, wanted = difference
-            raise QuadranasError(
-                f"{self.target} was made with {key} {there!r}; expected {wanted!r}",
-                f"{hint} choose another --output.",
-            )
-
-    def header(self, conditions: Conditions, **changes: Any) -> TableHeader:
-        """The header of a new table."""
-        known, now = conditions.known(), stamp()
-        made = {
-            "title": self.device.title,
-            "space_digest": self.space.digest,
-            "resolution": self.space.resolution,
-            "quadranas": now.quadranas,
-            "command": self.command,
-            "date": now.date,
-            "commit": now.commit,
-        }
-        shared = {key: known[key] for key in known if key in TableHeader.model_fields}
-        return TableHeader.model_validate({**shared, **made, **changes})
-
-    def measured_header(self, conditions: Conditions, measured: MeasuredEntries) -> TableHeader:
-        """The header of a new table that was measured."""
-        calibration = measured.calibration
-        error = "unknown: the space has one network only, so nothing was calibrated"
-        if calibration is not None:
-            error = (
-                f"{calibration.residual:.1%} standard deviation on the "
-                f"{len(calibration.networks)} networks of the calibration"
-            )
-        return self.header(
-            conditions,
-            statistic=STATISTIC,
-            expected_error=error,
-            scale=measured.scale or 1.0,
-            null_ms=measured.null_ms,
-            measurement=measured.measurement,
-            calibration=calibration,
-        )
-
-    def save(self, header: TableHeader, entries: Sequence[TableEntry]) -> BuildLutResult:
-        """Save the table; its existing entries come first."""
-        kept = self.existing.entries if self.existing else ()
-        table = LatencyTable(header=header, entries=(*kept, *entries))
-        table.save(self.target)
-        return BuildLutResult(
-            path=self.target,
-            device=header.device,
-            space=header.space,
-            entries=len(table.entries),
-            method=header.method,
-            summary=header.summary(),
-            quality=header.measurement.quality() if header.measurement else "",
-        )
-
-
-def _request(
-    space: SearchSpace,
-    device: Device,
-    output: str | Path | None,
-    only_missing: bool,
-    num_classes: Sequence[int],
-    command: str,
-) -> _Request:
-    named = None if output is None else Path(output)
-    found = locate_table(space.name, device, named) if only_missing else None
-    classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
-    specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
-    return _Request(
-        space=space,
-        device=device,
-        specs=tuple(specs),
-        target=named or table_paths(space.name, device.name)[0],
-        existing=load_table(found) if found else None,
-        command=command,
-    )
-
-
-def _analytic(request: _Request, *, only_suspect: bool) -> BuildLutResult:
+def _analytic(request: TableRequest, *, only_suspect: bool) -> BuildLutResult:
     if only_suspect:
         raise _nothing_suspect(request)
     device, model = request.device, request.device.analytic
@@ -282,7 +139,8 @@ def _analytic(request: _Request, *, only_suspect: bool) -> BuildLutResult:
     if request.existing is not None:
         _check_entries(request, model)
     if kept is not None and not request.missing:  # a table of version 0.1.0 gets its model
-        return request.save(kept.model_copy(update={"model": model.numbers}), ())
+        kept = kept.model_copy(update={"model": model.numbers})
+        return _result(request, request.save(kept, ()))
     header = request.header(
         conditions,
         statistic="model",
@@ -295,14 +153,14 @@ def _analytic(request: _Request, *, only_suspect: bool) -> BuildLutResult:
         TableEntry(op=spec, latency_ms=_modelled_ms(spec, device, model))
         for spec in request.missing
     ]
-    return request.save(header, entries)
+    return _result(request, request.save(header, entries))
 
 
 def _modelled_ms(spec: OpSpec, device: Device, model: AnalyticModel) -> float:
     return op_latency_ms(spec, model, device.precision, device.batch_size)
 
 
-def _check_entries(request: _Request, model: AnalyticModel) -> None:
+def _check_entries(request: TableRequest, model: AnalyticModel) -> None:
     """Check that the entries of a table that names no model were made by this one.
 
     Raises:
@@ -322,7 +180,7 @@ def _check_entries(request: _Request, model: AnalyticModel) -> None:
 
 
 def _measured(
-    request: _Request, backend: str, reporter: Reporter, plan: Plan, trust: Trust
+    request: TableRequest, backend: str, reporter: Reporter, plan: Plan, trust: Trust
 ) -> BuildLutResult:
     """Measure, save the table, and only then delete the timings."""
     if trust.only_suspect and not request.timings.is_file():
@@ -349,17 +207,55 @@ def _measured(
             measured = measure_trusted(
                 measure, journal, reporter, trust, request.suspect_command()
             )
-            if existing is None:
-                header, entries = request.measured_header(conditions, measured), measured.entries
-            else:
-                header = existing.header
-                entries = measured.with_null_call(header.null_ms)
-            result = request.save(header, entries)
+            table = request.save_measured(conditions, measured)
             journal.remove()
-    return result
+    return _result(request, table)
 
 
-def _nothing_suspect(request: _Request) -> QuadranasError:
+def _by_hand(
+    request: TableRequest, paths: Sequence[Path], backend: str | None, trust: Trust
+) -> BuildLutResult:
+    """The table of times that were taken by hand.
+
+    Raises:
+        QuadranasError: an option that is for measuring, a faulty file, or times are missing.
+        PromiseMissedError: the residual is above its limit.
+    """
+    if trust.only_suspect or backend not in (None, request.device.runtime):
+        raise QuadranasError(
+            "times taken by hand are neither measured again nor in another runtime",
+            "Omit --only-suspect and --backend, or --times.",
+        )
+    probes = HandProbes.of(request.device, request.space, request.missing, request.existing)
+    bench = HandBench(request.device, probes.read_times(paths))
+    conditions = bench.conditions | Conditions(space=request.space.name, method="measured")
+    request.check(conditions)
+    measured = probes.entries(bench)
+    suspects = find_suspects(measured, trust.max_residual)
+    if suspects.programs:
+        raise PromiseMissedError(
+            f"{residual_text(measured, trust.max_residual)}; the table is not saved; suspect "
+            f"entries: {suspects.text()}",
+            "Time these files again, on an idle device: "
+            f"{some([probes.files[name] for name in suspects.programs], MAX_NAMED)}",
+        )
+    return _result(request, request.save_measured(conditions, measured))
+
+
+def _result(request: TableRequest, table: LatencyTable) -> BuildLutResult:
+    header = table.header
+    return BuildLutResult(
+        path=request.target,
+        device=header.device,
+        space=header.space,
+        entries=len(table.entries),
+        method=header.method,
+        summary=header.summary(),
+        quality=header.measurement.quality() if header.measurement else "",
+    )
+
+
+def _nothing_suspect(request: TableRequest) -> QuadranasError:
     return QuadranasError(
         f"there is nothing suspect to measure again: {request.timings} does not exist",
         "Omit --only-suspect. It is for a measurement that ended with an error about suspect "
@@ -367,7 +263,7 @@ def _nothing_suspect(request: _Request) -> QuadranasError:
     )
 
 
-def _device_to_measure(request: _Request, backend: str, reporter: Reporter) -> Device:
+def _device_to_measure(request: TableRequest, backend: str, reporter: Reporter) -> Device:
     """The device with the runtime to measure with."""
     device = request.device
     own = request.existing.header if request.existing and device.runtime == FASTEST else None

@@ -34,6 +34,7 @@ def derive(
     confidence: float | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     candidates: int | None = None,
+    allow_commands: bool = False,
     reporter: Reporter | None = None,
 ) -> DeriveResult:
     """Decode the best network of a trained supernet for a device and a budget.
@@ -54,6 +55,7 @@ def derive(
         candidates: number of networks that the gates prefer most, of which the one with the best
             accuracy on held-out images of the search is chosen; 1: the gates choose. Default: as
             in the search.
+        allow_commands: run the commands of the device's file to measure the network.
         reporter: receives messages and progress. Default: nothing is shown.
 
     Raises:
@@ -64,7 +66,11 @@ def derive(
     default = Path(run) / layout.DERIVED / f"{opened.name}-{''.join(budget.split())}"
     folder = Path(output) if output else default
     request = Request.of(
-        *(device, contract, folder), table=table, max_params=max_params, max_macs=max_macs
+        *(device, contract, folder),
+        table=table,
+        max_params=max_params,
+        max_macs=max_macs,
+        allow_commands=allow_commands,
     )
     RunFolder(folder).refuse_content()
     searched = open_searched(Path(run))

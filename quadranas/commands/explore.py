@@ -55,6 +55,7 @@ def explore(
     max_macs: int | None = None,
     confidence: float | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
+    allow_commands: bool = False,
     reporter: Reporter | None = None,
 ) -> ExploreResult:
     """Judge sub-networks of a trained supernet, and write the best one.
@@ -65,7 +66,8 @@ def explore(
     Args:
         run: the folder of a search whose supernet is trained.
         strategy: name of a strategy (`quadranas.strategies.registry.STRATEGIES`).
-        device, budget, table, max_params, max_macs, confidence, tolerance: as for `derive`.
+        device, budget, table, max_params, max_macs, confidence, tolerance, allow_commands: as for
+            `derive`.
         trials: number of networks to judge at most, by all processes that share a storage.
         storage: the path of a journal file, or the URL of a database, through which processes
             share the trials of a strategy by Optuna.
@@ -82,7 +84,11 @@ def explore(
     name = f"{strategy}-{open_device_argument(device).name}-{''.join(budget.split())}"
     folder = Path(output) if output else Path(run) / layout.EXPLORED / name
     request = Request.of(
-        *(device, contract, folder), table=table, max_params=max_params, max_macs=max_macs
+        *(device, contract, folder),
+        table=table,
+        max_params=max_params,
+        max_macs=max_macs,
+        allow_commands=allow_commands,
     )
     RunFolder(folder).refuse_content()
     searched = open_searched(Path(run))

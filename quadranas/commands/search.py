@@ -61,6 +61,7 @@ def search(
     *,
     output: str | Path | None = None,
     resume: bool = False,
+    allow_commands: bool = False,
     reporter: Reporter | None = None,
     **keys: Any,
 ) -> SearchResult:
@@ -71,6 +72,7 @@ def search(
         output: the run folder; default: a new one under `runs/`.
         resume: continue the run in `output`, or the newest unfinished one under `runs/` that
             matches the given options.
+        allow_commands: run the commands of the device's file to measure the network.
         reporter: receives messages and progress. Default: nothing is shown.
         keys: fields of `SearchConfig`; they take precedence over `config`.
 
@@ -91,7 +93,9 @@ def search(
                 needed="" if given.device and given.budget else "--device and --budget",
             )
             is_named = given.device is not None
-            agreed = None if start.is_finished else _Agreed.of(start, is_named)
+            agreed = None
+            if not start.is_finished:
+                agreed = _Agreed.of(start, is_named, allow_commands)
             processes.from_main(agreed)
             if agreed is not None:
                 _lead(agreed, start, processes)
@@ -106,6 +110,7 @@ class _Agreed:
     Args:
         copies, earlier: see `prepare_search`.
         is_device_named: whether the caller named the device.
+        allow_commands: whether the commands of the device may run.
         threads: number of threads of every process.
         pretrained: the network to start from; None to start from scratch.
     """
@@ -114,15 +119,21 @@ class _Agreed:
     copies: Path | None
     earlier: EarlierData | None
     is_device_named: bool
+    allow_commands: bool
     threads: int
     pretrained: PretrainedNetwork | None
 
     @classmethod
-    def of(cls, start: RunStart[SearchConfig], is_device_named: bool) -> "_Agreed":
+    def of(
+        cls, start: RunStart[SearchConfig], is_device_named: bool, allow_commands: bool
+    ) -> "_Agreed":
         copies = start.folder.path.absolute() if start.resuming else None
         threads = torch.get_num_threads()
         pretrained = _pretrained(start)
-        return cls(start.config, copies, start.earlier, is_device_named, threads, pretrained)
+        return cls(
+            *(start.config, copies, start.earlier, is_device_named, allow_commands, threads),
+            pretrained,
+        )
 
     def prepare(
         self, reporter: Reporter, processes: Processes
@@ -133,6 +144,7 @@ class _Agreed:
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.is_device_named,
             pretrained=self.pretrained,
+            allow_commands=self.allow_commands,
         )
         check_tracking(setup.config)
         check_batch_size(setup.config, processes)

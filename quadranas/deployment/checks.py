@@ -1,11 +1,12 @@
 """The steps of an export: convert, verify, quantise, and find accuracy and latency."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
-from quadranas.backends.interface import ConvertedFile, QuantizingBackend
+from quadranas.backends.interface import ConvertedFile, FileBackend, QuantizingBackend
 from quadranas.deployment.latency import describe_latency, is_comparable, measured
 from quadranas.deployment.manifest import Accuracy, Latency, LatencyNote, Quantization
 from quadranas.deployment.proof import (
@@ -21,6 +22,7 @@ from quadranas.errors import PromiseMissedError, QuadranasError
 from quadranas.latency.contract import missed_budget
 from quadranas.latency.device import ANALYTIC
 from quadranas.latency.runtimes import RUNTIMES
+from quadranas.measurement.bench import open_device
 
 NUM_CALIBRATION_IMAGES = 128
 
@@ -137,14 +139,15 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
     Args:
         plain: the file in floating point.
     """
-    options, device = work.options, work.target.checked_on
+    options, device = work.options, work.target.timed_on
     shape = (options.batch_size or 1, *work.conversion.input_shape[1:])
-    programs = {"file": work.backend.load(work.path, shape)}
-    if work.is_int8:
-        programs["fp32"] = work.backend.load(plain, shape)
-    measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
-    if not work.backend.provenance().emulated:
-        measurement = measured(work.backend, device, programs, work.reporter)
+    with _timing_backend(work) as backend:
+        programs = {"file": backend.load(work.path, shape)}
+        if work.is_int8:
+            programs["fp32"] = backend.load(plain, shape)
+        measurement: Mapping[str, LatencyNote] | str = "the device is emulated"
+        if not backend.provenance().emulated:
+            measurement = measured(backend, device, programs, work.reporter)
     comparable = (
         work.target.is_checked_there
         and not work.is_int8
@@ -153,6 +156,17 @@ def time_file(work: ExportWork, plain: Path) -> Latency:
     latency = describe_latency(work.prediction, measurement, comparable=comparable)
     missed = _missed(latency, work.target, options)
     return latency.model_copy(update={"budget_ms": options.budget_ms, "missed": missed})
+
+
+@contextmanager
+def _timing_backend(work: ExportWork) -> Iterator[FileBackend]:
+    """The backend that times the file: the one that checks it, unless a command does."""
+    if work.target.timer is None:
+        yield work.backend
+        return
+    with open_device(work.target.timer) as backend:
+        assert isinstance(backend, FileBackend)
+        yield backend
 
 
 def latency_notes(work: ExportWork, latency: Latency) -> Iterator[str]:

@@ -49,6 +49,7 @@ class ExportOptions:
         data, val, skip_corrupt: the images; by default those of the run.
         threads, tuning_trials, rpc, rpc_tracker, rpc_key, worker_python: settings that replace
             those of the device's file.
+        allow_commands: time the file with the command of the device's file.
     """
 
     format: str = "onnx"
@@ -71,6 +72,7 @@ class ExportOptions:
     rpc_tracker: str | None = None
     rpc_key: str | None = None
     worker_python: str | None = None
+    allow_commands: bool = False
 
     @property
     def batch_size(self) -> int | None:
@@ -176,17 +178,25 @@ class ExportTarget:
         checked_on: the same if it can be opened and its runtime reads the file, else this machine.
         files: facts about the files of that runtime.
         opset: ONNX opset; `None` for the runtime's default.
+        timer: the device, if its command times the file; `None`: the file is timed where it is
+            checked.
     """
 
     device: Device
     checked_on: Device
     files: RuntimeFiles
     opset: int | None
+    timer: Device | None = None
 
     @property
     def is_checked_there(self) -> bool:
         """Whether the file is measured on the device that its latency was predicted for."""
-        return self.checked_on is self.device
+        return self.timed_on is self.device
+
+    @property
+    def timed_on(self) -> Device:
+        """The device that times the file."""
+        return self.timer or self.checked_on
 
     @property
     def runtime(self) -> str:
@@ -222,7 +232,27 @@ def find_target(
         return ExportTarget(device, device, reads.own_files, opset)
     here = {key: value for key, value in options.settings.items() if key in LOCAL_SETTINGS}
     host = load_device(HOST).configured(runtime=home, **here)
-    return ExportTarget(device, host, files_of(options.format), opset)
+    timer = device if _is_timed_by_command(options, device) else None
+    if timer is not None and timer.command is not None:
+        opset = opset or timer.command.opset
+    return ExportTarget(device, host, files_of(options.format), opset, timer)
+
+
+def _is_timed_by_command(options: ExportOptions, device: Device) -> bool:
+    """Whether the command of a device may run, and times files of the format.
+
+    Raises:
+        QuadranasError: it may run, but times files of another format.
+    """
+    if device.command is None or not device.allows_commands:
+        return False
+    if device.command.format != options.format:
+        raise QuadranasError(
+            f"device {device.name!r}: its command times {device.command.format} files, not "
+            f"{options.format}",
+            f"Choose --format {device.command.format}, or omit --allow-commands.",
+        )
+    return True
 
 
 def _check_refused(options: ExportOptions, device: Device, runtime: Runtime | None) -> None:
@@ -269,7 +299,8 @@ def _opset(options: ExportOptions, device: Device, reads: Runtime | None) -> int
 
 def _device(options: ExportOptions, architecture: Architecture, folder: Path | None) -> Device:
     if options.device is not None:
-        return open_device_argument(options.device).configured(**options.settings)
+        named = open_device_argument(options.device).configured(**options.settings)
+        return named.allowing_commands() if options.allow_commands else named
     found_for = device_of(folder, architecture)
     device = found_for.without_reach() if found_for is not None else load_device(HOST)
     if not _can_run(device, options.format):

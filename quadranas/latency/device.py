@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from quadranas.errors import unknown
 from quadranas.files import dump_yaml, read_yaml, write_atomically
 from quadranas.latency.conditions import Conditions
+from quadranas.latency.measuring_command import MeasuringCommand
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, check_name, current_name
 from quadranas.validation import Frozen, validate
 
@@ -116,6 +117,12 @@ class Reach(Frozen):
         return self
 
 
+ProviderOptions = dict[str, str | int | float | bool]
+
+Target = str | int | dict[str, str | int | list[str]] | list[str | dict[str, ProviderOptions]]
+"""The hardware in the terms of a runtime."""
+
+
 class Device(Frozen):
     """A device, and how its latency is measured or modelled.
 
@@ -123,17 +130,22 @@ class Device(Frozen):
         name: name of the device and of its tables, `latency_tables/<space>/<name>.json`.
         title: description of the hardware.
         runtime: `onnxruntime`, `openvino`, `tvm`, `torch`, `executorch`, `cuda`, `openvino2021`,
-            or `fastest`: the faster of ONNX Runtime and OpenVINO on this machine; `None` if the
-            device cannot be measured.
+            `command`: a program that times files, see `command`; or `fastest`: the faster of ONNX
+            Runtime and OpenVINO on this machine; `None` if the device cannot be measured.
         target: the hardware in the runtime's terms: an OpenVINO device (`CPU`, `GPU`, `NPU`; with
-            `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device.
+            `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device, an execution
+            provider of ONNX Runtime or a list of them by priority, each with options if needed.
         precision: precision of weights and activations; refused if the runtime would run in
             another one.
         threads: number of threads on the device; `None` for devices without a thread count.
         batch_size: number of images per call; latencies are per call.
         tuning_trials: number of schedules that TVM tries per kernel; 0 leaves kernels untuned.
+        time_copies: with an execution provider of ONNX Runtime, also time the copies of inputs and
+            outputs between this machine's memory and that of the hardware.
         reach: how to reach the device; omit for this machine. Only a device file that is named on
             the command line decides this, never one in a bundle or run folder.
+        command: with the runtime `command`, the program that times files on the device; obeyed
+            only with `--allow-commands`, and like `reach` only in a device file that is named.
         analytic: an analytic model, for a device that cannot be measured; see
             `quadranas/latency/devices/cpu.yaml`.
     """
@@ -141,13 +153,17 @@ class Device(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
     runtime: RuntimeName | None = None
-    target: str | int | dict[str, str | int | list[str]] | None = None
+    target: Target | None = None
     precision: str = Field(pattern="^(fp32|tf32|fp16|bf16|int8)$")
     threads: int | None = Field(default=None, ge=1, le=65536)
     batch_size: int = Field(default=1, ge=1, le=65536)
     tuning_trials: int = Field(default=32, ge=0, le=1_000_000)
+    time_copies: bool = False
     reach: Reach = Reach()
+    command: MeasuringCommand | None = None
     analytic: AnalyticModel | None = None
+    # No key of a file: only the caller can allow commands.
+    _allows_commands: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -164,8 +180,33 @@ class Device(Frozen):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the device is reached over the network."""
+        """Whether the device is reached over the network or through a command."""
+        if self.command is not None and not self.command.on_this_machine:
+            return True
         return self.reach.rpc is not None or self.reach.rpc_tracker is not None
+
+    @property
+    def has_way(self) -> bool:
+        """Whether its file says what is started, contacted or loaded to measure it."""
+        return bool(self.reach.given) or self.command is not None or self.has_provider_options
+
+    @property
+    def has_provider_options(self) -> bool:
+        """Whether it gives options to execution providers, which can name libraries to load."""
+        return isinstance(self.target, list) and any(isinstance(e, dict) for e in self.target)
+
+    @property
+    def allows_commands(self) -> bool:
+        """Whether the caller allows the commands of the device to run."""
+        return self._allows_commands
+
+    def allowing_commands(self) -> "Device":
+        """The device with permission to run its commands."""
+        if self.command is None:
+            return self
+        allowed = self.model_copy()
+        allowed._allows_commands = True
+        return allowed
 
     @property
     def conditions(self) -> Conditions:
@@ -201,9 +242,15 @@ class Device(Frozen):
         """The device without how it is reached, for one that a file of others describes.
 
         A bundle or a run folder may come from anywhere, so nothing in it chooses what is started
-        or contacted: `reach` counts from a command line and from a device file named there.
+        or contacted: `reach`, `command` and the options of execution providers, which can name
+        libraries, count from a device file named on a command line.
         """
-        return self.model_copy(update={"reach": Reach()})
+        target = self.target
+        if isinstance(target, list):
+            target = [
+                name for entry in target for name in ([entry] if isinstance(entry, str) else entry)
+            ]
+        return self.model_copy(update={"reach": Reach(), "command": None, "target": target})
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
@@ -225,12 +272,13 @@ class Device(Frozen):
             reach = {"rpc": None} | reach
         content = self.model_dump() | changes
         content["reach"] = content["reach"] | reach
-        return validate(Device, content, f"device {self.name!r}")
+        configured = validate(Device, content, f"device {self.name!r}")
+        return configured.allowing_commands() if self.allows_commands else configured
 
 
 def target_text(target: object) -> str:
     """The target of a device as text, for comparisons; empty for a device without a target."""
-    if isinstance(target, dict):
+    if isinstance(target, dict | list):
         return json.dumps(target, sort_keys=True)
     return "" if target is None else str(target)
 
@@ -247,7 +295,10 @@ def is_shipped(device: Device) -> bool:
 
 
 class DeviceSettings(TypedDict, total=False):
-    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one."""
+    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one.
+
+    Besides, `allow_commands`: whether the commands of the device may run.
+    """
 
     threads: int | None
     precision: str | None
@@ -257,6 +308,7 @@ class DeviceSettings(TypedDict, total=False):
     rpc_tracker: str | None
     rpc_key: str | None
     worker_python: str | None
+    allow_commands: bool | None
 
 
 def load_device(device: str | Path | Device, **settings: Unpack[DeviceSettings]) -> Device:
@@ -270,8 +322,10 @@ def load_device(device: str | Path | Device, **settings: Unpack[DeviceSettings])
         QuadranasError: unknown name (nearest suggested), or a fault in the file or the settings.
     """
     changes = {key: value for key, value in settings.items() if value is not None}
+    is_allowed = changes.pop("allow_commands", False)
     loaded = device if isinstance(device, Device) else _read_device(str(device))
-    return loaded.configured(**changes) if changes else loaded
+    loaded = loaded.configured(**changes) if changes else loaded
+    return loaded.allowing_commands() if is_allowed else loaded
 
 
 def _read_device(name_or_path: str) -> Device:

@@ -65,6 +65,7 @@ class RuntimeFiles:
         opsets: ONNX opsets that the runtime reads; empty for other formats.
         opset: the default opset.
         interchange: whether runtimes of other formats can read the files too.
+        reads: formats of other runtimes whose files the runtime can time too.
         native: whether a file is machine code, which can do anything that its user can.
         refused: formats with similar names that the runtime does not read, each with the reason
             and the next step.
@@ -80,6 +81,7 @@ class RuntimeFiles:
     opsets: range = range(0)
     opset: int | None = None
     interchange: bool = False
+    reads: tuple[str, ...] = ()
     native: bool = False
     refused: tuple[tuple[str, str, str], ...] = ()
     script: ScriptCode | None = None
@@ -115,6 +117,8 @@ class Runtime:
         for_host: whether `fastest` considers it.
         other_hardware: whether it needs hardware that a machine may lack.
         runs: formats of other runtimes that its devices can run.
+        reports_times: whether its latencies are numbers that another program prints, so that
+            their unit has to be checked.
         files: `None` for a runtime without files.
     """
 
@@ -128,6 +132,7 @@ class Runtime:
     for_host: bool = False
     other_hardware: bool = False
     runs: tuple[str, ...] = ()
+    reports_times: bool = False
     files: RuntimeFiles | None = None
 
     @property
@@ -198,6 +203,7 @@ RUNTIMES: dict[str, Runtime] = {
             package="openvino",
             precisions=("fp32", "fp16", "int8"),
             free_batch=True,
+            reads=("onnx",),
             script=ScriptCode(
                 imports="openvino",
                 model=(
@@ -270,6 +276,13 @@ RUNTIMES: dict[str, Runtime] = {
         settings=(),
         other_hardware=True,
         runs=("torch",),
+    ),
+    # Any program that times a file: the device says how it is called.
+    "command": Runtime(
+        title="command",
+        backend="quadranas.backends.command:CommandBackend",
+        runs=("onnx", "openvino", "torch", "executorch"),
+        reports_times=True,
     ),
     # The last OpenVINO with a plugin for the Myriad; it runs in another Python.
     "openvino2021": Runtime(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from quadranas.backends.interface import Backend, Program, Provenance
+from quadranas.backends.interface import Backend, Program, ProgramWithNotes, Provenance
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.latency.conditions import Conditions, in_words
@@ -18,6 +18,7 @@ from quadranas.latency.journal import Identity, Journal
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import Measurement, TableHeader, build_command
 from quadranas.measurement.plan import Plan
+from quadranas.measurement.plausibility import CheckedReference
 from quadranas.measurement.probes import REFERENCE_OP, chain_probe, network_probe
 from quadranas.measurement.summary import REFERENCE, Timings
 from quadranas.measurement.timing import BUSY, time_programs
@@ -114,7 +115,7 @@ class Bench:
                 memory.
         """
         plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
-        everything = {REFERENCE: chain_job([REFERENCE_OP]), **jobs}
+        everything = {REFERENCE: self._reference(), **jobs}
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)
         return time_programs(
@@ -122,6 +123,12 @@ class Bench:
             max_parallel=self.backend.max_parallel,
             companions=companions,
         )
+
+    def _reference(self) -> Job | Program:
+        job = chain_job([REFERENCE_OP])
+        if self.device.runtime in RUNTIMES and RUNTIMES[self.device.runtime].reports_times:
+            return CheckedReference(self._compile(job), self.device)
+        return job
 
     def _compile(self, job: Job | Program) -> Program:
         if not isinstance(job, Job):
@@ -131,19 +138,26 @@ class Bench:
 
     def describe(self, timings: Timings, plan: Plan) -> Measurement:
         """The description of a measurement in a table's header."""
-        return Measurement(
-            hardware=self.provenance.hardware,
-            target=target_text(self.device.target),
-            versions=dict(self.provenance.versions),
-            settings=dict(self.provenance.settings),
-            num_rounds=timings.num_rounds,
-            repeats=plan.repeats,
-            num_disturbed=timings.num_disturbed,
-            noise=timings.noise,
-            noise_p95=timings.noise_p95,
-            dropped="unknown" if timings.dropped is None else timings.dropped,
-            reference_ms=timings.reference_ms,
-        )
+        return describe_measurement(self.provenance, self.device, timings, plan)
+
+
+def describe_measurement(
+    provenance: Provenance, device: Device, timings: Timings, plan: Plan
+) -> Measurement:
+    """The description of a measurement in a table's header."""
+    return Measurement(
+        hardware=provenance.hardware,
+        target=target_text(device.target),
+        versions=dict(provenance.versions),
+        settings=dict(provenance.settings),
+        num_rounds=timings.num_rounds,
+        repeats=plan.repeats,
+        num_disturbed=timings.num_disturbed,
+        noise=timings.noise,
+        noise_p95=timings.noise_p95,
+        dropped="unknown" if timings.dropped is None else timings.dropped,
+        reference_ms=timings.reference_ms,
+    )
 
 
 class _Programs(Mapping[str, Program]):
@@ -177,9 +191,13 @@ class _Programs(Mapping[str, Program]):
         if num_jobs > 2:
             reporter.message(f"compiling {num_jobs} programs")
         phase = reporter.phase("compiling", len(names), 0)
+        notes: list[str] = []
         for done, name in enumerate(names, start=1):
-            self[name]
+            program = self[name]
+            notes += program.notes if isinstance(program, ProgramWithNotes) else ()
             reporter.advance(phase, done)
+        if notes:
+            reporter.message(f"{len(notes)} of {len(names)} networks, first: {notes[0]}")
 
 
 def _unfinished(jobs: Iterable[str], journal: Journal, plan: Plan) -> list[str]:

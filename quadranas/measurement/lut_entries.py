@@ -11,15 +11,16 @@ feature maps, and share one factor, with which the entries of the baseline netwo
 latency.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate, fit_scale
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
-from quadranas.measurement.bench import Bench, Job, chain_job, network_job
+from quadranas.measurement.bench import Job, chain_job, network_job
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import null_probe, preserves_shape
 from quadranas.measurement.summary import Timing, Timings
@@ -78,6 +79,23 @@ class MeasuredEntries:
         )
 
 
+class Timer(Protocol):
+    """What times the programs of a table: a bench, or the times that a person has taken."""
+
+    def time(
+        self,
+        jobs: Mapping[str, Job],
+        reporter: Reporter,
+        plan: Plan | None = None,
+        journal: Journal | None = None,
+        companions: Collection[str] = (),
+    ) -> Timings:
+        """See `Bench`."""
+
+    def describe(self, timings: Timings, plan: Plan) -> Measurement:
+        """See `Bench`."""
+
+
 def calibration_networks(space: SearchSpace) -> list[Architecture]:
     """The whole networks that a table of the space is calibrated with."""
     return random_architectures(space, NUM_CALIBRATION, PURPOSE)
@@ -92,7 +110,7 @@ def measure_entries(
     specs: Sequence[OpSpec],
     baseline: Architecture,
     networks: Sequence[Architecture],
-    bench: Bench,
+    bench: Timer,
     journal: Journal,
     reporter: Reporter,
     plan: Plan,
@@ -103,11 +121,8 @@ def measure_entries(
         baseline: `baseline_network` of the space.
         networks: the networks to calibrate with; if empty, there is no scale.
     """
-    # The baseline's own operations are always timed: the common factor is fitted to them.
-    timed = tuple(dict.fromkeys((*specs, *baseline.ops())))
-    jobs = {NULL: Job(null_probe, 1, 1)}
-    jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
-    jobs |= {network.name: network_job(network) for network in networks}
+    timed = _timed_specs(specs, baseline)
+    jobs = entry_jobs(specs, baseline, networks)
     timings = bench.time(jobs, reporter, plan, journal, companions=_baselines())
     entries = _entries(timed, baseline, timings)
     scale, calibration = _calibrate(entries.values(), networks, timings)
@@ -119,6 +134,21 @@ def measure_entries(
         scale=scale,
         calibration=calibration,
     )
+
+
+def _timed_specs(specs: Sequence[OpSpec], baseline: Architecture) -> tuple[OpSpec, ...]:
+    # The baseline's own operations are always timed: the common factor is fitted to them.
+    return tuple(dict.fromkeys((*specs, *baseline.ops())))
+
+
+def entry_jobs(
+    specs: Sequence[OpSpec], baseline: Architecture, networks: Sequence[Architecture]
+) -> dict[str, Job]:
+    """The programs that entries are computed from; arguments as in `measure_entries`."""
+    timed = _timed_specs(specs, baseline)
+    jobs = {NULL: Job(null_probe, 1, 1)}
+    jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
+    return jobs | {network.name: network_job(network) for network in networks}
 
 
 def _inserted_jobs(specs: Iterable[OpSpec], baseline: Architecture) -> dict[str, Job]:

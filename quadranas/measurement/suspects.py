@@ -116,12 +116,19 @@ def _check(
             f"{MIN_UNDISTURBED} rounds; {kept}; {suspect}",
             f"Stop the programs that use the processor, then {again}",
         )
-    assert measured.calibration is not None
     raise PromiseMissedError(
+        f"{residual_text(measured, max_residual)}; {kept}; {suspect}",
+        f"On an idle machine, {again}",
+    )
+
+
+def residual_text(measured: MeasuredEntries, max_residual: float) -> str:
+    """The residual of a calibration, which is above a limit."""
+    assert measured.calibration is not None
+    return (
         f"the table's residual is {measured.calibration.residual:.1%} on the "
         f"{len(measured.calibration.networks)} networks of the calibration; accepted: "
-        f"{max_residual:.1%}; {kept}; {suspect}",
-        f"On an idle machine, {again}",
+        f"{max_residual:.1%}"
     )
 
 

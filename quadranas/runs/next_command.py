@@ -117,7 +117,8 @@ def _format_for(device: Device | None, table: LatencyTable | None) -> str:
     runtime = RUNTIMES.get(name or "")
     if runtime is None or not runtime.formats:
         return DEFAULT_FORMAT
-    found = runtime.formats[0]
+    own = device.command.format if device is not None and device.command is not None else None
+    found = own or runtime.formats[0]
     # Machine code is for a device that can be measured; elsewhere nothing can check it.
     is_reached = is_measured or _has_reach(device)
     return DEFAULT_FORMAT if files_of(found).native and not is_reached else found
@@ -137,4 +138,4 @@ def _named_device(folder: Path) -> tuple[str | None, Device | None]:
 
 def _has_reach(device: Device | None) -> bool:
     """Whether something has to be started or contacted to reach a device."""
-    return device is not None and bool(device.reach.given)
+    return device is not None and device.has_way

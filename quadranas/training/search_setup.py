@@ -79,6 +79,7 @@ def prepare_search(
     *,
     is_device_named: bool = True,
     pretrained: PretrainedNetwork | None = None,
+    allow_commands: bool = False,
 ) -> SearchSetup:
     """Check everything that can be checked before training, cheapest first.
 
@@ -89,6 +90,7 @@ def prepare_search(
         is_device_named: whether the caller named the device; when resuming, it may be known from
             the run folder only.
         pretrained: the network to start from; None to start from scratch.
+        allow_commands: whether the commands of the device may run.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -98,7 +100,7 @@ def prepare_search(
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     check_recipe(given)
     budget_ms = parse_budget(given.budget)
-    device = load_device(given.device)
+    device = load_device(given.device, allow_commands=allow_commands)
     if not is_device_named:
         _refuse_reach(device, given.device)
     copy = _copy(copies, layout.SPACE)
@@ -157,9 +159,13 @@ def _refuse_reach(device: Device, argument: str) -> None:
     """Refuse a device that only a run folder names, if something is started or contacted for it.
 
     Raises:
-        QuadranasError: the device has `reach`.
+        QuadranasError: the device has `reach` or options of execution providers, or its commands
+            may run.
     """
-    through = " and ".join(device.reach.given)
+    others = {"command": device.allows_commands, "target": device.has_provider_options}
+    through = " and ".join(
+        (*device.reach.given, *(key for key, is_used in others.items() if is_used))
+    )
     if through:
         raise QuadranasError(
             f"the run's device {argument!r} is reached through {through}, and a run folder never "

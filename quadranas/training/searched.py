@@ -155,6 +155,7 @@ class Request:
         table: str | Path | None,
         max_params: int | None,
         max_macs: int | None,
+        allow_commands: bool = False,
     ) -> "Request":
         """The request of a command.
 
@@ -162,8 +163,10 @@ class Request:
             device: a device's name, its YAML file, the folder of a run for the run's device, or a
                 device already loaded.
             folder: the output.
+            allow_commands: whether the commands of the device may run.
         """
         opened, device_run = open_device_argument(device), find_device_run(device)
+        opened = opened.allowing_commands() if allow_commands else opened
         return cls(
             device=opened,
             device_argument=device_argument_of(opened if device_run else device, folder),

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quadranas.commands.build_lut import CLASS_COUNTS, BuildLutResult, build_lut
+from quadranas.commands.build_lut import BuildLutResult, build_lut
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.device import load_device
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table, load_table
+from quadranas.measurement.table_request import CLASS_COUNTS
 from quadranas.space.space_file import load_space
 from tests.command_line import call
 from tests.latency.test_device import BOARD

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "validate-lut": ([], {"--device": "cpu", "--space": "toy"}),
     "merge-lut": (["cpu.json", "cpu.json"], {"--output": "merged.json"}),
     "predict": (["net.onnx"], {"--device": "cpu"}),
+    "time": (["net.onnx"], {"--device": "host", "--input": "x=1,3,8,8", "--rounds": "2"}),
     "convert": (["quadranet36_t"], {"--output": "converted.json"}),
     "adapt": (["run"], {"--output": "adapted"}),
     "space-from": (["run"], {"--output": "space.yaml"}),

@@ -37,6 +37,7 @@ from quadranas.inspection.records import Distribution, LayerRecord, StepRecord, 
 from quadranas.latency.device import load_device
 from quadranas.latency.journal import Identity, Journal, read_identity
 from quadranas.latency.table_files import load_table
+from quadranas.measurement.hand_times import read_times, write_empty_times
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights, save_tensors
 from quadranas.reporter import Reporter
@@ -325,6 +326,17 @@ def _teacher(path: Path) -> object:
     return open_teacher(config, data, Augmenter.of(data), Engine())
 
 
+def _make_times(folder: Path, run: Path) -> Path:
+    write_empty_times(folder, HAND_FILES)
+    path = folder / "times.csv"
+    text = path.read_text(encoding="utf-8").replace(",,,,,", ",1.5,1.6,1.4,1.5,1e0")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+HAND_FILES = {f"{number:04d}-abcd.onnx": f"network {number}" for number in range(5)}
+
+
 READERS = {
     "configuration": Reader(
         ("load_config", "read_config_file", "read_yaml"),
@@ -345,6 +357,11 @@ READERS = {
     "device": Reader(
         ("load_device",),
         _copy("quadranas/latency/devices/vpu.yaml"), load_device, spoil_yaml, YAML_ATTACKS,
+    ),
+    "times by hand": Reader(
+        ("read_times",),
+        _make_times, lambda path: read_times([path], HAND_FILES, "a space"), spoil_nothing,
+        (b'file,time_1_ms\n"' + b"a" * 200_000, b"file,time_s\n" + b"a,1\n" * 100_000, b"file;\0"),
     ),
     "architecture": Reader(
         ("load_architecture", "read_json"),

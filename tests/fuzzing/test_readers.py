@@ -50,6 +50,7 @@ INDIRECT = {
     "open_export_images": "calls load_dataset",
     "open_searched": "calls load_scores and the other readers of a run",
     "open_study": "opens a storage of Optuna",
+    "open_writer": "opens a runtime",
     "open_work": "calls open_bundle's writer",
     "open_launch": "reads no file",
     "read_here": "gets numbers",

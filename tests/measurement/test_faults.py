@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadranas.commands.build_lut import CLASS_COUNTS
 from quadranas.errors import DeviceLostError, QuadranasError
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.lut_entries import calibration_networks
+from quadranas.measurement.table_request import CLASS_COUNTS
 from quadranas.space.space_file import load_space
 from tests.command_line import Outcome, call, listing
 from tests.measuring import Machine, ScriptedBackend, board, measured_by
