@@ -129,9 +129,9 @@ class PretrainedConfig(Frozen):
     """How weights are trained in a search that starts from a pre-trained network (`init`).
 
     Args:
-        rate: learning rate of the weights that come from it, as a factor of that of new weights.
+        rate: learning rate of the weights that come from it, as a share of that of new weights.
         quadratic_rate: learning rate of quadratic factors that are added to a first-order
-            network, as a factor of that of new weights.
+            network, as a share of that of new weights.
         quadratic_warmup: share of the supernet's steps in which that rate rises from 0.
         frozen_stages: number of stages, from the input, whose weights and statistics do not
             change; new blocks in them stay the identity.
