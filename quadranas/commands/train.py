@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +285,9 @@ def _follow(processes: Processes) -> TrainResult:
 def _open_data(stored: StoredNetwork, given: TrainConfig, earlier: EarlierData | None) -> Dataset:
     """Load the images, at a resolution that suits the network.
 
+    If they have the classes that it was trained for, they are normalised as in that training: a
+    search that started from a pre-trained network has used the normalisation of that one.
+
     Raises:
         QuadranasError: unsuitable images or resolution.
     """
@@ -292,7 +295,10 @@ def _open_data(stored: StoredNetwork, given: TrainConfig, earlier: EarlierData |
         stored.architecture.adapted(resolution=given.train_resolution)
     dataset = open_data(given, stored.architecture.resolution, earlier=earlier)
     stored.architecture.adapted(resolution=dataset.resolution)
-    return dataset
+    seen = stored.preprocessing
+    if seen is None or seen.class_names != dataset.class_names:
+        return dataset
+    return replace(dataset, mean=seen.mean, std=seen.std)
 
 
 def _keep_start(folder: RunFolder, stored: StoredNetwork) -> StoredNetwork:

@@ -96,15 +96,16 @@ def _recognised(
             f"{source} looks like a {family}, but has tensors that none has: {some(foreign, 3)}",
             "Only networks of exactly this family can be embedded.",
         )
+    if family == "MobileNetV2":
+        _check_depths(tensors, source)
     try:
-        if family == "MobileNetV2":
-            _check_depths(tensors)
         architecture = _architecture(family, tensors, resolution)
     except ValidationError as error:
         fault = describe_faults(OpSpec, error)[0]
         raise QuadranasError(
-            f"{source} is not a {family} of a known form: {fault}",
-            "Only networks of exactly this family can be embedded.",
+            f"the tensors of {source} do not make a whole {family}: {fault}",
+            "Save the state dict of the whole network; only networks of exactly this family can "
+            "be embedded.",
         ) from error
     except _IncompleteError as error:
         raise QuadranasError(
@@ -118,19 +119,21 @@ class _IncompleteError(Exception):
     """Tensors are missing without which the architecture is unknown; says which."""
 
 
-def _check_depths(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse networks with the same layers but other depths: their strides are unknown.
+def _check_depths(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse networks with the same layers but other depths.
 
     Raises:
-        _IncompleteError: a stage has another number of blocks than in MobileNetV2.
+        QuadranasError: a stage has another number of blocks than in MobileNetV2.
     """
     blocks = {OWN_NAME.match(name)[1] for name in tensors}  # type: ignore[index]
     stages = [f"stage{n}" for n in range(1, len(MOBILENET_DEPTHS) + 1)]
     found = tuple(sum(block.startswith(f"{stage}_") for block in blocks) for stage in stages)
     if found != MOBILENET_DEPTHS:
-        raise _IncompleteError(
-            f"its stages have {', '.join(map(str, found))} blocks, those of MobileNetV2 "
-            f"{', '.join(map(str, MOBILENET_DEPTHS))}"
+        raise QuadranasError(
+            f"{source} is not a MobileNetV2: its stages have {', '.join(map(str, found))} blocks, "
+            f"those of MobileNetV2 {', '.join(map(str, MOBILENET_DEPTHS))}",
+            "Other networks with the names of these layers have other strides and activations, "
+            "so they cannot be embedded.",
         )
 
 

@@ -21,6 +21,7 @@ from quadranas.runs import layout
 from quadranas.runs.pretrained_record import PretrainedNote, PretrainedRecord, pretrained_of
 from quadranas.runs.stored_network import StoredNetwork, open_network
 from quadranas.space.architecture import Architecture
+from quadranas.space.catalog import find_folder
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,14 @@ def open_pretrained(source: str | Path) -> PretrainedNetwork:
         found = load_timm(text)
         network = _of_tensors(text, found.tensors, resolution=found.resolution)
         return replace(network, mean=found.mean, std=found.std, resolution=found.resolution)
-    path = Path(text)
-    if path.is_dir():
-        return _of_run(text, open_network(path))
+    path, folder = Path(text), find_folder(text)
+    if folder is not None:
+        return _of_run(text, open_network(folder))
+    if not path.exists():
+        raise QuadranasError(
+            f"there is no pre-trained network {text!r}",
+            "Name a run folder, a .safetensors or torch file, or timm:NAME.",
+        )
     beside = path.parent / layout.ARCHITECTURE
     if path.is_file() and path.suffix == ".safetensors" and beside.is_file():
         return _of_run(text, open_network(path.parent, path))

@@ -44,7 +44,7 @@ and two moments each, the initial and the final weights."""
 
 COPIES_OF_THE_AVERAGE, COPIES_OF_THE_BEST = 2, 3
 """The same for the average of the weights and for the best epoch: one in each checkpoint, and a
-file for the best epoch."""
+file for the best epoch. The network that a search starts from is one more copy at most."""
 
 MAY_DIFFER = ("verify", "workers", "accelerator", "tracking")
 """Keys of a configuration that may differ when a run is resumed: they affect the last bits of the
@@ -127,7 +127,8 @@ def _num_copies(config: Config) -> int:
         return COPIES_ON_DISK
     average = COPIES_OF_THE_AVERAGE if config.weights.ema else 0
     best = COPIES_OF_THE_BEST if config.keep == "best" else 0
-    return COPIES_ON_DISK + average + best
+    initial = isinstance(config, SearchConfig) and config.init is not None
+    return COPIES_ON_DISK + average + best + initial
 
 
 def begin_or_resume(

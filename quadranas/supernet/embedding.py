@@ -34,6 +34,9 @@ sum is nearly zero, what is missing is spread evenly over it instead."""
 NORM_EPS = 1e-5
 """What BatchNorm adds to a variance (PyTorch's default, which inverted bottlenecks use)."""
 
+HEAD = "head:"
+"""Beginning of a deviation that concerns the classifier alone."""
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -311,4 +314,4 @@ def _head_summary(match: StageMatch, *, uses_head: bool) -> tuple[EmbeddedPart, 
     new = f"classifier of {own.out_channels} classes"
     norm = "norm" if own.kind == "norm_head" else ""
     part = EmbeddedPart(part="head", used=norm, dropped=dropped, new=new)
-    return part, ["head: a new classifier, for other classes"]
+    return part, [f"{HEAD} a new classifier, for other classes"]

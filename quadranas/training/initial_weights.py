@@ -14,7 +14,7 @@ from quadranas.runs.config import PretrainedConfig
 from quadranas.runs.pretrained_record import EmbeddedPart, PretrainedNote, computed_alike
 from quadranas.space.matching import StageMatch, match_stages
 from quadranas.space.search_space import SearchSpace
-from quadranas.supernet.embedding import Embedding, embed, largest_choices
+from quadranas.supernet.embedding import HEAD, Embedding, embed, largest_choices
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.inheritance import Inheritance
 
@@ -65,18 +65,21 @@ class InitialWeights:
             supernet: filled, and not trained yet.
             is_teacher: whether the network is the teacher too.
         """
-        deviations = embedding.deviations
-        is_same = not [found for found in deviations if not found.startswith("head:")]
-        difference = self._difference(supernet) if is_same else None
+        deviations = list(embedding.deviations)
+        difference = None
+        if all(found.startswith(HEAD) for found in deviations):
+            difference = self._difference(supernet)
         if difference is not None and not difference < TOLERANCE:
-            deviations += (f"outputs differ by {difference:.0e} of the largest output",)
+            deviations.append(
+                f"outputs on random images differ by {difference:.1e} of the largest"
+            )
             difference = None
         return PretrainedNote(
             source=self.network.source,
             family=self.network.family,
             digest=self.network.digest,
             parts=embedding.parts,
-            deviations=deviations,
+            deviations=tuple(deviations),
             max_difference=difference,
             is_teacher=is_teacher,
         )
@@ -112,7 +115,7 @@ def report_initial(note: PretrainedNote, notes: Iterable[str], reporter: Reporte
         reporter.warning(f"not embedded exactly: {deviation}")
     if note.max_difference is not None:
         reporter.message(f"before any step the largest sub-network {computed_alike(note)}")
-    if not note.is_teacher and any(found.startswith("head:") for found in note.deviations):
+    if not note.is_teacher and any(found.startswith(HEAD) for found in note.deviations):
         reporter.message(
             "nothing is distilled from it, since its classes are not those of the data"
         )

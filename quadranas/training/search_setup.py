@@ -106,8 +106,7 @@ def prepare_search(
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
-    if pretrained is not None:
-        match_stages(build_space(space_file), pretrained.architecture, pretrained.source)
+    _check_pretrained(given, build_space(space_file), pretrained)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
     command = build_command(given.space, given.device)
@@ -125,11 +124,8 @@ def prepare_search(
     dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
-    initial = None
-    _check_frozen(given, space, pretrained)
-    if pretrained is not None:
-        dataset = pretrained.prepared(dataset)
-        initial = InitialWeights.of(pretrained, space, dataset)
+    dataset = dataset if pretrained is None else pretrained.prepared(dataset)
+    initial = None if pretrained is None else InitialWeights.of(pretrained, space, dataset)
     config = resolve_config(given, dataset)
     dataset = hold_out(dataset, config, reporter)
     return SearchSetup(
@@ -174,14 +170,16 @@ def _refuse_reach(device: Device, argument: str) -> None:
         )
 
 
-def _check_frozen(
+def _check_pretrained(
     config: SearchConfig, space: SearchSpace, pretrained: PretrainedNetwork | None
 ) -> None:
-    """Refuse frozen stages that do not exist, or whose weights would be random.
+    """Refuse a network of another shape, and stages to freeze that are random or do not exist.
 
     Raises:
-        QuadranasError: says how many there can be.
+        QuadranasError: says what does not fit, or how many stages there can be.
     """
+    if pretrained is not None:
+        match_stages(space, pretrained.architecture, pretrained.source)
     frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
     if frozen and pretrained is None:
         raise QuadranasError(

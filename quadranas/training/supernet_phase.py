@@ -113,23 +113,26 @@ class SupernetTraining:
         if self.unbound:
             self.controller = BudgetController(setup.budget_ms, rate=0.0, damping=0.0)
         supernet.place(self.engine.accelerator)
-        self.inheritance = inheritance
-        if inheritance is not None:
-            inheritance.freeze(supernet.network)
-            tensors = [*supernet.network.parameters(), *supernet.network.buffers()]
-            self.engine.processes.share(tensors)
         self.warmup = SecondOrderWarmup(
             supernet,
             0 if inheritance else round(config.weights.second_order_warmup * self.num_steps),
             self.engine.accelerator.put,
         )
-        if inheritance is None:
-            self.optimizer = build_optimizer(supernet, config.weights)
-        else:
-            self.optimizer = inheritance.supernet_optimizer(supernet, config.weights)
+        self.inheritance = inheritance
+        self.optimizer = self._optimizer()
         self.gate_trainer = GateTrainer(
             supernet, self.expected, self.controller, config.gates, self.engine
         )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the weights; inherited ones become equal in all processes."""
+        supernet, weights = self.supernet, self.config.weights
+        if self.inheritance is None:
+            return build_optimizer(supernet, weights)
+        self.inheritance.freeze(supernet.network)
+        tensors = [*supernet.network.parameters(), *supernet.network.buffers()]
+        self.engine.processes.share(tensors)
+        return self.inheritance.supernet_optimizer(supernet, weights)
 
     def evaluator(self) -> SubnetEvaluator:
         """Judges sub-networks on images that did not train the weights."""

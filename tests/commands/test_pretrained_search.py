@@ -12,8 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quadranas.commands.build_lut import build_lut
+from quadranas.commands.derive import derive
 from quadranas.commands.search import search
 from quadranas.commands.space_from import space_from
+from quadranas.commands.train import train
+from quadranas.data.preprocessing import load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
@@ -244,3 +247,28 @@ def test_all_processes_begin_with_the_weights_of_the_main_one(
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["processes"] == 2
     assert result["pretrained"]["is_teacher"]
+
+
+def test_images_are_normalised_as_in_the_first_training(
+    tmp_path: Path, finished_run: Path, pictures: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(finished_run, source)
+    seen = load_preprocessing(source / "preprocessing.json")
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    changed = seen.model_copy(update={"mean": mean, "std": std})
+    changed.save(source / "preprocessing.json")
+    given = GIVEN | {"data": str(pictures), "init": str(source)}
+    result = search(output=tmp_path / "run", **given)
+    assert load_preprocessing(tmp_path / "run" / "preprocessing.json") == changed
+    assert result.pretrained is not None
+    assert result.pretrained.is_teacher
+    assert derive(tmp_path / "run", device="cpu", budget="0.9ms", output=tmp_path / "derived")
+    train(tmp_path / "derived", epochs=1, output=tmp_path / "trained")
+    assert load_preprocessing(tmp_path / "trained" / "preprocessing.json") == changed
+    others = changed.model_copy(update={"class_names": ("cat", "cow")})
+    others.save(source / "preprocessing.json")
+    result = search(output=tmp_path / "others", **given)
+    assert result.pretrained is not None
+    assert result.pretrained.deviations == ("head: a new classifier, for other classes",)
+    assert not result.pretrained.is_teacher

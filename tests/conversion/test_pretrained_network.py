@@ -114,6 +114,9 @@ def damaged(kind: str) -> tuple[dict[str, Tensor], str]:
     names = sorted(tensors)
     if kind == "half":
         return {name: tensors[name] for name in names[: len(names) // 2]}, "is incomplete: there"
+    if kind == "stem":
+        kept = {n: t for n, t in tensors.items() if not n.startswith("downsample_layers.0")}
+        return kept, "do not make a whole QuadraNet: operation 0 .* but receives 3 at"
     if kind == "one":
         del tensors["stages.0.0.norm1.bias"]
         return tensors, "it lacks tensor 'blocks.stage1_block1.quadratic_depthwise.norm.bias'"
@@ -135,7 +138,9 @@ def damaged(kind: str) -> tuple[dict[str, Tensor], str]:
     return {"layer1.0.conv1.weight": torch.ones(4, 3, 3, 3)}, "belongs to no known family"
 
 
-@pytest.mark.parametrize("kind", ["half", "one", "nan", "more", "shape", "axes", "even", "other"])
+@pytest.mark.parametrize(
+    "kind", ["half", "stem", "one", "nan", "more", "shape", "axes", "even", "other"]
+)
 def test_a_checkpoint_that_does_not_fit_has_one_message(kind: str, tmp_path: Path) -> None:
     tensors, message = damaged(kind)
     path = write(tensors, tmp_path / "weights.safetensors")
@@ -152,7 +157,7 @@ def test_nothing_that_is_read_executes_code(
     with pytest.raises(QuadranasError, match="refused because it could execute code"):
         open_pretrained(tmp_path / "weights.pth")
     assert capsys.readouterr().out == ""
-    with pytest.raises(QuadranasError, match=r"no-such\.pth"):
+    with pytest.raises(QuadranasError, match=r"there is no pre-trained network .*no-such\.pth"):
         open_pretrained(tmp_path / "no-such.pth")
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"quadranas\[timm\]"):
