@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from quadranas.cli.console import (
     print_result,
     reporting,
 )
+from quadranas.cli.limit_options import with_limits
 from quadranas.cli.options import (
     DEVICE,
     OUTPUT,
@@ -20,15 +21,12 @@ from quadranas.cli.options import (
     Budget,
     Candidates,
     Compile,
-    Confidence,
     ConfigFile,
     Data,
     Holdout,
     Inspect,
     Json,
     Keep,
-    MaxMacs,
-    MaxParams,
     OptionalBudget,
     OptionalDevice,
     Precision,
@@ -40,7 +38,6 @@ from quadranas.cli.options import (
     SkipCorrupt,
     TableFile,
     Teacher,
-    Tolerance,
     Val,
     Verify,
     Workers,
@@ -72,6 +69,7 @@ TrainResolution = Annotated[
 ]
 
 
+@with_limits
 def search(
     device: OptionalDevice = None,
     space: OptionalSpace = None,
@@ -93,15 +91,12 @@ def search(
     precision: Precision = None,
     compile: Compile = None,
     budget: OptionalBudget = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     candidates: Candidates = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Find, train and test the best network within a latency budget."""
     from quadranas.commands.search import search as run_search
@@ -117,10 +112,6 @@ def search(
         seed=seed,
         table=table,
         train_resolution=train_resolution,
-        max_params=max_params,
-        max_macs=max_macs,
-        confidence=confidence,
-        tolerance=tolerance,
         candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
@@ -134,7 +125,7 @@ def search(
         precision=precision,
         compile=compile,
     )
-    whole = load_config(SearchConfig, config, **options)
+    whole = load_config(SearchConfig, config, **options, **limits)
     with reporting(quiet) as reporter:
         result = run_search(whole, output=output, resume=resume, reporter=reporter)
     print_result(
@@ -146,16 +137,13 @@ def search(
     check_promise(result.missed)
 
 
+@with_limits
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
     device: DeviceOrRun,
     table: TableFile = None,
     budget: Budget,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     candidates: Candidates = None,
     output: Annotated[
         Path | None,
@@ -165,6 +153,7 @@ def derive(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
     from quadranas.commands.derive import derive as run_derive
@@ -177,10 +166,9 @@ def derive(
             budget=budget,
             output=output,
             table=table,
-            max_params=max_params,
-            max_macs=max_macs,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance, candidates=candidates),
+            **given(candidates=candidates),
+            **limits,
         )
     print_result(
         result,
@@ -191,6 +179,7 @@ def derive(
     check_promise(result.missed)
 
 
+@with_limits
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
@@ -222,10 +211,6 @@ def explore(
     ] = None,
     seed: Seed = None,
     budget: Budget,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -235,6 +220,7 @@ def explore(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Let a strategy choose among the sub-networks of a trained supernet."""
     from quadranas.commands.explore import explore as run_explore
@@ -250,10 +236,9 @@ def explore(
             storage=storage,
             output=output,
             table=table,
-            max_params=max_params,
-            max_macs=max_macs,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance, seed=seed),
+            **given(seed=seed),
+            **limits,
         )
     print_result(
         result,

@@ -29,7 +29,7 @@ from quadranas.runs.resume import (
     resumable,
     run_name,
 )
-from quadranas.runs.run_device import keep_device
+from quadranas.runs.run_device import keep_goals
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
@@ -81,8 +81,8 @@ def search(
                 resume=resume,
                 needed="" if given.device and given.budget else "--device and --budget",
             )
-            is_named = given.device is not None
-            agreed = None if start.is_finished else _Agreed.of(start, is_named)
+            named = (given.device is not None, "also" in given.model_fields_set)
+            agreed = None if start.is_finished else _Agreed.of(start, named)
             processes.from_main(agreed)
             if agreed is not None:
                 _lead(agreed, start, processes)
@@ -96,21 +96,21 @@ class _Agreed:
 
     Args:
         copies, earlier: see `prepare_search`.
-        is_device_named: whether the caller named the device.
+        named: whether the caller named the main device, and the further ones.
         threads: number of threads of every process.
     """
 
     config: SearchConfig
     copies: Path | None
     earlier: EarlierData | None
-    is_device_named: bool
+    named: tuple[bool, bool]
     threads: int
 
     @classmethod
-    def of(cls, start: RunStart[SearchConfig], is_device_named: bool) -> "_Agreed":
+    def of(cls, start: RunStart[SearchConfig], named: tuple[bool, bool]) -> "_Agreed":
         copies = start.folder.path.absolute() if start.resuming else None
         threads = torch.get_num_threads()
-        return cls(start.config, copies, start.earlier, is_device_named, threads)
+        return cls(start.config, copies, start.earlier, named, threads)
 
     def prepare(
         self, reporter: Reporter, processes: Processes
@@ -119,7 +119,8 @@ class _Agreed:
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
-            is_device_named=self.is_device_named,
+            is_device_named=self.named[0],
+            are_further_named=self.named[1],
         )
         check_tracking(setup.config)
         check_batch_size(setup.config, processes)
@@ -162,10 +163,8 @@ def _follow(processes: Processes) -> SearchResult:
 
 
 def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
-    """Copy table, space and a device of one's own; copies that are there already stay."""
-    keep_device(setup.device, folder.path)
-    if not (folder / layout.TABLE).is_file():
-        setup.priced.table.save(folder / layout.TABLE)
+    """Copy tables, space and devices of one's own; copies that are there already stay."""
+    keep_goals(setup.goals, folder.path)
     if not (folder / layout.SPACE).is_file():
         content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
         write_atomically(folder / layout.SPACE, dump_yaml(content))
@@ -245,13 +244,13 @@ class _SearchRun:
             scores.save(folder / layout.GATES)
             save_tensors(supernet.state_dict(), folder / layout.SUPERNET)
             preferred = decode_best(
-                *(setup.space, scores, setup.priced.table, setup.limits),
+                *(setup.space, scores, setup.table, setup.limits),
                 setup.config.candidates,
             )
         found: list[Decoded] = self.engine.processes.from_main(preferred)
         evaluator = self.supernet_training.evaluator()
         architecture = derive_architecture(
-            *(setup.space, scores, setup.priced.table, setup.contract, found),
+            *(setup.space, scores, setup.goals, found),
             judge=evaluator.accuracy if setup.config.candidates > 1 else None,
         )
         evaluator.calibrate(setup.space.choices_of(architecture))
@@ -288,9 +287,12 @@ class _SearchRun:
             return
         plain = build_subnet(architecture)
         load_weights(plain, folder / layout.WEIGHTS)
-        measured = measure_network(architecture, plain, setup.device, setup.priced, self.reporter)
+        measured = [
+            measure_network(architecture, plain, goal.device, goal.priced, self.reporter)
+            for goal in setup.goals
+        ]
         result = SearchResult.of(
-            *(folder.path, architecture, setup.priced, setup.contract, measured),
+            *(folder.path, architecture, setup.goals, measured),
             **tested,
             notes=notes_of(folder.path),
             seed=setup.config.seed,

@@ -220,7 +220,9 @@ class Run:
         if not (self.space and self.table and self.scores):
             return []
         bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
-        limits_of_run = {key: n for key, n in bounds.items() if isinstance(n, int) and n > 0}
+        limits_of_run: dict[str, Any] = {
+            key: n for key, n in bounds.items() if isinstance(n, int) and n > 0
+        }
         points = set()
         for budget_ms in np.geomspace(*reachable_ms(self.space, self.table), NUM_BUDGETS):
             limits = Limits(budget_ms=float(budget_ms), min_use=MIN_USE, **limits_of_run)

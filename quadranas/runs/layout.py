@@ -32,6 +32,11 @@ DEVICE = "device.yaml"
 """The device (`Device`) that the network was found for, if it is not a shipped one; written by
 search and derive, and copied by train, convert and adapt."""
 
+DEVICES = "devices"
+"""Per further device that the network was found for a folder with its table and, if it is not a
+shipped one, its description; written by search, derive and explore, and copied by train, convert
+and adapt."""
+
 EXPORTS = "exports"
 """The default folder of the bundles that export writes."""
 

@@ -124,7 +124,9 @@ class Problem:
             choice = choices[block.name]
             if choice is SKIPPED:
                 continue
-            values = [exceeded.of_op(s.candidates[i]) for s, i in zip(block.slots, choice, strict=True)]
+            values = [
+                exceeded.of_op(s.candidates[i]) for s, i in zip(block.slots, choice, strict=True)
+            ]
             if exceeded.is_peak and max(values) <= exceeded.most:
                 continue
             if block.optional:

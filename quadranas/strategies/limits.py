@@ -1,15 +1,14 @@
 """Limits of a chosen network, and checks that a space can satisfy them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from quadranas.errors import BudgetError
 from quadranas.latency.budget import format_ms, parse_budget
-from quadranas.latency.contract import Contract
+from quadranas.latency.goal import Goal
 from quadranas.latency.table import LatencyTable
-from quadranas.latency.table_files import PricedTable
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.footprint import format_bytes, peak_bytes, weight_bytes
@@ -196,10 +195,15 @@ def round_up(latency_ms: float) -> str:
     return f"{steps * step:g}{unit}"
 
 
-def feasibility(space: SearchSpace, priced: PricedTable, contract: Contract) -> str:
-    """The first message of a search: budget, reachable range, provenance of the table."""
+def feasibility(space: SearchSpace, goals: Sequence[Goal]) -> str:
+    """The first message of a search: per device budget, reachable range, source of the table."""
+    return "\n".join(_feasibility(space, goal) for goal in goals)
+
+
+def _feasibility(space: SearchSpace, goal: Goal) -> str:
+    priced, contract = goal.priced, goal.contract
     low, high = reachable_ms(space, priced.table)
-    budget_ms = contract.decoding_ms(priced.table)
+    budget_ms = goal.decoding_ms
     tightened = ""
     if contract.confidence is not None:
         tightened = (
