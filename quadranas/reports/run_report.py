@@ -64,6 +64,8 @@ def _page(run: Run) -> str:
     title = run.name if run.device is None else f"{run.name} on {run.device}"
     if run.budget_ms is not None:
         title += f" within {short_ms(run.budget_ms)}"
+    for one in run.derived.also if run.derived else ():
+        title += f" and on {one.device} within {short_ms(one.budget_ms)}"
     sections = {
         "The network": _network(run),
         "Latency": _latency(run),
@@ -293,6 +295,8 @@ def _provenance(run: Run) -> str:
         rows["statistic"] = header.statistic
         rows["command"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
         rows["commit"] = header.commit
+    for one in run.derived.also if run.derived else ():
+        rows[f"latency table of {escape(one.device)}"] = one.table.summary
     lines = "".join(
         f"<dt>{name}</dt><dd>{escape(str(value))}</dd>"
         for name, value in rows.items()

@@ -216,11 +216,14 @@ class SupernetTraining:
         expected_ms = float(metrics["expected_ms"] or 0.0)
         off = float(metrics.get("budget_use") or expected_ms / self.budget_ms) - 1
         if done == self.num_steps and abs(off) > TOLERATED and not self.unbound:
-            ended = "latencies" if self.has_further else f"latency ended at {expected_ms:.4g} ms,"
-            tightest = " ended, on the device nearest to its budget," if self.has_further else ""
+            where = f"{abs(off):.0%} {'above' if off > 0 else 'below'} the"
+            ended = (
+                f"latencies ended {where} tightest budget"
+                if self.has_further
+                else f"latency ended at {expected_ms:.4g} ms, {where} budget"
+            )
             yield (
-                f"the expected {ended}{tightest} {abs(off):.0%} "
-                f"{'above' if off > 0 else 'below'} the budget; the derived network still keeps "
+                f"the expected {ended}; the derived network still keeps "
                 "the budget, but a longer search may find a better one"
             )
 
