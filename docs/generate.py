@@ -31,6 +31,7 @@ from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
 from quadranas.runs.config_file import Header
 from quadranas.runs.recipe import Recipe
+from quadranas.runs.fronts import Fronts
 from quadranas.runs.records import Epoch
 from quadranas.space.architecture import Architecture
 from quadranas.space.space_file import SpaceFile
@@ -83,7 +84,7 @@ def pages() -> tuple[Page, ...]:
         for m in pkgutil.iter_modules(quadranas.commands.__path__, "quadranas.commands.")
     )
     found = [model for module in (results, *modules) for model in _models(module, CommandResult)]
-    records = (GateScores, Conditions, Epoch, Preprocessing, StepRecord)
+    records = (GateScores, Conditions, Epoch, Fronts, Preprocessing, StepRecord)
     return (
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
         Page("recipe", "Recipes", (Recipe,)),

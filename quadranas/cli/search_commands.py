@@ -8,10 +8,13 @@ import typer
 
 from quadranas.cli.console import (
     check_promise,
+    follows,
     network_line,
     print_result,
     reporting,
+    shown,
 )
+from quadranas.cli.fronts_table import show_fronts
 from quadranas.cli.limit_options import with_limits
 from quadranas.cli.options import (
     DEVICE,
@@ -253,9 +256,52 @@ def explore(
     check_promise(result.missed)
 
 
+def pareto(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Device, as for derive; may be repeated. Default: the device of the search.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    points: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=100,
+            help="Number of budgets per device, from the fastest network to the slowest.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 10,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Number of networks to judge for every budget.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 4,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Judge networks over the budgets of devices: fronts of accuracy against latency."""
+    from quadranas.commands.pareto import pareto as run_pareto
+
+    with reporting(quiet) as reporter:
+        result = run_pareto(
+            run, device=device or (), points=points, candidates=candidates, reporter=reporter
+        )
+    if as_json or follows():
+        return print_result(result, as_json, lambda found: str(found.path))
+    show_fronts(shown(result))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "derive": derive,
     "explore": explore,
+    "pareto": pareto,
 }
 """The commands of this file by name."""

@@ -77,11 +77,7 @@ def explore(
         table=table,
     )
     searched = open_searched(Path(run))
-    if searched.missing_images:
-        raise QuadranasError(
-            f"the images of the search are no longer at {searched.missing_images}",
-            "Put them back: networks are judged on them.",
-        )
+    searched.require_images()
     choose = partial(_choose, strategy, method, trials, seed)
     reporter = reporter or Reporter(quiet=True)
     return request.answer(searched, reporter, choose, ExploreResult)

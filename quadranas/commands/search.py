@@ -20,6 +20,7 @@ from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
+from quadranas.runs.fronts import fronts_of
 from quadranas.runs.results import SearchResult, read_as
 from quadranas.runs.resume import (
     RunStart,
@@ -35,6 +36,8 @@ from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture, judgement
 from quadranas.strategies.exact import Decoded, decode_best
+from quadranas.strategies.pareto import Planned, RememberingJudge, judged, plan_networks
+from quadranas.strategies.scores import GateScores
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.agreement import check_agreement, check_batch_size
 from quadranas.training.loop import run_phase
@@ -249,10 +252,12 @@ class _SearchRun:
             )
         found: list[Decoded] = self.engine.processes.from_main(preferred)
         evaluator = self.supernet_training.evaluator()
+        judge = RememberingJudge(setup.space, evaluator.accuracy)
         architecture = derive_architecture(
             *(setup.space, scores, setup.goals, found),
-            judge=evaluator.accuracy if setup.config.candidates > 1 else None,
+            judge=judge if setup.config.candidates > 1 else None,
         )
+        self._judge_fronts(scores, found, judge)
         evaluator.calibrate(setup.space.choices_of(architecture))
         if folder is not None:
             save_tensors(supernet.subnet_tensors(architecture), folder / layout.INHERITED)
@@ -260,6 +265,25 @@ class _SearchRun:
             if judgement(architecture):
                 self.reporter.message(judgement(architecture))
         return architecture
+
+    def _judge_fronts(
+        self, scores: GateScores, candidates: list[Decoded], judge: RememberingJudge
+    ) -> None:
+        """Judge networks for budgets over the reachable range of every device; write the fronts.
+
+        Args:
+            candidates: networks for the budget of the search, of which one is chosen.
+        """
+        setup, tables = self.setup, [goal.table for goal in self.setup.goals]
+        planned = None
+        if self.folder is not None:
+            planned = plan_networks(setup.space, scores, tables, setup.limits)
+        networks: list[Planned] = self.engine.processes.from_main(planned)
+        if setup.config.candidates > 1:
+            networks += [Planned(choices=one.choices, found=()) for one in candidates]
+        found = list(judged(setup.space, tables, networks, judge))
+        if self.folder is not None:
+            fronts_of(setup.space, tables, found).save(self.folder.path)
 
     def _finetuning(self, architecture: Architecture) -> NetworkTraining:
         """The training of the derived network, which starts from the weights it inherits."""

@@ -124,6 +124,18 @@ class Searched:
         load_weights(supernet, self.folder / layout.SUPERNET)
         return supernet
 
+    def require_images(self) -> None:
+        """Check that the images of the search are there.
+
+        Raises:
+            QuadranasError: they are not.
+        """
+        if self.missing_images:
+            raise QuadranasError(
+                f"the images of the search are no longer at {self.missing_images}",
+                "Put them back: networks are judged on them.",
+            )
+
     @property
     def missing_images(self) -> str | None:
         """The place of the images of the search, if they are no longer there."""

@@ -246,6 +246,8 @@ def test_every_single_option_is_refused_when_repeated() -> None:
     }
     assert {(name, flag) for name, flag, several, _ in known if several} == {
         ("spaces", "--device"),
+        *((verb, "--also") for verb in ("search", "derive", "explore")),
+        ("pareto", "--device"),
         ("build-lut", "--num-classes"),
         ("convert", "--layers"),
         ("adapt", "--layers"),
@@ -298,6 +300,7 @@ RUN_KEYS = TEST_KEYS | {
     *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
     *("params", "macs", "confidence", "tolerance", "candidates", "inherited_accuracy"),
+    *("also", "weight_bytes", "memory_bytes"),
 }
 TRAINED_KEYS = {
     "report_path",
@@ -326,6 +329,9 @@ KEYS: dict[str, set[str]] = {
     "explore run --strategy random --trials 2 --device vpu --budget 1ms": {
         *RUN_KEYS,
         *("strategy", "trials", "trials_path"),
+    },
+    "pareto run --device cpu --device vpu --points 2": {
+        *("run", "path", "report", "devices", "networks", "carried"),
     },
     "train run --epochs 1": {
         *("run", "architecture", "notes", "params", "macs"),
