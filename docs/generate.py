@@ -30,8 +30,8 @@ from quadranas.latency.table import LatencyTable
 from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
 from quadranas.runs.config_file import Header
-from quadranas.runs.recipe import Recipe
 from quadranas.runs.fronts import Fronts
+from quadranas.runs.recipe import Recipe
 from quadranas.runs.records import Epoch
 from quadranas.space.architecture import Architecture
 from quadranas.space.space_file import SpaceFile
@@ -62,6 +62,7 @@ UNITS = {
     r"\bGMAC/s\b": "GMAC/s",
     r"\bpercentage points\b": "percentage points",
     r"\bin pixels\b": "pixels",
+    r"\bin bytes\b": "bytes",
     r"\b(share of|fraction|from 0(\.5)? to 1|relative)\b": "fraction",
 }
 """Units by the key and the description that they are found in."""

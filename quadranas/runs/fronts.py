@@ -20,8 +20,8 @@ class FoundFor(Frozen):
 
     Args:
         device: name of the device.
-        relative_budget: its place between the fastest network (0) and the slowest (1), in equal
-            factors.
+        relative_budget: its place, from 0 to 1, between the fastest network and the slowest, in
+            equal factors.
     """
 
     device: str
@@ -35,8 +35,9 @@ class JudgedNetwork(Frozen):
         found_for: the budgets that the gates prefer it for.
         accuracy: its accuracy on held-out training images with the supernet's weights, from 0 to
             1.
-        latencies_ms: predicted latency per device.
-        choices: per block with a choice the chosen candidates, or null for a skipped block.
+        latencies_ms: predicted latency per device, in milliseconds.
+        choices: per block with a choice the index of the candidate in each slot, or null for a
+            skipped block.
     """
 
     found_for: tuple[FoundFor, ...]
@@ -52,7 +53,7 @@ class DeviceFront(Frozen):
         device: name of the device.
         min_ms, max_ms: predicted latency of the fastest and of the slowest network of the space.
         table: the source of the latencies, in one line.
-        front: indices of the networks that no faster one surpasses, fastest first.
+        front: index of each network that no faster one surpasses, the fastest first.
     """
 
     device: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -68,7 +69,8 @@ class CarriedLoss(Frozen):
     Args:
         source: the device that the networks were found for.
         target: the device that they are carried to.
-        relative_budget: place of the budget between the fastest network (0) and the slowest (1).
+        relative_budget: place of the budget, from 0 to 1, between the fastest network and the
+            slowest.
         budget_ms: the budget on the target.
         excess: by how much the network found for the source at the same relative budget exceeds
             the budget on the target, as a fraction of it; negative if it keeps it; None if no
