@@ -90,6 +90,9 @@ def plan_networks(
 ) -> list[Planned]:
     """The networks that the gates prefer for budgets over the reachable range of every device.
 
+    Where every network is within the budget, the gates may prefer a fast one; the slowest network
+    is therefore added there, as the upper end of the front.
+
     Args:
         limits: the limits on other measures than the latency hold for all networks; budgets at
             which they exclude every network are left out.
@@ -109,14 +112,27 @@ def plan_networks(
             except BudgetError as error:
                 failure = error
                 continue
+            all_choices = [decoded.choices for decoded in preferred]
+            if relative == 1.0:
+                all_choices += _slowest(space, table, within)
             here = (table.header.device, relative)
-            for decoded in preferred:
-                key = tuple(space.architecture(decoded.choices).ops())
+            for choices in all_choices:
+                key = tuple(space.architecture(choices).ops())
                 before = found[key].found if key in found else ()
-                found[key] = Planned(choices=decoded.choices, found=(*before, here))
+                if here not in before:
+                    found[key] = Planned(choices=choices, found=(*before, here))
     if failure is not None and not found:
         raise failure
     return list(found.values())
+
+
+def _slowest(
+    space: SearchSpace, table: LatencyTable, limits: Limits
+) -> list[dict[str, tuple[int, ...] | None]]:
+    """The slowest network of a space, if it is within limits."""
+    slowest = space.extreme(table.op_ms, largest=True)
+    is_within = all(bound.holds(slowest) for bound in limits.bounds(table))
+    return [space.choices_of(slowest)] if is_within else []
 
 
 def judged(

@@ -56,6 +56,8 @@ def test_the_networks_are_those_that_are_decoded_for_every_budget() -> None:
             for decoded in decode_best(SPACE, SCORES, table, limits, 2):
                 key = tuple(SPACE.architecture(decoded.choices).ops())
                 expected.setdefault(key, set()).add((table.header.device, relative))
+        slowest = tuple(SPACE.extreme(table.op_ms, largest=True).ops())
+        expected.setdefault(slowest, set()).add((table.header.device, 1.0))
     assert {key: set(p.found) for key, p in by_key.items()} == expected
 
 
