@@ -30,6 +30,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
 from quadranas.runs.config_file import Header
+from quadranas.runs.fronts import Fronts
 from quadranas.runs.pretrained_record import PretrainedRecord
 from quadranas.runs.recipe import Recipe
 from quadranas.runs.records import Epoch
@@ -62,6 +63,7 @@ UNITS = {
     r"\bGMAC/s\b": "GMAC/s",
     r"\bpercentage points\b": "percentage points",
     r"\bin pixels\b": "pixels",
+    r"\bin bytes\b": "bytes",
     r"\b(share of|fraction|from 0(\.5)? to 1|relative)\b": "fraction",
 }
 """Units by the key and the description that they are found in."""
@@ -84,7 +86,7 @@ def pages() -> tuple[Page, ...]:
         for m in pkgutil.iter_modules(quadranas.commands.__path__, "quadranas.commands.")
     )
     found = [model for module in (results, *modules) for model in _models(module, CommandResult)]
-    records = (GateScores, Conditions, Epoch, Preprocessing, PretrainedRecord, StepRecord)
+    records = (GateScores, Conditions, Epoch, Fronts, Preprocessing, PretrainedRecord, StepRecord)
     return (
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
         Page("recipe", "Recipes", (Recipe,)),

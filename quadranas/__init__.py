@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.inspect import inspect as inspect
     from quadranas.commands.merge_lut import MergeLutResult as MergeLutResult
     from quadranas.commands.merge_lut import merge_lut as merge_lut
+    from quadranas.commands.pareto import ParetoResult as ParetoResult
+    from quadranas.commands.pareto import pareto as pareto
     from quadranas.commands.predict import PredictResult as PredictResult
     from quadranas.commands.predict import predict as predict
     from quadranas.commands.profile import MemoryResult as MemoryResult
@@ -75,6 +77,7 @@ _HOMES = {
     "search": "quadranas.commands.search",
     "derive": "quadranas.commands.derive",
     "explore": "quadranas.commands.explore",
+    "pareto": "quadranas.commands.pareto",
     "train": "quadranas.commands.train",
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
@@ -111,6 +114,7 @@ _HOMES = {
     "SearchResult": "quadranas.runs.results",
     "DeriveResult": "quadranas.runs.results",
     "ExploreResult": "quadranas.commands.explore",
+    "ParetoResult": "quadranas.commands.pareto",
     "TrainResult": "quadranas.runs.results",
     "EvaluateResult": "quadranas.commands.evaluate",
     "ReportResult": "quadranas.commands.report",

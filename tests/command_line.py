@@ -33,6 +33,7 @@ RESULTS = (
     "gates.json",
     "inherited.safetensors",
     "metrics.jsonl",
+    "pareto.json",
     "preprocessing.json",
     "result.json",
     "space.yaml",

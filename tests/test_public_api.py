@@ -152,6 +152,7 @@ JSON: dict[str, str] = {
     "search --resume --output run": "SearchResult",
     "derive run --device vpu --budget 1ms": "DeriveResult",
     "explore run --strategy random --trials 2 --device vpu --budget 1ms": "ExploreResult",
+    "pareto run --points 2": "ParetoResult",
     "train run --epochs 1": "TrainResult",
     "eval run": "EvaluateResult",
     "report run": "ReportResult",

@@ -16,7 +16,8 @@ from quadranas.commands.build_lut import build_lut
 from quadranas.files import source_commit
 from quadranas.latency.contract import Contract
 from quadranas.latency.device import load_device
-from quadranas.latency.table_files import load_table
+from quadranas.latency.goal import Goal
+from quadranas.latency.table_files import PricedTable, load_table
 from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.plan import Plan
 from quadranas.reporter import Reporter
@@ -79,7 +80,7 @@ def main() -> None:
         jobs, rows = {}, []
         for index, budget_ms in enumerate(budgets):
             contract = Contract(budget_ms=budget_ms, confidence=args.confidence)
-            limits = decoding_limits(contract, table)
+            limits = decoding_limits([Goal(device, PricedTable(path, table), contract)])
             decoded = decode(space, gates(space, index), table, limits)
             network = space.architecture(decoded.choices, f"network {index}")
             jobs[network.name] = network_job(network)

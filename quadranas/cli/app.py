@@ -25,6 +25,7 @@ from quadranas.cli import (
     inspection_commands,
     latency_commands,
     search_commands,
+    training_commands,
 )
 from quadranas.cli.console import ARGUMENTS, INTERRUPT_CODE, INTERRUPTED, fail, say
 from quadranas.cli.streams import ClosedPipeError, OutputError, standard_streams
@@ -64,6 +65,7 @@ def _version(
 
 GROUPS = (
     search_commands,
+    training_commands,
     latency_commands,
     conversion_commands,
     data_commands,

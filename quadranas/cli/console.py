@@ -18,7 +18,7 @@ from quadranas.errors import PromiseMissedError, RunInterruptedError, printable
 from quadranas.reporter import PlainConsole, Reporter
 
 if TYPE_CHECKING:
-    from quadranas.runs.results import DeriveResult, StoredResult
+    from quadranas.runs.results import DeriveResult, DeviceLatency, StoredResult
     from quadranas.validation import CommandError, CommandResult
 
 Result = TypeVar("Result", bound="CommandResult")
@@ -80,14 +80,19 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
 def network_line(result: "DeriveResult") -> str:
     """A description of a derived network, with the source of its latency."""
     tested = f", {accuracy_text(result)}" if result.accuracy is not None else ""
+    size = f"{result.params / 1e6:.2f} M parameters, {result.macs / 1e6:.1f} M MACs"
+    further = "".join(f"\n{_latency_text(one)}{_source(one)}" for one in result.also)
+    return f"{_latency_text(result)}; {size}{tested}{_source(result)}{further}"
+
+
+def _latency_text(latency: "DeviceLatency") -> str:
+    """Measured and predicted latency, and the budget."""
     measured = ""
-    if result.measured_ms is not None:
-        measured = f"measured {result.measured_ms:.4g} ms{percentiles(result)}, "
+    if latency.measured_ms is not None:
+        measured = f"measured {latency.measured_ms:.4g} ms{percentiles(latency)}, "
     return (
-        f"{measured}predicted {result.predicted_ms:.4g} ms of {result.budget_ms:.4g} ms on "
-        f"{result.device}; {result.params / 1e6:.2f} M parameters, "
-        f"{result.macs / 1e6:.1f} M MACs{tested}\n"
-        f"latency table: {result.table.summary}{_why_not(result)}"
+        f"{measured}predicted {latency.predicted_ms:.4g} ms of {latency.budget_ms:.4g} ms on "
+        f"{latency.device}"
     )
 
 
@@ -105,14 +110,15 @@ def accuracy_text(result: "StoredResult") -> str:
     )
 
 
-def _why_not(result: "DeriveResult") -> str:
-    """Why a network is not measured although its table was."""
-    if result.table.method != "measured" or not result.not_measured:
-        return ""
-    return f"\nnot measured: {result.not_measured}"
+def _source(latency: "DeviceLatency") -> str:
+    """The source of the latency, and why a network is not measured although its table was."""
+    source = f"\nlatency table: {latency.table.summary}"
+    if latency.table.method != "measured" or not latency.not_measured:
+        return source
+    return f"{source}\nnot measured: {latency.not_measured}"
 
 
-def percentiles(result: "DeriveResult") -> str:
+def percentiles(result: "DeviceLatency") -> str:
     """Median and 95th percentile of the measured calls, in brackets."""
     if result.measured_p50_ms is None:  # of an earlier version
         return ""

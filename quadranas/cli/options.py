@@ -239,32 +239,6 @@ _budget = typer.Option(
 )
 Budget = Annotated[str, _budget]
 OptionalBudget = Annotated[str | None, _budget]
-MaxParams = Annotated[
-    int | None,
-    typer.Option(
-        "--max-params",
-        min=1,
-        help="Upper limit on the number of parameters. Default: no limit.",
-        rich_help_panel=LIMITS,
-    ),
-]
-MaxMacs = Annotated[
-    int | None,
-    typer.Option(
-        "--max-macs",
-        min=1,
-        help="Upper limit on the number of multiply-accumulates. Default: no limit.",
-        rich_help_panel=LIMITS,
-    ),
-]
-Confidence = Annotated[
-    float | None,
-    typer.Option(
-        help="Probability that the measured latency is within the budget, such as 0.95. "
-        "Default: only the predicted latency has to be within it.",
-        rich_help_panel=LIMITS,
-    ),
-]
 Tolerance = Annotated[
     float | None,
     typer.Option(
@@ -281,7 +255,7 @@ Candidates = Annotated[
         min=1,
         max=1000,
         help="Number of networks that the gates prefer most, of which the best one on held-out "
-        "images is chosen (default 16; 1: the gates choose).",
+        "images is chosen (default 16, or all within the limits; 1: the gates choose).",
         rich_help_panel=LIMITS,
     ),
 ]

@@ -1,23 +1,22 @@
-"""The commands that search, train and describe networks."""
+"""The commands that search for networks."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from quadranas.cli.console import (
-    accuracy_text,
     check_promise,
+    follows,
     network_line,
-    print_json,
     print_result,
     reporting,
-    say,
     shown,
 )
+from quadranas.cli.fronts_table import show_fronts
+from quadranas.cli.limit_options import with_limits
 from quadranas.cli.options import (
-    DATA,
     DEVICE,
     OUTPUT,
     TRAINING,
@@ -26,33 +25,25 @@ from quadranas.cli.options import (
     Budget,
     Candidates,
     Compile,
-    Confidence,
     ConfigFile,
     Data,
     Holdout,
     Inspect,
     Json,
     Keep,
-    MaxMacs,
-    MaxParams,
-    Model,
     OptionalBudget,
     OptionalDevice,
-    OptionalModel,
     Precision,
     Quiet,
     Recipe,
     Resume,
-    Run,
     RunFolder,
     Seed,
     SkipCorrupt,
     TableFile,
     Teacher,
-    Tolerance,
     Val,
     Verify,
-    Weights,
     Workers,
     given,
 )
@@ -90,6 +81,7 @@ TrainResolution = Annotated[
 ]
 
 
+@with_limits
 def search(
     device: OptionalDevice = None,
     space: OptionalSpace = None,
@@ -113,15 +105,12 @@ def search(
     precision: Precision = None,
     compile: Compile = None,
     budget: OptionalBudget = None,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     candidates: Candidates = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Find, train and test the best network within a latency budget."""
     from quadranas.commands.search import search as run_search
@@ -138,10 +127,6 @@ def search(
         init=init,
         table=table,
         train_resolution=train_resolution,
-        max_params=max_params,
-        max_macs=max_macs,
-        confidence=confidence,
-        tolerance=tolerance,
         candidates=candidates,
         skip_corrupt=skip_corrupt,
         verify=verify,
@@ -155,7 +140,7 @@ def search(
         precision=precision,
         compile=compile,
     )
-    whole = load_config(SearchConfig, config, **options)
+    whole = load_config(SearchConfig, config, **options, **limits)
     with reporting(quiet) as reporter:
         result = run_search(
             whole,
@@ -173,6 +158,7 @@ def search(
     check_promise(result.missed)
 
 
+@with_limits
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
@@ -180,10 +166,6 @@ def derive(
     table: TableFile = None,
     allow_commands: AllowCommands = False,
     budget: Budget,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     candidates: Candidates = None,
     output: Annotated[
         Path | None,
@@ -193,6 +175,7 @@ def derive(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
     from quadranas.commands.derive import derive as run_derive
@@ -205,11 +188,10 @@ def derive(
             budget=budget,
             output=output,
             table=table,
-            max_params=max_params,
-            max_macs=max_macs,
             allow_commands=allow_commands,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance, candidates=candidates),
+            **given(candidates=candidates),
+            **limits,
         )
     print_result(
         result,
@@ -220,6 +202,7 @@ def derive(
     check_promise(result.missed)
 
 
+@with_limits
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
@@ -252,10 +235,6 @@ def explore(
     ] = None,
     seed: Seed = None,
     budget: Budget,
-    max_params: MaxParams = None,
-    max_macs: MaxMacs = None,
-    confidence: Confidence = None,
-    tolerance: Tolerance = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -265,6 +244,7 @@ def explore(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    **limits: Any,
 ) -> None:
     """Let a strategy choose among the sub-networks of a trained supernet."""
     from quadranas.commands.explore import explore as run_explore
@@ -280,11 +260,10 @@ def explore(
             storage=storage,
             output=output,
             table=table,
-            max_params=max_params,
-            max_macs=max_macs,
             allow_commands=allow_commands,
             reporter=reporter,
-            **given(confidence=confidence, tolerance=tolerance, seed=seed),
+            **given(seed=seed),
+            **limits,
         )
     print_result(
         result,
@@ -299,153 +278,52 @@ def explore(
     check_promise(result.missed)
 
 
-def train(
-    model: OptionalModel = None,
-    data: Data = None,
-    val: Val = None,
-    skip_corrupt: SkipCorrupt = None,
-    verify: Verify = None,
-    workers: Workers = None,
-    weights: Weights = None,
-    seed: Seed = None,
-    config: ConfigFile = None,
-    recipe: Recipe = None,
-    teacher: Teacher = None,
-    holdout: Holdout = None,
-    keep: Keep = None,
-    epochs: Annotated[
-        int | None,
+def pareto(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
+    device: Annotated[
+        list[str] | None,
         typer.Option(
-            min=1,
-            help="Number of passes over the training images. Default: 40, 60 or 150, depending on "
-            "the number of images.",
-            rich_help_panel=TRAINING,
+            help="Device, as for derive; may be repeated. Default: the device of the search.",
+            rich_help_panel=DEVICE,
         ),
     ] = None,
-    inspect: Inspect = None,
-    accelerator: Accelerator = None,
-    precision: Precision = None,
-    compile: Compile = None,
-    output: RunFolder = None,
-    resume: Resume = False,
+    points: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=100,
+            help="Number of budgets per device, from the fastest network to the slowest.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 10,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Number of networks to judge for every budget.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 4,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a network, from its weights if it has any, otherwise from scratch."""
-    from quadranas.commands.train import train as run_train
-    from quadranas.runs.config import TrainConfig, load_config
-    from quadranas.runs.next_command import export_command
+    """Judge networks over the budgets of devices: fronts of accuracy against latency."""
+    from quadranas.commands.pareto import pareto as run_pareto
 
-    options = given(
-        data=data,
-        val=val,
-        seed=seed,
-        epochs=epochs,
-        skip_corrupt=skip_corrupt,
-        verify=verify,
-        workers=workers,
-        recipe=recipe,
-        teacher=teacher,
-        holdout=holdout,
-        keep=keep,
-        inspect=inspect,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-    )
-    whole = load_config(TrainConfig, config, **options)
     with reporting(quiet) as reporter:
-        result = run_train(
-            model, whole, output=output, resume=resume, weights=weights, reporter=reporter
+        result = run_pareto(
+            run, device=device or (), points=points, candidates=candidates, reporter=reporter
         )
-    print_result(
-        result,
-        as_json,
-        lambda found: f"{accuracy_text(found)}\nrun {found.run}, report {found.report_path}",
-        lambda found: export_command(found.run),
-    )
-
-
-def evaluate(
-    model: Model,
-    data: Data = None,
-    val: Val = None,
-    skip_corrupt: SkipCorrupt = None,
-    weights: Weights = None,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Image size in pixels. Default: the deployment resolution of the network.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    accelerator: Accelerator = None,
-    precision: Precision = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the accuracy of a trained network on the test images."""
-    from quadranas.commands.evaluate import evaluate as run_evaluate
-    from quadranas.data.description import describe_skipped
-
-    result = run_evaluate(
-        model,
-        data=data,
-        val=val,
-        weights=weights,
-        skip_corrupt=skip_corrupt,
-        resolution=resolution,
-        **given(accelerator=accelerator, precision=precision),
-    )
-    print_result(
-        result,
-        as_json,
-        lambda found: (
-            f"test accuracy {found.accuracy:.2%} at {found.resolution} pixels on "
-            f"{found.num_images} images{describe_skipped(found.num_skipped)}"
-            f"{_trained_at(found.trained_resolution, found.resolution)}"
-        ),
-    )
-
-
-def report(run: Run, as_json: Json = False) -> None:
-    """Write the report of a run as one self-contained HTML page."""
-    from quadranas.commands.report import report as run_report
-
-    result = run_report(run)
-    print_result(result, as_json, lambda written: str(written.report))
-
-
-def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this recipe: a name or a YAML file.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the recipes, which are the defaults of search and train, or show one."""
-    from quadranas.commands.recipes import recipes as list_recipes
-    from quadranas.files import dump_yaml
-
-    result = list_recipes(name)
-    if as_json:
-        return print_json(result)
-    for known, recipe in shown(result).recipes.items():
-        say(f"{known}  {recipe.description}")
-        if name is not None:
-            say(dump_yaml(recipe.model_dump(mode="json", exclude={"description"})).rstrip())
-
-
-def _trained_at(trained: int | None, tested: int) -> str:
-    return "" if trained in (None, tested) else f"; the network was trained at {trained} pixels"
+    if as_json or follows():
+        return print_result(result, as_json, lambda found: str(found.path))
+    show_fronts(shown(result))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "derive": derive,
     "explore": explore,
-    "train": train,
-    "eval": evaluate,
-    "report": report,
-    "recipes": recipes,
+    "pareto": pareto,
 }
 """The commands of this file by name."""

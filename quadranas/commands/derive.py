@@ -2,19 +2,16 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from quadranas.latency.budget import parse_budget
-from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device
 from quadranas.network.modes import batch_norms
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
-from quadranas.runs.run_device import (
-    open_device_argument,
-)
-from quadranas.runs.run_folder import RunFolder
 from quadranas.strategies.derivation import (
+    check_candidates,
+    decode_candidates,
     derive_architecture,
     judgement,
 )
@@ -29,13 +26,10 @@ def derive(
     budget: str,
     output: str | Path | None = None,
     table: str | Path | None = None,
-    max_params: int | None = None,
-    max_macs: int | None = None,
-    confidence: float | None = None,
-    tolerance: float = DEFAULT_TOLERANCE,
     candidates: int | None = None,
     allow_commands: bool = False,
     reporter: Reporter | None = None,
+    **limits: Any,
 ) -> DeriveResult:
     """Decode the best network of a trained supernet for a device and a budget.
 
@@ -49,41 +43,36 @@ def derive(
         budget: latency budget, such as "30ms".
         output: a new folder; default: `RUN/derived/DEVICE-BUDGET`.
         table: latency table to use instead of the default one.
-        max_params, max_macs: upper limits on the network.
-        confidence: probability that the measured latency is within the budget.
-        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         candidates: number of networks that the gates prefer most, of which the one with the best
             accuracy on held-out images of the search is chosen; 1: the gates choose. Default: as
-            in the search.
+            in the search, or all networks within the limits if they are fewer.
         allow_commands: run the commands of the device's file to measure the network.
         reporter: receives messages and progress. Default: nothing is shown.
+        limits: keys of `LimitsConfig`, such as `also=["vpu=30ms"]` and `max_params`.
 
     Raises:
-        QuadranasError: no trained supernet, an infeasible budget, or an output that exists.
+        QuadranasError: no trained supernet, infeasible limits, fewer networks than candidates, or
+            an output that exists.
     """
-    contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
-    opened = open_device_argument(device)
-    default = Path(run) / layout.DERIVED / f"{opened.name}-{''.join(budget.split())}"
-    folder = Path(output) if output else default
     request = Request.of(
-        *(device, contract, folder),
+        *(device, budget, limits, lambda name: Path(run) / layout.DERIVED / name, output),
         table=table,
-        max_params=max_params,
-        max_macs=max_macs,
         allow_commands=allow_commands,
     )
-    RunFolder(folder).refuse_content()
     searched = open_searched(Path(run))
-    number = candidates or searched.config.candidates
+    if candidates is not None:
+        check_candidates(searched.space, candidates)
     reporter = reporter or Reporter(quiet=True)
-    return request.answer(searched, folder, reporter, partial(_choose, number), DeriveResult)
+    return request.answer(searched, reporter, partial(_choose, candidates), DeriveResult)
 
 
-def _choose(number: int, choice: Choice) -> Chosen:
+def _choose(candidates: int | None, choice: Choice) -> Chosen:
     """Decode the gates, and judge the networks that they prefer if the images are there."""
     searched, supernet = choice.searched, choice.supernet
     space, scores, table = searched.space, searched.scores, choice.table
-    preferred = decode_best(space, scores, table, choice.limits, number)
+    number = candidates or searched.config.candidates
+    decoded = decode_best if candidates is None else decode_candidates
+    preferred = decoded(space, scores, table, choice.limits, number)
     evaluator, missing = None, searched.missing_images
     if missing and number > 1:
         choice.reporter.message(
@@ -92,7 +81,7 @@ def _choose(number: int, choice: Choice) -> Chosen:
     elif not missing and (number > 1 or batch_norms(supernet)):
         evaluator = searched.evaluator(supernet)
     architecture = derive_architecture(
-        *(space, scores, table, choice.contract, preferred),
+        *(space, scores, choice.goals, preferred),
         judge=evaluator.accuracy if evaluator and number > 1 else None,
     )
     if judgement(architecture):

@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import QuadranasError
-from quadranas.latency.budget import parse_budget
-from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
-from quadranas.runs.run_device import open_device_argument
-from quadranas.runs.run_folder import RunFolder
 from quadranas.strategies.derivation import Provenance, check_limits, named_architecture
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy
@@ -51,12 +47,9 @@ def explore(
     seed: int = 0,
     output: str | Path | None = None,
     table: str | Path | None = None,
-    max_params: int | None = None,
-    max_macs: int | None = None,
-    confidence: float | None = None,
-    tolerance: float = DEFAULT_TOLERANCE,
     allow_commands: bool = False,
     reporter: Reporter | None = None,
+    **limits: Any,
 ) -> ExploreResult:
     """Judge sub-networks of a trained supernet, and write the best one.
 
@@ -66,8 +59,7 @@ def explore(
     Args:
         run: the folder of a search whose supernet is trained.
         strategy: name of a strategy (`quadranas.strategies.registry.STRATEGIES`).
-        device, budget, table, max_params, max_macs, confidence, tolerance, allow_commands: as for
-            `derive`.
+        device, budget, table, allow_commands, limits: as for `derive`.
         trials: number of networks to judge at most, by all processes that share a storage.
         storage: the path of a journal file, or the URL of a database, through which processes
             share the trials of a strategy by Optuna.
@@ -79,27 +71,18 @@ def explore(
         QuadranasError: no trained supernet, missing images, an infeasible budget, a storage that
             cannot be used, or an output that exists.
     """
-    contract = Contract(budget_ms=parse_budget(budget), confidence=confidence, tolerance=tolerance)
     method = _open_strategy(strategy, storage)
-    name = f"{strategy}-{open_device_argument(device).name}-{''.join(budget.split())}"
-    folder = Path(output) if output else Path(run) / layout.EXPLORED / name
     request = Request.of(
-        *(device, contract, folder),
+        *(device, budget, limits),
+        *(lambda name: Path(run) / layout.EXPLORED / f"{strategy}-{name}", output),
         table=table,
-        max_params=max_params,
-        max_macs=max_macs,
         allow_commands=allow_commands,
     )
-    RunFolder(folder).refuse_content()
     searched = open_searched(Path(run))
-    if searched.missing_images:
-        raise QuadranasError(
-            f"the images of the search are no longer at {searched.missing_images}",
-            "Put them back: networks are judged on them.",
-        )
+    searched.require_images()
     choose = partial(_choose, strategy, method, trials, seed)
     reporter = reporter or Reporter(quiet=True)
-    return request.answer(searched, folder, reporter, choose, ExploreResult)
+    return request.answer(searched, reporter, choose, ExploreResult)
 
 
 def _open_strategy(name: str, storage: str | None) -> Strategy:
@@ -147,9 +130,7 @@ def _choose(strategy: str, method: Strategy, number: int, seed: int, choice: Cho
         "candidates": len(trials),
         "inherited_accuracy": best.accuracy,
     }
-    architecture = named_architecture(
-        searched.space, choice.table, choice.contract, best.choices, made
-    )
+    architecture = named_architecture(searched.space, choice.goals, best.choices, made)
     return Chosen(
         architecture,
         {"strategy": strategy, "trials": len(trials), "trials_path": Path(layout.TRIALS)},

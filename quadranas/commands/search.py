@@ -25,6 +25,7 @@ from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
+from quadranas.runs.fronts import fronts_of
 from quadranas.runs.pretrained_record import noted
 from quadranas.runs.results import SearchResult, read_as
 from quadranas.runs.resume import (
@@ -35,12 +36,14 @@ from quadranas.runs.resume import (
     resumable,
     run_name,
 )
-from quadranas.runs.run_device import keep_device
+from quadranas.runs.run_device import keep_goals
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture, judgement
 from quadranas.strategies.exact import Decoded, decode_best
+from quadranas.strategies.pareto import Planned, RememberingJudge, judged, plan_networks
+from quadranas.strategies.scores import GateScores
 from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.agreement import check_agreement, check_batch_size
@@ -92,10 +95,10 @@ def search(
                 resume=resume,
                 needed="" if given.device and given.budget else "--device and --budget",
             )
-            is_named = given.device is not None
+            named = (given.device is not None, "also" in given.model_fields_set)
             agreed = None
             if not start.is_finished:
-                agreed = _Agreed.of(start, is_named, allow_commands)
+                agreed = _Agreed.of(start, named, allow_commands)
             processes.from_main(agreed)
             if agreed is not None:
                 _lead(agreed, start, processes)
@@ -109,8 +112,8 @@ class _Agreed:
 
     Args:
         copies, earlier: see `prepare_search`.
-        is_device_named: whether the caller named the device.
-        allow_commands: whether the commands of the device may run.
+        named: whether the caller named the main device, and the further ones.
+        allow_commands: whether the commands of the devices may run.
         threads: number of threads of every process.
         pretrained: the network to start from; None to start from scratch.
     """
@@ -118,21 +121,20 @@ class _Agreed:
     config: SearchConfig
     copies: Path | None
     earlier: EarlierData | None
-    is_device_named: bool
+    named: tuple[bool, bool]
     allow_commands: bool
     threads: int
     pretrained: PretrainedNetwork | None
 
     @classmethod
     def of(
-        cls, start: RunStart[SearchConfig], is_device_named: bool, allow_commands: bool
+        cls, start: RunStart[SearchConfig], named: tuple[bool, bool], allow_commands: bool
     ) -> "_Agreed":
         copies = start.folder.path.absolute() if start.resuming else None
         threads = torch.get_num_threads()
-        pretrained = _pretrained(start)
         return cls(
-            *(start.config, copies, start.earlier, is_device_named, allow_commands, threads),
-            pretrained,
+            *(start.config, copies, start.earlier, named, allow_commands, threads),
+            _pretrained(start),
         )
 
     def prepare(
@@ -142,7 +144,8 @@ class _Agreed:
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
-            is_device_named=self.is_device_named,
+            is_device_named=self.named[0],
+            are_further_named=self.named[1],
             pretrained=self.pretrained,
             allow_commands=self.allow_commands,
         )
@@ -210,10 +213,8 @@ def _follow(processes: Processes) -> SearchResult:
 
 
 def _keep_inputs(folder: RunFolder, setup: SearchSetup) -> None:
-    """Copy table, space and a device of one's own; copies that are there already stay."""
-    keep_device(setup.device, folder.path)
-    if not (folder / layout.TABLE).is_file():
-        setup.priced.table.save(folder / layout.TABLE)
+    """Copy tables, space and devices of one's own; copies that are there already stay."""
+    keep_goals(setup.goals, folder.path)
     if not (folder / layout.SPACE).is_file():
         content = setup.space_file.model_dump(mode="json", exclude_defaults=True)
         write_atomically(folder / layout.SPACE, dump_yaml(content))
@@ -308,15 +309,17 @@ class _SearchRun:
             scores.save(folder / layout.GATES)
             save_tensors(supernet.state_dict(), folder / layout.SUPERNET)
             preferred = decode_best(
-                *(setup.space, scores, setup.priced.table, setup.limits),
+                *(setup.space, scores, setup.table, setup.limits),
                 setup.config.candidates,
             )
         found: list[Decoded] = self.engine.processes.from_main(preferred)
         evaluator = self.supernet_training.evaluator()
+        judge = RememberingJudge(setup.space, evaluator.accuracy)
         architecture = derive_architecture(
-            *(setup.space, scores, setup.priced.table, setup.contract, found),
-            judge=evaluator.accuracy if setup.config.candidates > 1 else None,
+            *(setup.space, scores, setup.goals, found),
+            judge=judge if setup.config.candidates > 1 else None,
         )
+        self._judge_fronts(scores, found, judge)
         evaluator.calibrate(setup.space.choices_of(architecture))
         if folder is not None:
             save_tensors(supernet.subnet_tensors(architecture), folder / layout.INHERITED)
@@ -324,6 +327,25 @@ class _SearchRun:
             if judgement(architecture):
                 self.reporter.message(judgement(architecture))
         return architecture
+
+    def _judge_fronts(
+        self, scores: GateScores, candidates: list[Decoded], judge: RememberingJudge
+    ) -> None:
+        """Judge networks for budgets over the reachable range of every device; write the fronts.
+
+        Args:
+            candidates: networks for the budget of the search, of which one is chosen.
+        """
+        setup, tables = self.setup, [goal.table for goal in self.setup.goals]
+        planned = None
+        if self.folder is not None:
+            planned = plan_networks(setup.space, scores, tables, setup.limits)
+        networks: list[Planned] = self.engine.processes.from_main(planned)
+        if setup.config.candidates > 1:
+            networks += [Planned(choices=one.choices, found=()) for one in candidates]
+        found = list(judged(setup.space, tables, networks, judge))
+        if self.folder is not None:
+            fronts_of(setup.space, tables, found).save(self.folder.path)
 
     def _finetuning(self, architecture: Architecture) -> NetworkTraining:
         """The training of the derived network, which starts from the weights it inherits."""
@@ -354,9 +376,12 @@ class _SearchRun:
             return
         plain = build_subnet(architecture)
         load_weights(plain, folder / layout.WEIGHTS)
-        measured = measure_network(architecture, plain, setup.device, setup.priced, self.reporter)
+        measured = [
+            measure_network(architecture, plain, goal.device, goal.priced, self.reporter)
+            for goal in setup.goals
+        ]
         result = SearchResult.of(
-            *(folder.path, architecture, setup.priced, setup.contract, measured),
+            *(folder.path, architecture, setup.goals, measured),
             **tested,
             pretrained=noted(folder.path),
             notes=notes_of(folder.path),

@@ -172,11 +172,12 @@ def _timing_backend(work: ExportWork) -> Iterator[FileBackend]:
 def latency_notes(work: ExportWork, latency: Latency) -> Iterator[str]:
     """How the file departs from what the network was derived for: budget and runtime."""
     device, derived = work.target.device, work.stored.architecture.provenance
-    budget_ms, measured_there = derived.get("budget_ms"), latency.measured
+    is_main = derived.get("device") == device.name
+    budget_ms = derived.get("budget_ms" if is_main else f"budget_ms.{device.name}")
+    measured_there = latency.measured
     if latency.budget_ms is not None or not work.target.is_checked_there:
         measured_there = None  # it is judged already, or says nothing about the device
-    same_device = derived.get("device") == device.name
-    if measured_there is not None and same_device and isinstance(budget_ms, int | float):
+    if measured_there is not None and isinstance(budget_ms, int | float):
         missed = missed_budget(
             *(float(budget_ms), work.options.tolerance),
             predicted_ms=None,

@@ -16,7 +16,7 @@ from quadranas.measurement.bench import Bench
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.summary import STATISTIC, busy_text
 from quadranas.reporter import Reporter
-from quadranas.runs import layout
+from quadranas.runs.run_device import table_place
 from quadranas.space.architecture import Architecture
 
 
@@ -34,7 +34,7 @@ def find_prediction_table(
     """
     if device.name == HOST:  # an export sets its runtime to that of the file, its tables need not
         device = device.model_copy(update={"runtime": FASTEST})
-    own = folder / layout.TABLE if folder is not None else None
+    own = table_place(folder, device.name) if folder is not None else None
     place = path or locate_table(architecture.space, device, own=own)
     if place is None:
         return "no latency table of the device for the network's space"

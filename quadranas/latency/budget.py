@@ -49,6 +49,21 @@ def parse_budget(text: str) -> float:
     return budget_ms
 
 
+def parse_device_budget(text: str) -> tuple[str, float]:
+    """Parse a budget on a named device, `DEVICE=BUDGET`; returns the name and milliseconds.
+
+    Raises:
+        BudgetError: no device, or no budget that `parse_budget` accepts.
+    """
+    device, equals, budget = text.rpartition("=")
+    if not equals or not device.strip():
+        raise BudgetError(
+            f"cannot read the budget on a further device {text!r}",
+            "Write DEVICE=BUDGET, for example --also vpu=30ms.",
+        )
+    return device.strip(), parse_budget(budget)
+
+
 def format_ms(latency_ms: float) -> str:
     """Format a duration with three significant digits, in the unit that suits its size."""
     for limit, factor, unit in ((1.0, 1e3, "us"), (1e4, 1.0, "ms"), (math.inf, 1e-3, "s")):

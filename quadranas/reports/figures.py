@@ -371,23 +371,34 @@ def _mark_phases(axes: Axes, epochs: Sequence[Epoch]) -> None:
 
 
 def plot_front(
+    device: str,
     front: Sequence[tuple[float, float]],
+    judged: Sequence[tuple[float, float]],
     chosen: tuple[float, float] | None,
     budget_ms: float | None,
 ) -> str:
-    """Gate score over predicted latency for the networks decoded at several budgets."""
+    """Accuracy over predicted latency on a device: the front, and all networks that were judged.
+
+    Args:
+        front, judged, chosen: pairs of latency in milliseconds and accuracy from 0 to 1.
+    """
 
     def draw(axes: Axes) -> None:
         if budget_ms is not None:
             axes.axvline(budget_ms, color=RED, lw=1, label="budget of this run")
-        xs, ys = zip(*front, strict=True)
-        axes.plot(xs, ys, color=BLUE, marker="o", ms=4, lw=1, label="decoded for another budget")
+        axes.plot(*_in_percent(judged), color=GREY, marker="o", ms=3, ls="none", label="judged")
+        axes.plot(*_in_percent(front), color=BLUE, marker="o", ms=4, lw=1, label="front")
         if chosen is not None:
             star = {"marker": "*", "ms": 15, "ls": "none", "mec": "white"}
-            axes.plot(*chosen, color=ORANGE, label="the chosen network", **star)  # type: ignore[arg-type]
-        axes.set_xlabel("predicted latency [ms]")
-        axes.set_ylabel("score under the gates (0: all preferred)")
+            axes.plot(*_in_percent([chosen]), color=ORANGE, label="the chosen network", **star)  # type: ignore[arg-type]
+        axes.set_xlabel(f"predicted latency on {printable(device)} [ms]")
+        axes.set_ylabel("accuracy with the supernet's weights [%]")
         axes.grid(color="#e4e7eb", lw=0.6)
         axes.legend(loc="best")
 
-    return plot("front", "Score against latency", draw, (9.6, 3.6))
+    return plot(f"front-{device}", f"Accuracy against latency on {device}", draw, (9.6, 3.6))
+
+
+def _in_percent(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Latencies, and accuracies in per cent."""
+    return [ms for ms, _ in points], [100 * accuracy for _, accuracy in points]

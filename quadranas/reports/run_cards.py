@@ -1,6 +1,7 @@
 """The cards at the top of a report: the figures of a run that are asked for first."""
 
 import re
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from quadranas.latency.budget import format_ms
 from quadranas.latency.contract import Contract
 from quadranas.reports.page import note as note_line
 from quadranas.reports.run_view import TIMES, Run
+from quadranas.runs.results import DeviceLatency
 from quadranas.space.cost import count_macs, count_params
 
 
@@ -46,6 +48,8 @@ def headline(run: Run) -> str:
         cards.append(("budget", short_ms(budget_ms), _about_confidence(run)))
     if run.derived is not None and run.derived.measured_ms is not None:
         cards.append(("measured latency", format_ms(run.derived.measured_ms), run.device or ""))
+    for one in run.derived.also if run.derived else ():
+        cards += _further_cards(one)
     if result is not None and result.accuracy is not None:
         cards.append(("test accuracy", percent(result.accuracy), _tested_on(run)))
     else:
@@ -61,6 +65,18 @@ def headline(run: Run) -> str:
         source += f"; expected error {run.table.header.expected_error}"
     note = "" if predicted_ms is None and budget_ms is None else f"Predicted latency: {source}."
     return f'<div class="cards">{drawn}</div>{note_line(escape(note))}'
+
+
+def _further_cards(latency: DeviceLatency) -> Iterator[tuple[str, str, str]]:
+    """Predicted and measured latency on a further device."""
+    method = (
+        "from a measured table" if latency.table.method == "measured" else latency.table.method
+    )
+    share = f"{percent(latency.predicted_ms / latency.budget_ms)} of {short_ms(latency.budget_ms)}"
+    name = f"predicted latency on {latency.device} ({method})"
+    yield name, format_ms(latency.predicted_ms), share
+    if latency.measured_ms is not None:
+        yield "measured latency", format_ms(latency.measured_ms), latency.device
 
 
 def _about_confidence(run: Run) -> str:

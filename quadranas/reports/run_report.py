@@ -26,7 +26,6 @@ from quadranas.reports.page import figure, html_page
 from quadranas.reports.page import note as note_line
 from quadranas.reports.run_cards import headline, percent, short_ms
 from quadranas.reports.run_view import (
-    NUM_BUDGETS,
     RUN_FILES,
     BlockView,
     Run,
@@ -35,10 +34,10 @@ from quadranas.reports.run_view import (
     read_run,
 )
 from quadranas.runs import layout
+from quadranas.runs.fronts import DeviceFront, Fronts
 from quadranas.runs.pretrained_record import computed_alike
 from quadranas.runs.results import SearchResult
 from quadranas.space.search_space import Slot
-from quadranas.strategies.limits import MIN_USE, reachable_ms
 
 
 def write_report(run: Path) -> Path:
@@ -65,13 +64,15 @@ def _page(run: Run) -> str:
     title = run.name if run.device is None else f"{run.name} on {run.device}"
     if run.budget_ms is not None:
         title += f" within {short_ms(run.budget_ms)}"
+    for one in run.derived.also if run.derived else ():
+        title += f" and on {one.device} within {short_ms(one.budget_ms)}"
     sections = {
         "The network": _network(run),
         "Latency": _latency(run),
         "Training": _training(run),
         **_pretrained(run),
         **_inspection(run),
-        **({} if run.is_training else {"Other budgets": _front(run)}),
+        **({} if run.is_training else {"Other budgets": _fronts(run)}),
         "Blocks": _block_table(run),
         "Provenance": _provenance(run),
         "Configuration": _configuration(run),
@@ -221,19 +222,74 @@ def _pretrained(run: Run) -> dict[str, str]:
     return {"Pre-trained weights": table + note_line(text)}
 
 
-def _front(run: Run) -> str:
-    front = run.front()
-    if run.space is None or run.table is None or not front:
-        return _why_not(run, layout.GATES, layout.SPACE, layout.TABLE)
-    low, high = map(format_ms, reachable_ms(run.space, run.table))
-    return figure(
-        plot_front(front, run.chosen, run.budget_ms),
-        f"Results of <code>quadranas derive</code> for {NUM_BUDGETS} budgets in the reachable "
-        f"range of this space, {low} to {high}: the network that the gates prefer among those "
-        f"that use at least {percent(MIN_USE, 0)} of the budget. The score is 0 if every gate has "
-        "its preference, otherwise negative. It is not an accuracy, and the gates were trained "
-        f"for the budget of this run only. Source of latencies: {escape(run.source)}.",
+def _fronts(run: Run) -> str:
+    if run.fronts is None and run.scores is None:
+        return _why_not(run, layout.GATES)
+    if run.fronts is None:
+        written = "<code>quadranas pareto RUN --device DEVICE</code> writes it."
+        return _why_not(run, layout.PARETO) + note_line(written)
+    drawn = "".join(_front(run, run.fronts, device) for device in run.fronts.devices)
+    losses = _losses(run.fronts)
+    return (
+        drawn
+        + note_line(
+            f"{len(run.fronts.networks)} networks that the gates prefer for budgets over the "
+            "reachable range. Accuracy: on training images that did not train the weights, with "
+            "the weights of the supernet; a trained network reaches more. Another network or "
+            "device: <code>quadranas derive</code>, <code>quadranas pareto</code>."
+        )
+        + losses
     )
+
+
+def _front(run: Run, fronts: Fronts, device: DeviceFront) -> str:
+    low, high = format_ms(device.min_ms), format_ms(device.max_ms)
+    is_main = device.device == run.device
+    budgets = (
+        {run.device: run.budget_ms}
+        if run.derived is None
+        else {one.device: one.budget_ms for one in run.derived.latencies}
+    )
+    others = [
+        (n.latencies_ms[device.device], n.accuracy)
+        for n in fronts.networks
+        if device.device in n.latencies_ms
+    ]
+    return figure(
+        plot_front(
+            device.device,
+            fronts.points(device),
+            others,
+            run.chosen if is_main else None,
+            budgets.get(device.device),
+        ),
+        f"Device {escape(device.device)}; its reachable range is {low} to {high}. Source of "
+        f"latencies: {escape(device.table)}.",
+    )
+
+
+def _losses(fronts: Fronts) -> str:
+    """The table of losses between devices; empty for a single device."""
+    if not fronts.carried:
+        return ""
+    names = ("found for", "carried to", "budget", "excess", "own accuracy", "carried", "loss")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(
+        f"<tr><td>{escape(one.source)}</td><td>{escape(one.target)}</td>"
+        f'<td class="n">{format_ms(one.budget_ms)}</td>'
+        f'<td class="n">{_share(one.excess)}</td><td class="n">{percent(one.own_accuracy)}</td>'
+        f'<td class="n">{_share(one.accuracy)}</td><td class="n">{_share(one.loss)}</td></tr>'
+        for one in fronts.carried
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>' + note_line(
+        "Excess: by how much the network found for the other device at the same relative "
+        "budget exceeds the budget here. Carried: the best network found for the other "
+        "device, at the same relative budget or a lower one, that keeps the budget here."
+    )
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else percent(share)
 
 
 COLUMNS = {
@@ -317,6 +373,8 @@ def _provenance(run: Run) -> str:
         rows["statistic"] = header.statistic
         rows["command"] = f"{header.command} (quadranas {header.quadranas}, {header.date})"
         rows["commit"] = header.commit
+    for one in run.derived.also if run.derived else ():
+        rows[f"latency table of {escape(one.device)}"] = one.table.summary
     lines = "".join(
         f"<dt>{name}</dt><dd>{escape(str(value))}</dd>"
         for name, value in rows.items()

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from quadranas.errors import BudgetError, QuadranasError
 from quadranas.files import read_json, read_text, refuse_links
 from quadranas.inspection.records import StepRecord, read_records
@@ -22,6 +20,7 @@ from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import check_conditions, load_table
 from quadranas.runs import layout
 from quadranas.runs.config_file import read_config_file
+from quadranas.runs.fronts import Fronts, load_fronts
 from quadranas.runs.pretrained_record import PretrainedNote, load_pretrained_record
 from quadranas.runs.records import Epoch, read_epochs
 from quadranas.runs.results import DeriveResult, Result, read_result
@@ -29,8 +28,6 @@ from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import DEPTHWISE, EXPANDING, OpSpec
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_whole_space
-from quadranas.strategies.exact import decode
-from quadranas.strategies.limits import MIN_USE, Limits, reachable_ms
 from quadranas.strategies.scores import GateScores, load_scores
 
 RUN_FILES = (
@@ -42,7 +39,6 @@ RUN_FILES = (
     layout.SPACE,
     layout.RESULT,
 )
-NUM_BUDGETS = 15
 SEARCHED = {*DEPTHWISE, *EXPANDING}
 TIMES = "\N{MULTIPLICATION SIGN}"
 Content = TypeVar("Content")
@@ -102,6 +98,7 @@ class Run:
     class_names: tuple[str, ...]
     records: tuple[StepRecord, ...]
     pretrained: PretrainedNote | None
+    fronts: Fronts | None
     faults: dict[str, str]
 
     @property
@@ -208,30 +205,14 @@ class Run:
 
     @property
     def chosen(self) -> tuple[float, float] | None:
-        """Predicted latency in milliseconds and score of the network.
+        """Predicted latency in milliseconds and accuracy with the supernet's weights.
 
-        None without the network, space, table or gates.
+        None without a network that was chosen by its accuracy.
         """
-        if not (self.architecture and self.space and self.table and self.scores):
+        accuracy = self.derived.inherited_accuracy if self.derived else None
+        if accuracy is None or self.predicted_ms is None:
             return None
-        choices = self.space.choices_of(self.architecture)
-        return self.table.predict_ms(self.architecture), self.scores.score(choices)
-
-    def front(self) -> list[tuple[float, float]]:
-        """Latency and score of networks decoded for budgets over the reachable range, sorted."""
-        if not (self.space and self.table and self.scores):
-            return []
-        bounds = {key: self.config.get(key) for key in ("max_params", "max_macs")}
-        limits_of_run = {key: n for key, n in bounds.items() if isinstance(n, int) and n > 0}
-        points = set()
-        for budget_ms in np.geomspace(*reachable_ms(self.space, self.table), NUM_BUDGETS):
-            limits = Limits(budget_ms=float(budget_ms), min_use=MIN_USE, **limits_of_run)
-            try:
-                decoded = decode(self.space, self.scores, self.table, limits)
-            except BudgetError:  # a limit on parameters or MACs excludes every network
-                continue
-            points.add((decoded.latency_ms, decoded.score))
-        return sorted(points)
+        return self.predicted_ms, accuracy
 
 
 def op_label(op: OpSpec, *, kernel: bool = True, expansion: bool = True) -> list[str]:
@@ -292,6 +273,7 @@ def read_run(run: Path) -> Run:
         class_names=class_names,
         records=records,
         pretrained=pretrained,
+        fronts=read(layout.PARETO, load_fronts),
         faults=faults,
     )
 

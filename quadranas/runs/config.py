@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from quadranas.acceleration.accelerator import Precision
 from quadranas.data.augmentation import AugmentConfig
@@ -20,8 +20,10 @@ from quadranas.data.identity import EarlierData
 from quadranas.data.listing import ImageListing, list_images
 from quadranas.data.loader import MAX_WORKERS
 from quadranas.errors import QuadranasError
-from quadranas.latency.contract import DEFAULT_TOLERANCE
+from quadranas.latency.budget import parse_device_budget
+from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.runs.config_file import read_config_file
+from quadranas.space.footprint import parse_bytes
 from quadranas.validation import Frozen, validate
 
 DEFAULT_SPACE = "quadranet-mobile"
@@ -251,7 +253,64 @@ class TrainingConfig(DataConfig):
     patience: int = Field(default=0, ge=0, le=MAX_COUNT)
 
 
-class SearchConfig(TrainingConfig):
+def _listed(value: Any) -> Any:
+    """A single entry as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def _in_bytes(value: Any) -> Any:
+    is_size = isinstance(value, str | int) and not isinstance(value, bool)
+    return parse_bytes(value) if is_size else value
+
+
+def _parsed(text: str) -> str:
+    parse_device_budget(text)
+    return text
+
+
+Size = Annotated[int, BeforeValidator(_in_bytes), Field(ge=1, le=MAX_SIZE)]
+"""A number of bytes, or a text such as `512KiB`."""
+
+
+class LimitsConfig(Frozen):
+    """The limits of a network besides the budget on its device.
+
+    Args:
+        also: budgets on further devices, each as `DEVICE=BUDGET`, which the network keeps too.
+        max_params, max_macs: upper limit on the number of parameters and of multiply-accumulates;
+            null: no limit.
+        max_size: upper limit on the weights in an exported fp32 file, in bytes or as text such as
+            `4MB`; an fp16 file takes half of it, an int8 file a quarter. Null: no limit.
+        max_memory: upper limit on the activations that exist at once at inference, in bytes or as
+            text such as `512KiB`, in the precision of the device (`quadranas.space.footprint`).
+            Null: no limit.
+        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
+            needs a measured table. Null: only the predicted latency is kept within it.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+    """
+
+    also: Annotated[
+        tuple[Annotated[str, AfterValidator(_parsed)], ...], BeforeValidator(_listed)
+    ] = ()
+    max_params: int | None = Field(default=None, ge=1, le=MAX_SIZE)
+    max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
+    max_size: Size | None = None
+    max_memory: Size | None = None
+    confidence: float | None = Field(default=None, ge=0.5, lt=1)
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
+
+    @property
+    def ceilings(self) -> dict[str, int | None]:
+        """The upper bounds on other measures than the latency."""
+        names = ("max_params", "max_macs", "max_size", "max_memory")
+        return {name: getattr(self, name) for name in names}
+
+    def contract(self, budget_ms: float) -> Contract:
+        """The contract of a budget."""
+        return Contract(budget_ms=budget_ms, confidence=self.confidence, tolerance=self.tolerance)
+
+
+class SearchConfig(TrainingConfig, LimitsConfig):
     """The configuration of `quadranas search`.
 
     Args:
@@ -262,11 +321,6 @@ class SearchConfig(TrainingConfig):
         table: latency table to use instead of the default one.
         init: the pre-trained network from which all candidates get their first weights: a run
             folder, a `.safetensors` file, a torch file of tensors, or `timm:NAME`. Null: none.
-        max_params, max_macs: upper limit on the number of parameters and of multiply-accumulates;
-            null: no limit.
-        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
-            needs a measured table. Null: only the predicted latency is kept within it.
-        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         candidates: number of networks that the gates prefer most, of which the one with the best
             accuracy on held-out training images is chosen.
         pretrained: how weights from `init` are trained.
@@ -280,10 +334,6 @@ class SearchConfig(TrainingConfig):
     space: PathText = DEFAULT_SPACE
     table: PathText | None = None
     init: PathText | None = None
-    max_params: int | None = Field(default=None, ge=1, le=MAX_SIZE)
-    max_macs: int | None = Field(default=None, ge=1, le=MAX_SIZE)
-    confidence: float | None = Field(default=None, ge=0.5, lt=1)
-    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0, le=1)
     candidates: int = Field(default=DEFAULT_CANDIDATES, ge=1, le=MAX_CANDIDATES)
     pretrained: PretrainedConfig = PretrainedConfig()
     schedule: ScheduleConfig = ScheduleConfig()

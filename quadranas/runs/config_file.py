@@ -46,11 +46,16 @@ class ConfigFile:
 
 def with_header(command: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `config.yaml` for the configuration of a command; paths become absolute."""
-    placed = {
-        key: str(Path(value).absolute()) if value and is_place(key, value) else value
-        for key, value in keys.items()
-    }
+    placed = {key: absolute(key, value) for key, value in keys.items()}
     return {**Header(command=command).model_dump(), **placed}
+
+
+def absolute(key: str, value: Any) -> Any:
+    """The value of a key with absolute paths; values without paths stay as they are."""
+    if key == "also" and isinstance(value, list | tuple):
+        pairs = (str(entry).rpartition("=") for entry in value)
+        return [f"{absolute('device', device)}={budget}" for device, _, budget in pairs]
+    return str(Path(value).absolute()) if value and is_place(key, value) else value
 
 
 def is_place(key: str, value: Any) -> bool:

@@ -25,12 +25,19 @@ absolute; written first, by search, derive and train. Convert and adapt copy tha
 they change."""
 
 DERIVED = "derived"
-EXPLORED = "explored"
 """The default folder of the networks that derive chooses, each a run folder."""
+
+EXPLORED = "explored"
+"""The default folder of the networks that explore chooses, each a run folder."""
 
 DEVICE = "device.yaml"
 """The device (`Device`) that the network was found for, if it is not a shipped one; written by
 search and derive, and copied by train, convert and adapt."""
+
+DEVICES = "devices"
+"""Per further device that the network was found for a folder with its table and, if it is not a
+shipped one, its description; written by search, derive and explore, and copied by train, convert
+and adapt."""
 
 EXPORTS = "exports"
 """The default folder of the bundles that export writes."""
@@ -51,6 +58,10 @@ LOCK = ".lock"
 
 METRICS = "metrics.jsonl"
 """One line per epoch (`Epoch`); written by search and train."""
+
+PARETO = "pareto.json"
+"""The fronts of accuracy against latency (`Fronts`); written by search for its devices, and by
+pareto."""
 
 PREPROCESSING = "preprocessing.json"
 """How images are prepared for the network (`Preprocessing`); written by search, derive, train,
@@ -101,4 +112,6 @@ WEIGHTS = "subnet.safetensors"
 """The weights of the run's network; written by search, derive, train, convert and adapt."""
 
 RESUMABLE = ("search", "train")
+
 TRIALS = "trials.jsonl"
+"""One line per network that a strategy has judged; written by explore."""

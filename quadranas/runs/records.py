@@ -30,6 +30,8 @@ class Epoch(Strict):
         gate_accuracy: accuracy on these images, from 0 to 1.
         expected_ms: expected latency of the supernet under its gates.
         budget_ms: the latency budget.
+        budget_use: the largest expected latency on any device as a fraction of the budget there;
+            recorded if there are budgets on several devices.
         entropy: mean entropy of the gates, as a fraction of the maximum.
         skip_rate: mean probability that an optional block is skipped, from 0 to 1.
         latency_weight: weight of the latency term in the loss.
@@ -48,6 +50,7 @@ class Epoch(Strict):
     gate_accuracy: float | None = None
     expected_ms: float | None = None
     budget_ms: FiniteFloat | None = Field(default=None, gt=0)
+    budget_use: float | None = None
     entropy: float | None = None
     skip_rate: float | None = None
     latency_weight: float | None = None

@@ -1,6 +1,6 @@
 """The results of search, derive and train: values that commands return and store on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
@@ -8,14 +8,16 @@ from pydantic import Field, FiniteFloat
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json
-from quadranas.latency.contract import Contract, missed_budget
-from quadranas.latency.table_files import PricedTable
+from quadranas.latency.contract import missed_budget
+from quadranas.latency.goal import Goal
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
 from quadranas.runs.next_command import resume_command, train_command
 from quadranas.runs.pretrained_record import PretrainedNote
+from quadranas.runs.run_device import further_folder
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
+from quadranas.space.footprint import peak_bytes, weight_bytes
 from quadranas.validation import CommandResult, Frozen, validate
 
 if TYPE_CHECKING:
@@ -139,99 +141,165 @@ class TrainResult(TrainedResult):
     macs: int
 
 
-class DeriveResult(StoredResult):
-    """The result of `quadranas derive`: a network within a latency budget.
+class DeviceLatency(Frozen):
+    """The latency of a network on a device, and the budget for it.
 
     Args:
         device: name of the deployment device.
         budget_ms: the latency budget.
-        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
-            None if not requested.
-        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
         predicted_ms: latency of the network by the table.
         measured_ms: measured latency of the network; None if it was not measured.
-        not_measured: the reason; empty if it was measured.
-        candidates: number of networks that were judged before this one was chosen.
-        inherited_accuracy: its accuracy on held-out training images with the supernet's weights,
-            from 0 to 1; None if the gates alone chose it.
         measured_p50_ms, measured_p95_ms: median and 95th percentile of the undisturbed calls.
         measured_dropped: share of calls that lost the processor to other processes and were
             dropped; None if unknown.
+        not_measured: the reason; empty if it was measured.
         table: the latency table that the network was chosen with.
-        params, macs: number of parameters and multiply-accumulates of the network.
     """
 
     device: str
     budget_ms: FiniteFloat = Field(gt=0)
-    confidence: float | None
-    tolerance: float
     predicted_ms: FiniteFloat
     measured_ms: FiniteFloat | None
     measured_p50_ms: FiniteFloat | None = None
     measured_p95_ms: FiniteFloat | None = None
     measured_dropped: FiniteFloat | None = None
     not_measured: str = ""
+    table: TableNote
+
+    @classmethod
+    def on(
+        cls, goal: Goal, architecture: Architecture, measured: "Timing | str", table: Path
+    ) -> "DeviceLatency":
+        """The latency of a network.
+
+        Args:
+            measured: the measured latency, or the reason why it was not measured.
+            table: the copy of the table in the run folder.
+        """
+        timing = None if isinstance(measured, str) else measured
+        header = goal.table.header
+        return DeviceLatency(
+            device=header.device,
+            budget_ms=goal.contract.budget_ms,
+            predicted_ms=goal.table.predict_ms(architecture),
+            measured_ms=timing and timing.latency_ms,
+            measured_p50_ms=timing and timing.median_ms,
+            measured_p95_ms=timing and timing.p95_ms,
+            measured_dropped=timing and timing.dropped,
+            not_measured=measured if isinstance(measured, str) else "",
+            table=TableNote(path=table, method=header.method, summary=header.summary()),
+        )
+
+    def missed_within(self, tolerance: float) -> str:
+        """A description of how the latency misses the budget; empty if the budget is kept.
+
+        Args:
+            tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        """
+        return missed_budget(
+            *(self.budget_ms, tolerance),
+            predicted_ms=self.predicted_ms,
+            measured_ms=self.measured_ms,
+        )
+
+    def with_table(self, path: Path) -> Self:
+        """The same latency with another place of the table."""
+        return self.model_copy(update={"table": self.table.model_copy(update={"path": path})})
+
+
+class DeriveResult(StoredResult, DeviceLatency):
+    """The result of `quadranas derive`: a network within a latency budget.
+
+    Args:
+        also: latencies and budgets on further devices.
+        confidence: probability that the measured latency is within the budget, from 0.5 to 1;
+            None if not requested.
+        tolerance: allowed overshoot of the measured latency, as a fraction of the budget.
+        candidates: number of networks that were judged before this one was chosen.
+        inherited_accuracy: its accuracy on held-out training images with the supernet's weights,
+            from 0 to 1; None if the gates alone chose it.
+        params, macs: number of parameters and multiply-accumulates of the network.
+        weight_bytes: bytes of its weights in an exported fp32 file; None in results of earlier
+            versions.
+        memory_bytes: peak bytes of its activations at inference, in the precision of the device;
+            None in results of earlier versions.
+    """
+
+    also: tuple[DeviceLatency, ...] = ()
+    confidence: float | None
+    tolerance: float
     candidates: int = 1
     inherited_accuracy: FiniteFloat | None = None
-    table: TableNote
     params: int
     macs: int
+    weight_bytes: int | None = None
+    memory_bytes: int | None = None
 
     @classmethod
     def of(
         cls,
         folder: Path,
         architecture: Architecture,
-        priced: PricedTable,
-        contract: Contract,
-        measured: "Timing | str",
+        goals: Sequence[Goal],
+        measured: "Sequence[Timing | str]",
         **more: Any,
     ) -> Self:
         """Describe the network that a run chose.
 
         Args:
-            measured: the measured latency, or the reason why it was not measured.
+            goals: the devices and budgets it was chosen for, the main one first.
+            measured: per device the measured latency, or the reason why it was not measured.
             more: the other fields: those of the test, and those of a subclass.
         """
-        timing = None if isinstance(measured, str) else measured
-        header = priced.table.header
-        table = TableNote(
-            path=folder / layout.TABLE, method=header.method, summary=header.summary()
+        main, *further = (
+            DeviceLatency.on(goal, architecture, timing, path / layout.TABLE)
+            for goal, timing, path in zip(goals, measured, _places(goals, folder), strict=True)
         )
+        contract, ops = goals[0].contract, architecture.ops()
+        precision = goals[0].table.header.precision
         return cls(
             run=folder,
             architecture=folder / layout.ARCHITECTURE,
-            device=header.device,
-            budget_ms=contract.budget_ms,
+            **dict(main),
+            also=tuple(further),
             confidence=contract.confidence,
             tolerance=contract.tolerance,
-            predicted_ms=architecture.provenance["predicted_ms"],
-            measured_ms=timing and timing.latency_ms,
-            measured_p50_ms=timing and timing.median_ms,
-            measured_p95_ms=timing and timing.p95_ms,
-            measured_dropped=timing and timing.dropped,
-            not_measured=measured if isinstance(measured, str) else "",
             candidates=architecture.provenance.get("candidates", 1),
             inherited_accuracy=architecture.provenance.get("inherited_accuracy"),
-            table=table,
             params=count_params(architecture),
             macs=count_macs(architecture),
+            weight_bytes=sum(map(weight_bytes, ops)),
+            memory_bytes=max(peak_bytes(op, precision) for op in architecture.ops()),
             **more,
         )
 
     @property
+    def latencies(self) -> tuple[DeviceLatency, ...]:
+        """The latencies on all devices, the main one first."""
+        return (self, *self.also)
+
+    @property
     def missed(self) -> str:
-        """A description of how the latency misses the budget; empty if the budget is kept."""
-        return missed_budget(
-            *(self.budget_ms, self.tolerance),
-            predicted_ms=self.predicted_ms,
-            measured_ms=self.measured_ms,
-        )
+        """How the latencies miss their budgets; empty if all are kept."""
+        found = [(one.device, one.missed_within(self.tolerance)) for one in self.latencies]
+        if not self.also:
+            return found[0][1]
+        return "; ".join(f"{device}: {text}" for device, text in found if text)
 
     def moved_to(self, folder: Path) -> Self:
         """The same result for the folder in which it was found."""
-        table = self.table.model_copy(update={"path": folder / layout.TABLE})
-        return super().moved_to(folder).model_copy(update={"table": table})
+        also = tuple(
+            one.with_table(further_folder(folder, one.device) / layout.TABLE) for one in self.also
+        )
+        moved = super().moved_to(folder).with_table(folder / layout.TABLE)
+        return moved.model_copy(update={"also": also})
+
+
+def _places(goals: Sequence[Goal], folder: Path) -> Iterator[Path]:
+    """Per device the place of its files in a run folder."""
+    yield folder
+    for goal in goals[1:]:
+        yield further_folder(folder, goal.name)
 
 
 class SearchResult(DeriveResult, TrainedResult):

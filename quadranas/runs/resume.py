@@ -28,6 +28,7 @@ from quadranas.runs.conditions import (
 from quadranas.runs.config import Config, SearchConfig, TrainingConfig, given_keys, merged
 from quadranas.runs.config_file import (
     ConfigFile,
+    absolute,
     is_place,
     read_config_file,
     same_place,
@@ -289,6 +290,8 @@ def matching_config(command: str, folder: Path, given: Config, *, moves: bool = 
     changes = {key: getattr(given, key) for key in MAY_DIFFER}
     for key, old, new in _differences(there.model_dump(), wanted.model_dump()):
         if is_place(key, old) and is_place(key, new) and same_place(old, new):
+            continue
+        if key == "also" and absolute(key, old) == absolute(key, new):
             continue
         is_moved = moves and key in ("data", "val") and old and new
         if not is_moved and (key, new) != ("skip_corrupt", True):

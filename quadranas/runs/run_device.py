@@ -1,10 +1,12 @@
-"""The device that a run's network was found for, as recorded in the run folder."""
+"""The devices that a run's network was found for, as recorded in the run folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links, write_atomically
 from quadranas.latency.device import Device, is_shipped, load_device, shipped_devices
+from quadranas.latency.goal import Goal
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
 from quadranas.runs import layout
@@ -18,12 +20,40 @@ def keep_device(device: Device, folder: Path) -> None:
         device.save(path)
 
 
+def keep_goals(goals: Sequence[Goal], folder: Path) -> None:
+    """Write tables, and devices that are not shipped, into a run folder; files there stay.
+
+    Args:
+        goals: that of the main device first; those of the others go to a folder of their own.
+    """
+    for number, goal in enumerate(goals):
+        place = further_folder(folder, goal.name) if number else folder
+        keep_device(goal.device, place)
+        if not (place / layout.TABLE).is_file():
+            goal.table.save(place / layout.TABLE)
+
+
+def further_folder(folder: Path, device: str) -> Path:
+    """The place of a further device in a run folder."""
+    return folder / layout.DEVICES / device
+
+
+def table_place(folder: Path, device: str) -> Path:
+    """The place of the table of a device in a run folder; of another, that of the main device."""
+    further = further_folder(folder, device) / layout.TABLE
+    return further if further.is_file() else folder / layout.TABLE
+
+
 def keep_copies(source: Path | None, folder: Path) -> None:
-    """Copy the device and the table of a run into the folder of a network that is made from it."""
-    for name in (layout.DEVICE, layout.TABLE):
-        path = source / name if source is not None else None
-        if path is not None and path.is_file() and not (folder / name).exists():
-            write_atomically(folder / name, path.read_bytes())
+    """Copy devices and tables of a run into the folder of a network that is made from it."""
+    if source is None:
+        return
+    names = [Path(layout.DEVICE), Path(layout.TABLE)]
+    for further in sorted((source / layout.DEVICES).glob("*/")):
+        names += [further.relative_to(source) / name for name in names[:2]]
+    for name in names:
+        if (source / name).is_file() and not (folder / name).exists():
+            write_atomically(folder / name, (source / name).read_bytes())
 
 
 def device_of(folder: Path | None, architecture: Architecture | None) -> Device | None:

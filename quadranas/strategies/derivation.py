@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from quadranas.errors import QuadranasError
 from quadranas.latency.budget import format_ms
-from quadranas.latency.contract import Contract
+from quadranas.latency.goal import Goal
 from quadranas.latency.table import LatencyTable
 from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import Choices, SearchSpace
-from quadranas.strategies.exact import Decoded, decode
-from quadranas.strategies.limits import MIN_USE, Limits, check_budget
+from quadranas.strategies.exact import Decoded, decode_preferred
+from quadranas.strategies.feasibility import check_alone
+from quadranas.strategies.limits import MIN_USE, DeviceBudget, Limits
 from quadranas.strategies.scores import BlockScores, GateScores
 
 Provenance = str | int | float | bool | None
@@ -18,34 +20,39 @@ CONFIDENT_USE = 0.97
 """The minimum use of a budget that a confidence has tightened; it includes the margin already."""
 
 
-def decoding_limits(
-    contract: Contract,
-    table: LatencyTable,
-    *,
-    max_params: int | None = None,
-    max_macs: int | None = None,
-) -> Limits:
-    """The limits for predictions with which a contract is kept.
+def decoding_limits(goals: Sequence[Goal], **ceilings: int | None) -> Limits:
+    """The limits for predictions with which the budgets on all devices are kept.
+
+    Args:
+        goals: that of the main device first.
+        ceilings: `max_params` and the other upper bounds of `Limits`.
 
     Raises:
-        QuadranasError: the table cannot give the confidence that is asked for.
+        QuadranasError: a table cannot give the confidence that is asked for.
     """
+    main, *further = goals
     return Limits(
-        budget_ms=contract.decoding_ms(table),
-        max_params=max_params,
-        max_macs=max_macs,
-        min_use=MIN_USE if contract.confidence is None else CONFIDENT_USE,
+        budget_ms=main.decoding_ms,
+        also=tuple(DeviceBudget(table=g.table, budget_ms=g.decoding_ms) for g in further),
+        min_use=MIN_USE if main.contract.confidence is None else CONFIDENT_USE,
+        **ceilings,
     )
 
 
-def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> None:
-    """Refuse limits that exclude every network of the space.
+def check_limits(
+    space: SearchSpace, table: LatencyTable, limits: Limits, candidates: int = 1
+) -> None:
+    """Refuse limits that exclude every network of the space, or more candidates than networks.
+
+    Args:
+        candidates: number of networks that have to be within the limits.
 
     Raises:
         BudgetError: says what is reachable.
     """
-    check_budget(space, table, limits.budget_ms)
-    if limits.max_params is None and limits.max_macs is None:
+    check_candidates(space, candidates)
+    check_alone(space, table, limits)
+    if candidates == 1 and len(limits.bounds(table)) == 1:
         return
     indifferent = {
         block.name: BlockScores(
@@ -56,14 +63,51 @@ def check_limits(space: SearchSpace, table: LatencyTable, limits: Limits) -> Non
         if not block.is_fixed
     }
     scores = GateScores(space=space.name, space_digest=space.digest, blocks=indifferent)
-    decode(space, scores, table, limits)
+    decode_candidates(space, scores, table, limits, candidates)
+
+
+def check_candidates(space: SearchSpace, candidates: int) -> None:
+    """Refuse more candidates than networks of the space.
+
+    Raises:
+        QuadranasError: names the number of networks.
+    """
+    if candidates > space.num_architectures:
+        raise QuadranasError(
+            f"{candidates} candidates are more than the {space.num_architectures} networks of "
+            f"space {space.name!r}",
+            f"Choose at most --candidates {space.num_architectures}.",
+        )
+
+
+def decode_candidates(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits, number: int
+) -> list[Decoded]:
+    """The networks that the gates prefer, exactly as many as are asked for.
+
+    If other arrangements of the same networks fill the attempts of `decode_best`, there may be
+    fewer.
+
+    Raises:
+        BudgetError: no network is within the limits.
+        QuadranasError: fewer networks are within the limits.
+    """
+    found, are_all = decode_preferred(space, scores, table, limits, number)
+    if are_all and len(found) < number:
+        kept = f"{len(found)} network{'s' if len(found) > 1 else ''}"
+        raise QuadranasError(
+            f"{number} candidates are more than the {kept} of space {space.name!r} within the "
+            f"limits that use{'s' if len(found) == 1 else ''} at least {limits.min_use:.0%} of "
+            "the budget, or of what can be used",
+            f"Choose at most --candidates {len(found)}, or higher limits.",
+        )
+    return found
 
 
 def derive_architecture(
     space: SearchSpace,
     scores: GateScores,
-    table: LatencyTable,
-    contract: Contract,
+    goals: Sequence[Goal],
     preferred: Sequence[Decoded],
     judge: Judge | None = None,
 ) -> Architecture:
@@ -88,32 +132,32 @@ def derive_architecture(
             "preference": best + 1,
             "inherited_accuracy": accuracies[best],
         }
-    return named_architecture(space, table, contract, decoded.choices, made)
+    return named_architecture(space, goals, decoded.choices, made)
 
 
 def named_architecture(
-    space: SearchSpace,
-    table: LatencyTable,
-    contract: Contract,
-    choices: Choices,
-    made: Mapping[str, Provenance],
+    space: SearchSpace, goals: Sequence[Goal], choices: Choices, made: Mapping[str, Provenance]
 ) -> Architecture:
     """The architecture of choices, named after device and budget, with its provenance.
 
     Args:
+        goals: that of the main device first, which gives the name; of the others the keys
+            `budget_ms.DEVICE` and `predicted_ms.DEVICE` tell.
         made: how it was chosen, for the provenance.
     """
-    header = table.header
-    name = f"{space.name}-{header.device}-{format_ms(contract.budget_ms).replace(' ', '')}"
+    main, *further = goals
+    name = f"{space.name}-{main.name}-{format_ms(main.contract.budget_ms).replace(' ', '')}"
     architecture = space.architecture(choices, name)
     provenance: dict[str, Provenance] = {
-        "device": header.device,
-        "budget_ms": contract.budget_ms,
-        "confidence": contract.confidence,
-        "predicted_ms": table.predict_ms(architecture),
-        **made,
-        "table": header.summary(),
+        "device": main.name,
+        "budget_ms": main.contract.budget_ms,
+        "confidence": main.contract.confidence,
+        "predicted_ms": main.table.predict_ms(architecture),
     }
+    for goal in further:
+        provenance[f"budget_ms.{goal.name}"] = goal.contract.budget_ms
+        provenance[f"predicted_ms.{goal.name}"] = goal.table.predict_ms(architecture)
+    provenance |= {**made, "table": main.table.header.summary()}
     return architecture.model_copy(update={"provenance": provenance})
 
 

@@ -6,21 +6,22 @@ judges a network may be a supernet, a table, or a whole training.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import Protocol
 
 from quadranas.latency.table import LatencyTable
-from quadranas.space.cost import count_macs, count_params
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
-from quadranas.strategies.limits import Limits
+from quadranas.strategies.limits import Bound, Limits
+from quadranas.strategies.programme import Programme
 from quadranas.strategies.scores import GateScores
 
 Judge = Callable[[Choices], float]
 """The accuracy of a network, from 0 to 1."""
 
-Measures = tuple[float, float, float]
-"""Latency in milliseconds, number of parameters, multiply-accumulates."""
+MAX_REDUCTIONS = 1000
+"""Number of random reductions after which a network is repaired exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +73,15 @@ class Problem:
             latency_ms=self.table.predict_ms(network),
         )
 
-    def excess(self, choices: Choices) -> int | None:
-        """The first measure that exceeds its limit, as an index into `Measures`; None if none."""
-        network = self.space.architecture(choices)
-        limits = self.limits
-        if self.table.predict_ms(network) > limits.budget_ms:
-            return 0
-        if limits.max_params is not None and count_params(network) > limits.max_params:
-            return 1
-        if limits.max_macs is not None and count_macs(network) > limits.max_macs:
-            return 2
-        return None
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """The limits, that on the latency first."""
+        return self.limits.bounds(self.table)
 
-    def measures(self, spec: OpSpec) -> Measures:
-        """What an operation adds to the measures of a network."""
-        return self.table.op_ms(spec), count_params(spec), count_macs(spec)
+    def excess(self, choices: Choices) -> Bound | None:
+        """The first limit that a network exceeds; None if it is within all."""
+        network = self.space.architecture(choices)
+        return next((bound for bound in self.bounds if not bound.holds(network)), None)
 
     def random(self, random: Random) -> dict[str, tuple[int, ...] | None]:
         """A network within the limits: every choice is uniform, then repaired."""
@@ -98,19 +93,30 @@ class Problem:
         return self.repaired(choices, random)
 
     def repaired(self, choices: Choices, random: Random) -> dict[str, tuple[int, ...] | None]:
-        """The nearest network within the limits that random reductions lead to.
+        """A network within the limits that random reductions lead to.
 
         As long as a limit is exceeded, one random block is skipped, or one random slot takes a
         random candidate that adds less to the exceeded measure. A network within the limits stays
-        as it is.
+        as it is. Reductions of one measure can raise another; after `MAX_REDUCTIONS` the network
+        is the one within the limits that has the most of the choices.
         """
         repaired = dict(choices)
-        while (measure := self.excess(repaired)) is not None:
-            repaired |= random.choice(self._reductions(repaired, measure))
-        return repaired
+        for _ in range(MAX_REDUCTIONS):
+            exceeded = self.excess(repaired)
+            if exceeded is None:
+                return repaired
+            repaired |= random.choice(self._reductions(repaired, exceeded))
+        return self._nearest(choices)
+
+    def _nearest(self, choices: Choices) -> dict[str, tuple[int, ...] | None]:
+        """The network within the limits that has the most of some choices."""
+        programme = Programme(self.space, self.bounds)
+        found = programme.solve(programme.agreement(choices)) or programme.smallest()
+        assert found is not None, "no network is within the limits"
+        return found.choices
 
     def _reductions(
-        self, choices: Choices, measure: int
+        self, choices: Choices, exceeded: Bound
     ) -> list[dict[str, tuple[int, ...] | None]]:
         """Changes of one block that reduce a measure; at the minimum of all there is none."""
         found: list[dict[str, tuple[int, ...] | None]] = []
@@ -118,12 +124,16 @@ class Problem:
             choice = choices[block.name]
             if choice is SKIPPED:
                 continue
+            values = [
+                exceeded.of_op(s.candidates[i]) for s, i in zip(block.slots, choice, strict=True)
+            ]
+            if exceeded.is_peak and max(values) <= exceeded.most:
+                continue
             if block.optional:
                 found.append({block.name: SKIPPED})
-            for number, slot in enumerate(block.slots):
-                now = self.measures(slot.candidates[choice[number]])[measure]
+            for number, (slot, now) in enumerate(zip(block.slots, values, strict=True)):
                 for index, candidate in enumerate(slot.candidates):
-                    if self.measures(candidate)[measure] < now:
+                    if exceeded.of_op(candidate) < now:
                         changed = (*choice[:number], index, *choice[number + 1 :])
                         found.append({block.name: changed})
         return found

@@ -129,12 +129,16 @@ def _require_same(
         "budget_ms": limits.budget_ms,
         "max_params": limits.max_params,
         "max_macs": limits.max_macs,
+        "max_size": limits.max_size,
+        "max_memory": limits.max_memory,
+        "also": {budget.device: budget.budget_ms for budget in limits.also},
     }
     there = study.user_attrs.get(PROBLEM)
     if there is None:
         return study.set_user_attr(PROBLEM, wanted)
     for key, value in wanted.items():
-        if there.get(key) != value:
+        # Studies of earlier versions lack the newer limits.
+        if there.get(key, {} if key == "also" else None) != value:
             raise QuadranasError(
                 f"the study in {storage} is of another problem: its {key} is {there.get(key)!r}, "
                 f"not {value!r}",
@@ -198,7 +202,8 @@ def retry_dead(study: optuna.Study) -> int:
     ]
     num_retried = 0
     for trial in dead:
-        with suppress(UpdateFinishedTrialError):  # another process has done it
+        # Another process may have done it, before the state is read here or after.
+        with suppress(UpdateFinishedTrialError, ValueError):
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)
             num_retried += 1

@@ -1,6 +1,7 @@
-"""The controller that holds the expected latency at the budget."""
+"""The controllers that hold the expected latencies at their budgets."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -60,26 +61,17 @@ class BudgetController:
         return self.multiplier + self.damping * self.violation(expected_ms)
 
     def combine(self, task: Tensor, latency: Tensor, expected_ms: float) -> Tensor:
-        """The gradient of the whole loss in alpha, up to scale; advances the multiplier.
+        """The gradient for one budget alone; see `combine`."""
+        return combine([self], task, [latency], [expected_ms])
 
-        Args:
-            task: gradient of the cross-entropy, (num_gates, width).
-            latency: gradient of `log(E/budget)`, the same shape.
-            expected_ms: E, in milliseconds.
-        """
-        weight = self.weight(expected_ms)
+    def advance(self, expected_ms: float, lowest: float) -> None:
+        """One step of the multiplier, which stays between `lowest` and `limit`."""
         # Without the clipping, the violations on a long way to the budget would add up to a
         # multiplier that overshoots it (integral wind-up).
-        step = self.rate * _clipped(self.damping * self.violation(expected_ms), 1.0)
-        self.multiplier = _clipped(self.multiplier + step, self.limit)
-        task = self._limited(task)
-        latency_size = float(latency.norm())
-        if latency_size == 0.0:  # no gate changes the latency
-            return task
-        scaled = latency * (self.task_size / latency_size)
-        return (task + weight * scaled) / max(1.0, abs(weight))
+        step = self.rate * _clipped(self.damping * self.violation(expected_ms), -1.0, 1.0)
+        self.multiplier = _clipped(self.multiplier + step, lowest, self.limit)
 
-    def _limited(self, task: Tensor) -> Tensor:
+    def limited(self, task: Tensor) -> Tensor:
         """The task gradient, scaled down if it is an outlier; updates the recorded size."""
         size = float(task.norm())
         if self.task_size and size > MAX_GROWTH * self.task_size:
@@ -89,5 +81,57 @@ class BudgetController:
         return task
 
 
-def _clipped(value: float, limit: float) -> float:
-    return max(-limit, min(limit, value))
+def latency_weights(
+    controllers: Sequence[BudgetController], expected_ms: Sequence[float]
+) -> list[float]:
+    """The weights of the latency terms.
+
+    Several budgets cannot all be met exactly. The tightest, whose expected latency is largest
+    relative to it, is held from both sides as a single one is. The others only push towards faster
+    networks: their weights are at least 0, and vanish if they are kept anyway (complementary
+    slackness).
+    """
+    tightest = _tightest(controllers, expected_ms)
+    return [
+        controller.weight(ms)
+        if number == tightest
+        else max(controller.weight(ms) - min(controller.multiplier, 0.0), 0.0)
+        for number, (controller, ms) in enumerate(zip(controllers, expected_ms, strict=True))
+    ]
+
+
+def combine(
+    controllers: Sequence[BudgetController],
+    task: Tensor,
+    latencies: Sequence[Tensor],
+    expected_ms: Sequence[float],
+) -> Tensor:
+    """The gradient of the whole loss in alpha, up to scale; advances the multipliers.
+
+    Args:
+        controllers: one per budget; the first records the size of the task gradient.
+        task: gradient of the cross-entropy, (num_gates, width).
+        latencies: per budget the gradient of `log(E/budget)`, the same shape.
+        expected_ms: per budget E, in milliseconds.
+    """
+    weights = latency_weights(controllers, expected_ms)
+    tightest = _tightest(controllers, expected_ms)
+    for number, (controller, ms) in enumerate(zip(controllers, expected_ms, strict=True)):
+        controller.advance(ms, -controller.limit if number == tightest else 0.0)
+    total = task = controllers[0].limited(task)
+    size = 0.0
+    for weight, latency in zip(weights, latencies, strict=True):
+        latency_size = float(latency.norm())
+        if latency_size > 0.0:  # otherwise no gate changes the latency
+            total = total + weight * (latency * (controllers[0].task_size / latency_size))
+            size += abs(weight)
+    return total / max(1.0, size)
+
+
+def _tightest(controllers: Sequence[BudgetController], expected_ms: Sequence[float]) -> int:
+    violations = [c.violation(ms) for c, ms in zip(controllers, expected_ms, strict=True)]
+    return violations.index(max(violations))
+
+
+def _clipped(value: float, lowest: float, highest: float) -> float:
+    return max(lowest, min(highest, value))

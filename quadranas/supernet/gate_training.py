@@ -1,5 +1,6 @@
 """Gate training: one architecture step on held-out images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, joined, step_result
 from quadranas.network.modes import batch_norms, frozen, frozen_statistics
 from quadranas.runs.config import GateConfig
-from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.budget_controller import BudgetController, combine
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gates import Gates
 from quadranas.supernet.supernet import Supernet
 
 
 class GateTrainer:
-    """Architecture steps: a task gradient through binarized gates, latency held at the budget.
+    """Architecture steps: a task gradient through binarized gates, latencies held at the budgets.
 
     In `two_path` mode task and latency gradients act only on the pair sampled for each gate; after
     the step the pair is shifted so that the probabilities of all others stay the same. In `full`
@@ -26,6 +27,9 @@ class GateTrainer:
 
     A step waits for the accelerator once: to read the gradients in the gates, which are float64
     on the processor.
+
+    Args:
+        further: expected latencies on further devices, and the controllers of their budgets.
     """
 
     def __init__(
@@ -35,9 +39,11 @@ class GateTrainer:
         controller: BudgetController,
         config: GateConfig,
         engine: Engine | None = None,
+        further: Sequence[tuple[ExpectedLatency, BudgetController]] = (),
     ) -> None:
         self.supernet, self.gates = supernet, supernet.gates
         self.expected, self.controller, self.config = expected, controller, config
+        self.terms = ((expected, controller), *further)
         self.engine = engine or Engine()
         self.optimizer = build_gate_optimizer(self.gates, config.learning_rate)
         self.norms = batch_norms(supernet)
@@ -51,9 +57,14 @@ class GateTrainer:
             results, path_gradients, reached = self._passed(batch)
         path_gradients, reached = self._reduced(path_gradients, reached)
         task = self.gates.task_gradient(path_gradients, reached)
-        latency, expected_ms = self.latency_gradient(None if full else sample.involved)
+        latencies = self.latency_gradients(None if full else sample.involved)
         before = self.gates.alpha.detach().clone()
-        self.gates.alpha.grad = self.controller.combine(task, latency, expected_ms)
+        self.gates.alpha.grad = combine(
+            [controller for _, controller in self.terms],
+            task,
+            [gradient for gradient, _ in latencies],
+            [expected_ms for _, expected_ms in latencies],
+        )
         self.optimizer.step()
         self.gates.alpha.grad = None
         if not full:
@@ -87,15 +98,18 @@ class GateTrainer:
             reached = reached & is_usable.all(1, keepdim=True)
         return gradients, reached
 
-    def latency_gradient(self, within: Tensor | None) -> tuple[Tensor, float]:
-        """Gradient of `log(E/budget)` in alpha, and E in milliseconds.
+    def latency_gradients(self, within: Tensor | None) -> list[tuple[Tensor, float]]:
+        """Per budget the gradient of `log(E/budget)` in alpha, and E in milliseconds.
 
         Args:
-            within: the candidates that the gradient acts on; all candidates if None.
+            within: the candidates that the gradients act on; all candidates if None.
         """
-        expected_ms = self.expected(self.gates.probabilities(within))
-        (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
-        return gradient, float(expected_ms.detach())
+        found = []
+        for expected, _ in self.terms:
+            expected_ms = expected(self.gates.probabilities(within))
+            (gradient,) = torch.autograd.grad(expected_ms.log(), self.gates.alpha)
+            found.append((gradient, float(expected_ms.detach())))
+        return found
 
     def state(self) -> dict[str, Any]:
         """The state to save in a checkpoint, besides the supernet's tensors."""
@@ -103,6 +117,7 @@ class GateTrainer:
             "optimizer": self.optimizer.state_dict(),
             "multiplier": self.controller.multiplier,
             "task_size": self.controller.task_size,
+            "further_multipliers": [c.multiplier for _, c in self.terms[1:]],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -110,6 +125,10 @@ class GateTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.controller.multiplier = state["multiplier"]
         self.controller.task_size = state["task_size"]
+        # Checkpoints of earlier versions have one budget only.
+        multipliers = state.get("further_multipliers", [])
+        for (_, controller), multiplier in zip(self.terms[1:], multipliers, strict=True):
+            controller.multiplier = multiplier
 
 
 def build_gate_optimizer(gates: Gates, learning_rate: float) -> torch.optim.Adam:

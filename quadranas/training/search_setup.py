@@ -11,9 +11,9 @@ from quadranas.data.description import report_data
 from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
-from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
-from quadranas.latency.table import build_command
+from quadranas.latency.goal import Goal
+from quadranas.latency.table import LatencyTable, build_command
 from quadranas.latency.table_files import (
     PricedTable,
     check_conditions,
@@ -23,12 +23,14 @@ from quadranas.latency.table_files import (
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import (
+    DEFAULT_CANDIDATES,
     SearchConfig,
     count_classes,
     list_data,
     open_data,
 )
 from quadranas.runs.recipe import check_recipe, resolve_config
+from quadranas.runs.run_device import further_folder
 from quadranas.space.matching import match_stages, stage_widths
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
@@ -39,27 +41,32 @@ from quadranas.space.space_file import (
 )
 from quadranas.strategies.derivation import check_limits, decoding_limits
 from quadranas.strategies.limits import Limits, feasibility
+from quadranas.training.further_goals import all_goals
 from quadranas.training.held_out import hold_out
 from quadranas.training.initial_weights import InitialWeights
 
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """Space, budget, table, device and data of a search.
+    """Space, devices, budgets, tables and data of a search.
 
     Args:
+        goals: devices with their tables and budgets, the main device first.
         initial: the weights that it starts from; None for random ones.
     """
 
     config: SearchConfig
     space_file: SpaceFile
     space: SearchSpace
-    priced: PricedTable
-    contract: Contract
+    goals: tuple[Goal, ...]
     limits: Limits
-    device: Device
     dataset: Dataset
     initial: InitialWeights | None = None
+
+    @property
+    def table(self) -> LatencyTable:
+        """The latency table of the main device."""
+        return self.goals[0].table
 
     @property
     def budget_ms(self) -> float:
@@ -78,6 +85,7 @@ def prepare_search(
     earlier: EarlierData | None = None,
     *,
     is_device_named: bool = True,
+    are_further_named: bool = True,
     pretrained: PretrainedNetwork | None = None,
     allow_commands: bool = False,
 ) -> SearchSetup:
@@ -87,10 +95,10 @@ def prepare_search(
         copies: when resuming, the folder of the run: its copies of space and table are used, even
             if the originals have changed since.
         earlier: when resuming, the images of the run.
-        is_device_named: whether the caller named the device; when resuming, it may be known from
-            the run folder only.
+        is_device_named, are_further_named: whether the caller named the main device, and the
+            further ones; when resuming, they may be known from the run folder only.
         pretrained: the network to start from; None to start from scratch.
-        allow_commands: whether the commands of the device may run.
+        allow_commands: whether the commands of the devices may run.
 
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
@@ -99,10 +107,10 @@ def prepare_search(
         missing = "device" if given.device is None else "budget"
         raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
     check_recipe(given)
-    budget_ms = parse_budget(given.budget)
+    contract = given.contract(parse_budget(given.budget))
     device = load_device(given.device, allow_commands=allow_commands)
     if not is_device_named:
-        _refuse_reach(device, given.device)
+        _refuse_reach(device, given.device, f"--device {shlex.quote(given.device)}")
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
@@ -110,15 +118,16 @@ def prepare_search(
     space = build_space(space_file).with_num_classes(count_classes(listing))
     table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
     command = build_command(given.space, given.device)
-    priced = _priced(space, device, table, copies, command)
-    contract = Contract(
-        budget_ms=budget_ms, confidence=given.confidence, tolerance=given.tolerance
+    main = Goal(device, _priced(space, device, table, copies, command), contract)
+    goals = _goals(
+        *(main, space, given, copies),
+        are_named=are_further_named,
+        allow_commands=allow_commands,
     )
-    reporter.message(feasibility(space, priced, contract))
-    limits = decoding_limits(
-        contract, priced.table, max_params=given.max_params, max_macs=given.max_macs
-    )
-    check_limits(space, priced.table, limits)
+    reporter.message(feasibility(space, goals))
+    limits = decoding_limits(goals, **given.ceilings)
+    is_new = copies is None and given.candidates > DEFAULT_CANDIDATES
+    check_limits(space, main.table, limits, given.candidates if is_new else 1)
     if "train_resolution" in given.model_fields_set:
         _check_train_resolution(space, given.train_resolution)
     dataset = open_data(given, space.resolution, listing, earlier)
@@ -128,9 +137,35 @@ def prepare_search(
     initial = None if pretrained is None else InitialWeights.of(pretrained, space, dataset)
     config = resolve_config(given, dataset)
     dataset = hold_out(dataset, config, reporter)
-    return SearchSetup(
-        *(config, space_file, space, priced, contract, limits, device, dataset), initial
-    )
+    return SearchSetup(config, space_file, space, goals, limits, dataset, initial)
+
+
+def _goals(
+    main: Goal,
+    space: SearchSpace,
+    given: SearchConfig,
+    copies: Path | None,
+    *,
+    are_named: bool,
+    allow_commands: bool,
+) -> tuple[Goal, ...]:
+    """The goals on all devices; see `all_goals`, and `prepare_search` for the arguments."""
+
+    def opened(argument: str) -> Device:
+        device = load_device(argument, allow_commands=allow_commands)
+        if not are_named:
+            also = " ".join(f"--also {shlex.quote(entry)}" for entry in given.also)
+            _refuse_reach(device, argument, also)
+        return device
+
+    def priced(device: Device, argument: str) -> PricedTable:
+        table = None if copies is None else further_folder(copies, device.name) / layout.TABLE
+        if table is not None and not table.is_file():
+            table = None
+        command = build_command(given.space, argument)
+        return _priced(space, device, table, copies, command)
+
+    return all_goals(main, given, opened, priced)
 
 
 def _priced(
@@ -151,8 +186,11 @@ def _priced(
     return find_priced(space, device, table, command=command)
 
 
-def _refuse_reach(device: Device, argument: str) -> None:
+def _refuse_reach(device: Device, argument: str, options: str) -> None:
     """Refuse a device that only a run folder names, if something is started or contacted for it.
+
+    Args:
+        options: those that name the device again.
 
     Raises:
         QuadranasError: the device has `reach` or options of execution providers, or its commands
@@ -166,7 +204,7 @@ def _refuse_reach(device: Device, argument: str) -> None:
         raise QuadranasError(
             f"the run's device {argument!r} is reached through {through}, and a run folder never "
             "chooses what is started or contacted",
-            f"Name the device again: --device {shlex.quote(argument)}",
+            f"Name the device again: {options}",
         )
 
 

@@ -122,8 +122,8 @@ FAULTS: dict[str, str] = {
     "'vpu'; its reachable range is 741 us to 1.37 ms",
     "derive run --device vpu --budget 9": "the budget '9' has no unit",
     # other limits
-    "SEARCH --max-params 9": "no network of space 'toy' keeps 800 us with at most 9 parameters",
-    "SEARCH --max-macs 9": "no network of space 'toy' keeps 800 us with at most 9 MACs",
+    "SEARCH --max-params 9": "no network of space 'toy' has at most 9 parameters; the smallest",
+    "SEARCH --max-macs 9": "no network of space 'toy' has at most 9 MACs; the smallest has",
     "SEARCH --max-macs 0": "Invalid value for '--max-macs'",
     "SEARCH --seed -1": "seed: Input should be greater than or equal to 0 (got -1)",
     # data
@@ -146,7 +146,7 @@ FAULTS: dict[str, str] = {
     "profile quadranet36_t --resolution 100": "it must be a multiple of 32",
     # configurations
     "SEARCH --config typo.yaml": "typo.yaml: bugdet: unknown key (got '3ms'); accepted: "
-    "accelerator, accumulate, augment,",
+    "accelerator, accumulate, also, augment,",
     "SEARCH --config nested.yaml": "schedule.serach_epochs: unknown key (got 3); accepted: "
     "finetune_epochs, resolution_images, search_epochs, warmup_epochs; did you mean "
     "'search_epochs'?",
@@ -200,7 +200,8 @@ HINTS: dict[str, str] = {
     "search --device cpu --space toy --budget 0.5ms": "The nearest feasible budget is 567us; or "
     "choose a smaller space.",
     "SEARCH --train-resolution 33": "Use 32 or 40.",
-    "SEARCH --max-macs 9": "Raise --max-macs.",
+    "SEARCH --max-macs 9": "The nearest feasible limit is --max-macs 86432; or choose a smaller "
+    "space.",
     "SEARCH --table no.json": "Make it with: quadranas build-lut --device cpu --space toy "
     "--output no.json",
     "search --device cpu --budget 1ms --space own.yaml": "Make it with: quadranas build-lut "
@@ -246,6 +247,8 @@ def test_every_single_option_is_refused_when_repeated() -> None:
     }
     assert {(name, flag) for name, flag, several, _ in known if several} == {
         ("spaces", "--device"),
+        *((verb, "--also") for verb in ("search", "derive", "explore")),
+        ("pareto", "--device"),
         ("build-lut", "--num-classes"),
         ("build-lut", "--times"),
         ("time", "--input"),
@@ -300,6 +303,7 @@ RUN_KEYS = TEST_KEYS | {
     *("run", "architecture", "notes", "device", "budget_ms", "predicted_ms", "measured_ms"),
     *("measured_p50_ms", "measured_p95_ms", "measured_dropped", "not_measured", "table"),
     *("params", "macs", "confidence", "tolerance", "candidates", "inherited_accuracy"),
+    *("also", "weight_bytes", "memory_bytes"),
 }
 TRAINED_KEYS = {
     "report_path",
@@ -331,6 +335,9 @@ KEYS: dict[str, set[str]] = {
     "explore run --strategy random --trials 2 --device vpu --budget 1ms": {
         *RUN_KEYS,
         *("strategy", "trials", "trials_path"),
+    },
+    "pareto run --device cpu --device vpu --points 2": {
+        *("run", "path", "report", "devices", "networks", "carried"),
     },
     "train run --epochs 1": {
         *("run", "architecture", "notes", "params", "macs"),

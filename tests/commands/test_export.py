@@ -403,11 +403,19 @@ def test_a_budget_that_is_not_kept_ends_with_3_and_a_bundle(run: Path) -> None:
     assert "ms by more than the tolerance of 5%; host: measured (" in measured.json()["missed"]
 
 
-def test_a_file_slower_than_its_network_was_derived_for_is_warned_about(run: Path) -> None:
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_file_slower_than_its_network_was_derived_for_is_warned_about(
+    run: Path, is_main: bool
+) -> None:
     architecture = load_architecture(run / "architecture.json")
-    derived = architecture.provenance | {"device": "host", "budget_ms": 1e-6}
+    budgets = (
+        {"device": "host", "budget_ms": 1e-6}
+        if is_main
+        else {"device": "vpu", "budget_ms": 1e6, "budget_ms.host": 1e-6}
+    )
+    derived = architecture.provenance | budgets
     architecture.model_copy(update={"provenance": derived}).save(run / "architecture.json")
-    outcome = call("export", "run", "--json")
+    outcome = call("export", "run", "--device", "host", "--json")
     assert outcome.code == 0, outcome.err
     (note,) = outcome.json()["notes"]
     assert note.startswith("measured 0.")

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
         ["run"],
         {"--strategy": "random", "--trials": "2", "--device": "gpu", "--budget": "1ms"},
     ),
+    "pareto": (["run"], {"--points": "2", "--candidates": "1"}),
     "recipes": ([], {}),
     "data": (["classes"], {}),
     "train": (["run"], {"--epochs": "1"}),

@@ -45,6 +45,7 @@ from quadranas.reports.run_view import read_run
 from quadranas.runs import layout
 from quadranas.runs.conditions import load_conditions
 from quadranas.runs.config import SearchConfig, TrainConfig, load_config
+from quadranas.runs.fronts import load_fronts
 from quadranas.runs.pretrained_record import PretrainedNote
 from quadranas.runs.recipe import load_recipe
 from quadranas.runs.results import open_run
@@ -387,6 +388,9 @@ READERS = {
         _in_run(layout.GATES),
         lambda path: load_scores(path, load_space("toy").with_num_classes(2)), spoil_json,
         JSON_ATTACKS,
+    ),
+    "fronts": Reader(
+        ("load_fronts",), _in_run(layout.PARETO), load_fronts, spoil_json, JSON_ATTACKS
     ),
     "conditions": Reader(
         ("load_conditions",), _in_run(layout.CONDITIONS), _conditions, spoil_json, JSON_ATTACKS

@@ -21,15 +21,17 @@ from quadranas.latency.table_files import find_table, load_table
 from quadranas.reports.figures import PARTS, plot_curves
 from quadranas.reports.run_report import write_report
 from quadranas.reports.run_view import RUN_FILES, read_run
+from quadranas.runs.fronts import Fronts, fronts_of, load_fronts
 from quadranas.runs.records import Epoch
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from quadranas.space.cost import count_macs, count_params
 from quadranas.space.operation import OP_RULES
-from quadranas.space.search_space import SearchSpace
+from quadranas.space.search_space import Choices, SearchSpace
 from quadranas.space.space_file import load_space, space_files
 from quadranas.strategies.exact import decode
 from quadranas.strategies.limits import Limits
+from quadranas.strategies.pareto import judged, plan_networks
 from quadranas.strategies.scores import BlockScores, GateScores, load_scores
 
 CLASSES = 10
@@ -226,31 +228,57 @@ def test_blocks_add_up_to_the_prediction(make_run: Callable[[str], Path], name: 
     assert run.predicted_ms == pytest.approx(total)
 
 
-def test_the_front_and_the_chosen_network(make_run: Callable[[str], Path]) -> None:
-    run = read_run(make_run("quadranet-mobile"))
-    front = run.front()
-    assert len(front) > 10
-    assert front == sorted(front)
-    assert run.chosen is not None
-    assert run.chosen[0] == pytest.approx(run.predicted_ms)
-    near = [score for ms, score in front if 27 <= ms <= run.chosen[0]]
-    assert all(score <= run.chosen[1] for score in near)  # the best that uses 90 % of 30 ms
+def write_fronts(run: Path, devices: tuple[str, ...]) -> Fronts:
+    """Fronts as a search and `quadranas pareto` leave them, with accuracies made up."""
+    space = load_space("toy").with_num_classes(CLASSES)
+    tables = [find_table(space, device) for device in devices]
+    scores = load_scores(run / "gates.json", space)
+    planned = plan_networks(space, scores, tables, Limits(budget_ms=1.0), points=5)
+
+    def made_up(choices: Choices) -> float:
+        return min(1.0, count_macs(space.architecture(choices)) / 3e5)
+
+    networks = list(judged(space, tables, planned, made_up))
+    fronts = fronts_of(space, tables, networks, 5)
+    fronts.save(run)
+    return fronts
 
 
-def test_the_front_keeps_the_bounds_of_the_run(
+@pytest.mark.usefixtures("rendered")
+def test_the_fronts_show_accuracy_against_latency(make_run: Callable[[str], Path]) -> None:
+    run = make_run("toy")
+    assert "quadranas pareto RUN --device DEVICE writes it." in report(run).text
+    fronts = write_fronts(run, ("vpu", "cpu"))
+    page, source = report(run), (run / "report.html").read_text("utf-8")
+    assert f"{len(fronts.networks)} networks that the gates prefer for budgets" in page.text
+    for device in fronts.devices:
+        assert f'aria-label="Accuracy against latency on {device.device}"' in source
+        assert f"Device {device.device}; its reachable range is" in page.text
+    assert "accuracy with the supernet" in source
+    assert page.text.count("carried to") == 1
+    assert len(fronts.carried) == source.count("<td>cpu</td><td>vpu</td>") + (
+        source.count("<td>vpu</td><td>cpu</td>")
+    )
+
+
+def test_the_chosen_network_is_shown_if_it_was_judged(
     make_run: Callable[[str], Path], plain: None
 ) -> None:
-    folder = make_run("toy")
-    free = read_run(folder)
-    assert free.architecture is not None
-    with (folder / "config.yaml").open("a") as file:
-        file.write(f"max_params: {count_params(free.architecture)}\n")
-    bound = read_run(folder).front()
-    assert bound
-    assert bound[-1][0] < free.front()[-1][0]
-    with (folder / "config.yaml").open("a") as file:
-        file.write("max_macs: 1\n")
-    assert "No data." in report(folder).text
+    run = make_run("toy")
+    assert read_run(run).chosen is None
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    (run / "result.json").write_text(json.dumps(result | {"inherited_accuracy": 0.5}))
+    assert read_run(run).chosen == (read_run(run).predicted_ms, 0.5)
+
+
+def test_fronts_of_unknown_networks_are_refused(make_run: Callable[[str], Path]) -> None:
+    run = make_run("toy")
+    fronts = write_fronts(run, ("vpu",))
+    broken = fronts.devices[0].model_copy(update={"front": (len(fronts.networks),)})
+    fronts.model_copy(update={"devices": (broken,)}).save(run)
+    with pytest.raises(QuadranasError, match=r"the front of 'vpu' names network \d+, which"):
+        load_fronts(run / "pareto.json")
+    assert "which is not there or has no latency on it" in report(run).text
 
 
 @pytest.mark.usefixtures("rendered")
@@ -444,7 +472,7 @@ def test_long_names_are_shortened_in_figures(make_run: Callable[[str], Path]) ->
         assert old is not None
         (run / file).write_text((run / file).read_text().replace(old[1], digest))
     page = report(run)
-    assert read_run(run).faults == {}
+    assert set(read_run(run).faults) == {"pareto.json"}  # which is not there
     assert name[:17] + "…" in page.text
 
 

@@ -130,7 +130,7 @@ def test_merging_again_changes_nothing(base: dict[str, Any], changes: dict[str, 
     [
         (
             {"bugdet": 1},
-            "bugdet: unknown key (got 1); accepted: accelerator, accumulate, augment, ",
+            "bugdet: unknown key (got 1); accepted: accelerator, accumulate, also, augment, ",
         ),
         ({"gates": {"mod": "full"}}, "gates.mod: unknown key (got 'full'); accepted: "),
         ({"gates": {"mode": "ful"}}, "gates.mode: Input should be 'two_path' or 'full'"),

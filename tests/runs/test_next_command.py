@@ -83,7 +83,7 @@ def test_a_new_table_leads_on_to_a_search(tmp_path: Path, monkeypatch: pytest.Mo
         proposal = next_of(call(*words, *output))
         assert ("--table" in proposal) == bool(output)
         outcome = call(*proposal, "--max-macs", "1")  # refused after space, table and budget
-        assert "with at most 1 MACs" in outcome.err
+        assert "has at most 1 MACs" in outcome.err
     with_threads = call(*words, "--threads", "2", "--output", "two.json")
     assert "next:" not in with_threads.out
 

@@ -1,9 +1,10 @@
 """A table header and gate scores that were made up."""
 
+import itertools
 import math
 
 from quadranas.latency.table import TableHeader
-from quadranas.space.search_space import SearchSpace
+from quadranas.space.search_space import SKIPPED, SearchSpace
 from quadranas.strategies.scores import BlockScores, GateScores
 
 
@@ -42,3 +43,15 @@ def equal_scores(space: SearchSpace) -> GateScores:
         if not block.is_fixed
     }
     return GateScores(space=space.name, space_digest=space.digest, blocks=blocks)
+
+
+def all_choices(space: SearchSpace) -> list[dict[str, tuple[int, ...] | None]]:
+    """Every configuration of the gates."""
+    options: list[list[tuple[int, ...] | None]] = []
+    for block in space.blocks:
+        kept: list[tuple[int, ...] | None] = list(
+            itertools.product(*(range(len(slot.candidates)) for slot in block.slots))
+        )
+        options.append([*kept, SKIPPED] if block.optional else kept)
+    names = [block.name for block in space.blocks]
+    return [dict(zip(names, picked, strict=True)) for picked in itertools.product(*options)]

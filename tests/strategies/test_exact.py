@@ -1,6 +1,5 @@
 """Decoding against brute force: the best score within the budget, always, on every small space."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +13,18 @@ from hypothesis import strategies as st
 from quadranas.errors import BudgetError
 from quadranas.latency.table import LatencyTable, TableEntry
 from quadranas.latency.table_files import find_table
+from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs, count_params
+from quadranas.space.footprint import peak_bytes, weight_bytes
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
 from quadranas.space.space_file import SpaceFile, build_space, load_space
-from quadranas.strategies import exact
+from quadranas.strategies import exact, programme
 from quadranas.strategies.derivation import check_limits
 from quadranas.strategies.exact import SLOWEST_GAP, Decoded, decode, decode_best
-from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.strategies.limits import DeviceBudget, Limits, reachable_ms
 from quadranas.strategies.scores import BlockScores, GateScores
-from tests.strategies.made_up import equal_scores, header
+from tests.strategies.made_up import all_choices, equal_scores, header
 
 TOLERANCE = 1e-6
 
@@ -34,7 +35,7 @@ ROUNDING = 1e-8
 @pytest.fixture
 def few_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the nodes: a gap that is small enough after these is so after all of them."""
-    monkeypatch.setattr(exact, "MAX_NODES", exact.MAX_NODES // 4)
+    monkeypatch.setattr(programme, "MAX_NODES", programme.MAX_NODES // 4)
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,7 @@ class Candidate:
 
     score: float
     latency_ms: float
-    params: int
-    macs: int
-
-
-def all_choices(space: SearchSpace) -> list[dict[str, tuple[int, ...] | None]]:
-    """Every configuration of the gates."""
-    options: list[list[tuple[int, ...] | None]] = []
-    for block in space.blocks:
-        kept: list[tuple[int, ...] | None] = list(
-            itertools.product(*(range(len(slot.candidates)) for slot in block.slots))
-        )
-        options.append([*kept, SKIPPED] if block.optional else kept)
-    names = [block.name for block in space.blocks]
-    return [dict(zip(names, picked, strict=True)) for picked in itertools.product(*options)]
+    measures: tuple[float, ...]
 
 
 def score_of(scores: GateScores, choices: Choices) -> float:
@@ -73,36 +61,51 @@ def score_of(scores: GateScores, choices: Choices) -> float:
     return total
 
 
-def price(space: SearchSpace, scores: GateScores, table: LatencyTable) -> list[Candidate]:
+def measures(network: Architecture, limits: Limits) -> tuple[float, ...]:
+    """Everything but the latency that limits bound, in the order of `ceilings`."""
+    return (
+        count_params(network),
+        count_macs(network),
+        sum(map(weight_bytes, network.ops())),
+        max(map(peak_bytes, network.ops())),
+        *(budget.table.predict_ms(network) for budget in limits.also),
+    )
+
+
+def ceilings(limits: Limits) -> tuple[float, ...]:
+    bounds = (limits.max_params, limits.max_macs, limits.max_size, limits.max_memory)
+    return (
+        *(math.inf if bound is None else bound for bound in bounds),
+        *(budget.budget_ms for budget in limits.also),
+    )
+
+
+def price(
+    space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
+) -> list[Candidate]:
     candidates = []
     for choices in all_choices(space):
-        architecture = space.architecture(choices)
-        latency_ms = table.predict_ms(architecture)
-        candidates.append(
-            Candidate(
-                score_of(scores, choices),
-                latency_ms,
-                count_params(architecture),
-                count_macs(architecture),
-            )
-        )
+        network = space.architecture(choices)
+        latency_ms = table.predict_ms(network)
+        found = measures(network, limits)
+        candidates.append(Candidate(score_of(scores, choices), latency_ms, found))
     return candidates
 
 
 def within(candidates: list[Candidate], limits: Limits) -> list[Candidate]:
+    most = ceilings(limits)
     return [
         c
         for c in candidates
         if c.latency_ms <= limits.budget_ms
-        and (limits.max_params is None or c.params <= limits.max_params)
-        and (limits.max_macs is None or c.macs <= limits.max_macs)
+        and all(value <= bound for value, bound in zip(c.measures, most, strict=True))
     ]
 
 
 def check_against_brute_force(
     space: SearchSpace, scores: GateScores, table: LatencyTable, limits: Limits
 ) -> None:
-    feasible = within(price(space, scores, table), limits)
+    feasible = within(price(space, scores, table, limits), limits)
     if not feasible:
         with pytest.raises(BudgetError):
             decode(space, scores, table, limits)
@@ -112,13 +115,12 @@ def check_against_brute_force(
     architecture = space.architecture(found.choices)
     assert found.latency_ms == table.predict_ms(architecture)
     assert found.latency_ms <= limits.budget_ms
-    assert limits.max_params is None or count_params(architecture) <= limits.max_params
-    assert limits.max_macs is None or count_macs(architecture) <= limits.max_macs
+    found_measures = measures(architecture, limits)
+    assert all(v <= most for v, most in zip(found_measures, ceilings(limits), strict=True))
     assert found.score == pytest.approx(score_of(scores, found.choices))
     floor = limits.min_use * limits.budget_ms
     slowest = max(c.latency_ms for c in feasible)
-    is_unbound = limits.max_params is None and limits.max_macs is None
-    if is_unbound and reachable_ms(space, table)[1] <= limits.budget_ms:
+    if len(feasible) == len(all_choices(space)):
         assert found.score == 0.0  # the preference of every gate
     elif slowest >= floor:
         assert found.latency_ms >= floor * (1 - ROUNDING)
@@ -231,12 +233,71 @@ def problems(draw: st.DrawFn) -> tuple[SearchSpace, GateScores, LatencyTable, Li
     return space, random_scores(draw, space), table, limits
 
 
+@st.composite
+def crowded_problems(draw: st.DrawFn) -> tuple[SearchSpace, GateScores, LatencyTable, Limits]:
+    """Problems with limits on two devices, file size and memory."""
+    space, scores, table, limits = draw(problems())
+    latency = st.floats(0.01, 10)
+    entries = tuple(TableEntry(op=op, latency_ms=draw(latency)) for op in space.specs())
+    other = LatencyTable(header=header(space), entries=entries)
+    typical = space.architecture(draw(st.sampled_from(all_choices(space))))
+    size, memory = (
+        draw(st.none() | st.just(int(value)))
+        for value in (1.05 * sum(map(weight_bytes, typical.ops())), measures(typical, limits)[3])
+    )
+    low, high = reachable_ms(space, other)
+    budget_ms = draw(st.floats(0, 1.1).map(lambda share: low + share * (high - low)))
+    also = (DeviceBudget(table=other, budget_ms=budget_ms),)
+    return space, scores, table, replace(limits, also=also, max_size=size, max_memory=memory)
+
+
 @settings(max_examples=100)
 @given(problems())
 def test_the_best_of_all_architectures_is_found(
     problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
 ) -> None:
     check_against_brute_force(*problem)
+
+
+@settings(max_examples=40)
+@given(crowded_problems())
+def test_the_best_network_within_all_limits_is_found(
+    problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
+) -> None:
+    check_against_brute_force(*problem)
+
+
+@settings(max_examples=40)
+@given(crowded_problems())
+def test_limits_that_exclude_each_other_name_the_nearest_that_do_not(
+    problem: tuple[SearchSpace, GateScores, LatencyTable, Limits],
+) -> None:
+    """Against brute force: every proposed value is feasible, and a smaller one is not."""
+    space, scores, table, limits = problem
+    networks = [space.architecture(choices) for choices in all_choices(space)]
+    bounds = limits.bounds(table)
+    try:
+        decode(space, scores, table, limits)
+    except BudgetError as error:
+        message, hint = error.message, error.hint
+    else:
+        assert any(all(bound.holds(network) for bound in bounds) for network in networks)
+        return
+    assert not any(all(bound.holds(network) for bound in bounds) for network in networks)
+    if "keeps both" in message:
+        one, other = (
+            b
+            for b in bounds
+            if f"keeps both {b.text(b.most)}" in message or f"and {b.text(b.most)}:" in message
+        )
+        assert not any(one.holds(network) and other.holds(network) for network in networks)
+    for bound in bounds:
+        option = bound.argument(1.0).split("=")[0].rpartition(" ")[0] or "--also"
+        if "Nearest feasible" not in hint or option not in hint:
+            continue
+        others = [b for b in bounds if b is not bound]
+        least = min(bound.of(n) for n in networks if all(b.holds(n) for b in others))
+        assert bound.argument(least) in hint
 
 
 @settings(max_examples=8)

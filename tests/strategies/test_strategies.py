@@ -1,6 +1,5 @@
 """The contract of a strategy, on a problem whose best network is known from a table."""
 
-import itertools
 import math
 import multiprocessing
 import os
@@ -13,16 +12,19 @@ import pytest
 from quadranas.errors import QuadranasError
 from quadranas.latency.table_files import find_table
 from quadranas.space.cost import count_macs, count_params
+from quadranas.space.footprint import peak_bytes, weight_bytes
 from quadranas.space.search_space import SKIPPED, Choices
 from quadranas.space.space_file import load_space
 from quadranas.strategies.interface import Problem, Trial, ranked
-from quadranas.strategies.limits import Limits, reachable_ms
+from quadranas.strategies.limits import DeviceBudget, Limits, reachable_ms
 from quadranas.strategies.registry import STRATEGIES, load_strategy
-from tests.strategies.made_up import equal_scores
+from tests.strategies.made_up import all_choices, equal_scores
 
 SPACE = load_space("toy")
 TABLE = find_table(SPACE, "vpu")
 LOW, HIGH = reachable_ms(SPACE, TABLE)
+OTHER = find_table(SPACE, "cpu")
+OTHER_MS = sum(reachable_ms(SPACE, OTHER)) / 2.2
 TRIALS = 150
 """Of the 400 networks of the space."""
 
@@ -35,17 +37,6 @@ def accuracy_of(choices: Choices) -> float:
             continue
         total += -0.3 / (place + 1) if choice is SKIPPED else sum(choice) / (place + 1)
     return 1 / (1 + math.exp(-total))
-
-
-def all_choices() -> list[dict[str, tuple[int, ...] | None]]:
-    options: list[list[tuple[int, ...] | None]] = []
-    for block in SPACE.blocks:
-        kept: list[tuple[int, ...] | None] = list(
-            itertools.product(*(range(len(slot.candidates)) for slot in block.slots))
-        )
-        options.append([*kept, SKIPPED] if block.optional else kept)
-    names = [block.name for block in SPACE.blocks]
-    return [dict(zip(names, picked, strict=True)) for picked in itertools.product(*options)]
 
 
 def scores_of_the_truth() -> Any:
@@ -71,7 +62,7 @@ def problem_of(**limits: Any) -> Problem:
 
 
 def best_of(problem: Problem) -> float:
-    return max(accuracy_of(c) for c in all_choices() if problem.excess(c) is None)
+    return max(accuracy_of(c) for c in all_choices(SPACE) if problem.excess(c) is None)
 
 
 def explored(name: str, problem: Problem, *, trials: int = TRIALS, seed: int = 0) -> list[Trial]:
@@ -95,6 +86,8 @@ LIMITS: list[Mapping[str, Any]] = [
     {"budget_ms": 10 * HIGH},
     {"max_params": count_params(SPACE.extreme(count_params, largest=False)) + 500},
     {"max_macs": count_macs(SPACE.extreme(count_macs, largest=False))},
+    {"max_size": 30_000, "max_memory": 8_000},
+    {"also": (DeviceBudget(table=OTHER, budget_ms=OTHER_MS),)},
 ]
 
 
@@ -110,12 +103,17 @@ def test_every_network_that_is_judged_is_within_the_limits(
         assert trial.latency_ms == TABLE.predict_ms(network) <= problem.limits.budget_ms
         assert count_params(network) <= (problem.limits.max_params or math.inf)
         assert count_macs(network) <= (problem.limits.max_macs or math.inf)
+        assert sum(map(weight_bytes, network.ops())) <= (problem.limits.max_size or math.inf)
+        memory = max(peak_bytes(op, TABLE.header.precision) for op in network.ops())
+        assert memory <= (problem.limits.max_memory or math.inf)
+        for budget in problem.limits.also:
+            assert budget.table.predict_ms(network) <= budget.budget_ms
         assert trial.accuracy == accuracy_of(trial.choices)
 
 
 def test_a_good_network_is_found(name: str) -> None:
     problem = problem_of()
-    networks = sorted(accuracy_of(c) for c in all_choices() if problem.excess(c) is None)
+    networks = sorted(accuracy_of(c) for c in all_choices(SPACE) if problem.excess(c) is None)
     found = ranked(explored(name, problem))[0].accuracy
     better = sum(accuracy > found for accuracy in networks)
     assert better / len(networks) <= 0.01

@@ -13,7 +13,7 @@ from quadranas.latency.table_files import find_table
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
 from quadranas.strategies.limits import reachable_ms
-from quadranas.supernet.budget_controller import BudgetController
+from quadranas.supernet.budget_controller import BudgetController, combine, latency_weights
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import build_gate_optimizer
 from quadranas.supernet.gates import KEEP, Gates, gate_infos
@@ -224,6 +224,58 @@ def test_whatever_the_task_pulls_at(kind: str, share: float) -> None:
     table = find_table(TOY, "vpu")
     _, course = simulate(TOY, table, budget_at(TOY, table, share), kind)
     assert course[-1] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [
+        ("to slow", (0.3, 0.3)),
+        ("to fast", (0.3, 0.6)),
+        ("noise", (0.7, 0.2)),
+        ("to preferred", (0.2, 0.7)),
+        ("turning", (0.5, 0.5)),
+    ],
+)
+def test_with_several_budgets_the_tightest_is_held_and_all_are_kept(
+    kind: str, shares: tuple[float, float]
+) -> None:
+    draw = generator()
+    gates = Gates(gate_infos(TOY), draw)
+    tables = [find_table(TOY, device) for device in ("vpu", "cpu")]
+    terms = [ExpectedLatency(TOY, gates, table) for table in tables]
+    budgets = [budget_at(TOY, t, share) for t, share in zip(tables, shares, strict=True)]
+    controllers = [BudgetController(budget_ms) for budget_ms in budgets]
+    optimizer = build_gate_optimizer(gates, 0.03)
+    task_pull = pull(kind, gates, terms[0], 300)
+    for step in range(300):
+        task = gates.task_gradient(task_pull(step), gates.mask)
+        values = [term(gates.probabilities(None)) for term in terms]
+        latencies = [torch.autograd.grad(v.log(), gates.alpha)[0] for v in values]
+        gates.alpha.grad = combine(
+            controllers, task, latencies, [float(v.detach()) for v in values]
+        )
+        optimizer.step()
+    with torch.no_grad():
+        uses = [
+            float(term(gates.probabilities())) / budget_ms
+            for term, budget_ms in zip(terms, budgets, strict=True)
+        ]
+    assert max(uses) == pytest.approx(1, abs=0.05)
+    weights = latency_weights(controllers, [u * b for u, b in zip(uses, budgets, strict=True)])
+    assert all(w >= 0 for w, use in zip(weights, uses, strict=True) if use < max(uses))
+
+
+def test_a_budget_that_is_kept_anyway_has_no_weight() -> None:
+    task = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    latency = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    one, other = BudgetController(1.0, multiplier=0.5), BudgetController(1.0, multiplier=-1.0)
+    assert latency_weights([one, other], [1.0, 0.5]) == [0.5, 0.0]
+    combined = combine([one, other], task, [latency, latency], [1.0, 0.5])
+    torch.testing.assert_close(combined, task + 0.5 * 5 * latency)
+    assert other.multiplier == 0.0  # it does not pull back once it is tight
+    for _ in range(500):
+        combine([one, other], task, [latency, latency], [0.5, 0.4])
+    assert (one.multiplier, other.multiplier) == (-one.limit, 0.0)
 
 
 def test_it_settles_early_and_does_not_swing() -> None:

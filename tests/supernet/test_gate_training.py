@@ -91,7 +91,7 @@ def test_latency_acts_on_the_sampled_pair_only(
 def test_in_full_mode_latency_acts_on_all_candidates(space: SearchSpace) -> None:
     trainer = trainer_for(space, mode="full", budget_ms=1e-3)
     silence(trainer.supernet)
-    gradient, _ = trainer.latency_gradient(within=None)
+    ((gradient, _),) = trainer.latency_gradients(within=None)
     before = trainer.gates.alpha.detach().clone()
     trainer.step(batch_for(space), torch.Generator().manual_seed(0))
     moved = trainer.gates.alpha.detach() - before

@@ -1,0 +1,192 @@
+"""The commands that train, test and describe networks."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from quadranas.cli.console import (
+    accuracy_text,
+    print_json,
+    print_result,
+    reporting,
+    say,
+    shown,
+)
+from quadranas.cli.options import (
+    DATA,
+    TRAINING,
+    Accelerator,
+    Compile,
+    ConfigFile,
+    Data,
+    Holdout,
+    Inspect,
+    Json,
+    Keep,
+    Model,
+    OptionalModel,
+    Precision,
+    Quiet,
+    Recipe,
+    Resume,
+    Run,
+    RunFolder,
+    Seed,
+    SkipCorrupt,
+    Teacher,
+    Val,
+    Verify,
+    Weights,
+    Workers,
+    given,
+)
+
+
+def train(
+    model: OptionalModel = None,
+    data: Data = None,
+    val: Val = None,
+    skip_corrupt: SkipCorrupt = None,
+    verify: Verify = None,
+    workers: Workers = None,
+    weights: Weights = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    teacher: Teacher = None,
+    holdout: Holdout = None,
+    keep: Keep = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of passes over the training images. Default: 40, 60 or 150, depending on "
+            "the number of images.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    inspect: Inspect = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
+    compile: Compile = None,
+    output: RunFolder = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network, from its weights if it has any, otherwise from scratch."""
+    from quadranas.commands.train import train as run_train
+    from quadranas.runs.config import TrainConfig, load_config
+    from quadranas.runs.next_command import export_command
+
+    options = given(
+        data=data,
+        val=val,
+        seed=seed,
+        epochs=epochs,
+        skip_corrupt=skip_corrupt,
+        verify=verify,
+        workers=workers,
+        recipe=recipe,
+        teacher=teacher,
+        holdout=holdout,
+        keep=keep,
+        inspect=inspect,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+    )
+    whole = load_config(TrainConfig, config, **options)
+    with reporting(quiet) as reporter:
+        result = run_train(
+            model, whole, output=output, resume=resume, weights=weights, reporter=reporter
+        )
+    print_result(
+        result,
+        as_json,
+        lambda found: f"{accuracy_text(found)}\nrun {found.run}, report {found.report_path}",
+        lambda found: export_command(found.run),
+    )
+
+
+def evaluate(
+    model: Model,
+    data: Data = None,
+    val: Val = None,
+    skip_corrupt: SkipCorrupt = None,
+    weights: Weights = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Image size in pixels. Default: the deployment resolution of the network.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    accelerator: Accelerator = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the accuracy of a trained network on the test images."""
+    from quadranas.commands.evaluate import evaluate as run_evaluate
+    from quadranas.data.description import describe_skipped
+
+    result = run_evaluate(
+        model,
+        data=data,
+        val=val,
+        weights=weights,
+        skip_corrupt=skip_corrupt,
+        resolution=resolution,
+        **given(accelerator=accelerator, precision=precision),
+    )
+    print_result(
+        result,
+        as_json,
+        lambda found: (
+            f"test accuracy {found.accuracy:.2%} at {found.resolution} pixels on "
+            f"{found.num_images} images{describe_skipped(found.num_skipped)}"
+            f"{_trained_at(found.trained_resolution, found.resolution)}"
+        ),
+    )
+
+
+def report(run: Run, as_json: Json = False) -> None:
+    """Write the report of a run as one self-contained HTML page."""
+    from quadranas.commands.report import report as run_report
+
+    result = run_report(run)
+    print_result(result, as_json, lambda written: str(written.report))
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this recipe: a name or a YAML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, which are the defaults of search and train, or show one."""
+    from quadranas.commands.recipes import recipes as list_recipes
+    from quadranas.files import dump_yaml
+
+    result = list_recipes(name)
+    if as_json:
+        return print_json(result)
+    for known, recipe in shown(result).recipes.items():
+        say(f"{known}  {recipe.description}")
+        if name is not None:
+            say(dump_yaml(recipe.model_dump(mode="json", exclude={"description"})).rstrip())
+
+
+def _trained_at(trained: int | None, tested: int) -> str:
+    return "" if trained in (None, tested) else f"; the network was trained at {trained} pixels"
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+    "recipes": recipes,
+}
+"""The commands of this file by name."""
