@@ -12,6 +12,24 @@ from quadranas.cli.options import DATA, DEVICE, LIMITS, OUTPUT, TRAINING, Tolera
 PANELS = (DEVICE, DATA, TRAINING, LIMITS, OUTPUT)
 
 
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Upper limit on the size of the weights in an exported fp32 file, such as 4MB. "
+        "Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Upper limit on the peak memory of activations at inference, such as 512KiB. "
+        "Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+
+
 def _options(
     also: Annotated[
         list[str] | None,
@@ -37,22 +55,8 @@ def _options(
             rich_help_panel=LIMITS,
         ),
     ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Upper limit on the size of the weights in an exported fp32 file, such as 4MB. "
-            "Default: no limit.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Upper limit on the peak memory of activations at inference, such as 512KiB. "
-            "Default: no limit.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = None,
+    max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
     confidence: Annotated[
         float | None,
         typer.Option(

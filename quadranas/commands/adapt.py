@@ -81,9 +81,8 @@ def adapt(
         QuadranasError: no weights, arguments that do not fit the network, or an existing output.
     """
     stored = open_network(model)
-    base = stored.architecture
-    network, report = _pretrained(stored, weights, seed)
-    params_before, macs_before = count_network(network, base.resolution)
+    base, (network, report) = stored.architecture, _pretrained(stored, weights, seed)
+    before = count_network(network, base.resolution)
     changes = adaptations(select_layers(network, list(layers) or None), rank, dilation)
     adapted = _adapted(network, changes, train, seed)
     params, macs = count_network(adapted, base.resolution)
@@ -97,8 +96,8 @@ def adapt(
         train=train,
         params=params,
         macs=macs,
-        params_before=params_before,
-        macs_before=macs_before,
+        params_before=before[0],
+        macs_before=before[1],
         quadratic_params=sum(p.numel() for p in quadratic_parameters(adapted).values()),
         weights=report,
     )

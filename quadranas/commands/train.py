@@ -94,11 +94,7 @@ def train(
     """
     given = combined(TrainConfig, config, keys)
     reporter = reporter or Reporter(quiet=True)
-    if model is None and not resume:
-        raise QuadranasError(
-            "no network to train",
-            "Name an architecture file, a run folder or a model, or continue a run with --resume.",
-        )
+    _require_model(model, resume)
     with together() as processes:
         if not processes.is_main:
             return _follow(processes)
@@ -112,6 +108,14 @@ def train(
                 _lead(agreed, start, processes)
             write_report(folder.path)
             return processes.from_main(read_as(TrainResult, folder.path))
+
+
+def _require_model(model: Model | None, resume: bool) -> None:
+    if model is None and not resume:
+        raise QuadranasError(
+            "no network to train",
+            "Name an architecture file, a run folder or a model, or continue a run with --resume.",
+        )
 
 
 def _network_arguments(model: Model | None, weights: str | Path | None) -> str:

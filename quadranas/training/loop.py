@@ -99,8 +99,8 @@ def run_phase(
         first, num_metrics = _restored(phase, sums, folder, checkpoint)
     handle = reporter.phase(phase.name, phase.num_steps, first, later_steps)
     saved_at = time.monotonic()
+    done = first
     with _Records(phase, folder, first, num_metrics) as records:
-        done = first
         while done < phase.num_steps and not phase.is_over:
             done += 1
             sums.add(phase.step(done - 1))
@@ -111,18 +111,21 @@ def run_phase(
                 reporter.epoch(handle, metrics)
                 if tracker is not None:
                     tracker.add_metrics(metrics, num_metrics)
-                for text in phase.alarms(metrics):
-                    reporter.warning(text)
-            is_due = time.monotonic() - saved_at >= checkpoint_seconds
+                _warn(reporter, phase.alarms(metrics))
             is_last = done == phase.num_steps or phase.is_over
-            if is_last or processes.decided(is_due):
+            if is_last or processes.decided(time.monotonic() - saved_at >= checkpoint_seconds):
                 records.save({"step": done, "num_metrics": num_metrics, **sums.content()})
                 saved_at = time.monotonic()
     if done < phase.num_steps:
-        epochs = (done // phase.steps_per_epoch, phase.num_steps // phase.steps_per_epoch)
-        reporter.message(f"{phase.name}: stopped after epoch {epochs[0]} of {epochs[1]}")
+        epoch, epochs = (steps // phase.steps_per_epoch for steps in (done, phase.num_steps))
+        reporter.message(f"{phase.name}: stopped after epoch {epoch} of {epochs}")
     phase.finish()
     return num_metrics
+
+
+def _warn(reporter: Reporter, texts: Iterable[str]) -> None:
+    for text in texts:
+        reporter.warning(text)
 
 
 def _restored(

@@ -90,44 +90,42 @@ class NetworkTraining:
         self.network = self._placed(network)
         self._metrics: Metrics = {"phase": name, **(metrics or {})}
         self.weights, self.batch_size, self.seed = weights, batch_size, seed
-        self.parameters = list(network.parameters())
-        self._forward: nn.Module = network
-        if compiled:
-            self._forward = cast("nn.Module", torch.compile(network))
-        self.batches = Batches(
-            *(dataset, augmenter, self.engine, torch.arange(len(dataset.train))),
-            batch_size=batch_size,
-            seed_of=partial(derived_seed, seed, name),
-            limit=max(1, (num_images or len(dataset.train)) // batch_size),
-            num_parts=num_parts,
-        )
+        self.parameters, self.is_inspected = list(network.parameters()), inspected
+        self._forward = cast("nn.Module", torch.compile(network)) if compiled else network
+        self.batches = self._batches_of(num_images or len(dataset.train), num_parts)
         self.steps_per_epoch = self.batches.per_epoch
         self.num_steps = self.batches.num_steps = num_epochs * self.steps_per_epoch
         self.make_optimizer = make_optimizer
         self.optimizer = optimizer or make_optimizer(network, weights)
         self.rate = rate or (lambda step: learning_rate_at(step, self.num_steps, weights))
-        self.choice = choice or EpochChoice()
-        self.teacher, self.distillation = teacher, distillation or DistillationConfig()
+        self.choice, self.teacher = choice or EpochChoice(), teacher
+        self.distillation = distillation or DistillationConfig()
         self._loss = loss_for(weights, teacher, self.distillation, augmenter)
         network.checkpointing = checkpointing
         self.average = WeightAverage(network, weights.ema) if weights.ema else None
-        self.warmup = SecondOrderWarmup(
-            network,
-            round(weights.second_order_warmup * self.num_steps) if is_new else 0,
-            self.engine.accelerator.put,
-        )
+        warmup_steps = round(weights.second_order_warmup * self.num_steps) if is_new else 0
+        self.warmup = SecondOrderWarmup(network, warmup_steps, self.engine.accelerator.put)
         set_drop_path(network.blocks.values(), weights.drop_path)
         self._residual_blocks = residual_blocks(network)
         self._alarms: list[Alarm] = []
-        self.is_inspected = inspected
-        self.inspector: Inspector | None = None
-        if inspected:
-            self.inspector = Inspector(
-                network,
-                all_layers=not quadratic_layers(network),
-                every=self.steps_per_epoch,
-                on_alarm=self._alarms.append,
-            )
+        self.inspector = self._new_inspector() if inspected else None
+
+    def _batches_of(self, num_images: int, num_parts: int) -> Batches:
+        return Batches(
+            *(self.dataset, self.augmenter, self.engine, torch.arange(len(self.dataset.train))),
+            batch_size=self.batch_size,
+            seed_of=partial(derived_seed, self.seed, self.name),
+            limit=max(1, num_images // self.batch_size),
+            num_parts=num_parts,
+        )
+
+    def _new_inspector(self) -> Inspector:
+        return Inspector(
+            self.network,
+            all_layers=not quadratic_layers(self.network),
+            every=self.steps_per_epoch,
+            on_alarm=self._alarms.append,
+        )
 
     @classmethod
     def configured(

@@ -73,12 +73,16 @@ def outcome(
     )
     for text in warnings:
         reporter.warning(text)
-    hardware = {
+    return {**found, **_hardware(engine), "warnings": warnings}
+
+
+def _hardware(engine: Engine) -> dict[str, Any]:
+    """The fields of a `TrainedResult` that describe what has trained."""
+    return {
         "accelerator": engine.accelerator.name,
         "precision": engine.accelerator.precision,
         "processes": engine.processes.count,
     }
-    return {**found, **hardware, "warnings": warnings}
 
 
 def _chosen(epochs: Sequence[Epoch], keep: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from quadranas.data.description import report_data
 from quadranas.data.identity import EarlierData
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import parse_budget
+from quadranas.latency.contract import Contract
 from quadranas.latency.device import Device, load_device
 from quadranas.latency.goal import Goal
 from quadranas.latency.table import LatencyTable, build_command
@@ -103,45 +104,68 @@ def prepare_search(
     Raises:
         QuadranasError: the configuration, budget, table or images are invalid or missing.
     """
-    if given.budget is None or given.device is None:
-        missing = "device" if given.device is None else "budget"
-        raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
+    name, budget = _required(given)
     check_recipe(given)
-    contract = given.contract(parse_budget(given.budget))
-    device = load_device(given.device, allow_commands=allow_commands)
-    if not is_device_named:
-        _refuse_reach(device, given.device, f"--device {shlex.quote(given.device)}")
+    contract, options = given.contract(parse_budget(budget)), f"--device {shlex.quote(name)}"
+    device = _opened(name, options, is_named=is_device_named, allow_commands=allow_commands)
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
     _check_pretrained(given, build_space(space_file), pretrained)
     space = build_space(space_file).with_num_classes(count_classes(listing))
-    table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
-    command = build_command(given.space, given.device)
-    main = Goal(device, _priced(space, device, table, copies, command), contract)
-    goals = _goals(
-        *(main, space, given, copies),
-        are_named=are_further_named,
-        allow_commands=allow_commands,
-    )
+    about = (device, contract, space, given, copies)
+    goals = _goals(*about, are_named=are_further_named, allow_commands=allow_commands)
     reporter.message(feasibility(space, goals))
     limits = decoding_limits(goals, **given.ceilings)
     is_new = copies is None and given.candidates > DEFAULT_CANDIDATES
-    check_limits(space, main.table, limits, given.candidates if is_new else 1)
+    check_limits(space, goals[0].table, limits, given.candidates if is_new else 1)
     if "train_resolution" in given.model_fields_set:
         _check_train_resolution(space, given.train_resolution)
     dataset = open_data(given, space.resolution, listing, earlier)
     _check_train_resolution(space, dataset.resolution)
     report_data(dataset, reporter, skips_corrupt=given.skip_corrupt)
-    dataset = dataset if pretrained is None else pretrained.prepared(dataset)
-    initial = None if pretrained is None else InitialWeights.of(pretrained, space, dataset)
-    config = resolve_config(given, dataset)
+    config, dataset, initial = _resolved(given, space, dataset, pretrained)
     dataset = hold_out(dataset, config, reporter)
     return SearchSetup(config, space_file, space, goals, limits, dataset, initial)
 
 
+def _resolved(
+    given: SearchConfig,
+    space: SearchSpace,
+    dataset: Dataset,
+    pretrained: PretrainedNetwork | None,
+) -> tuple[SearchConfig, Dataset, InitialWeights | None]:
+    """The configuration for the images, these as the pre-trained network expects them, and it."""
+    initial = None
+    if pretrained is not None:
+        dataset = pretrained.prepared(dataset)
+        initial = InitialWeights.of(pretrained, space, dataset)
+    return resolve_config(given, dataset), dataset, initial
+
+
+def _required(given: SearchConfig) -> tuple[str, str]:
+    """The device and the budget as they were given.
+
+    Raises:
+        QuadranasError: one of them is missing.
+    """
+    if given.budget is None or given.device is None:
+        missing = "device" if given.device is None else "budget"
+        raise QuadranasError(f"missing {missing}", f"Name one with --{missing}.")
+    return given.device, given.budget
+
+
+def _opened(argument: str, options: str, *, is_named: bool, allow_commands: bool) -> Device:
+    """A device that the caller named, or only a run folder; arguments as for `_refuse_reach`."""
+    device = load_device(argument, allow_commands=allow_commands)
+    if not is_named:
+        _refuse_reach(device, argument, options)
+    return device
+
+
 def _goals(
-    main: Goal,
+    device: Device,
+    contract: Contract,
     space: SearchSpace,
     given: SearchConfig,
     copies: Path | None,
@@ -152,11 +176,8 @@ def _goals(
     """The goals on all devices; see `all_goals`, and `prepare_search` for the arguments."""
 
     def opened(argument: str) -> Device:
-        device = load_device(argument, allow_commands=allow_commands)
-        if not are_named:
-            also = " ".join(f"--also {shlex.quote(entry)}" for entry in given.also)
-            _refuse_reach(device, argument, also)
-        return device
+        also = " ".join(f"--also {shlex.quote(entry)}" for entry in given.also)
+        return _opened(argument, also, is_named=are_named, allow_commands=allow_commands)
 
     def priced(device: Device, argument: str) -> PricedTable:
         table = None if copies is None else further_folder(copies, device.name) / layout.TABLE
@@ -165,6 +186,9 @@ def _goals(
         command = build_command(given.space, argument)
         return _priced(space, device, table, copies, command)
 
+    table = _copy(copies, layout.TABLE) or (Path(given.table) if given.table else None)
+    command = build_command(given.space, given.device or device.name)
+    main = Goal(device, _priced(space, device, table, copies, command), contract)
     return all_goals(main, given, opened, priced)
 
 

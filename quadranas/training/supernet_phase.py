@@ -101,19 +101,11 @@ class SupernetTraining:
         if not self.engine.processes.is_alone:
             supernet.synchronize()
         self.config, self.dataset, self.supernet = config, dataset, supernet
+        self.augmenter, self.teacher = setup.augmenter(), teacher
+        self._loss = loss_for(config.weights, teacher, config.distillation, self.augmenter)
         halves = search_halves(dataset, config.seed)
-        augmenter = setup.augmenter()
-        self.teacher = teacher
-        self._loss = loss_for(config.weights, teacher, config.distillation, augmenter)
-        self.weight_batches, self.gate_batches = (
-            Batches(
-                *(dataset, augmenter, self.engine, half),
-                batch_size=config.batch_size,
-                seed_of=partial(derived_seed, config.seed, purpose),
-                loaders=2,
-                num_parts=config.accumulate,
-            )
-            for half, purpose in zip(halves, ("weights", "gates"), strict=True)
+        self.weight_batches, self.gate_batches = map(
+            self._batches_of, halves, ("weights", "gates")
         )
         self.steps_per_epoch = self.weight_batches.per_epoch
         self.warmup_steps = config.schedule.warmup_epochs * self.steps_per_epoch
@@ -140,6 +132,15 @@ class SupernetTraining:
         self.gate_trainer = GateTrainer(
             *(supernet, *self.terms[0], config.gates, self.engine),
             further=self.terms[1:],
+        )
+
+    def _batches_of(self, half: Tensor, purpose: str) -> Batches:
+        return Batches(
+            *(self.dataset, self.augmenter, self.engine, half),
+            batch_size=self.config.batch_size,
+            seed_of=partial(derived_seed, self.config.seed, purpose),
+            loaders=2,
+            num_parts=self.config.accumulate,
         )
 
     def _optimizer(self) -> torch.optim.Optimizer:
