@@ -378,7 +378,9 @@ def test_an_unknown_backend_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     outcome = call("build-lut", "--device", "host", "--space", "toy", "--backend", "openvio")
     assert outcome.code == 2
-    assert "unknown backend 'openvio'; accepted: analytic, command, cuda, executorch" in outcome.err
+    assert (
+        "unknown backend 'openvio'; accepted: analytic, command, cuda, executorch" in outcome.err
+    )
     assert "did you mean 'openvino'?" in outcome.err
     assert listing(tmp_path) == []
 
