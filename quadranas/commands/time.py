@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from quadranas.backends.interface import ProgramWithNotes, TimingBackend
+from quadranas.backends.interface import ProgramWithNotes, Provenance, TimingBackend
 from quadranas.errors import QuadranasError
 from quadranas.files import require_readable
 from quadranas.latency.analytic import primitive_ms
@@ -14,7 +14,7 @@ from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.runtimes import FASTEST, RUNTIMES, file_formats, files_of
 from quadranas.measurement import bench
 from quadranas.measurement.file_inputs import closed_shapes
-from quadranas.measurement.summary import STATISTIC, busy_text
+from quadranas.measurement.summary import STATISTIC, Timing, busy_text
 from quadranas.prediction.fusion import fuse
 from quadranas.prediction.graph import read_graph
 from quadranas.reporter import Reporter
@@ -120,16 +120,28 @@ def time(
             f"{path} is not measured: {busy_text(timing)}",
             "Repeat the command on an idle machine.",
         )
-    estimate = _estimate(path, opened, shapes)
-    predicted_ms = None if isinstance(estimate, str) else estimate[0]
+    notes = program.notes if isinstance(program, ProgramWithNotes) else ()
+    return _result(path, opened, shapes, provenance, timing, notes)
+
+
+def _result(
+    path: Path,
+    device: Device,
+    shapes: dict[str, tuple[int, ...]],
+    provenance: Provenance,
+    timing: Timing,
+    notes: tuple[str, ...],
+) -> TimeResult:
+    estimate = _estimate(path, device, shapes)
+    predicted_ms, is_lower_bound = (None, False) if isinstance(estimate, str) else estimate
     return TimeResult(
         model=path,
         inputs=shapes,
-        device=opened.name,
-        title=opened.title,
+        device=device.name,
+        title=device.title,
         runtime=provenance.runtime,
         hardware=provenance.hardware,
-        threads=opened.threads,
+        threads=device.threads,
         latency_ms=timing.latency_ms,
         statistic=STATISTIC,
         minimum_ms=timing.minimum_ms,
@@ -140,10 +152,10 @@ def time(
         dropped=timing.dropped,
         rounds=timing.num_rounds,
         predicted_ms=predicted_ms,
-        is_lower_bound=False if isinstance(estimate, str) else estimate[1],
+        is_lower_bound=is_lower_bound,
         deviation=None if predicted_ms is None else timing.latency_ms / predicted_ms - 1,
         not_predicted=estimate if isinstance(estimate, str) else "",
-        notes=program.notes if isinstance(program, ProgramWithNotes) else (),
+        notes=notes,
     )
 
 
