@@ -108,19 +108,22 @@ def build_lut(
             too busy, or nothing is suspect. The timings are kept.
         PromiseMissedError: the residual is above its limit. The timings are kept.
     """
-    chosen = load_space(space), load_device(device, **settings)
-    request = table_request(*chosen, output, only_missing, num_classes, command)
+    about = (load_device(device, **settings), output, only_missing, num_classes, command)
+    request = table_request(load_space(space), *about)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
-    paths = [Path(times)] if isinstance(times, str | Path) else list(map(Path, times))
-    if paths:
+    if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
         return _by_hand(request, paths, backend, trust)
-    backend = backend or request.default_backend
-    if backend not in (ANALYTIC, FASTEST, *RUNTIMES):
-        raise unknown("backend", backend, (ANALYTIC, FASTEST, *RUNTIMES))
+    backend = _known_backend(backend or request.default_backend)
     if backend == ANALYTIC:
         return _analytic(request, only_suspect=only_suspect)
     plan = Plan(num_rounds=rounds, repeats=repeats)
     return _measured(request, backend, reporter or Reporter(quiet=True), plan, trust)
+
+
+def _known_backend(name: str) -> str:
+    if name not in (ANALYTIC, FASTEST, *RUNTIMES):
+        raise unknown("backend", name, (ANALYTIC, FASTEST, *RUNTIMES))
+    return name
 
 
 def _analytic(request: TableRequest, *, only_suspect: bool) -> BuildLutResult:

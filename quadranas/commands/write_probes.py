@@ -1,5 +1,6 @@
 """build-lut --probes: write the networks of a table as files that someone times by hand."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -69,24 +70,8 @@ def write_probes(
     opened, argument = load_device(device, **settings), argument_of(device)
     request = table_request(load_space(space), opened, table, only_missing, num_classes, "")
     probes = HandProbes.of(opened, request.space, request.missing, request.existing)
-    reporter = reporter or Reporter(quiet=True)
-    reporter.message(f"writing {len(probes.jobs)} files")
-    phase = reporter.phase("writing", len(probes.jobs), 0)
-    num_written = 0
-    with (
-        tempfile.TemporaryDirectory() as records,
-        closing(open_writer(opened, Path(records))) as writer,
-        whole_folder(Path(folder)) as target,
-    ):
-
-        def write_file(job: Job, path: Path) -> None:
-            nonlocal num_written
-            shape = (opened.batch_size, job.channels, job.resolution, job.resolution)
-            writer.convert(job.make(), conversion_for(opened, shape), path)
-            num_written += 1
-            reporter.advance(phase, num_written)
-
-        probes.write(target.path, write_file, argument)
+    with whole_folder(Path(folder)) as target:
+        _write(probes, opened, argument, target.path, reporter or Reporter(quiet=True))
     return ProbesResult(
         folder=Path(folder),
         times=Path(folder) / TIMES,
@@ -95,3 +80,21 @@ def write_probes(
         files=len(probes.jobs),
         format=command_of(opened).format,
     )
+
+
+def _write(
+    probes: HandProbes, device: Device, argument: str, folder: Path, reporter: Reporter
+) -> None:
+    reporter.message(f"writing {len(probes.jobs)} files")
+    phase, numbers = reporter.phase("writing", len(probes.jobs), 0), itertools.count(1)
+    with (
+        tempfile.TemporaryDirectory() as records,
+        closing(open_writer(device, Path(records))) as writer,
+    ):
+
+        def write_file(job: Job, path: Path) -> None:
+            shape = (device.batch_size, job.channels, job.resolution, job.resolution)
+            writer.convert(job.make(), conversion_for(device, shape), path)
+            reporter.advance(phase, next(numbers))
+
+        probes.write(folder, write_file, argument)
