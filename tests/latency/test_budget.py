@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadranas.errors import BudgetError
-from quadranas.latency.budget import UNITS_MS, format_ms, parse_budget
+from quadranas.latency.budget import UNITS_MS, format_ms, parse_budget, parse_device_budget
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,29 @@ def test_what_is_printed_is_near_what_was_meant(latency_ms: float) -> None:
 def test_units_suit_the_size() -> None:
     shown = [format_ms(value) for value in (0.2, 29.94, 136.2, 12_345.0)]
     assert shown == ["200 us", "29.9 ms", "136 ms", "12.3 s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vpu=30ms", ("vpu", 30.0)),
+        (" boards/pi.yaml = 0.3 s", ("boards/pi.yaml", 300.0)),
+        ("a=b.yaml=5us", ("a=b.yaml", 0.005)),
+    ],
+)
+def test_a_budget_on_a_device(text: str, expected: tuple[str, float]) -> None:
+    assert parse_device_budget(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("30ms", "cannot read the budget on a further device '30ms'"),
+        ("=30ms", "cannot read the budget on a further device"),
+        ("vpu=", "cannot read the budget ''"),
+        ("vpu=30", "has no unit"),
+    ],
+)
+def test_other_budgets_on_devices_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        parse_device_budget(text)
