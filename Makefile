@@ -58,6 +58,7 @@ bench: $(STAMP)  ## measure the speeds that the README states
 	$(RUN)python experiments/benchmark/processes.py $(ARGS)
 	$(RUN)python experiments/benchmark/tables.py $(ARGS)
 	$(RUN)python experiments/benchmark/data.py $(ARGS)
+	$(RUN)python experiments/benchmark/strategies.py $(ARGS)
 
 gpu: $(STAMP)  ## measure what needs a GPU, in at most nine minutes; ARGS="--data FOLDER" with CIFAR-10's zips
 	$(RUN)python experiments/gpu/run.py $(ARGS)

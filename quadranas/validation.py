@@ -93,6 +93,9 @@ UNION_TAGS = ("str", "int", "float", "bool")
 MAX_FAULTS = 5
 """Maximum number of faults of one file that an error lists."""
 
+MAX_KEY = 100
+"""Maximum number of characters of a key that an error shows."""
+
 BOUNDED = reprlib.Repr()
 BOUNDED.maxlevel = 3  # YAML aliases can describe values that are endless when expanded
 BOUNDED.maxlist = BOUNDED.maxdict = BOUNDED.maxstring = 80
@@ -164,11 +167,11 @@ def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any])
     """The faults found at one key path."""
     fault = faults[0]
     value = _short(fault["input"])
-    path = ".".join(str(part) for part in location)
-    prefix = f"{path}: " if path else ""
+    parts = [_short_key(str(part)) for part in location]
+    prefix = f"{'.'.join(parts)}: " if parts else ""
     if fault["type"] == "extra_forbidden":
         keys = sorted(_keys_at(model, location[:-1]))
-        suggestion = nearest(str(location[-1]), keys)
+        suggestion = nearest(parts[-1], keys)
         return f"{prefix}unknown key{value}; accepted: {', '.join(keys)}{suggestion}"
     if fault["type"] == "missing":
         return f"{prefix}required {'key' if isinstance(location[-1], str) else 'value'} is missing"
@@ -181,6 +184,10 @@ def _describe(model: type[BaseModel], location: Location, faults: Sequence[Any])
         kinds = [other["msg"].split(",")[0].removeprefix("Input should be ") for other in faults]
         message = f"Input should be {' or '.join(kinds)}"
     return f"{prefix}{message}{value}"
+
+
+def _short_key(key: str) -> str:
+    return key if len(key) <= MAX_KEY else f"{key[:MAX_KEY]}..."
 
 
 def _short(value: Any) -> str:

@@ -74,6 +74,13 @@ def test_messages_name_file_key_path_value_and_nearest_key(
     assert str(caught.value) == message
 
 
+def test_a_long_key_is_cut() -> None:
+    with pytest.raises(QuadranasError) as caught:
+        validate(Outer, {"name": "a", "[" * 50_000: 1}, "f.yaml")
+    assert str(caught.value).startswith(f"f.yaml: {'[' * 100}...: unknown key (got 1)")
+    assert len(str(caught.value)) < 500
+
+
 def test_at_most_five_faults_are_listed() -> None:
     with pytest.raises(QuadranasError) as caught:
         validate(Outer, {"name": "a", **{f"unknown{n}": n for n in range(20)}}, "f.yaml")

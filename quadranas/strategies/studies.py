@@ -175,18 +175,21 @@ def _num_begun(study: optuna.Study) -> int:
 
 
 def _suggested(problem: Problem, trial: optuna.Trial) -> dict[str, Choice]:
-    """The choices of a trial; inner gates of a skipped block are not asked for."""
+    """The choices of a trial.
+
+    Those of skipped blocks are asked for too: every trial then has the same parameters, which
+    samplers draw together, in about half the time.
+    """
     choices: dict[str, Choice] = {}
     for block in problem.space.blocks:
-        if block.optional and not trial.suggest_categorical(f"{block.name}.keep", [True, False]):
-            choices[block.name] = SKIPPED
-            continue
-        choices[block.name] = tuple(
+        keep = not block.optional or trial.suggest_categorical(f"{block.name}.keep", [True, False])
+        picked = tuple(
             trial.suggest_categorical(f"{block.name}.{number}", list(range(len(slot.candidates))))
             if len(slot.candidates) > 1
             else 0
             for number, slot in enumerate(block.slots)
         )
+        choices[block.name] = picked if keep else SKIPPED
     return choices
 
 

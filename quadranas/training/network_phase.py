@@ -105,7 +105,8 @@ class NetworkTraining:
         self.average = WeightAverage(network, weights.ema) if weights.ema else None
         warmup_steps = round(weights.second_order_warmup * self.num_steps) if is_new else 0
         self.warmup = SecondOrderWarmup(network, warmup_steps, self.engine.accelerator.put)
-        set_drop_path(network.blocks.values(), weights.drop_path)
+        # A network that is not of this package may have no blocks.
+        set_drop_path(getattr(network, "blocks", {}).values(), weights.drop_path)
         self._residual_blocks = residual_blocks(network)
         self._alarms: list[Alarm] = []
         self.inspector = self._new_inspector() if inspected else None
