@@ -43,6 +43,7 @@ class NetworkTraining:
     """Epochs over the training images.
 
     Args:
+        network: one of this package, or any other; without `blocks`, no path is dropped.
         num_images: number of images per epoch; None for all.
         optimizer: an optimiser to continue with; None for a new one.
         rate: the learning rate of a step; None for that of the configuration.
@@ -105,7 +106,6 @@ class NetworkTraining:
         self.average = WeightAverage(network, weights.ema) if weights.ema else None
         warmup_steps = round(weights.second_order_warmup * self.num_steps) if is_new else 0
         self.warmup = SecondOrderWarmup(network, warmup_steps, self.engine.accelerator.put)
-        # A network that is not of this package may have no blocks.
         set_drop_path(getattr(network, "blocks", {}).values(), weights.drop_path)
         self._residual_blocks = residual_blocks(network)
         self._alarms: list[Alarm] = []
