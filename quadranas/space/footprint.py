@@ -113,6 +113,16 @@ def _feed_forward(spec: OpSpec) -> Iterable[Kernel]:
     yield "sum", size, (INPUT, "project")
 
 
+def _quadratic_convnext(spec: OpSpec) -> Iterable[Kernel]:
+    size, hidden = _out_size(spec), spec.hidden_channels * spec.resolution**2
+    yield from _quadratic(INPUT, size, "conv")
+    yield "norm", size, ("conv",)
+    yield "expand", hidden, ("norm",)
+    yield "gelu", hidden, ("expand",)
+    yield "project", size, ("gelu",)
+    yield "sum", size, (INPUT, "project")
+
+
 def _mbconv(spec: OpSpec) -> Iterable[Kernel]:
     hidden, read = spec.hidden_channels, INPUT
     if spec.expand_ratio != 1:
@@ -140,6 +150,7 @@ KERNELS: dict[str, Callable[[OpSpec], Iterable[Kernel]]] = {
     "downsample": _downsample,
     "quadratic_depthwise": _quadratic_depthwise,
     "feed_forward": _feed_forward,
+    "quadratic_convnext": _quadratic_convnext,
     "norm_head": _norm_head,
     "conv_bn": _conv_bn,
     "mbconv": _mbconv,

@@ -156,17 +156,31 @@ def explore_study(
     random, own = Random(0), set()
     retry_dead(study)
     while _num_begun(study) < trials:
-        asked = study.ask()
-        asked.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
-        choices = problem.repaired(_suggested(problem, asked), random)
-        trial = problem.trial(choices)
-        asked.set_user_attr("choices", dict(choices))
-        asked.set_user_attr(LATENCY, trial.latency_ms)
-        is_one = len(study.directions) == 1
-        study.tell(asked, trial.accuracy if is_one else [trial.accuracy, trial.latency_ms])
-        own.add(asked.number)
-        report(trial)
+        # SQLite locks no rows, so two processes may take the same queued trial. The one that is
+        # later finds it finished.
+        with suppress(UpdateFinishedTrialError):
+            asked = study.ask()
+            asked.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
+            trial = problem.trial(problem.repaired(_suggested(problem, asked), random))
+            _tell(study, asked, trial)
+            own.add(asked.number)
+            report(trial)
     return own
+
+
+def _tell(study: optuna.Study, asked: optuna.Trial, trial: Trial) -> None:
+    """Store the result of a trial.
+
+    Raises:
+        UpdateFinishedTrialError: another process has done it.
+    """
+    asked.set_user_attr("choices", dict(trial.choices))
+    asked.set_user_attr(LATENCY, trial.latency_ms)
+    is_one = len(study.directions) == 1
+    try:
+        study.tell(asked, trial.accuracy if is_one else [trial.accuracy, trial.latency_ms])
+    except ValueError as error:  # Optuna's, if it reads the state first
+        raise UpdateFinishedTrialError(str(error)) from error
 
 
 def _num_begun(study: optuna.Study) -> int:

@@ -103,6 +103,8 @@ def spec_of(kind: str, **keys: Any) -> OpSpec:
         (spec_of("feed_forward", expand_ratio=4, num_quadratic=1), 128 + 4 * 512),
         # The input, and before and after GELU.
         (spec_of("feed_forward", expand_ratio=4, num_quadratic=0), 128 + 2 * 512),
+        # The same; a quadratic convolution of the input needs four tensors beside it, 5 * 128.
+        (spec_of("quadratic_convnext", kernel_size=7, expand_ratio=4), 128 + 2 * 512),
         # The input, kept for the sum, and before and after the depthwise convolution.
         (spec_of("mbconv", expand_ratio=6, kernel_size=3), 128 + 2 * 768),
         # No sum, so the input goes when it is expanded; the rest has a quarter of the pixels.
