@@ -23,7 +23,7 @@ from scipy.stats import kendalltau
 from truth import HERE, TRUTH, depths_of, equal_networks
 
 from quadranas.files import source_commit
-from quadranas.space.architecture import Architecture
+from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.training.searched import open_searched
 
 FOUND = HERE / "supernets.csv"
@@ -127,7 +127,7 @@ def judge(run: Path, networks: list[Architecture]) -> dict[str, Any]:
         return evaluator.accuracy(searched.space.choices_of(network))
 
     found = [accuracy(network) for network in networks]
-    chosen = Architecture.load(run / "architecture.json")
+    chosen = load_architecture(run / "architecture.json")
     known = truth_of(networks)
     tau = kendalltau([found[i] for i in known], list(known.values())).statistic
     return {
