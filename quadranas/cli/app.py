@@ -25,6 +25,7 @@ from quadranas.cli import (
     inspection_commands,
     latency_commands,
     search_commands,
+    table_commands,
     training_commands,
 )
 from quadranas.cli.console import ARGUMENTS, INTERRUPT_CODE, INTERRUPTED, fail, say
@@ -66,6 +67,7 @@ def _version(
 GROUPS = (
     search_commands,
     training_commands,
+    table_commands,
     latency_commands,
     conversion_commands,
     data_commands,

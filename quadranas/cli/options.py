@@ -12,6 +12,9 @@ LIMITS = "Limits"
 OUTPUT = "Output"
 """The panels of `--help`, in their order; every command lists its options in this order."""
 
+MEASUREMENT = "Measurement"
+"""The panel of options that decide what is timed, and how often."""
+
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
