@@ -76,6 +76,7 @@ def test_a_teacher_sees_the_images_in_its_own_size_and_normalisation() -> None:
     torch.testing.assert_close(seen[1].mean((2, 3)), seen[0].mean((2, 3)), rtol=0, atol=0.05)
 
 
+@pytest.mark.usefixtures("exports")
 def test_a_run_and_its_exported_file_are_the_same_teacher(
     finished_run: Path, data: Dataset, tmp_path: Path
 ) -> None:

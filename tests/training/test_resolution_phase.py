@@ -121,6 +121,7 @@ def test_the_network_is_tested_at_its_deployment_resolution(trained: Path, pictu
         evaluate(trained, resolution=65)
 
 
+@pytest.mark.usefixtures("exports")
 def test_the_exported_file_has_the_accuracy_that_was_printed(
     trained: Path, tmp_path: Path
 ) -> None:
