@@ -17,13 +17,20 @@ RUNNABLE = [
 ]
 """The parts of experiments/gpu are run by test_gpu.py."""
 
+CIFAR10 = os.environ.get("QUADRANAS_CIFAR10")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_an_experiment_runs(path: Path, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    arguments = ["--smoke"]
+    if 'add_argument("archive"' in path.read_text(encoding="utf-8"):
+        if CIFAR10 is None:
+            pytest.skip("QUADRANAS_CIFAR10 names no folder with CIFAR-10")
+        arguments.append(str(Path(CIFAR10) / "cifar10-train.zip"))
     done = subprocess.run(
-        [sys.executable, str(path), "--smoke"],
+        [sys.executable, str(path), *arguments],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
