@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 from scipy.stats import kendalltau
-from truth import HERE, TRUTH, depths_of, equal_networks
+from truth import HERE, TRUTH, append_row, depths_of, equal_networks
 
 from quadranas.files import source_commit
 from quadranas.space.architecture import Architecture, load_architecture
@@ -181,12 +181,7 @@ def main() -> None:
             "torch": torch.__version__,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         }
-        is_new = not FOUND.is_file()
-        with FOUND.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(FOUND, FIELDS, row)
         print(row, flush=True)
 
     with ThreadPoolExecutor(args.processes) as pool:

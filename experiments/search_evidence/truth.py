@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -151,6 +151,16 @@ def depths_of(architecture: Architecture) -> str:
     return "-".join(str(stages[resolution]) for resolution in sorted(stages, reverse=True))
 
 
+def append_row(path: Path, fields: Sequence[str], row: Mapping[str, object]) -> None:
+    """Add a line to a table, which is made if it is not there."""
+    is_new = not path.is_file()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def main() -> None:
     """Train what is missing, until it is done or the time is over."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -179,12 +189,7 @@ def main() -> None:
             return
         minutes = (time.monotonic() - start) / 60
         row = row_of(job, networks[job.network], table, accuracy, minutes)
-        is_new = not TRUTH.is_file()
-        with TRUTH.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(TRUTH, FIELDS, row)
         print(job.name, row["accuracy"], flush=True)
 
     with ThreadPoolExecutor(args.processes) as pool:

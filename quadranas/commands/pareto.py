@@ -12,10 +12,10 @@ from quadranas.reporter import Reporter
 from quadranas.reports.run_report import write_report
 from quadranas.runs.fronts import Fronts, fronts_of
 from quadranas.runs.run_device import open_device_argument
+from quadranas.strategies.interface import RememberingJudge
 from quadranas.strategies.limits import Limits
 from quadranas.strategies.pareto import (
     DEFAULT_POINTS,
-    RememberingJudge,
     judged,
     plan_networks,
 )

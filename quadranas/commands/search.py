@@ -42,7 +42,8 @@ from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.strategies.derivation import derive_architecture, judgement
 from quadranas.strategies.exact import Decoded, decode_best
-from quadranas.strategies.pareto import Planned, RememberingJudge, judged, plan_networks
+from quadranas.strategies.interface import RememberingJudge
+from quadranas.strategies.pareto import Planned, judged, plan_networks
 from quadranas.strategies.scores import GateScores
 from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.supernet import Supernet, build_supernet

@@ -24,6 +24,22 @@ MAX_REDUCTIONS = 1000
 """Number of random reductions after which a network is repaired exactly."""
 
 
+@dataclass(frozen=True)
+class RememberingJudge:
+    """Judges every network once; networks that differ only in which blocks are skipped are one."""
+
+    space: SearchSpace
+    judge: Judge
+    known: dict[tuple[OpSpec, ...], float] = field(default_factory=dict)
+
+    def __call__(self, choices: Choices) -> float:
+        """The accuracy of a network, from 0 to 1."""
+        key = tuple(self.space.architecture(choices).ops())
+        if key not in self.known:
+            self.known[key] = self.judge(choices)
+        return self.known[key]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A network that was judged.
@@ -58,20 +74,19 @@ class Problem:
     limits: Limits
     judge: Judge
     scores: GateScores | None = None
-    _judged: dict[tuple[OpSpec, ...], float] = field(default_factory=dict)
 
     def trial(self, choices: Choices) -> Trial:
         """Judge a network within the limits; one that was judged before is not judged again."""
         assert self.excess(choices) is None, "a strategy has left the limits"
-        network = self.space.architecture(choices)
-        key = tuple(network.ops())
-        if key not in self._judged:
-            self._judged[key] = self.judge(choices)
         return Trial(
             choices=dict(choices),
-            accuracy=self._judged[key],
-            latency_ms=self.table.predict_ms(network),
+            accuracy=self._remembering(choices),
+            latency_ms=self.table.predict_ms(self.space.architecture(choices)),
         )
+
+    @cached_property
+    def _remembering(self) -> RememberingJudge:
+        return RememberingJudge(self.space, self.judge)
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:

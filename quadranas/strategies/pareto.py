@@ -1,7 +1,7 @@
 """Fronts of accuracy against latency, and what is lost by carrying a network to another device."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,22 +45,6 @@ class Judged:
     found: tuple[Found, ...]
     accuracy: float
     latencies_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class RememberingJudge:
-    """Judges every network once; networks that differ only in which blocks are skipped are one."""
-
-    space: SearchSpace
-    judge: Callable[[Choices], float]
-    known: dict[tuple[OpSpec, ...], float] = field(default_factory=dict)
-
-    def __call__(self, choices: Choices) -> float:
-        """The accuracy of a network, from 0 to 1."""
-        key = tuple(self.space.architecture(choices).ops())
-        if key not in self.known:
-            self.known[key] = self.judge(choices)
-        return self.known[key]
 
 
 def budget_at(space: SearchSpace, table: LatencyTable, relative: float) -> float:

@@ -146,14 +146,7 @@ class Supernet(nn.Module):
 
     def set_choices(self, choices: Choices) -> None:
         """Route the next passes through one architecture."""
-        for info, route in zip(self.gates.infos, self.routes, strict=True):
-            choice = choices[info.block]
-            route.inactive = ()
-            route.gradients.clear()
-            if info.slot is None:
-                route.active = int(choice is SKIPPED)
-            elif choice is not SKIPPED:
-                route.active = choice[info.slot]
+        self.set_sample(self.gates.sample_of(choices))
 
     def path_gradients(self) -> tuple[Tensor, Tensor]:
         """dL/dg of the last backward pass, and where it is defined; both (num_gates, width).

@@ -11,10 +11,10 @@ from quadranas.space.cost import count_params
 from quadranas.space.search_space import Choices
 from quadranas.space.space_file import load_space
 from quadranas.strategies.exact import decode_best
+from quadranas.strategies.interface import RememberingJudge
 from quadranas.strategies.limits import Limits, reachable_ms
 from quadranas.strategies.pareto import (
     Judged,
-    RememberingJudge,
     budget_at,
     carrying,
     front,
