@@ -36,7 +36,7 @@ FIELDS = (
 )
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
-    "independent": ({}, (6, 9)),
+    "independent": ({"weights": "independent"}, (6, 9)),
     "nested": ({"weights": "nested"}, (6, 9)),
     "nested-near": ({"weights": "nested", "near_budget": 0.15}, (6, 9)),
     "nested-sandwich": ({"weights": "nested", "sandwich": 1}, (3, 4)),

@@ -110,8 +110,9 @@ class SupernetConfig(Frozen):
     """What the candidates of a supernet have in common.
 
     Args:
-        weights: `independent`, each candidate has its own (ProxylessNAS); or `nested`, each is a
-            part of the largest candidate of its slot, so that every step trains all of them.
+        weights: `nested`, each is a part of the largest candidate of its slot, so that every step
+            trains all of them, where they are parts of it (not `mbconv` with and without
+            expansion); or `independent`, each candidate has its own (ProxylessNAS).
         sandwich: number of random networks that a weight step trains beside the largest and the
             smallest one (sandwich rule); 0 to train one random network alone. A step takes as
             long as `sandwich` + 2 steps of one network.
@@ -121,7 +122,7 @@ class SupernetConfig(Frozen):
             it in a weight step, for example 0.2; 0 to train networks of any latency.
     """
 
-    weights: Literal["independent", "nested"] = "independent"
+    weights: Literal["nested", "independent"] = "nested"
     sandwich: int = Field(default=0, ge=0, le=MAX_COUNT)
     distillation: bool = False
     near_budget: float = Field(default=0.0, ge=0, le=1)

@@ -84,6 +84,8 @@ def read_config_file(path: Path) -> ConfigFile:
     refuse_newer(content, FORMAT_VERSION, path)
     command = content.get("command") or _command_of_0_1_0(content)
     keys = {key: value for key, value in content.items() if key not in Header.model_fields}
+    if _is_search_of_0_1_0(content):
+        keys.setdefault("supernet", {"weights": "independent"})
     return ConfigFile(path, str(command) if command else None, keys)
 
 
@@ -91,6 +93,12 @@ def recorded_command(folder: Path) -> str | None:
     """The command that wrote a folder's `config.yaml`; None if there is no such file."""
     path = folder / layout.CONFIG
     return read_config_file(path).command if path.is_file() else None
+
+
+def _is_search_of_0_1_0(content: Mapping[str, Any]) -> bool:
+    """Whether version 0.1.0 wrote a file for a search: it has every key of that version."""
+    keys = {"device", "space", "schedule", "gates", "augment", "checkpoint_seconds", "inspect"}
+    return not content.get("command") and keys <= content.keys()
 
 
 def _command_of_0_1_0(content: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ smaller expansion is the first hidden units. So every step trains a part of ever
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.acceleration.batch_norm import synchronize
-from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.space.operation import OpSpec
@@ -30,15 +30,35 @@ def largest_of(specs: Sequence[OpSpec]) -> OpSpec:
     return specs[0].model_copy(update=changes)
 
 
+@lru_cache(maxsize=256)
+def can_nest(specs: tuple[OpSpec, ...]) -> bool:
+    """Whether the weights of all candidates are parts of those of the largest one.
+
+    An `mbconv` of expansion 1 has no convolution that expands, and so is no part of a larger one.
+    """
+    largest = _shapes(largest_of(specs))
+    return all(_are_parts(_shapes(spec), largest) for spec in specs)
+
+
+def _shapes(spec: OpSpec) -> dict[str, Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in _tensors(build_op(spec))}
+
+
+def _are_parts(shapes: dict[str, Size], whole: dict[str, Size]) -> bool:
+    return shapes.keys() == whole.keys() and all(
+        len(shape) == len(whole[name])
+        and all(want <= have for want, have in zip(shape, whole[name], strict=True))
+        for name, shape in shapes.items()
+    )
+
+
 class NestedCandidate(nn.Module):
     """A candidate that computes with a part of the weights of the largest one.
 
     Args:
         spec: the candidate.
-        shared: the largest candidate, whose weights these are.
-
-    Raises:
-        QuadranasError: the candidate has other weights than parts of the largest one's.
+        shared: the largest candidate, whose weights these are (`can_nest`).
     """
 
     def __init__(self, spec: OpSpec, shared: nn.Module) -> None:
@@ -48,18 +68,6 @@ class NestedCandidate(nn.Module):
         # In tuples, so that the weights are not registered a second time.
         self._shared, self._form = (shared,), (form,)
         self._shapes = {name: tensor.shape for name, tensor in _tensors(form)}
-        self._check(spec, dict(_tensors(shared)))
-
-    def _check(self, spec: OpSpec, whole: dict[str, Tensor]) -> None:
-        for name, shape in self._shapes.items():
-            there = whole[name].shape if name in whole else None
-            if there is None or any(want > have for want, have in zip(shape, there, strict=True)):
-                raise QuadranasError(
-                    f"the weights of {spec} cannot be a part of those of the largest candidate: "
-                    f"{name} has shape {tuple(shape)}, there {there and tuple(there)}",
-                    "Use supernet.weights: independent, or candidates that differ only in kernel "
-                    "size and expansion, the latter above 1.",
-                )
 
     def forward(self, x: Tensor) -> Tensor:
         """The operation on its part of the weights; shapes are those of the operation."""
@@ -85,7 +93,6 @@ class NestedCandidate(nn.Module):
         return {
             name: part_of(tensor, self._shapes[name])
             for name, tensor in _tensors(shared)
-            if name in self._shapes
         }
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -13,7 +13,7 @@ from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
 from quadranas.supernet.gates import KEEP, Gates, Sample, gate_infos
-from quadranas.supernet.nested import NestedCandidate, largest_of
+from quadranas.supernet.nested import NestedCandidate, can_nest, largest_of
 from quadranas.supernet.routes import Route, take
 
 
@@ -21,15 +21,15 @@ class MixedOp(nn.Module):
     """The candidates of one slot and the route through them.
 
     Args:
-        nested: whether the candidates are parts of the largest one, `shared`; otherwise each has
-            weights of its own.
+        nested: whether the candidates are parts of the largest one, `shared`, where they can be;
+            otherwise each has weights of its own.
     """
 
     def __init__(self, slot: Slot, *, nested: bool) -> None:
         super().__init__()
         self.paths: tuple[nn.Module, ...]
         self.specs = slot.candidates
-        self.is_nested = nested and len(slot.candidates) > 1
+        self.is_nested = nested and len(slot.candidates) > 1 and can_nest(slot.candidates)
         if self.is_nested:
             self.shared = build_op(largest_of(slot.candidates))
             self.paths = tuple(NestedCandidate(spec, self.shared) for spec in slot.candidates)

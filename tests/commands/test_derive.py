@@ -100,7 +100,7 @@ def test_the_network_computes_what_its_path_computes(
     architecture = load_architecture(tmp_path / "derived" / "architecture.json")
     network = build_subnet(architecture).eval()
     load_weights(network, tmp_path / "derived" / "subnet.safetensors")
-    supernet = build_supernet(space, seed=99).eval()
+    supernet = build_supernet(space, seed=99, nested=True).eval()
     supernet.load_state_dict(load_file(finished_run / "supernet.safetensors"))
     supernet.set_choices(space.choices_of(architecture))
     images = torch.randn(4, 3, 32, 32)

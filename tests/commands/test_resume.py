@@ -537,7 +537,7 @@ def test_a_disk_too_small_is_refused_before_training(
     disk = small_disk("200k")
     outcome = server.run(disk, *SEARCH, "--config", config, "--json")
     assert outcome.code == 2
-    assert "the disk of run has 0.2 MiB free; this run needs about 0.5 MiB" in outcome.err
+    assert "the disk of run has 0.2 MiB free; this run needs about 0.3 MiB" in outcome.err
     assert outcome.json()["hint"] == "Free some space or choose another --output."
     assert listing(disk) == ["stderr", "stdout"]
 

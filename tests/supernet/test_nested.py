@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from quadranas.data.batch import Batch
-from quadranas.errors import QuadranasError
 from quadranas.network.modes import batch_norms, evaluating, frozen_statistics
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors
@@ -161,27 +160,24 @@ def test_an_architecture_step_finds_the_gradient_in_the_gates_of_shared_weights(
     assert found[False].abs().sum() > 0
 
 
-def test_candidates_that_cannot_be_nested_are_refused() -> None:
+def test_candidates_that_are_no_parts_of_a_larger_one_have_weights_of_their_own() -> None:
+    """With expansion 1 there is no convolution that expands: its slot is not nested."""
     stage = {"stride": 2, "depth": [1, 2]}
     slot = {"kind": "mbconv", "kernel_size": [3, 5], "expand_ratio": [1, 3]}
-    content = {
-        **MBCONV,
-        "widths": [6, 8],
-        "stages": [MBCONV["stages"][0], stage | {"slots": [slot]}],
-    }
+    content = {**MBCONV, "stages": [*MBCONV["stages"][:2], stage | {"slots": [slot]}]}
     space = build_space(SpaceFile.model_validate(content))
-    build_supernet(space, seed=0)
-    with pytest.raises(QuadranasError, match="cannot be a part of those of the largest") as caught:
-        build_supernet(space, seed=0, nested=True)
-    assert "supernet.weights: independent" in caught.value.hint
+    supernet = build_supernet(space, seed=0, nested=True).train()
+    for stage_name, is_nested in (("stage2", True), ("stage3", False)):
+        (slot,) = supernet.slots(f"{stage_name}_block1")
+        assert slot.is_nested == is_nested
+    check_gradients(supernet, trainer(supernet, "two_path"), batch_for(space))
 
 
 def test_a_search_with_nested_weights_ends_and_derives(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = SMALL.format(pictures=pictures) + "supernet: {weights: nested}\n"
-    Path("c.yaml").write_text(config, encoding="utf-8")
+    Path("c.yaml").write_text(SMALL.format(pictures=pictures), encoding="utf-8")
     search = ("search", "--space", "toy", "--device", "vpu", "--budget", "1ms")
     outcome = call(*search, "--config", "c.yaml", "--output", "run")
     assert outcome.code == 0, outcome.err
