@@ -90,10 +90,7 @@ class NestedCandidate(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the weights and buffers, as views."""
         (shared,) = self._shared
-        return {
-            name: part_of(tensor, self._shapes[name])
-            for name, tensor in _tensors(shared)
-        }
+        return {name: part_of(tensor, self._shapes[name]) for name, tensor in _tensors(shared)}
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the largest candidate, which a step on this one changes."""
