@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.adapt import adapt as adapt
     from quadranas.commands.build_lut import BuildLutResult as BuildLutResult
     from quadranas.commands.build_lut import build_lut as build_lut
+    from quadranas.commands.calibrate import CalibrateResult as CalibrateResult
+    from quadranas.commands.calibrate import calibrate as calibrate
     from quadranas.commands.convert import ConvertResult as ConvertResult
     from quadranas.commands.convert import ReduceResult as ReduceResult
     from quadranas.commands.convert import convert as convert
@@ -84,6 +86,7 @@ _HOMES = {
     "run": "quadranas.commands.run",
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
+    "calibrate": "quadranas.commands.calibrate",
     "write_probes": "quadranas.commands.write_probes",
     "time": "quadranas.commands.time",
     "TimeResult": "quadranas.commands.time",
@@ -130,6 +133,7 @@ _HOMES = {
     "ExportResult": "quadranas.commands.export",
     "RunResult": "quadranas.commands.run",
     "BuildLutResult": "quadranas.commands.build_lut",
+    "CalibrateResult": "quadranas.commands.calibrate",
     "ValidateLutResult": "quadranas.commands.validate_lut",
     "MergeLutResult": "quadranas.commands.merge_lut",
     "PredictResult": "quadranas.commands.predict",

@@ -113,7 +113,7 @@ def accuracy_text(result: "StoredResult") -> str:
 def _source(latency: "DeviceLatency") -> str:
     """The source of the latency, and why a network is not measured although its table was."""
     source = f"\nlatency table: {latency.table.summary}"
-    if latency.table.method != "measured" or not latency.not_measured:
+    if latency.table.method == "analytic" or not latency.not_measured:
         return source
     return f"{source}\nnot measured: {latency.not_measured}"
 

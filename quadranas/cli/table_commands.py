@@ -32,7 +32,12 @@ from quadranas.cli.options import (
     WorkerPython,
 )
 from quadranas.latency.runtimes import RUNTIMES
-from quadranas.measurement.plan import MAX_RESIDUAL, Plan
+from quadranas.measurement.plan import (
+    DEFAULT_NETWORKS,
+    MAX_RESIDUAL,
+    MIN_NETWORKS,
+    Plan,
+)
 
 if TYPE_CHECKING:
     from quadranas.commands.build_lut import BuildLutResult
@@ -348,6 +353,90 @@ def validate_lut_command(
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")
 
 
+def calibrate_command(
+    device: DeviceName,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="TABLE|DEVICE",
+            help="The table to start from: its file, or a device with a table for the space.",
+            rich_help_panel=DEVICE,
+        ),
+    ],
+    space: SpaceName = "quadranet-mobile",
+    measure: Annotated[
+        int,
+        typer.Option(
+            "--measure",
+            min=MIN_NETWORKS,
+            help="Number of whole networks to measure.",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = DEFAULT_NETWORKS,
+    threads: Threads = None,
+    precision: Precision = None,
+    batch_size: BatchSize = None,
+    tuning_trials: TuningTrials = None,
+    rpc: Rpc = None,
+    rpc_tracker: RpcTracker = None,
+    rpc_key: RpcKey = None,
+    worker_python: WorkerPython = None,
+    allow_commands: AllowCommands = False,
+    rounds: Rounds = Plan.num_rounds,
+    max_residual: MaxResidual = MAX_RESIDUAL,
+    num_classes: NumClasses = None,
+    times: TimesFiles = None,
+    probes: ProbesFolder = None,
+    output: OutputTable = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make the latency table of a device of another one's, by measuring a few whole networks."""
+    from quadranas.commands.calibrate import calibrate
+    from quadranas.runs.next_command import proposed, search_command
+
+    with reporting(quiet) as reporter:
+        result = calibrate(
+            space,
+            device=device,
+            source=source,
+            networks=measure,
+            times=times or (),
+            probes=probes,
+            output=output,
+            max_residual=max_residual,
+            num_classes=num_classes or (),
+            rounds=rounds,
+            reporter=reporter,
+            command=command_line(),
+            threads=threads,
+            precision=precision,
+            batch_size=batch_size,
+            tuning_trials=tuning_trials,
+            rpc=rpc,
+            rpc_tracker=rpc_tracker,
+            rpc_key=rpc_key,
+            worker_python=worker_python,
+            allow_commands=allow_commands,
+        )
+    if result.path is None:
+        same = {"device": device, "space": space, "from": source, "output": output}
+        return print_result(
+            result,
+            as_json,
+            lambda made: f"{probes}: {made.networks} networks to time; fill in {made.times}",
+            lambda made: proposed("calibrate", **same, times=made.times),
+        )
+    table = result.path
+    print_result(
+        result,
+        as_json,
+        lambda made: f"{table}: {made.summary}",
+        lambda made: search_command(table, space, device),
+    )
+
+
 def merge_lut_command(
     tables: Annotated[
         list[Path], typer.Argument(help="Two or more latency tables of one device and space.")
@@ -369,5 +458,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "spaces": spaces_command,
     "build-lut": build_lut_command,
     "validate-lut": validate_lut_command,
+    "calibrate": calibrate_command,
     "merge-lut": merge_lut_command,
 }

@@ -20,7 +20,7 @@ from quadranas.latency.journal import Journal
 from quadranas.latency.runtimes import FASTEST, RUNTIMES
 from quadranas.latency.table import LatencyTable, TableEntry
 from quadranas.latency.table_files import load_table
-from quadranas.measurement.bench import fastest_runtime, open_bench, with_runtime
+from quadranas.measurement.bench import open_bench
 from quadranas.measurement.by_hand import HandBench, HandProbes
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
@@ -188,7 +188,7 @@ def _measured(
     """Measure, save the table, and only then delete the timings."""
     if trust.only_suspect and not request.timings.is_file():
         raise _nothing_suspect(request)
-    request = replace(request, device=_device_to_measure(request, backend, reporter))
+    request = replace(request, device=request.device_to_measure(backend, reporter))
     space, existing = request.space, request.existing
     with open_bench(request.device) as bench:
         conditions = bench.conditions | Conditions(space=space.name, method="measured")
@@ -230,7 +230,7 @@ def _by_hand(
             "Omit --only-suspect and --backend, or --times.",
         )
     probes = HandProbes.of(request.device, request.space, request.missing, request.existing)
-    bench = HandBench(request.device, probes.read_times(paths))
+    bench = HandBench(request.device, probes.files.read_times(paths))
     conditions = bench.conditions | Conditions(space=request.space.name, method="measured")
     request.check(conditions)
     measured = probes.entries(bench)
@@ -240,7 +240,7 @@ def _by_hand(
             f"{residual_text(measured, trust.max_residual)}; the table is not saved; suspect "
             f"entries: {suspects.text()}",
             "Time these files again, on an idle device: "
-            f"{some([probes.files[name] for name in suspects.programs], MAX_NAMED)}",
+            f"{some([probes.files.files[name] for name in suspects.programs], MAX_NAMED)}",
         )
     return _result(request, request.save_measured(conditions, measured))
 
@@ -264,18 +264,3 @@ def _nothing_suspect(request: TableRequest) -> QuadranasError:
         "Omit --only-suspect. It is for a measurement that ended with an error about suspect "
         "entries.",
     )
-
-
-def _device_to_measure(request: TableRequest, backend: str, reporter: Reporter) -> Device:
-    """The device with the runtime to measure with."""
-    device = request.device
-    own = request.existing.header if request.existing and device.runtime == FASTEST else None
-    if own is not None and (own.method, own.backend) == ("measured", backend):
-        reporter.message(f"completing the table with its own runtime: {own.summary()}")
-        return with_runtime(device, own)
-    if backend != FASTEST:
-        return device.configured(runtime=backend)
-    begun = request.begun_with()
-    if begun is not None:
-        return device.configured(runtime=begun)
-    return fastest_runtime(device, request.space, reporter)

@@ -2,31 +2,26 @@
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 from matplotlib.figure import Figure
 
-from quadranas.errors import QuadranasError, some
+from quadranas.errors import QuadranasError
 from quadranas.files import stamp, write_atomically
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device, DeviceSettings, load_device
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import LatencyTable, argument_of, build_command
 from quadranas.latency.table_files import PricedTable, find_priced
-from quadranas.measurement.bench import (
-    Bench,
-    Job,
-    network_job,
-    open_bench,
-    warn_of_drift,
-    with_runtime,
-)
+from quadranas.latency.transfer import network_pool
+from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.summary import Timings, busy_text
+from quadranas.measurement.summary import Timings
 from quadranas.measurement.timing import TIMINGS
+from quadranas.measurement.verification import time_networks
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
@@ -95,7 +90,8 @@ def validate_lut(
     building = build_command(argument_of(space), argument_of(device))
     space, opened = load_space(space), load_device(device, **settings)
     priced = _measured_table(space, opened, table, building)
-    fresh, plan = fresh_networks(space, networks, seed), Plan(num_rounds=rounds, repeats=repeats)
+    plan = Plan(num_rounds=rounds, repeats=repeats)
+    fresh = fresh_networks(space, networks, seed, priced.table)
     reporter = reporter or Reporter(quiet=True)
     with open_bench(with_runtime(opened, priced.table.header)) as bench:
         bench.check_same(priced.table.header, priced.path)
@@ -103,36 +99,12 @@ def validate_lut(
         path = priced.path.with_name(f"{priced.path.name}{VALIDATION}{TIMINGS}")
         with Journal(path, identity) as journal:
             jobs = {network.name: network_job(network) for network in fresh}
-            timings = _timings(bench, jobs, reporter, plan, journal)
+            timings = time_networks(bench, jobs, reporter, plan, journal)
             warn_of_drift(priced.table.header, timings, reporter)
             found = _agreement(priced.table, fresh, timings, command)
             _record(priced, found)
             journal.remove()
     return _result(priced, found)
-
-
-def _timings(
-    bench: Bench, jobs: Mapping[str, Job], reporter: Reporter, plan: Plan, journal: Journal
-) -> Timings:
-    """The latencies of the networks; those that an earlier call could not measure, again.
-
-    Raises:
-        QuadranasError: the machine is too busy to measure all; the timings are kept.
-    """
-    is_repeated = all(journal.has_rounds(name, plan.num_rounds) for name in jobs)
-    timings = bench.time(jobs, reporter, plan, journal)
-    if timings.busy and is_repeated:
-        reporter.message(f"measuring again: {some(timings.busy)}")
-        journal.begin_again(timings.busy)
-        timings = bench.time(jobs, reporter, plan, journal)
-    if timings.busy:
-        worst = timings.programs[timings.busy[0]]
-        raise QuadranasError(
-            f"{len(timings.busy)} of {len(jobs)} networks are not measured: {some(timings.busy)}: "
-            f"{busy_text(worst)}; the timings are kept in {journal.path}",
-            "The same command measures these networks again, and no other.",
-        )
-    return timings
 
 
 def _measured_table(
@@ -193,13 +165,22 @@ def _agreement(
     return agreement(latencies, command=command, date=now.date, commit=now.commit)
 
 
-def fresh_networks(space: SearchSpace, number: int, seed: int) -> list[Architecture]:
+def fresh_networks(
+    space: SearchSpace, number: int, seed: int, table: LatencyTable | None = None
+) -> list[Architecture]:
     """Random networks of a space, without those of the calibration.
+
+    Args:
+        table: a table whose networks are no fresh ones either.
 
     Raises:
         QuadranasError: the space has too few networks.
     """
-    known = {tuple(network.ops()) for network in calibration_networks(space)}
+    calibrated = calibration_networks(space)
+    if table is not None and table.header.transfer is not None and table.header.calibration:
+        names = {network.name for network in table.header.calibration.networks}
+        calibrated += [network for network in network_pool(space) if network.name in names]
+    known = {tuple(network.ops()) for network in calibrated}
     drawn = random_architectures(space, number + len(known), f"validation-{seed}")
     fresh = [network for network in drawn if tuple(network.ops()) not in known]
     # The networks are drawn from small to large: every n-th one covers the whole range.

@@ -1,17 +1,13 @@
 """build-lut --probes: write the networks of a table as files that someone times by hand."""
 
-import itertools
-import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Unpack
 
-from quadranas.backends.command import command_of, conversion_for, open_writer
+from quadranas.backends.command import command_of
 from quadranas.latency.device import Device, DeviceSettings, load_device
-from quadranas.latency.table import argument_of
-from quadranas.measurement.bench import Job
-from quadranas.measurement.by_hand import HandProbes
+from quadranas.latency.table import argument_of, build_command
+from quadranas.measurement.by_hand import HandProbes, write_files
 from quadranas.measurement.hand_times import TIMES
 from quadranas.measurement.table_request import table_request
 from quadranas.reporter import Reporter
@@ -67,34 +63,17 @@ def write_probes(
         QuadranasError: the device has no section `command`, or the folder has content.
         MissingExtraError: the package that writes the files is not installed.
     """
-    opened, argument = load_device(device, **settings), argument_of(device)
+    opened = load_device(device, **settings)
     request = table_request(load_space(space), opened, table, only_missing, num_classes, "")
-    probes = HandProbes.of(opened, request.space, request.missing, request.existing)
+    files = HandProbes.of(opened, request.space, request.missing, request.existing).files
+    command = build_command(argument_of(space), argument_of(device))
     with whole_folder(Path(folder)) as target:
-        _write(probes, opened, argument, target.path, reporter or Reporter(quiet=True))
+        write_files(files, target.path, command, reporter or Reporter(quiet=True))
     return ProbesResult(
         folder=Path(folder),
         times=Path(folder) / TIMES,
         device=opened.name,
         space=request.space.name,
-        files=len(probes.jobs),
+        files=len(files.jobs),
         format=command_of(opened).format,
     )
-
-
-def _write(
-    probes: HandProbes, device: Device, argument: str, folder: Path, reporter: Reporter
-) -> None:
-    reporter.message(f"writing {len(probes.jobs)} files")
-    phase, numbers = reporter.phase("writing", len(probes.jobs), 0), itertools.count(1)
-    with (
-        tempfile.TemporaryDirectory() as records,
-        closing(open_writer(device, Path(records))) as writer,
-    ):
-
-        def write_file(job: Job, path: Path) -> None:
-            shape = (device.batch_size, job.channels, job.resolution, job.resolution)
-            writer.convert(job.make(), conversion_for(device, shape), path)
-            reporter.advance(phase, next(numbers))
-
-        probes.write(folder, write_file, argument)

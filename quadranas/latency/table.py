@@ -25,6 +25,9 @@ from quadranas.validation import Frozen
 
 FORMAT_VERSION = 2
 
+MEASURED, CALIBRATED = "measured", "calibrated"
+"""Methods of tables for which something was measured; see `TableHeader`."""
+
 
 def dropped_text(dropped: float | Literal["unknown"] | None) -> str:
     """The share of calls that lost the processor, in words."""
@@ -68,6 +71,20 @@ class Measurement(Frozen):
         return f"noise {self.noise:.1%}{worst}, {dropped_text(self.dropped)}"
 
 
+class Transfer(Frozen):
+    """How the entries of a calibrated table were made of those of another one.
+
+    Args:
+        source: the device of the other table, and its provenance in one line.
+        factors: what the entries of each kind of operation and kernel size were multiplied by.
+        prior: weight of the prior (`quadranas.latency.transfer`).
+    """
+
+    source: str
+    factors: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    prior: float = Field(ge=0, allow_inf_nan=False)
+
+
 class TableHeader(Frozen):
     """The provenance of a table.
 
@@ -76,7 +93,8 @@ class TableHeader(Frozen):
         device, title: name of the device, and description of its hardware.
         space, space_digest: the search space, and the identity of its blocks.
         resolution: height and width of the input of the space's networks, in pixels.
-        method: `analytic`, `emulated` or `measured`.
+        method: `analytic`, `emulated`, `measured`, or `calibrated`: another table's entries, made
+            to fit whole networks that were measured.
         backend: name of the runtime, or `analytic`.
         runtime: name and version of the runtime that was measured or modelled.
         precision: precision of weights and activations.
@@ -93,8 +111,10 @@ class TableHeader(Frozen):
         scale, null_ms: a network's latency is `scale * sum(entry - null_ms) + null_ms`.
         quadranas: version of quadranas that made the table.
         command, date, commit: command line, date and source revision that made the table.
-        measurement, calibration, validation: for a measured table: how it was measured, the whole
-            networks that the scale was fitted to, and fresh networks that it was compared with.
+        measurement, calibration, validation: for a measured or calibrated table: how it was
+            measured, the whole networks that it was fitted to, and fresh networks that it was
+            compared with.
+        transfer: for a calibrated table, what it was made of.
     """
 
     format_version: int = FORMAT_VERSION
@@ -103,7 +123,7 @@ class TableHeader(Frozen):
     space: str
     space_digest: str
     resolution: int = Field(ge=1)
-    method: str = Field(pattern="^(analytic|emulated|measured)$")
+    method: str = Field(pattern="^(analytic|emulated|measured|calibrated)$")
     backend: str
     runtime: str
     precision: str
@@ -124,6 +144,7 @@ class TableHeader(Frozen):
     measurement: Measurement | None = None
     calibration: Calibration | None = None
     validation: Agreement | None = None
+    transfer: Transfer | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,8 +157,10 @@ class TableHeader(Frozen):
 
     @model_validator(mode="after")
     def _check_measured(self) -> Self:
-        if (self.method == "measured") != (self.measurement is not None):
+        if (self.method in (MEASURED, CALIBRATED)) != (self.measurement is not None):
             raise ValueError("measured tables, and only these, need the section 'measurement'")
+        if (self.method == CALIBRATED) != (self.transfer is not None):
+            raise ValueError("calibrated tables, and only these, need the section 'transfer'")
         return self
 
     @property
@@ -286,7 +309,9 @@ class LatencyTable(Frozen):
         return MissingEntryError(
             f"the latency table of device {header.device!r} for space {header.space!r} has no "
             f"entry for {len(specs)} operation{'s' if len(specs) > 1 else ''}, first: {specs[0]}",
-            f"Fill it with: {command} --backend {header.backend} --only-missing{classes}",
+            f"Make it again with: {header.command}{classes}"
+            if header.transfer is not None
+            else f"Fill it with: {command} --backend {header.backend} --only-missing{classes}",
         )
 
     def save(self, path: Path) -> None:
@@ -309,6 +334,6 @@ def argument_of(thing: str | Path | Device | SearchSpace) -> str:
     return str(thing) if isinstance(thing, str | Path) else thing.name
 
 
-def build_command(space: str, device: str) -> str:
+def build_command(space: str, device: str, command: str = "build-lut") -> str:
     """The command that makes a table, with space and device as given on the command line."""
-    return shlex.join(["quadranas", "build-lut", "--device", device, "--space", space])
+    return shlex.join(["quadranas", command, "--device", device, "--space", space])

@@ -106,14 +106,24 @@ def find_priced(
             f"Make it with: {command}",
         )
     table = load_table(place)
-    fault = _other_space(table.header, space)
-    if fault:
-        raise QuadranasError(
-            f"{place} was made for {fault}", f"Make the right one with: {command}"
-        )
+    _check_space(table.header, space, place, command)
     check_conditions(table.header, device, place, command)
     table.require(space.specs(), command)
     return PricedTable(place, table)
+
+
+def load_complete(path: Path, space: SearchSpace) -> PricedTable:
+    """Load a table of any device that is complete for a space.
+
+    Raises:
+        QuadranasError: not a table, or one for another space or version of the space.
+        MissingEntryError: the table lacks operations of the space.
+    """
+    table = load_table(path)
+    command = build_command(space.name, table.header.device)
+    _check_space(table.header, space, path, command)
+    table.require(space.specs(), command)
+    return PricedTable(path, table)
 
 
 def find_table(
@@ -175,10 +185,13 @@ def _backend(header: TableHeader, device: Device) -> str:
     return device.runtime or header.backend
 
 
-def _other_space(header: TableHeader, space: SearchSpace) -> str:
-    """The space that a table was made for, if it is not this one; otherwise empty."""
+def _check_space(header: TableHeader, space: SearchSpace, place: Path, command: str) -> None:
+    fault = ""
     if header.space != space.name:
-        return f"space {header.space!r}, not for the current space {space.name!r}"
-    if header.space_digest != space.digest:
-        return f"another version of space {space.name!r} than the current one"
-    return ""
+        fault = f"space {header.space!r}, not for the current space {space.name!r}"
+    elif header.space_digest != space.digest:
+        fault = f"another version of space {space.name!r} than the current one"
+    if fault:
+        raise QuadranasError(
+            f"{place} was made for {fault}", f"Make the right one with: {command}"
+        )

@@ -1,13 +1,16 @@
 """Tables by hand: the networks of a table as files, and the times that came back."""
 
 import hashlib
+import itertools
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from quadranas.backends.command import command_of
+from quadranas.backends.command import command_of, conversion_for, open_writer
 from quadranas.backends.interface import Provenance
 from quadranas.errors import QuadranasError, some
 from quadranas.latency.conditions import Conditions
@@ -51,27 +54,140 @@ device {device} and search space {space}.
    time_1_us, time_1_ns or time_1_s. Columns can be added and removed.
 4. Send times.csv back. What is missing can follow in another file with the same columns.
 
-    quadranas build-lut --device {argument} --space {space} --times times.csv
+    {command} --times times.csv
 """
 
 
 @dataclass(frozen=True)
-class HandProbes:
-    """The programs of a table for one device, and the names of their files.
+class HandFiles:
+    """Programs for one device as files that a person times.
 
     Args:
-        specs: operations to add to the table.
-        networks: the networks to calibrate with; none for a table that is completed.
         jobs: by the name of the program.
         files: the file of each program.
     """
 
     device: Device
     space: SearchSpace
-    specs: tuple[OpSpec, ...]
-    networks: tuple[Architecture, ...]
     jobs: Mapping[str, Job]
     files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, device: Device, space: SearchSpace, jobs: Mapping[str, Job]) -> "HandFiles":
+        """The files of programs.
+
+        Raises:
+            QuadranasError: the device has no section 'command', which names format and tool.
+        """
+        suffix = files_of(command_of(device).format).suffix
+        ordered = {REFERENCE: chain_job([REFERENCE_OP]), **jobs}
+        files = {
+            name: f"{number:04d}-{_digest(name, device, space)}{suffix}"
+            for number, name in enumerate(ordered)
+        }
+        return cls(device, space, ordered, files)
+
+    def only(self, names: Collection[str]) -> "HandFiles":
+        """The files of some programs, and of the reference."""
+        kept = {REFERENCE, *names}
+        jobs = {name: job for name, job in self.jobs.items() if name in kept}
+        return replace(self, jobs=jobs, files={name: self.files[name] for name in jobs})
+
+    def write(self, folder: Path, write_file: Callable[[Job, Path], None], command: str) -> None:
+        """Write the files, an empty `times.csv` and a README into a folder.
+
+        Args:
+            write_file: writes the network of a job.
+            command: the command that reads the times.
+        """
+        for name, job in self.jobs.items():
+            write_file(job, folder / self.files[name])
+        write_empty_times(folder, {self.files[name]: name for name in self.jobs})
+        device = self.device
+        threads = f", {device.threads} threads" if device.threads else ""
+        text = README.format(
+            title=device.title,
+            num_files=len(self.jobs),
+            file_format=command_of(device).format,
+            precision=device.precision,
+            batch=device.batch_size,
+            threads=threads,
+            device=device.name,
+            space=self.space.name,
+            min_times=MIN_TIMES,
+            command=command,
+        )
+        (folder / "README.txt").write_text(text, encoding="utf-8")
+
+    def read_times(
+        self, paths: Sequence[Path], needed: Collection[str] | None = None
+    ) -> dict[str, list[float]]:
+        """The times of programs in milliseconds.
+
+        Args:
+            needed: programs that need times. Default: all.
+
+        Raises:
+            QuadranasError: a file is faulty or of other probes, times are missing or implausible.
+        """
+        programs = {file: name for name, file in self.files.items()}
+        what = f"space {self.space.name} on device {self.device.name}"
+        times = read_times(paths, programs, what)
+        needed = {*(self.files if needed is None else needed), *times}
+        missing = [
+            file
+            for file, name in programs.items()
+            if name in needed and len(times.get(name, ())) < MIN_TIMES
+        ]
+        if missing:
+            one = [file for file in missing if len(times.get(programs[file], ())) == 1]
+            alone = f" ({len(one)} have one time, but need {MIN_TIMES})" if one else ""
+            raise QuadranasError(
+                f"times are missing for {len(missing)} of {len(needed)} files{alone}: "
+                f"{some(missing, 10)}",
+                "Fill them in, or name another file with these rows too: --times can be repeated.",
+            )
+        check_reference(self.device, times[REFERENCE])
+        return times
+
+
+def write_files(files: HandFiles, folder: Path, command: str, reporter: Reporter) -> None:
+    """Write programs into a folder, for someone to time.
+
+    Args:
+        command: the command that reads the times.
+
+    Raises:
+        MissingExtraError: the package that writes the files is not installed.
+    """
+    device = files.device
+    reporter.message(f"writing {len(files.jobs)} files")
+    phase, numbers = reporter.phase("writing", len(files.jobs), 0), itertools.count(1)
+    with (
+        tempfile.TemporaryDirectory() as records,
+        closing(open_writer(device, Path(records))) as writer,
+    ):
+
+        def write_file(job: Job, path: Path) -> None:
+            shape = (device.batch_size, job.channels, job.resolution, job.resolution)
+            writer.convert(job.make(), conversion_for(device, shape), path)
+            reporter.advance(phase, next(numbers))
+
+        files.write(folder, write_file, command)
+
+
+@dataclass(frozen=True)
+class HandProbes:
+    """The programs of a table for one device, and their files.
+
+    Args:
+        specs: operations to add to the table.
+        networks: the networks to calibrate with; none for a table that is completed.
+    """
+
+    specs: tuple[OpSpec, ...]
+    networks: tuple[Architecture, ...]
+    files: HandFiles
 
     @classmethod
     def of(
@@ -87,71 +203,19 @@ class HandProbes:
             existing: the table to be completed.
 
         Raises:
-            QuadranasError: the device has no section 'command', which names format and tool.
+            QuadranasError: see `HandFiles.of`.
         """
-        suffix = files_of(command_of(device).format).suffix
         networks = () if existing else tuple(calibration_networks(space))
         jobs = entry_jobs(specs, baseline_network(space), networks)
         # What everything else is computed with comes first.
         first = (*shared_programs(), *(network.name for network in networks))
-        ordered = {REFERENCE: chain_job([REFERENCE_OP]), **{n: jobs[n] for n in first}, **jobs}
-        files = {
-            name: f"{number:04d}-{_digest(name, device, space)}{suffix}"
-            for number, name in enumerate(ordered)
-        }
-        return cls(device, space, tuple(specs), networks, ordered, files)
-
-    def write(self, folder: Path, write_file: Callable[[Job, Path], None], argument: str) -> None:
-        """Write the files, an empty `times.csv` and a README into a folder.
-
-        Args:
-            write_file: writes the network of a job.
-            argument: the device as named on the command line.
-        """
-        for name, job in self.jobs.items():
-            write_file(job, folder / self.files[name])
-        write_empty_times(folder, {self.files[name]: name for name in self.jobs})
-        device, command = self.device, command_of(self.device)
-        threads = f", {device.threads} threads" if device.threads else ""
-        text = README.format(
-            title=device.title,
-            num_files=len(self.jobs),
-            file_format=command.format,
-            precision=device.precision,
-            batch=device.batch_size,
-            threads=threads,
-            device=device.name,
-            space=self.space.name,
-            min_times=MIN_TIMES,
-            argument=argument,
-        )
-        (folder / "README.txt").write_text(text, encoding="utf-8")
-
-    def read_times(self, paths: Sequence[Path]) -> dict[str, list[float]]:
-        """The times of every program in milliseconds.
-
-        Raises:
-            QuadranasError: a file is faulty or of other probes, times are missing or implausible.
-        """
-        programs = {file: name for name, file in self.files.items()}
-        what = f"space {self.space.name} on device {self.device.name}"
-        times = read_times(paths, programs, what)
-        missing = [f for f, name in programs.items() if len(times.get(name, ())) < MIN_TIMES]
-        if missing:
-            one = [file for file in missing if len(times.get(programs[file], ())) == 1]
-            alone = f" ({len(one)} have one time, but need {MIN_TIMES})" if one else ""
-            raise QuadranasError(
-                f"times are missing for {len(missing)} of {len(programs)} files{alone}: "
-                f"{some(missing, 10)}",
-                "Fill them in, or name another file with these rows too: --times can be repeated.",
-            )
-        check_reference(self.device, times[REFERENCE])
-        return times
+        files = HandFiles.of(device, space, {**{name: jobs[name] for name in first}, **jobs})
+        return cls(tuple(specs), networks, files)
 
     def entries(self, bench: "HandBench") -> MeasuredEntries:
         """The entries of the table."""
         journal, silent = Journal(None, {}), Reporter(quiet=True)
-        baseline = baseline_network(self.space)
+        baseline = baseline_network(self.files.space)
         return measure_entries(
             self.specs, baseline, self.networks, bench, journal, silent, bench.plan
         )

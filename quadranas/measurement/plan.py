@@ -9,6 +9,10 @@ MAX_RESIDUAL = 0.10
 """Residual of the calibration above which a table is not saved. Tables that were measured on an
 idle machine have 1 to 3 %."""
 
+DEFAULT_NETWORKS, MIN_NETWORKS = 10, 4
+"""Numbers of whole networks to calibrate another device's table with: fewer say nothing about the
+error."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -11,11 +11,14 @@ from quadranas.files import stamp
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import ANALYTIC, Device
 from quadranas.latency.journal import read_identity
-from quadranas.latency.table import LatencyTable, TableEntry, TableHeader
+from quadranas.latency.runtimes import FASTEST
+from quadranas.latency.table import MEASURED, LatencyTable, TableEntry, TableHeader
 from quadranas.latency.table_files import load_table, locate_table, table_paths
+from quadranas.measurement.bench import fastest_runtime, with_runtime
 from quadranas.measurement.lut_entries import MeasuredEntries
 from quadranas.measurement.summary import STATISTIC
 from quadranas.measurement.timing import TIMINGS
+from quadranas.reporter import Reporter
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SearchSpace
 
@@ -77,8 +80,26 @@ class TableRequest:
             return str(read_identity(self.timings).get("backend") or "") or None
         if self.target.is_file():
             header = load_table(self.target).header
-            return header.backend if header.method == "measured" else None
+            return header.backend if header.measurement is not None else None
         return None
+
+    def device_to_measure(self, backend: str, reporter: Reporter) -> Device:
+        """The device with the runtime to measure with.
+
+        Args:
+            backend: a runtime, or `fastest`.
+        """
+        device = self.device
+        own = self.existing.header if self.existing and device.runtime == FASTEST else None
+        if own is not None and (own.method, own.backend) == (MEASURED, backend):
+            reporter.message(f"completing the table with its own runtime: {own.summary()}")
+            return with_runtime(device, own)
+        if backend != FASTEST:
+            return device.configured(runtime=backend)
+        begun = self.begun_with()
+        if begun is not None:
+            return device.configured(runtime=begun)
+        return fastest_runtime(device, self.space, reporter)
 
     def check(self, conditions: Conditions) -> None:
         """Refuse to replace a measured table, or to add entries made under other conditions.
@@ -89,7 +110,7 @@ class TableRequest:
         other, hint = self.existing, "Omit --only-missing, or"
         if other is None and self.target.is_file():
             other, hint = load_table(self.target), "Delete it, or"
-            if other.header.method != "measured":
+            if other.header.measurement is None:
                 return
         if other is None:
             return

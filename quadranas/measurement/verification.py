@@ -1,13 +1,23 @@
-"""Verification: measuring a derived network on its target device."""
+"""Measuring whole networks on their target device."""
+
+from collections.abc import Mapping
 
 from torch import nn
 
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, some
 from quadranas.latency.device import Device
+from quadranas.latency.journal import Journal
 from quadranas.latency.table_files import PricedTable
-from quadranas.measurement.bench import network_job, open_bench, warn_of_drift, with_runtime
+from quadranas.measurement.bench import (
+    Bench,
+    Job,
+    network_job,
+    open_bench,
+    warn_of_drift,
+    with_runtime,
+)
 from quadranas.measurement.plan import Plan
-from quadranas.measurement.summary import Timing, busy_text
+from quadranas.measurement.summary import Timing, Timings, busy_text
 from quadranas.reporter import Reporter
 from quadranas.space.architecture import Architecture
 
@@ -48,3 +58,27 @@ def measure_network(
         return busy_text(timing)
     warn_of_drift(header, timings, reporter)
     return timing
+
+
+def time_networks(
+    bench: Bench, jobs: Mapping[str, Job], reporter: Reporter, plan: Plan, journal: Journal
+) -> Timings:
+    """The latencies of the networks; those that an earlier call could not measure, again.
+
+    Raises:
+        QuadranasError: the machine is too busy to measure all; the timings are kept.
+    """
+    is_repeated = all(journal.has_rounds(name, plan.num_rounds) for name in jobs)
+    timings = bench.time(jobs, reporter, plan, journal)
+    if timings.busy and is_repeated:
+        reporter.message(f"measuring again: {some(timings.busy)}")
+        journal.begin_again(timings.busy)
+        timings = bench.time(jobs, reporter, plan, journal)
+    if timings.busy:
+        worst = timings.programs[timings.busy[0]]
+        raise QuadranasError(
+            f"{len(timings.busy)} of {len(jobs)} networks are not measured: {some(timings.busy)}: "
+            f"{busy_text(worst)}; the timings are kept in {journal.path}",
+            "The same command measures these networks again, and no other.",
+        )
+    return timings

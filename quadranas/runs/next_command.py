@@ -110,7 +110,7 @@ def export_command(folder: Path) -> str:
 
 def _format_for(device: Device | None, table: LatencyTable | None) -> str:
     """The format of the files that a device runs, in the runtime of its table if it has one."""
-    is_measured = table is not None and table.header.method == "measured"
+    is_measured = table is not None and table.header.measurement is not None
     name = device.runtime if device is not None else None
     if table is not None and is_measured:
         name = table.header.backend

@@ -325,6 +325,9 @@ KEYS: dict[str, set[str]] = {
         *("networks", "bias", "mape", "within_5", "within_10", "kendall_tau"),
         *("table", "plot", "summary"),
     },
+    "calibrate --device host --space toy --from cpu --measure 4 --rounds 2 --max-residual 9": {
+        *("path", "times", "device", "space", "source", "networks", "mape", "factors", "summary"),
+    },
     "merge-lut host.json host.json --output merged.json": {"path", "entries"},
     "SEARCH --output new": RUN_KEYS | TRAINED_KEYS | {"seed", "pretrained", "versions"},
     "search --resume --output run": {

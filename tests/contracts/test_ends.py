@@ -39,6 +39,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "spaces": (["toy"], {}),
     "build-lut": ([], {"--device": "cpu", "--space": "toy", "--output": "table.json"}),
     "validate-lut": ([], {"--device": "cpu", "--space": "toy"}),
+    "calibrate": (
+        [],
+        {"--device": "host", "--space": "toy", "--from": "cpu", "--measure": "4", "--rounds": "2"},
+    ),
     "merge-lut": (["cpu.json", "cpu.json"], {"--output": "merged.json"}),
     "predict": (["net.onnx"], {"--device": "cpu"}),
     "time": (["net.onnx"], {"--device": "host", "--input": "x=1,3,8,8", "--rounds": "2"}),

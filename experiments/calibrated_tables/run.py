@@ -1,0 +1,112 @@
+"""Carry tables over to other devices with ten measured networks; see README.md."""
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from quadranas.commands.validate_lut import fresh_networks
+from quadranas.files import source_commit
+from quadranas.latency.calibration import fit_scale
+from quadranas.latency.table import LatencyTable
+from quadranas.latency.table_files import find_table, load_table
+from quadranas.latency.transfer import transferred
+from quadranas.measurement.lut_entries import calibration_networks
+from quadranas.space.architecture import Architecture
+from quadranas.space.space_file import load_space
+
+HERE = Path(__file__).parent
+TABLES = HERE.parent / "measured_tables"
+SPACES = ("quadranet-mobile", "mbconv-mobile")
+RUNTIMES = ("onnxruntime", "openvino")
+NUM_NETWORKS = 10
+DRAWS = 20
+
+Measured = list[tuple[Architecture, float]]
+
+
+def measured_networks(space: str, table: LatencyTable) -> Measured:
+    """The networks that a measured table was calibrated and validated with."""
+    header, opened = table.header, load_space(space)
+    assert header.calibration is not None
+    assert header.validation is not None
+    known = (*header.calibration.networks, *header.validation.networks)
+    fresh = fresh_networks(opened, len(header.validation.networks), 0)
+    networks = {network.name: network for network in (*calibration_networks(opened), *fresh)}
+    return [(networks[latency.name], latency.measured_ms) for latency in known]
+
+
+def errors(
+    source: LatencyTable, chosen: Measured, others: Measured, null_ms: float
+) -> dict[str, float]:
+    """Mean absolute error on the others: untouched, by one scale, and by a factor per kind."""
+    measured = np.array([ms for _, ms in others])
+    sums = np.array([source.predict_ms(network) - source.header.null_ms for network, _ in others])
+    one = fit_scale(
+        [source.predict_ms(network) - source.header.null_ms for network, _ in chosen],
+        [ms for _, ms in chosen],
+        null_ms,
+    )
+    specs = dict.fromkeys(op for network, _ in others for op in network.ops())
+    found = transferred(source, tuple(specs), chosen, null_ms)
+    added = {entry.op: entry.latency_ms - null_ms for entry in found.entries}
+    by_kind = np.array([sum(added[op] for op in network.ops()) for network, _ in others])
+
+    def mape(predicted: np.ndarray) -> float:
+        return float(np.abs(predicted / measured - 1).mean())
+
+    return {
+        "untouched": mape(sums + source.header.null_ms),
+        "one_scale": mape(one * sums + null_ms),
+        "by_kind": mape(by_kind + null_ms),
+        "stated": found.mape,
+    }
+
+
+def compare(space: str, runtime: str, draws: int) -> list[dict[str, Any]]:
+    """Every other table as the source for one runtime of this machine."""
+    target = load_table(TABLES / f"{space}-{runtime}.json")
+    networks = measured_networks(space, target)
+    sources = {name: load_table(TABLES / f"{space}-{name}.json") for name in RUNTIMES}
+    sources |= {name: find_table(load_space(space), name) for name in ("cpu", "vpu")}
+    rows = []
+    for name, source in sources.items():
+        if name == runtime:
+            continue
+        found = []
+        for seed in range(draws):
+            shuffled = Random(seed).sample(networks, len(networks))
+            parts = shuffled[:NUM_NETWORKS], shuffled[NUM_NETWORKS:]
+            found.append(errors(source, *parts, target.header.null_ms))
+        mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        worst = max(row["by_kind"] for row in found)
+        rows.append({"space": space, "source": name, "target": runtime, **mean, "worst": worst})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    """Compare, and write results.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="one space, two draws, nothing kept")
+    smoke = parser.parse_args().smoke
+    spaces, draws = (SPACES[:1], 2) if smoke else (SPACES, DRAWS)
+    rows = [row for s in spaces for runtime in RUNTIMES for row in compare(s, runtime, draws)]
+    if smoke:
+        return
+    result = {
+        "networks": NUM_NETWORKS,
+        "draws": DRAWS,
+        "commit": source_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": rows,
+    }
+    (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
