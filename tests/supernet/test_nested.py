@@ -168,8 +168,8 @@ def test_candidates_that_are_no_parts_of_a_larger_one_have_weights_of_their_own(
     space = build_space(SpaceFile.model_validate(content))
     supernet = build_supernet(space, seed=0, nested=True).train()
     for stage_name, is_nested in (("stage2", True), ("stage3", False)):
-        (slot,) = supernet.slots(f"{stage_name}_block1")
-        assert slot.is_nested == is_nested
+        (mixed,) = supernet.slots(f"{stage_name}_block1")
+        assert mixed.is_nested == is_nested
     check_gradients(supernet, trainer(supernet, "two_path"), batch_for(space))
 
 
