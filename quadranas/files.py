@@ -147,18 +147,27 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content completely, even after a crash.
+def refuse_special(path: Path) -> None:
+    """Refuse to write to a pipe, a socket or a device, which would be replaced.
 
     Raises:
-        QuadranasError: the folder cannot be written, the disk is full, or the path is a pipe, a
-            socket or a device, which would be replaced.
+        QuadranasError: the path is one of them.
     """
     with suppress(OSError, ValueError):
         if kind := special_kind(path):
             raise QuadranasError(
                 f"cannot write {path}: it is {kind}, not a file", "Name a file to write."
             )
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file so that readers see the old or the new content completely, even after a crash.
+
+    Raises:
+        QuadranasError: the folder cannot be written, the disk is full, or the path is no regular
+            file (`refuse_special`).
+    """
+    refuse_special(path)
     content = data.encode() if isinstance(data, str) else data
     temporary = ""
     try:

@@ -130,6 +130,24 @@ ProbesFolder = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+SourceTable = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="TABLE|DEVICE",
+        help="The table to start from: its file, or a device with a table for the space.",
+        rich_help_panel=DEVICE,
+    ),
+]
+MeasuredNetworks = Annotated[
+    int,
+    typer.Option(
+        "--measure",
+        min=MIN_NETWORKS,
+        help="Number of whole networks to measure.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
 OutputTable = Annotated[
     Path | None,
     typer.Option(
@@ -355,25 +373,9 @@ def validate_lut_command(
 
 def calibrate_command(
     device: DeviceName,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="TABLE|DEVICE",
-            help="The table to start from: its file, or a device with a table for the space.",
-            rich_help_panel=DEVICE,
-        ),
-    ],
+    source: SourceTable,
     space: SpaceName = "quadranet-mobile",
-    measure: Annotated[
-        int,
-        typer.Option(
-            "--measure",
-            min=MIN_NETWORKS,
-            help="Number of whole networks to measure.",
-            rich_help_panel=MEASUREMENT,
-        ),
-    ] = DEFAULT_NETWORKS,
+    measure: MeasuredNetworks = DEFAULT_NETWORKS,
     threads: Threads = None,
     precision: Precision = None,
     batch_size: BatchSize = None,

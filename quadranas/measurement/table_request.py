@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quadranas.errors import QuadranasError
-from quadranas.files import stamp
+from quadranas.files import refuse_special, stamp
 from quadranas.latency.conditions import Conditions
 from quadranas.latency.device import ANALYTIC, Device
 from quadranas.latency.journal import read_identity
@@ -107,6 +107,7 @@ class TableRequest:
         Args:
             conditions: the conditions of the new entries.
         """
+        refuse_special(self.target)
         other, hint = self.existing, "Omit --only-missing, or"
         if other is None and self.target.is_file():
             other, hint = load_table(self.target), "Delete it, or"
