@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar, final
 from zlib import crc32
@@ -59,6 +59,7 @@ class DigitsSource:
         return b"P5 %d %d 255\n%b" % (width, height, pixels.tobytes())
 
 
+@cache
 def _digits() -> Any:
     from sklearn import datasets
 
