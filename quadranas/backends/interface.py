@@ -163,6 +163,14 @@ def example_input(shape: Sequence[int], dtype: "np.dtype[Any]") -> NDArray[Any]:
     return torch.randn(*shape, generator=generator).numpy().astype(dtype)
 
 
+def calibration_noise(shape: Sequence[int]) -> list[NDArray[np.float32]]:
+    """Inputs to quantise a network with that is only timed: normal noise.
+
+    Which numbers an 8-bit network holds does not change its speed, only which operators do.
+    """
+    return [example_input(shape, np.dtype(np.float32))]
+
+
 def only_shape(path: Path, shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:
     """The shape of the only input of a file.
 

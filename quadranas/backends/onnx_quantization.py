@@ -50,6 +50,15 @@ def quantize_onnx(
     write_atomically(target, model.SerializeToString(deterministic=True))
 
 
+def quantized_content(content: bytes, images: Sequence[NDArray[np.float32]]) -> bytes:
+    """The content of a file with all layers in 8 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(content)
+        quantize_onnx(source, target, images, ())
+        return target.read_bytes()
+
+
 def layers_of(model: Any) -> list[str]:
     """The layers with weighted products, in order."""
     return list(dict.fromkeys(layer_of(node.name) for node in _weighted(model)))

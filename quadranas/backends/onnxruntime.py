@@ -18,13 +18,14 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
+    calibration_noise,
     example_input,
     reason_of,
     refuse_shape,
 )
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import count_nodes, passes_for, to_onnx
-from quadranas.backends.onnx_quantization import layers_of, quantize_onnx
+from quadranas.backends.onnx_quantization import layers_of, quantize_onnx, quantized_content
 from quadranas.backends.onnxruntime_providers import (
     CPU,
     Provider,
@@ -43,7 +44,10 @@ FACTS = RUNTIMES["onnxruntime"]
 
 
 class OnnxRuntimeBackend(Backend):
-    """On a CPU it runs fp32 only: ONNX Runtime emulates other precisions there."""
+    """On a CPU it runs fp32 and int8: ONNX Runtime emulates other precisions there.
+
+    For a device with int8 a network is timed with the operators that an export in int8 has.
+    """
 
     max_parallel = 1
     lowering = ("fold_batch_norm", "fold_layer_scale")
@@ -57,6 +61,8 @@ class OnnxRuntimeBackend(Backend):
         """See `Backend`."""
         conversion = Conversion(input_shape=as_shape(input_shape))
         content = self._content(network, conversion)
+        if self.device.precision == "int8":
+            content = quantized_content(content, calibration_noise(input_shape))
         return OnnxRuntimeProgram(self.sessions, content, input_shape, type(network).__name__)
 
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:

@@ -28,6 +28,7 @@ MEMORY = {
 """The memory in which a provider wants inputs and outputs; all others use that of the CPU."""
 
 PRECISIONS: Mapping[str, Mapping[str, Mapping[str, Option]]] = {
+    CPU: {"fp32": {}, "int8": {}},
     "CUDAExecutionProvider": {"fp32": {"use_tf32": "0"}, "tf32": {"use_tf32": "1"}},
     "TensorrtExecutionProvider": {
         "fp32": {"trt_fp16_enable": "0"},

@@ -17,6 +17,7 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
+    calibration_noise,
     example_input,
 )
 from quadranas.backends.lowering import lower
@@ -33,10 +34,13 @@ from quadranas.latency.runtimes import RUNTIMES
 
 FACTS = RUNTIMES["openvino"]
 
-PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-RUN = {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-RUN |= {theirs: ours for ours, theirs in PRECISIONS.items()}
-"""The names of precisions in device files, by the names that a compiled model reports."""
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""The hints for precisions in device files: what is not in 8 bits of an int8 model is in fp32."""
+
+REPORTED = {"float": "f32", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""Hints by other names that a compiled model reports."""
+
+NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
 
 class OpenVinoBackend(Backend):
@@ -90,7 +94,10 @@ class OpenVinoBackend(Backend):
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "OpenVinoProgram":
         """See `Backend`."""
-        return self._compiled(self._model(network, as_shape(input_shape)), input_shape)
+        model = self._model(network, as_shape(input_shape))
+        if self.device.precision == "int8":
+            model = quantized_model(model, calibration_noise(input_shape), ())
+        return self._compiled(model, input_shape)
 
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`: `path` (.xml) holds the graph, the .bin beside it the weights.
@@ -193,9 +200,9 @@ class OpenVinoBackend(Backend):
         if "INFERENCE_PRECISION_HINT" not in compiled.get_property("SUPPORTED_PROPERTIES"):
             raise self._refusal("it does not report the precision that it runs")
         kind = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        runs = RUN.get(kind, kind)
-        if runs != self.device.precision:
-            raise self._refusal(f"it would run {runs}")
+        runs = REPORTED.get(kind, kind)
+        if runs != PRECISIONS[self.device.precision]:
+            raise self._refusal(f"it would run {NAMES.get(runs, runs)}")
 
     def provenance(self) -> Provenance:
         """See `Backend`."""

@@ -12,10 +12,11 @@ from quadranas.backends.interface import Conversion, FileBackend, Program
 from quadranas.network.modes import evaluating
 from quadranas.network.skeleton import Network
 
-TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
+TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-3}
 """Largest allowed error relative to the largest output, by the coarser precision of weights and
 computation. Runtimes add float32 numbers in different orders; the other precisions have 11, 11 and
-8 significant bits, and errors add up over 30 layers."""
+8 significant bits, and errors add up over 30 layers. A device with int8 runs a file in floating
+point, as it is before it is quantised, in fp32."""
 
 
 @dataclass(frozen=True)

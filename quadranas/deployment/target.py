@@ -228,6 +228,7 @@ def find_target(
     opset = _opset(options, device, reads)
     _check_reach(options, device, reads)
     needed = reads.needs_reach if reads is not None else ""
+    _check_precision(options, device, reads)
     if reads is not None and (not needed or getattr(device.reach, needed) is not None):
         return ExportTarget(device, device, reads.own_files, opset)
     here = {key: value for key, value in options.settings.items() if key in LOCAL_SETTINGS}
@@ -261,6 +262,16 @@ def _check_refused(options: ExportOptions, device: Device, runtime: Runtime | No
     for name, reason, hint in refused:
         if name == options.format:
             raise QuadranasError(f"device {device.name!r}: {reason}", hint)
+
+
+def _check_precision(options: ExportOptions, device: Device, reads: Runtime | None) -> None:
+    """Refuse another file than the int8 one that the latency table of a device is of."""
+    if reads is not None and device.precision == "int8" != options.precision:
+        raise QuadranasError(
+            f"device {device.name!r} runs int8, and so its latencies are not those of a file in "
+            f"{options.precision}",
+            "Add --precision int8, or name another device with --device.",
+        )
 
 
 def _check_reach(options: ExportOptions, device: Device, reads: Runtime | None) -> None:

@@ -104,8 +104,17 @@ def export_command(folder: Path) -> str:
         device = device_of(folder, load_architecture(path) if path.is_file() else None)
     file_format = _format_for(device, table_of(folder))
     return proposed(
-        "export", folder, format=file_format, device=named if _has_reach(device) else None
+        *("export", folder),
+        format=file_format,
+        precision=_precision_for(device, file_format),
+        device=named if _has_reach(device) else None,
     )
+
+
+def _precision_for(device: Device | None, file_format: str) -> str | None:
+    """The precision of the files that a device runs; `None` for the default."""
+    is_int8 = device is not None and device.precision == "int8"
+    return "int8" if is_int8 and "int8" in files_of(file_format).precisions else None
 
 
 def _format_for(device: Device | None, table: LatencyTable | None) -> str:

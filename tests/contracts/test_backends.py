@@ -465,9 +465,10 @@ ERROR = {
     "tf32": (5e-5, 1e-2),
     "fp16": (5e-5, 1e-2),
     "bf16": (5e-4, 1e-1),
+    "int8": (1e-3, 1e-1),
 }
 """How far from float64 a network's output is in a precision, relative to its size: a precision
-has 24, 11, 11 and 8 significant bits."""
+has 24, 11, 11, 8 and about 7 significant bits."""
 
 
 def relative_error(output: Tensor, network: nn.Module, images: Tensor) -> float:
@@ -508,10 +509,11 @@ def test_the_precision_asked_for_is_the_one_that_runs_or_it_is_refused(
 
 def test_onnx_runtime_refuses_what_it_would_emulate(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    for precision in ("fp16", "bf16", "int8"):
-        with pytest.raises(QuadranasError, match=f"'board'.*runs fp32, not {precision}") as caught:
+    for precision in ("fp16", "bf16"):
+        refused = f"'board'.*runs fp32 or int8, not {precision}"
+        with pytest.raises(QuadranasError, match=refused) as caught:
             open_backend(described("onnxruntime", precision=precision), tmp_path)
-        assert caught.value.hint == "Set precision: fp32, or name another runtime."
+        assert caught.value.hint == "Set precision: fp32 or int8, or name another runtime."
 
 
 def test_onnx_runtime_lists_the_providers_that_it_has(tmp_path: Path) -> None:
