@@ -64,8 +64,8 @@ BackendName = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="Precision on the device: fp32, tf32, fp16, bf16 or int8. Default: as in the device's "
-        "file.",
+        help="Precision on the device: fp32, tf32, fp16, bf16 or int8. Default: as in the "
+        "device's file.",
         rich_help_panel=DEVICE,
     ),
 ]
