@@ -20,7 +20,7 @@ from quadranas.layers.quadratic import QuadraticLinear
 HERE = Path(__file__).parent / "explanation"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GREY, BLUE, ORANGE = "#808890", "#4c72d0", "#e0803a"
-STYLE = {
+STYLE: Any = {
     **{f"{part}.color": GREY for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}": GREY for part in ("edgecolor", "labelcolor", "titlecolor")},
     **{"axes.spines.top": False, "axes.spines.right": False, "font.size": 9},
@@ -103,7 +103,7 @@ def memory() -> Figure:
     names = {
         "skip": "no convolution",
         "depthwise": "depthwise",
-        "quadra": "quadratic,\nmemory-efficient",
+        "quadra": "quadratic,\nmemory-\nefficient",
         "quadra_direct": "quadratic,\nautograd",
         "swin": "Swin",
         "hornet": "HorNet",
