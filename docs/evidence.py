@@ -25,8 +25,8 @@ TEXT = """\
 
 Every claim that an experiment of the repository tests, with the figure it obtained. The figures
 come from the files beside each experiment, which also name command, hardware, versions, date and
-commit. *Source* is the paper or project whose claim was tested, empty for claims of quadranas
-itself.
+commit. Claims of a paper or of another project name it in parentheses; the others are those of
+quadranas.
 
 {table}
 
@@ -351,17 +351,14 @@ def row(claim: Claim) -> str:
     verdict = "open"
     if claim.holds:
         verdict = "yes" if claim.holds(results) else "**no**"
-    source = f"[{claim.source}]({SOURCES[claim.source]})" if claim.source else ""
-    link = f"[{claim.folder}](../../experiments/{claim.folder}/README.md)"
-    return f"| {claim.text} | {source} | {claim.obtained(results)} | {verdict} | {link} |"
+    source = f" ([{claim.source}]({SOURCES[claim.source]}))" if claim.source else ""
+    experiment = f"[{claim.folder}](../../experiments/{claim.folder}/README.md)"
+    return f"| {claim.text}{source} | {claim.obtained(results)} | {verdict}, {experiment} |"
 
 
 def page() -> str:
     """The whole page."""
-    head = [
-        "| claim | source | obtained | holds | experiment |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    head = ["| claim (source) | obtained | holds, experiment |", "| --- | --- | --- |"]
     return TEXT.format(table="\n".join([*head, *map(row, CLAIMS)]))
 
 

@@ -1,5 +1,9 @@
-"""Hooks of MkDocs: documents outside docs/ become pages, and links between the two work."""
+"""Hooks of MkDocs: documents outside docs/ become pages, and links between the two work.
 
+A page that would load something from another host is a warning, which ends a strict build.
+"""
+
+import logging
 import posixpath
 import re
 from collections.abc import Iterator
@@ -12,6 +16,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"
 LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?\)")
+LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?https?://[^>]*>")
+LOG = logging.getLogger("mkdocs.hooks")
 IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md")
 
 
@@ -46,3 +52,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{link[1]}{place}{link[3] or ''})"
 
     return LINK.sub(moved, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
+    """Warn of what a page would load from another host."""
+    for element in LOADED.findall(output):
+        LOG.warning("%s loads from another host: %s", page.file.src_uri, element)
