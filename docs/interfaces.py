@@ -14,6 +14,9 @@ import typer
 import quadranas
 from quadranas.cli.app import app
 
+KINDS = ("Commands", "Opening and creating", "Classes", "Results", "Errors")
+"""The sections of the page about the Python API."""
+
 API_TEXT = "Every public name of `quadranas`. For examples, see [Python](../how-to/python.md)."
 TYPES = {
     **{"str": "text", "int": "integer", "float": "number"},
@@ -82,20 +85,17 @@ def _panels(command: Any, context: typer.Context) -> Iterator[str]:
 def python_api() -> str:
     """The public names by kind, each as a reference that mkdocstrings fills."""
     found: dict[str, list[str]] = {}
-    for name, home in quadranas._HOMES.items():
-        found.setdefault(_kind(name, home), []).append(f"::: {home}.{name}")
-    sections = [f"## {kind}\n\n" + "\n\n".join(found[kind]) for kind in sorted(found, key=ORDER)]
+    for value in (getattr(quadranas, n) for n in quadranas.__all__ if n != "__version__"):
+        place = f"::: {value.__module__}.{value.__name__}"
+        found.setdefault(_kind(value), []).append(place)
+    sections = [f"## {kind}\n\n" + "\n\n".join(found[kind]) for kind in KINDS]
     return "\n\n".join(["# Python API", API_TEXT, *sections])
 
 
-KINDS = ("Commands", "Opening and creating", "Classes", "Results", "Errors")
-ORDER = KINDS.index
-
-
-def _kind(name: str, home: str) -> str:
-    value = getattr(quadranas, name)
+def _kind(value: Any) -> str:
     if inspect.isclass(value):
         if issubclass(value, Exception):
             return "Errors"
-        return "Results" if name.endswith("Result") else "Classes"
-    return "Commands" if home.startswith("quadranas.commands.") else "Opening and creating"
+        return "Results" if value.__name__.endswith("Result") else "Classes"
+    is_command = value.__module__.startswith("quadranas.commands.")
+    return "Commands" if is_command else "Opening and creating"
