@@ -37,7 +37,7 @@ def box(axes: Axes, place: tuple[float, float], text: str, colour: str) -> None:
     """A box with a text in it."""
     x, y = place
     shape = FancyBboxPatch(
-        (x - 0.85, y - 0.28), 1.7, 0.56, boxstyle="round,pad=0.04", fill=False, edgecolor=colour
+        (x - 1.1, y - 0.28), 2.2, 0.56, boxstyle="round,pad=0.04", fill=False, edgecolor=colour
     )
     axes.add_patch(shape)
     axes.text(x, y, text, ha="center", va="center", color=colour)
@@ -45,27 +45,22 @@ def box(axes: Axes, place: tuple[float, float], text: str, colour: str) -> None:
 
 def gates() -> Figure:
     """A block of the supernet under one draw of its gates."""
-    figure, axes = plt.subplots(figsize=(7, 2.6))
-    axes.set(xlim=(-0.2, 11.4), ylim=(-0.5, 4.1))
+    figure, axes = plt.subplots(figsize=(7, 2.2))
+    axes.set(xlim=(-0.7, 10.3), ylim=(0.5, 4.1))
     axes.axis("off")
-    drawn = {"kernel 5", "expansion 2", "keep"}
-    slots = (
-        (1.6, ("kernel 3", "kernel 5", "kernel 7"), (0.25, 0.45, 0.30)),
-        (5.2, ("expansion 2", "expansion 4", "expansion 6"), (0.60, 0.25, 0.15)),
-        (8.8, ("keep", "skip"), (0.90, 0.10)),
-    )
-    for x, names, shares in slots:
-        for row, (name, share) in enumerate(zip(names, shares, strict=True)):
-            colour = ORANGE if name in drawn else GREY
-            box(axes, (x, 3 - row), name, colour)
-            axes.text(x + 0.95, 3 - row, f"{share:.2f}", color=colour, va="center")
-    for start, end, top, bottom in ((3.1, 4.3, 2, 3), (6.7, 7.9, 3, 3), (-0.2, 0.7, 2, 2)):
-        arrow = FancyArrowPatch((start, top), (end, bottom), color=ORANGE, mutation_scale=12)
-        axes.add_patch(arrow)
-    for (x, _, _), title in zip(
-        slots, ("kernel gate", "expansion gate", "depth gate"), strict=True
-    ):
+    slots = {
+        "kernel gate": ({"kernel 3": 0.25, "kernel 5": 0.45, "kernel 7": 0.3}, 1),
+        "expansion gate": ({"expansion 2": 0.6, "expansion 4": 0.25, "expansion 6": 0.15}, 0),
+        "depth gate": ({"keep": 0.9, "skip": 0.1}, 0),
+    }
+    before = (-0.7, 2.0)
+    for x, (title, (candidates, drawn)) in zip((1.5, 5.2, 8.9), slots.items(), strict=True):
         axes.text(x, 3.75, title, ha="center", weight="bold")
+        for row, (name, share) in enumerate(candidates.items()):
+            box(axes, (x, 3 - row), f"{name}:  {share:.2f}", ORANGE if row == drawn else GREY)
+        arrow = FancyArrowPatch(before, (x - 1.1, 3 - drawn), color=ORANGE, mutation_scale=12)
+        axes.add_patch(arrow)
+        before = (x + 1.1, 3 - drawn)
     return figure
 
 
