@@ -60,7 +60,7 @@ def imported(files: Iterable[Path]) -> dict[str, Path]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found[node.module.split(".")[0]] = file
     known = packages_distributions()
-    own = {*sys.stdlib_module_names, "quadranas", "tests", "experiments"}
+    own = {*sys.stdlib_module_names, "quadranas", "tests", "experiments", "docs"}
     return {
         distribution(known.get(name, [name])[0]): file.relative_to(ROOT)
         for name, file in found.items()
