@@ -37,7 +37,7 @@ def box(axes: Axes, place: tuple[float, float], text: str, colour: str) -> None:
     """A box with a text in it."""
     x, y = place
     shape = FancyBboxPatch(
-        (x - 1.1, y - 0.28), 2.2, 0.56, boxstyle="round,pad=0.04", fill=False, edgecolor=colour
+        (x - 1.35, y - 0.28), 2.7, 0.56, boxstyle="round,pad=0.04", fill=False, edgecolor=colour
     )
     axes.add_patch(shape)
     axes.text(x, y, text, ha="center", va="center", color=colour)
@@ -46,7 +46,7 @@ def box(axes: Axes, place: tuple[float, float], text: str, colour: str) -> None:
 def gates() -> Figure:
     """A block of the supernet under one draw of its gates."""
     figure, axes = plt.subplots(figsize=(7, 2.2))
-    axes.set(xlim=(-0.7, 10.3), ylim=(0.5, 4.1))
+    axes.set(xlim=(-0.7, 10.5), ylim=(0.5, 4.1))
     axes.axis("off")
     slots = {
         "kernel gate": ({"kernel 3": 0.25, "kernel 5": 0.45, "kernel 7": 0.3}, 1),
@@ -58,9 +58,9 @@ def gates() -> Figure:
         axes.text(x, 3.75, title, ha="center", weight="bold")
         for row, (name, share) in enumerate(candidates.items()):
             box(axes, (x, 3 - row), f"{name}:  {share:.2f}", ORANGE if row == drawn else GREY)
-        arrow = FancyArrowPatch(before, (x - 1.1, 3 - drawn), color=ORANGE, mutation_scale=12)
+        arrow = FancyArrowPatch(before, (x - 1.35, 3 - drawn), color=ORANGE, mutation_scale=12)
         axes.add_patch(arrow)
-        before = (x + 1.1, 3 - drawn)
+        before = (x + 1.35, 3 - drawn)
     return figure
 
 
