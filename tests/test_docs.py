@@ -11,6 +11,7 @@ import pytest
 
 from quadranas.cli.app import app
 from quadranas.latency.device import load_device
+from quadranas.space.space_file import load_space
 from tests.command_line import CHECKOUT
 
 DOCS = CHECKOUT / "docs"
@@ -25,12 +26,13 @@ BLOCKS = {
 }
 """The blocks of a page that are run: Python, and commands in fences marked `sh`."""
 
-DEVICES = [
-    (name, block)
+FILES = [
+    file
     for text in TEXTS.values()
-    for name, block in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, re.DOTALL)
-    if "\nruntime: " in block
+    for file in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, re.DOTALL)
 ]
+DEVICES = [(name, text) for name, text in FILES if "\nruntime: " in text]
+SPACES = [(name, text) for name, text in FILES if "\nwidths: " in text]
 
 
 def name_of(path: Path) -> str:
@@ -43,6 +45,12 @@ def test_the_devices_shown_are_accepted(tmp_path: Path, name: str, text: str) ->
     device = load_device(str(tmp_path / name))
     assert name == f"{device.name}.yaml"
     assert device.runtime is not None
+
+
+@pytest.mark.parametrize(("name", "text"), SPACES)
+def test_the_spaces_shown_are_accepted(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert name == f"{load_space(str(tmp_path / name)).name}.yaml"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
