@@ -12,7 +12,7 @@ PYTEST := $(RUN)python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format reference bench gpu smoke
+.PHONY: help install demo test test-slow lint format reference docs bench gpu smoke
 
 help:  ## print this list of targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -50,8 +50,18 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-reference: $(STAMP)  ## write docs/reference/ from the models and their docstrings
-	$(RUN)python docs/generate.py
+reference: $(STAMP)  ## write docs/reference/ from the code, and the page of evidence from the results in experiments/
+	PYTHONPATH=. $(RUN)python docs/generate.py
+	$(RUN)python docs/evidence.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## run the code on the pages of docs/, build the site in site/, execute the notebooks
+	$(PYTEST) tests/test_docs.py tests/test_reference.py tests/test_public_api.py $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml
+	PYTHONPATH=. $(RUN)python docs/notebooks.py site/tutorials
 
 bench: $(STAMP)  ## measure the speeds that the README states
 	$(RUN)python experiments/benchmark/run.py $(ARGS)

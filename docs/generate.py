@@ -1,7 +1,8 @@
 """Write the reference pages in docs/reference/ from the models of the package.
 
 Every key comes from a field of a model, and its description from `Args:` in the docstring of the
-model's class. `make reference` calls this script; `tests/test_reference.py` compares the pages.
+model's class; the pages of the command line and of the Python API come from `interfaces.py`.
+`make reference` calls this script; `tests/test_reference.py` compares the pages.
 """
 
 import ast
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import quadranas.commands
+from docs import interfaces
 from quadranas.conversion.adaptation import AdaptedModel
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.deployment.manifest import Manifest
@@ -42,9 +44,7 @@ from quadranas.validation import CommandError, CommandResult
 Model: TypeAlias = type[BaseModel]
 
 FOLDER = Path(__file__).parent / "reference"
-NOTE = (
-    "<!-- Written by `make reference` from the docstrings of the models; edit those instead. -->"
-)
+NOTE = "<!-- Written by `make reference` from the code; edit its docstrings instead. -->"
 BASES = (
     *(config.DataConfig, config.TrainingConfig),
     *(results.StoredResult, results.TrainedResult),
@@ -167,12 +167,22 @@ class Writer:
 
     def files(self) -> dict[str, str]:
         """The text of every page, and of the index, by file name."""
-        index = ["# Reference", "", "Every key, with its type, limits, default and unit.", ""]
+        index = [
+            *("# Reference", ""),
+            "- [Command line](cli.md): commands, arguments, options, exit codes",
+            "- [Python API](api.md): functions, results, errors",
+            *("", "Files and results, every key with its type, limits, default and unit:", ""),
+        ]
         for page in self.pages:
             names = ", ".join(f"`{m.__name__}`" for m in page.models)
             index.append(f"- [{page.title}]({page.name}.md): {names}")
         texts = {f"{page.name}.md": self._page(page) for page in self.pages}
-        return {"README.md": f"{NOTE}\n\n" + "\n".join(index) + "\n", **texts}
+        others = {
+            "README.md": "\n".join(index),
+            "cli.md": interfaces.command_line(),
+            "api.md": interfaces.python_api(),
+        }
+        return {name: f"{NOTE}\n\n{text}\n" for name, text in others.items()} | texts
 
     def _page(self, page: Page) -> str:
         sections = [NOTE, f"# {page.title}", *([self._linked(page.text)] if page.text else [])]

@@ -60,7 +60,7 @@ def imported(files: Iterable[Path]) -> dict[str, Path]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found[node.module.split(".")[0]] = file
     known = packages_distributions()
-    own = {*sys.stdlib_module_names, "quadranas", "tests", "experiments"}
+    own = {*sys.stdlib_module_names, "quadranas", "tests", "experiments", "docs"}
     return {
         distribution(known.get(name, [name])[0]): file.relative_to(ROOT)
         for name, file in found.items()
@@ -126,7 +126,7 @@ def test_every_import_is_declared(
 
 def test_all_is_every_runtime(setup_cfg: RawConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
-    runtimes = set(extras) - {"all", "dev", "mlflow", "optuna", "parquet", "timm"}
+    runtimes = set(extras) - {"all", "dev", "docs", "mlflow", "optuna", "parquet", "timm"}
     assert set(re.findall(r"quadranas\[(\w+)\]", extras["all"])) == runtimes
     assert "quadranas[all]" in extras["dev"]
 

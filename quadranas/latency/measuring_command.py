@@ -121,7 +121,7 @@ class MeasuringCommand(Frozen):
     """A program that times a model file on a device, and how it is called.
 
     Commands are obeyed only with `--allow-commands`. Placeholders and examples are described in
-    `docs/any-device.md`.
+    `docs/how-to/any-device.md`.
 
     Args:
         tool: name and version of the program, recorded in the tables; tables of different tools
