@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.profile import MemoryResult as MemoryResult
     from quadranas.commands.profile import ProfileResult as ProfileResult
     from quadranas.commands.profile import profile as profile
+    from quadranas.commands.publish import PublishResult as PublishResult
+    from quadranas.commands.publish import publish as publish
     from quadranas.commands.recipes import RecipesResult as RecipesResult
     from quadranas.commands.recipes import recipes as recipes
     from quadranas.commands.report import ReportResult as ReportResult
@@ -66,6 +68,7 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.runs.results import SearchResult as SearchResult
     from quadranas.runs.results import TrainResult as TrainResult
     from quadranas.runs.results import open_run as open_run
+    from quadranas.runs.stored_network import from_pretrained as from_pretrained
     from quadranas.space.architecture import Architecture as Architecture
     from quadranas.space.architecture import load_architecture as load_architecture
     from quadranas.space.search_space import SearchSpace as SearchSpace
@@ -82,6 +85,7 @@ _HOMES = {
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
     "run": "quadranas.commands.run",
+    "publish": "quadranas.commands.publish",
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
     "write_probes": "quadranas.commands.write_probes",
@@ -99,6 +103,7 @@ _HOMES = {
     "describe_data": "quadranas.commands.data",
     "recipes": "quadranas.commands.recipes",
     "open_run": "quadranas.runs.results",
+    "from_pretrained": "quadranas.runs.stored_network",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
     "load_architecture": "quadranas.space.architecture",
@@ -129,6 +134,7 @@ _HOMES = {
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",
     "RunResult": "quadranas.commands.run",
+    "PublishResult": "quadranas.commands.publish",
     "BuildLutResult": "quadranas.commands.build_lut",
     "ValidateLutResult": "quadranas.commands.validate_lut",
     "MergeLutResult": "quadranas.commands.merge_lut",

@@ -40,6 +40,7 @@ from quadranas.latency.runtimes import (
 
 if TYPE_CHECKING:
     from quadranas.commands.export import ExportResult
+    from quadranas.commands.publish import PublishResult
     from quadranas.commands.run import RunResult
 
 FILE = "File"
@@ -338,8 +339,52 @@ def _run_text(result: "RunResult") -> str:
     return "\n".join(lines)
 
 
+def publish_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as written by export.")],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that was exported: a run folder or an architecture file. Default: "
+            "the run folder that holds the bundle.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    weights: Weights = None,
+    license: Annotated[
+        str,
+        typer.Option(
+            help="Licence of the weights, as the hub names it, such as apache-2.0.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "unknown",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a published folder.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write an exported network as a folder for a model hub."""
+    from quadranas.commands.publish import publish
+
+    result = publish(bundle, output, model=model, weights=weights, license=license, force=force)
+    print_result(result, as_json, _publish_text)
+
+
+def _publish_text(result: "PublishResult") -> str:
+    """The folder, its evaluation, and what the metadata lack."""
+    size = f"{len(result.files)} files, {result.size_bytes / 2**20:.2f} MiB"
+    lines = [f"{result.folder}: {result.name}, {size}, licence {result.license}"]
+    if result.accuracy is not None:
+        lines.append(f"evaluation: accuracy {result.accuracy:.2%} on {result.num_images} images")
+    lines += [f"note: {note}" for note in result.notes]
+    lines.append(f"open it with: quadranas.from_pretrained({str(result.folder)!r})")
+    return "\n".join([*lines, "upload it with the hub's own tool"])
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "run": run_command,
+    "publish": publish_command,
 }
 """The commands of this file by name."""

@@ -370,6 +370,10 @@ KEYS: dict[str, set[str]] = {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
         *("measured_ms", "measured_on", "notes", "results"),
     },
+    "publish run/exports/onnx-fp32 hub": {
+        *("folder", "bundle", "name", "license", "files", "accuracy", "num_images"),
+        *("size_bytes", "notes"),
+    },
     "predict net.onnx --device vpu": {
         *("model", "inputs", "latency_ms", "is_lower_bound", "operators", "unpriced", "macs"),
         *("params", "device", "title", "method", "runtime", "precision", "threads", "fitted_to"),
@@ -412,8 +416,11 @@ def test_stdout_is_one_json_object(
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     (tmp_path / "pictures").symlink_to(pictures)
     write(tmp_path / "net.onnx", "y = Relu(x)")
-    if "bundle" in command:
+    if " bundle" in command:
         write_bundle(tmp_path / "bundle", manifest_of("onnx"), toy_network(scramble))
+    if "exports" in command:
+        request.getfixturevalue("exports")
+        assert call("export", "run").code == 0
     if "host.json" in command:  # is measured first, so only for those that need it
         shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")
     words = command.split()
