@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.adapt import adapt as adapt
     from quadranas.commands.build_lut import BuildLutResult as BuildLutResult
     from quadranas.commands.build_lut import build_lut as build_lut
+    from quadranas.commands.compare import CompareResult as CompareResult
+    from quadranas.commands.compare import compare as compare
     from quadranas.commands.convert import ConvertResult as ConvertResult
     from quadranas.commands.convert import ReduceResult as ReduceResult
     from quadranas.commands.convert import convert as convert
@@ -85,6 +87,7 @@ _HOMES = {
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
     "run": "quadranas.commands.run",
+    "compare": "quadranas.commands.compare",
     "publish": "quadranas.commands.publish",
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
@@ -134,6 +137,7 @@ _HOMES = {
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",
     "RunResult": "quadranas.commands.run",
+    "CompareResult": "quadranas.commands.compare",
     "PublishResult": "quadranas.commands.publish",
     "BuildLutResult": "quadranas.commands.build_lut",
     "ValidateLutResult": "quadranas.commands.validate_lut",

@@ -183,6 +183,7 @@ def test_git_ignores_what_commands_leave_in_a_checkout() -> None:
     host = table_paths("toy", "host")[0]
     left = [
         Path("runs/toy-cpu-1ms-1/config.yaml"),
+        Path("comparison.html"),
         Path("data-pets.html"),
         RECORDS / "host" / "record.json",
         host,

@@ -1,7 +1,8 @@
 """The commands that train, test and describe networks."""
 
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ from quadranas.cli.console import (
 )
 from quadranas.cli.options import (
     DATA,
+    OUTPUT,
     TRAINING,
     Accelerator,
     Compile,
@@ -41,6 +43,9 @@ from quadranas.cli.options import (
     Workers,
     given,
 )
+
+if TYPE_CHECKING:
+    from quadranas.commands.report import ReportResult
 
 
 def train(
@@ -152,12 +157,28 @@ def evaluate(
     )
 
 
-def report(run: Run, as_json: Json = False) -> None:
+def report(
+    run: Run,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run for a second page that puts both side by side. Repeat it for more.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Write the report of a run as one self-contained HTML page."""
     from quadranas.commands.report import report as run_report
 
-    result = run_report(run)
-    print_result(result, as_json, lambda written: str(written.report))
+    result = run_report(run, compare=compare or ())
+    print_result(result, as_json, _report_text)
+
+
+def _report_text(result: "ReportResult") -> str:
+    """The pages that were written."""
+    return "\n".join(str(page) for page in (result.report, result.comparison) if page)
 
 
 def recipes(

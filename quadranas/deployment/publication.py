@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quadranas.data.preprocessing import Preprocessing
 from quadranas.deployment.bundle import MANIFEST, Bundle
+from quadranas.deployment.images import preprocessing_in
 from quadranas.deployment.manifest import LatencyNote, Manifest
 from quadranas.deployment.model_card import model_card
 from quadranas.errors import QuadranasError, printable
@@ -92,7 +92,7 @@ def write_hub_folder(folder: Path, bundle: Bundle, stored: StoredNetwork, *, lic
     _check_weights(bundle, stored, digest_of(network.state_dict()))
     save_tensors(network.state_dict(), folder / HUB_WEIGHTS)
     manifest.architecture.save(folder / HUB_CONFIG)
-    known = _preprocessing(manifest)
+    known = preprocessing_in(manifest)
     if known is not None:
         known.save(folder / layout.PREPROCESSING)
     write_atomically(folder / HUB_CARD, hub_card(manifest, license))
@@ -117,19 +117,6 @@ def _check_weights(bundle: Bundle, stored: StoredNetwork, digest: str) -> None:
             f"{expected[:12]}",
             "Name the network that was exported: --model RUN, or export it again.",
         )
-
-
-def _preprocessing(manifest: Manifest) -> Preprocessing | None:
-    """The preprocessing that the network expects; `None` if it is unknown."""
-    wanted, accuracy = manifest.input, manifest.accuracy
-    if manifest.class_names is None or wanted.mean is None or wanted.std is None:
-        return None
-    return Preprocessing(
-        class_names=manifest.class_names,
-        mean=wanted.mean,
-        std=wanted.std,
-        resolution=accuracy.trained_resolution if accuracy else wanted.resolution,
-    )
 
 
 def hub_card(manifest: Manifest, license: str) -> str:

@@ -352,7 +352,7 @@ KEYS: dict[str, set[str]] = {
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
     },
     "space-from run": {"path", "name", "family", "resolution", "widths", "architectures"},
-    "report run": {"run", "report"},
+    "report run": {"run", "report", "comparison"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "data pictures": {
         *("data", "val", "kind", "is_held_out", "splits", "classes", "warnings", "page"),
@@ -369,6 +369,10 @@ KEYS: dict[str, set[str]] = {
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
         *("measured_ms", "measured_on", "notes", "results"),
+    },
+    "compare bundle bundle --rounds 2": {
+        *("device", "title", "hardware", "threads", "batch_size", "statistic", "rounds"),
+        *("bundles", "notes", "page"),
     },
     "publish run/exports/onnx-fp32 hub": {
         *("folder", "bundle", "name", "license", "files", "accuracy", "num_images"),
