@@ -49,7 +49,7 @@ def write_report(run: Path) -> Path:
             writable.
     """
     path = run / layout.REPORT
-    write_page(path, _page(open_folder(run)))
+    write_page(path, report_page(open_folder(run)))
     return path
 
 
@@ -85,7 +85,8 @@ def open_folder(run: Path) -> Run:
     return read_run(run)
 
 
-def _page(run: Run) -> str:
+def report_page(run: Run) -> str:
+    """The HTML of the page about a run."""
     title = run.name if run.device is None else f"{run.name} on {run.device}"
     if run.budget_ms is not None:
         title += f" within {short_ms(run.budget_ms)}"
