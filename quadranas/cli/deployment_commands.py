@@ -415,7 +415,7 @@ def _show_comparison(result: "CompareResult") -> None:
 
     table = Table(title=f"{result.device}: {result.hardware}")
     for name in ("bundle", "format"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("latency", "accuracy", "at export", "as PyTorch", "size"):
         table.add_column(name, justify="right")
     for one in result.bundles:

@@ -140,7 +140,7 @@ def _result(
         statistic=STATISTIC,
         rounds=timings.num_rounds if isinstance(timings, Timings) else None,
         bundles=_with_front(compared),
-        notes=_notes(compared, manifests),
+        notes=(*_notes(compared, manifests), *_noise(timings)),
         page=page,
     )
 
@@ -219,6 +219,16 @@ def _notes(bundles: Sequence[ComparedBundle], manifests: Sequence[Manifest]) -> 
         if not manifest.trained:
             notes[f"{one.bundle} was exported untrained, so its labels are random"] = None
     return tuple(notes)
+
+
+def _noise(timings: Timings | str) -> tuple[str, ...]:
+    """How far latencies can be told apart; empty without any."""
+    if isinstance(timings, str) or len(timings.busy) == len(timings.programs):
+        return ()
+    return (
+        f"latencies by odd and by even rounds differ by up to {timings.noise_p95:.1%}; smaller "
+        "differences between files mean nothing",
+    )
 
 
 def _write_page(result: CompareResult) -> None:

@@ -120,6 +120,8 @@ def accuracy_text(one: ComparedBundle) -> str:
 
 def size_text(one: ComparedBundle) -> str:
     """The size of the model file."""
+    if one.size_bytes < 2**20:
+        return f"{one.size_bytes / 2**10:.1f} KiB"
     return f"{one.size_bytes / 2**20:.2f} MiB"
 
 
@@ -147,7 +149,7 @@ def _scatter(bundles: Sequence[ComparedBundle]) -> str:
         axes.set_xlim(left=0)
         axes.set(xlabel="latency [ms]", ylabel="accuracy [%]")
         axes.grid(color="#e4e7eb", lw=0.6)
-        axes.margins(0.1)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
     return figure(

@@ -37,6 +37,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
 
@@ -190,7 +191,7 @@ svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!import
 .pairs .scroll>.plot{min-width:0}
 .phase{padding:1px 8px;border-radius:4px;color:#24292f}
 .stack{display:flex;height:26px;background:var(--shade);border-radius:4px;overflow:hidden}
-.stack+table{margin-top:10px}
+.stack+table,.stack+.scroll{margin-top:10px}
 .bar{height:10px;width:120px}
 .bar i{background:var(--blue)}
 .key{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px}

@@ -100,7 +100,12 @@ def _front(runs: Mapping[str, Run], device: str) -> str:
             if run.device == device and run.chosen is not None:
                 ms, accuracy = run.chosen
                 star = {"marker": "*", "ms": 15, "ls": "none", "mec": "white"}
-                axes.plot([ms], [100 * accuracy], color=colour, **star)  # type: ignore[arg-type]
+                axes.plot(
+                    *([ms], [100 * accuracy]),
+                    color=colour,
+                    label=f"{printable(name)}: chosen",
+                    **star,  # type: ignore[arg-type]
+                )
         axes.set_xlabel(f"predicted latency on {printable(device)} [ms]")
         axes.set_ylabel("accuracy with the supernet's weights [%]")
         axes.grid(color="#e4e7eb", lw=0.6)
@@ -161,6 +166,13 @@ def _accuracy(runs: Mapping[str, Run]) -> dict[str, str]:
 
 
 def _architectures(runs: Mapping[str, Run]) -> str:
+    """The networks, with colours and heights that mean the same for all."""
+    specs = [
+        spec
+        for run in runs.values()
+        if run.architecture is not None
+        for spec in (run.space.specs() if run.space else run.architecture.ops())
+    ]
     drawn = []
     for name, run in runs.items():
         title = f"<h3>{escape(name)}</h3>"
@@ -168,8 +180,7 @@ def _architectures(runs: Mapping[str, Run]) -> str:
             fault = escape(run.faults[layout.ARCHITECTURE])
             drawn.append(f"{title}{note(f'Not shown: {fault}.')}")
             continue
-        specs = run.space.specs() if run.space else tuple(run.architecture.ops())
-        kept = sum(not block.skipped for block in run.blocks)
-        caption = f"{kept} of {len(run.blocks)} blocks are kept."
+        kept = sum(block.is_searched and not block.skipped for block in run.blocks)
+        caption = f"{kept} blocks besides stem, downsampling and head."
         drawn.append(title + figure(draw_architecture(run.blocks, specs), caption))
     return "".join(drawn)

@@ -8,7 +8,7 @@ header `Refresh` says so, until the run is finished.
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar
+from typing import Any
 
 from quadranas.errors import QuadranasError, printable_lines
 from quadranas.reports.run_report import open_folder, report_page
@@ -83,9 +83,9 @@ def _state(run: Path) -> object:
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD of the page."""
 
-    server: ReportServer  # type: ignore[assignment] # which typeshed declares more generally
-    server_version: ClassVar[str] = "quadranas"
-    sys_version: ClassVar[str] = ""
+    server: ReportServer
+    server_version = "quadranas"
+    sys_version = ""
     timeout = 60
 
     def do_GET(self) -> None:
