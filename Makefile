@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+TAG ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -12,7 +13,7 @@ PYTEST := $(RUN)python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format reference docs bench gpu smoke
+.PHONY: help install demo test test-slow lint format reference docs bench gpu smoke dist
 
 help:  ## print this list of targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -72,6 +73,11 @@ bench: $(STAMP)  ## measure the speeds that the README states
 
 gpu: $(STAMP)  ## measure what needs a GPU, in at most nine minutes; ARGS="--data FOLDER" with CIFAR-10's zips
 	$(RUN)python experiments/gpu/run.py $(ARGS)
+
+dist: $(STAMP)  ## build wheel and source archive in dist/, and check them; TAG=v1.2.3 must be the version
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	.ci/check_dist $(BIN) $(TAG)
 
 smoke: $(STAMP)  ## build-lut, search, derive, train and export on the toy space, in two minutes
 	@set -ex; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

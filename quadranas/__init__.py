@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.build_lut import build_lut as build_lut
     from quadranas.commands.calibrate import CalibrateResult as CalibrateResult
     from quadranas.commands.calibrate import calibrate as calibrate
+    from quadranas.commands.compare import CompareResult as CompareResult
+    from quadranas.commands.compare import compare as compare
     from quadranas.commands.convert import ConvertResult as ConvertResult
     from quadranas.commands.convert import ReduceResult as ReduceResult
     from quadranas.commands.convert import convert as convert
@@ -38,6 +40,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.profile import MemoryResult as MemoryResult
     from quadranas.commands.profile import ProfileResult as ProfileResult
     from quadranas.commands.profile import profile as profile
+    from quadranas.commands.publish import PublishResult as PublishResult
+    from quadranas.commands.publish import publish as publish
     from quadranas.commands.recipes import RecipesResult as RecipesResult
     from quadranas.commands.recipes import recipes as recipes
     from quadranas.commands.report import ReportResult as ReportResult
@@ -68,6 +72,7 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.runs.results import SearchResult as SearchResult
     from quadranas.runs.results import TrainResult as TrainResult
     from quadranas.runs.results import open_run as open_run
+    from quadranas.runs.stored_network import from_pretrained as from_pretrained
     from quadranas.space.architecture import Architecture as Architecture
     from quadranas.space.architecture import load_architecture as load_architecture
     from quadranas.space.search_space import SearchSpace as SearchSpace
@@ -84,6 +89,8 @@ _HOMES = {
     "evaluate": "quadranas.commands.evaluate",
     "export": "quadranas.commands.export",
     "run": "quadranas.commands.run",
+    "compare": "quadranas.commands.compare",
+    "publish": "quadranas.commands.publish",
     "report": "quadranas.commands.report",
     "build_lut": "quadranas.commands.build_lut",
     "calibrate": "quadranas.commands.calibrate",
@@ -102,6 +109,7 @@ _HOMES = {
     "describe_data": "quadranas.commands.data",
     "recipes": "quadranas.commands.recipes",
     "open_run": "quadranas.runs.results",
+    "from_pretrained": "quadranas.runs.stored_network",
     "load_space": "quadranas.space.space_file",
     "load_device": "quadranas.latency.device",
     "load_architecture": "quadranas.space.architecture",
@@ -132,6 +140,8 @@ _HOMES = {
     "MemoryResult": "quadranas.commands.profile",
     "ExportResult": "quadranas.commands.export",
     "RunResult": "quadranas.commands.run",
+    "CompareResult": "quadranas.commands.compare",
+    "PublishResult": "quadranas.commands.publish",
     "BuildLutResult": "quadranas.commands.build_lut",
     "CalibrateResult": "quadranas.commands.calibrate",
     "ValidateLutResult": "quadranas.commands.validate_lut",

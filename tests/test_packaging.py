@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from configparser import RawConfigParser
 from importlib.metadata import entry_points, packages_distributions
@@ -164,6 +165,15 @@ def test_the_wheel_carries_spaces_tables_devices_and_recipes(tmp_path: Path) -> 
     }
     assert wanted - names == set()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"quadranas"}
+    kinds = {Path(name).suffix for name in names if not name.startswith("quadranas-")}
+    assert kinds == {".py", ".yaml", ".json", ".typed"}
+
+    (source_archive,) = (tmp_path / "out").glob("*.tar.gz")
+    with tarfile.open(source_archive) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg"} <= inside
+    beside = {name.split("/")[0] for name in inside if "/" in name}
+    assert beside == {"quadranas", "quadranas.egg-info", "search_spaces", "latency_tables"}
 
     code = "from quadranas.files import shipped; print(shipped('search_spaces'))"
     found = subprocess.run(
@@ -183,6 +193,7 @@ def test_git_ignores_what_commands_leave_in_a_checkout() -> None:
     host = table_paths("toy", "host")[0]
     left = [
         Path("runs/toy-cpu-1ms-1/config.yaml"),
+        Path("comparison.html"),
         Path("data-pets.html"),
         RECORDS / "host" / "record.json",
         host,

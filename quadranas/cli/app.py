@@ -35,7 +35,7 @@ from quadranas.errors import QuadranasError, refuse_unwritable
 app = typer.Typer(
     name="quadranas",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Find, train and export the best network for a device and a latency budget.",
 )

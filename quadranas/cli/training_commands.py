@@ -1,11 +1,15 @@
 """The commands that train, test and describe networks."""
 
+import sys
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quadranas.cli.console import (
+    INTERRUPT_CODE,
+    INTERRUPTED,
     accuracy_text,
     print_json,
     print_result,
@@ -15,6 +19,7 @@ from quadranas.cli.console import (
 )
 from quadranas.cli.options import (
     DATA,
+    OUTPUT,
     TRAINING,
     Accelerator,
     Compile,
@@ -41,6 +46,10 @@ from quadranas.cli.options import (
     Workers,
     given,
 )
+from quadranas.errors import QuadranasError
+
+if TYPE_CHECKING:
+    from quadranas.commands.report import ReportResult
 
 
 def train(
@@ -152,12 +161,80 @@ def evaluate(
     )
 
 
-def report(run: Run, as_json: Json = False) -> None:
+def report(
+    run: Run,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run for a second page that puts both side by side. Repeat it for more.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Serve the page on this machine instead of writing it, and refresh it while the "
+            "run goes on; Ctrl-C ends it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of the page that is watched. Default: any that is free.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Write the report of a run as one self-contained HTML page."""
     from quadranas.commands.report import report as run_report
 
-    result = run_report(run)
-    print_result(result, as_json, lambda written: str(written.report))
+    if watch:
+        _check_alone(compare=bool(compare), json=as_json)
+        return _watch(run, port or 0)
+    _check_port(port)
+    result = run_report(run, compare=compare or ())
+    print_result(result, as_json, _report_text)
+
+
+def _check_alone(**others: bool) -> None:
+    """Refuse options that do not go with --watch."""
+    for name, is_given in others.items():
+        if is_given:
+            raise QuadranasError(
+                f"--watch and --{name} are given; a page that is watched is the report of one "
+                "run, and has no result",
+                f"Omit --{name}, or --watch.",
+            )
+
+
+def _check_port(port: int | None) -> None:
+    if port is not None:
+        raise QuadranasError("--port is given without --watch", "Add --watch, or omit --port.")
+
+
+def _watch(run: Path, port: int) -> None:
+    """Serve the report of a run until Ctrl-C."""
+    from quadranas.reports.watch import ReportServer
+
+    with ReportServer(run, port) as server:
+        say(f"{server.url} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            if INTERRUPT_CODE.get() != INTERRUPTED:  # terminated
+                raise
+
+
+def _report_text(result: "ReportResult") -> str:
+    """The pages that were written."""
+    return "\n".join(str(page) for page in (result.report, result.comparison) if page)
 
 
 def recipes(

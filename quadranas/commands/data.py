@@ -16,9 +16,10 @@ from quadranas.data.summary import (
     thumbnails,
 )
 from quadranas.errors import unknown
-from quadranas.files import file_name, write_atomically
+from quadranas.files import file_name
 from quadranas.reporter import Reporter
 from quadranas.reports.data_page import data_page
+from quadranas.reports.page import write_page
 from quadranas.validation import CommandResult, WrittenPath
 
 SHEET_CLASSES, SHEET_IMAGES = 40, 8
@@ -112,8 +113,7 @@ def _write_page(name: str, result: DataResult, train: ImageFiles) -> None:
         "classes": str(len(result.classes)),
     }
     content = data_page(name, facts, result.splits, result.classes, result.warnings, sheet)
-    # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
-    write_atomically(result.page, content.encode("utf-8", "replace"))
+    write_page(result.page, content)
 
 
 def _examined(name: str, files: ImageFiles, verify: Verify, reporter: Reporter) -> Examined:

@@ -8,11 +8,11 @@ from pathlib import Path
 from quadranas.data.decoding import read_image
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import QuadranasError
-from quadranas.files import write_atomically
 from quadranas.inspection.records import LayerTerms, energy_share, read_records
 from quadranas.inspection.terms import TermView, view_terms
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.reports.inspection_page import inspection_page
+from quadranas.reports.page import write_page
 from quadranas.runs import layout
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.validation import CommandResult
@@ -66,8 +66,7 @@ def inspect(
     name = stored.folder.name if stored.folder else stored.architecture.name
     content = inspection_page(f"{name} on {image.name}", pixels, terms, layers, records)
     page = Path(output) if output is not None else _default_page(stored)
-    # A file's name can hold half of a surrogate pair, which UTF-8 cannot.
-    write_atomically(page, content.encode("utf-8", "replace"))
+    write_page(page, content)
     return InspectResult(model=stored.architecture.name, image=image, page=page, layers=layers)
 
 

@@ -1,6 +1,5 @@
 """A pre-trained network that a search starts from: from a run, a file of weights, or timm."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,13 @@ from quadranas.data.preprocessing import Preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.network.checkpoint import without_prefixes
 from quadranas.network.skeleton import Network, build_subnet
-from quadranas.network.weights import joined_notes, load_tensors, read_tensors, save_tensors
+from quadranas.network.weights import (
+    digest_of,
+    joined_notes,
+    load_tensors,
+    read_tensors,
+    save_tensors,
+)
 from quadranas.runs import layout
 from quadranas.runs.pretrained_record import PretrainedNote, PretrainedRecord, pretrained_of
 from quadranas.runs.stored_network import StoredNetwork, open_network
@@ -61,11 +66,7 @@ class PretrainedNetwork:
     @property
     def digest(self) -> str:
         """Identifier of the weights."""
-        found = hashlib.sha256()
-        for name in sorted(self.tensors):
-            found.update(name.encode())
-            found.update(self.tensors[name].contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+        return digest_of(self.tensors)[:16]
 
     def tells_apart(self, dataset: Dataset) -> bool:
         """Whether its classes are those of the data, as far as they are known."""

@@ -16,6 +16,7 @@ from quadranas.deployment.proof import compare
 from quadranas.deployment.work import ExportWork
 from quadranas.files import stamp
 from quadranas.network.counting import count_network
+from quadranas.network.weights import digest_of
 
 
 def describe(
@@ -44,6 +45,7 @@ def describe(
         artefact=work.path.name,
         files=checksums(work.folder),
         size_bytes=sum(file.stat().st_size for file in work.folder.iterdir()),
+        weights_sha256=digest_of(work.network.state_dict()),
         params=params,
         macs=macs,
         operators=work.backend.count_operators(work.path),

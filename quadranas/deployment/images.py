@@ -15,6 +15,7 @@ from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.image_set import ImageSet
 from quadranas.data.preprocessing import Preprocessing
+from quadranas.deployment.manifest import Manifest
 from quadranas.runs.config import DataConfig, open_data
 from quadranas.runs.stored_network import HeldOutImages, StoredNetwork, open_test_images
 
@@ -137,6 +138,19 @@ def open_export_images(
         num_images=min(num_images, len(dataset.test)),
         preprocessing=known,
         num_skipped=held_out.num_skipped,
+    )
+
+
+def preprocessing_in(manifest: Manifest) -> Preprocessing | None:
+    """The preprocessing that a bundle's network expects; `None` if it is unknown."""
+    wanted, accuracy = manifest.input, manifest.accuracy
+    if manifest.class_names is None or wanted.mean is None or wanted.std is None:
+        return None
+    return Preprocessing(
+        class_names=manifest.class_names,
+        mean=wanted.mean,
+        std=wanted.std,
+        resolution=accuracy.trained_resolution if accuracy else wanted.resolution,
     )
 
 

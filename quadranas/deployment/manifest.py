@@ -226,6 +226,7 @@ class Manifest(Described):
         artefact: name of the file that the runtime loads; it may refer to other files.
         files: SHA-256 of every file of the bundle except the manifest.
         size_bytes: size of the artefact and the files that it refers to.
+        weights_sha256: SHA-256 of the network's tensors in PyTorch; `None` in older bundles.
         params, macs: number of parameters and multiply-accumulates of the network.
         operators: number of operators of each type in the file.
         lowering: names of the lowering passes that were applied.
@@ -256,6 +257,7 @@ class Manifest(Described):
     artefact: FileName
     files: dict[FileName, Sha256]
     size_bytes: int = Field(ge=0)
+    weights_sha256: Sha256 | None = None
     params: int = Field(ge=0)
     macs: int = Field(ge=0)
     operators: dict[str, int]

@@ -15,11 +15,15 @@ MARKUP = re.compile(r"[\\`*_\[\]<>#&~|$]|:(?=[\w+-]+:)|://")
 """What Markdown, as on GitHub, takes for markup: also emoji such as `:smile:`, and addresses."""
 
 
-def model_card(manifest: Manifest) -> str:
-    """The card in Markdown; all numbers are from the manifest."""
+def model_card(manifest: Manifest, usage: str = "") -> str:
+    """The card in Markdown; all numbers are from the manifest.
+
+    Args:
+        usage: how to run it, in Markdown; by default for somebody who has the bundle alone.
+    """
     sections = {
         "": _what(manifest),
-        "How to run it": _usage(manifest),
+        "How to run it": usage or _usage(manifest),
         "Input and output": _input(manifest),
         "Latency": _latency(manifest),
         "Accuracy and agreement": _quality(manifest),

@@ -1,5 +1,6 @@
 """Named tensors in files: safetensors, and torch files read without executing code."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     here = {name: tensor.cpu() for name, tensor in tensors.items()}
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in here.items()}
     write_atomically(path, save(copies))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values of tensors."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def read_tensors(path: Path) -> Found:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from quadranas.data.summary import THUMBNAIL, DataClass, DataSplit
-from quadranas.reports.page import html_page, note
+from quadranas.reports.page import html_page, note, table
 
 MAX_LISTED = 200
 """Maximum number of classes and of damaged files that are listed."""
@@ -40,18 +40,6 @@ def data_page(
     return html_page(title, sections)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: range) -> str:
-    """A table of texts that are markup; columns in `numbers` are aligned to the right."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="n"' if i in numbers else "" for i in range(len(cells))]
-        texts = (f"<{tag}{kind}>{c}</{tag}>" for kind, c in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(texts)}</tr>"
-
-    body = "".join(row(cells, "td") for cells in rows)
-    return f'<div class="scroll"><table>{row(head, "th")}{body}</table></div>'
-
-
 def _splits(splits: Sequence[DataSplit]) -> str:
     head = ["split", "images", "corrupt", "size", "shorter side", "formats"]
     rows = [
@@ -65,7 +53,7 @@ def _splits(splits: Sequence[DataSplit]) -> str:
         ]
         for split in splits
     ]
-    return _table(head, rows, range(1, 4))
+    return table(head, rows, range(1, 4))
 
 
 def side_text(split: DataSplit) -> str:
@@ -89,8 +77,8 @@ def _corrupt(splits: Sequence[DataSplit]) -> str:
         for split, name, reason in found[:MAX_LISTED]
     ]
     more = len(found) - len(rows)
-    table = _table(["split", "image", "fault"], rows, range(0))
-    return table + (note(f"And {more} more.") if more else "")
+    listed = table(["split", "image", "fault"], rows, range(0))
+    return listed + (note(f"And {more} more.") if more else "")
 
 
 def _classes(classes: Sequence[DataClass]) -> str:
@@ -105,8 +93,8 @@ def _classes(classes: Sequence[DataClass]) -> str:
         for c in classes[:MAX_LISTED]
     ]
     more = len(classes) - len(rows)
-    table = _table(["class", "training images", "test images", ""], rows, range(1, 3))
-    return table + (note(f"And {more} more classes.") if more else "")
+    listed = table(["class", "training images", "test images", ""], rows, range(1, 3))
+    return listed + (note(f"And {more} more classes.") if more else "")
 
 
 def _sheet(sheet: Sheet, num_classes: int) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from quadranas.errors import printable
 from quadranas.reports.page import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, SOFT, plot
-from quadranas.reports.run_view import SEARCHED, TIMES, BlockView, fixed_ms, op_label
+from quadranas.reports.run_view import SEARCHED, TIMES, BlockView, Run, fixed_ms, op_label
 from quadranas.runs.records import Epoch
 from quadranas.space.operation import EXPANDING, OpSpec
 
@@ -41,6 +41,20 @@ PHASES = {
 def part_of(kind: str) -> tuple[str, str]:
     """The part of a network that a kind of operation belongs to, and the part's colour."""
     return PARTS.get(kind, (kind.replace("_", " "), GREY))
+
+
+def latency_parts(run: Run) -> dict[tuple[str, str], float]:
+    """The predicted latency of a run's network per part, by name and colour, in milliseconds.
+
+    Empty without a table.
+    """
+    parts: dict[tuple[str, str], float] = {}
+    for block in run.blocks:
+        for op, ms in zip(block.ops, block.ms or (), strict=bool(block.ms)):
+            parts[part_of(op.kind)] = parts.get(part_of(op.kind), 0.0) + ms
+    if run.table is not None and run.table.header.null_ms:
+        parts["overhead per inference", "#d0d7de"] = run.table.header.null_ms
+    return parts
 
 
 # Drawing of the architecture. Lengths are in units of the drawing, about a pixel on a wide screen.
@@ -305,7 +319,7 @@ def plot_curves(
     guessing = None if chance is None else Level(100 * chance, f"chance, {100 * chance:.1f} %")
     figures = []
     for title, (unit, fields, factor) in PANELS.items():
-        lines = {label: _values(epochs, field, factor) for field, label in fields.items()}
+        lines = {label: values_of(epochs, field, factor) for field, label in fields.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
             level = guessing if title == "Accuracy" else None
@@ -315,8 +329,8 @@ def plot_curves(
     return figures
 
 
-def _values(epochs: Sequence[Epoch], field: str, factor: float) -> list[tuple[int, float]]:
-    """The finite values of a quantity over the epochs, numbered through all phases."""
+def values_of(epochs: Sequence[Epoch], field: str, factor: float) -> list[tuple[int, float]]:
+    """The finite values of a quantity, times a factor, over the epochs of all phases."""
     values = [(x, getattr(epoch, field)) for x, epoch in enumerate(epochs, start=1)]
     recorded = [(x, factor * value) for x, value in values if value is not None]
     return [(x, value) for x, value in recorded if math.isfinite(value)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quadranas.inspection.records import LayerTerms, StepRecord
 from quadranas.reports.inspection_figures import inspection_section, plot_layer, plot_maps
-from quadranas.reports.page import figure, html_page, note
+from quadranas.reports.page import figure, html_page, note, scrollable
 
 if TYPE_CHECKING:
     from quadranas.inspection.terms import TermView
@@ -59,7 +59,7 @@ def _energies(layers: Sequence[LayerTerms]) -> str:
             f"<tr><td><code>{escape(layer.layer)}</code></td><td>{escape(layer.form)}</td>"
             f'{cells}<td class="n">{shown}</td><td>{bar}</td></tr>'
         )
-    return f'<div class="scroll"><table>{head}{rows}</table></div>' + note(
+    return scrollable(f"<table>{head}{rows}</table>", "table") + note(
         "Energy: mean square of a term over the layer's output for this image. Share: energy of "
         "the second-order term over that of both terms."
     )

@@ -54,7 +54,7 @@ def headline(run: Run) -> str:
         cards.append(("test accuracy", percent(result.accuracy), _tested_on(run)))
     else:
         cards.append(("test accuracy", "unknown", "not tested yet"))
-    cards += _size_cards(run)
+    cards += size_cards(run)
     drawn = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span>'
         f"<small>{escape(note)}</small></div>"
@@ -93,7 +93,7 @@ def _about_confidence(run: Run) -> str:
         return text
 
 
-def _size_cards(run: Run) -> list[tuple[str, str, str]]:
+def size_cards(run: Run) -> list[tuple[str, str, str]]:
     """Parameters and MACs; for a network with replaced layers, those of its result."""
     architecture = run.architecture
     if architecture is None:

@@ -5,26 +5,27 @@ from them is escaped; each section names in one line the files that it lacks.
 """
 
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from quadranas.errors import QuadranasError
-from quadranas.files import write_atomically
 from quadranas.latency.budget import format_ms
 from quadranas.reports.figures import (
     PHASES,
     draw_architecture,
     draw_gate,
-    part_of,
+    latency_parts,
     plot_blocks,
     plot_curves,
     plot_front,
 )
 from quadranas.reports.inspection_figures import inspection_section
-from quadranas.reports.page import figure, html_page
+from quadranas.reports.page import figure, html_page, scrollable, write_page
 from quadranas.reports.page import note as note_line
 from quadranas.reports.run_cards import headline, percent, short_ms
+from quadranas.reports.run_comparison import comparison_page
 from quadranas.reports.run_view import (
     RUN_FILES,
     BlockView,
@@ -47,6 +48,33 @@ def write_report(run: Path) -> Path:
         QuadranasError: the folder does not exist, contains none of a run's files, or is not
             writable.
     """
+    path = run / layout.REPORT
+    write_page(path, report_page(open_folder(run)))
+    return path
+
+
+def write_comparison(run: Path, others: Sequence[Path]) -> Path:
+    """Write `comparison.html`, about a run and others, into its folder and return its path.
+
+    Raises:
+        QuadranasError: as of `write_report`, for any of the folders.
+    """
+    runs: dict[str, Run] = {}
+    for folder in (run, *others):
+        if str(folder) in runs:
+            raise QuadranasError(f"{folder} is named twice", "Name other runs to compare with.")
+        runs[str(folder)] = open_folder(folder)
+    path = run / layout.COMPARISON
+    write_page(path, comparison_page(runs))
+    return path
+
+
+def open_folder(run: Path) -> Run:
+    """Read a run folder; see `read_run`.
+
+    Raises:
+        QuadranasError: the folder does not exist, or contains none of a run's files.
+    """
     hint = "Pass the folder that `quadranas search`, `derive` or `train` wrote."
     if not run.is_dir():
         raise QuadranasError(f"run folder {run} does not exist", hint)
@@ -54,13 +82,11 @@ def write_report(run: Path) -> Path:
         raise QuadranasError(
             f"{run} is not a run folder: it has none of {', '.join(RUN_FILES)}", hint
         )
-    path = run / layout.REPORT
-    # JSON strings may contain unpaired surrogates, which UTF-8 cannot encode.
-    write_atomically(path, _page(read_run(run)).encode("utf-8", "replace"))
-    return path
+    return read_run(run)
 
 
-def _page(run: Run) -> str:
+def report_page(run: Run) -> str:
+    """The HTML of the page about a run."""
     title = run.name if run.device is None else f"{run.name} on {run.device}"
     if run.budget_ms is not None:
         title += f" within {short_ms(run.budget_ms)}"
@@ -125,13 +151,7 @@ def _network(run: Run) -> str:
 def _latency(run: Run) -> str:
     if run.architecture is None or run.table is None:
         return _why_not(run, layout.ARCHITECTURE, layout.TABLE)
-    total_ms = run.table.predict_ms(run.architecture)
-    parts: dict[tuple[str, str], float] = {}
-    for block in run.blocks:
-        for op, ms in zip(block.ops, block.ms or (), strict=not block.skipped):
-            parts[part_of(op.kind)] = parts.get(part_of(op.kind), 0.0) + ms
-    if run.table.header.null_ms:
-        parts["overhead per inference", "#d0d7de"] = run.table.header.null_ms
+    total_ms, parts = run.table.predict_ms(run.architecture), latency_parts(run)
     whole_ms = max(total_ms, run.budget_ms or 0.0)
     bar = "".join(
         f'<i style="width:{100 * ms / whole_ms:.3f}%;background:{colour}"></i>'
@@ -218,7 +238,7 @@ def _pretrained(run: Run) -> dict[str, str]:
     if note.max_difference is not None:
         text += f"Before any step the largest sub-network {escape(computed_alike(note))}. "
     text += "It is the teacher too." if note.is_teacher else "It is not the teacher."
-    table = f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    table = scrollable(f"<table><tr>{head}</tr>{rows}</table>", "table")
     return {"Pre-trained weights": table + note_line(text)}
 
 
@@ -281,7 +301,7 @@ def _losses(fronts: Fronts) -> str:
         f'<td class="n">{_share(one.accuracy)}</td><td class="n">{_share(one.loss)}</td></tr>'
         for one in fronts.carried
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>' + note_line(
+    return scrollable(f"<table><tr>{head}</tr>{rows}</table>", "table") + note_line(
         "Excess: by how much the network found for the other device at the same relative "
         "budget exceeds the budget here. Carried: the best network found for the other "
         "device, at the same relative budget or a lower one, that keeps the budget here."
@@ -309,13 +329,10 @@ def _block_table(run: Run) -> str:
     head = "".join(f"<th{more}>{name}</th>" for name, more in COLUMNS.items())
     rows = "".join(_row(run, block) for block in run.blocks)
     why = "" if run.scores else f" No probabilities: {escape(run.faults[layout.GATES])}."
-    return (
-        f'<div class="scroll"><table class="blocks"><tr>{head}</tr>{rows}</table></div>'
-        + note_line(
-            "Bars: probability of each candidate under the gates (dark: the chosen one). Keep: "
-            "probability that the block is kept. Source of latencies: "
-            f"{escape(run.source)}.{why}"
-        )
+    return scrollable(f'<table class="blocks"><tr>{head}</tr>{rows}</table>', "table") + note_line(
+        "Bars: probability of each candidate under the gates (dark: the chosen one). Keep: "
+        "probability that the block is kept. Source of latencies: "
+        f"{escape(run.source)}.{why}"
     )
 
 
@@ -358,10 +375,9 @@ def _gates(run: Run, block: BlockView) -> str:
 
 def _provenance(run: Run) -> str:
     searched = run.result if isinstance(run.result, SearchResult) else None
-    seed = run.config.get("seed", searched.seed if searched else None)
     versions = searched.versions if searched else {}
     rows: dict[str, Any] = {
-        "seed": "not recorded" if seed is None else seed,
+        "seed": "not recorded" if run.seed is None else run.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         or "not recorded",
         "notes": "; ".join(run.result.notes) if run.result else "",
@@ -387,5 +403,5 @@ def _configuration(run: Run) -> str:
     fault = _why_not(run, layout.CONFIG) if layout.CONFIG in run.faults else ""
     if run.config_text is None:
         return fault
-    text = f"<pre>{escape(run.config_text)}</pre>"
+    text = f'<pre tabindex="0">{escape(run.config_text)}</pre>'
     return f"{fault}<details><summary>{layout.CONFIG}</summary>{text}</details>"

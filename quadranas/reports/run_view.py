@@ -23,7 +23,7 @@ from quadranas.runs.config_file import read_config_file
 from quadranas.runs.fronts import Fronts, load_fronts
 from quadranas.runs.pretrained_record import PretrainedNote, load_pretrained_record
 from quadranas.runs.records import Epoch, read_epochs
-from quadranas.runs.results import DeriveResult, Result, read_result
+from quadranas.runs.results import DeriveResult, Result, SearchResult, read_result
 from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.operation import DEPTHWISE, EXPANDING, OpSpec
 from quadranas.space.search_space import SearchSpace
@@ -153,6 +153,12 @@ class Run:
         if isinstance(origin, int | float) and origin > 0:
             return float(origin)
         return next((e.budget_ms for e in reversed(self.epochs) if e.budget_ms), None)
+
+    @property
+    def seed(self) -> Any:
+        """The random seed; None if it is not recorded."""
+        searched = self.result.seed if isinstance(self.result, SearchResult) else None
+        return self.config.get("seed", searched)
 
     @property
     def confidence(self) -> float | None:

@@ -15,6 +15,9 @@ CHECKPOINTS = "checkpoints"
 lines of metrics, averages of the current epoch, and the state of networks and optimisers. Their
 names contain a digest of the content."""
 
+COMPARISON = "comparison.html"
+"""The page that puts the run beside others; written by report."""
+
 CONDITIONS = "conditions.json"
 """The images, the number of threads and other conditions under which a search or a training was
 begun (`Conditions`)."""

@@ -7,8 +7,9 @@ from quadranas.errors import QuadranasError
 from quadranas.files import refuse_links
 from quadranas.runs import layout
 from quadranas.runs.config_file import recorded_command
+from quadranas.runs.hub_folder import HUB_CONFIG, is_hub_folder
 from quadranas.runs.next_command import resume_command
-from quadranas.space.architecture import Architecture
+from quadranas.space.architecture import Architecture, load_architecture
 from quadranas.space.catalog import find_architecture, find_folder
 
 if TYPE_CHECKING:
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 def find_model(name: str) -> tuple[Architecture, Path | None]:
     """The architecture that a name or path stands for, and the run folder that holds it, if any.
 
+    A folder of a model hub holds an architecture and is no run folder.
+
     Raises:
         QuadranasError: an unknown name, an unfinished run, or a folder with links out of it.
     """
     folder = find_folder(name)
     if folder is not None:
         refuse_links(folder)
+        if is_hub_folder(folder):
+            return load_architecture(folder / HUB_CONFIG), None
         if not (folder / layout.ARCHITECTURE).is_file():
             raise _without_architecture(folder)
     return find_architecture(name), folder

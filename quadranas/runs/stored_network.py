@@ -21,10 +21,12 @@ from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, TrainConfig, given_keys, merged, open_data
 from quadranas.runs.config_file import read_config_file, recorded_command, same_place, with_header
+from quadranas.runs.hub_folder import HUB_CONFIG, HUB_WEIGHTS, is_hub_folder
 from quadranas.runs.model_argument import find_model
 from quadranas.runs.next_command import resume_command, train_command
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture
+from quadranas.space.catalog import find_folder
 from quadranas.validation import validate
 
 DECIDED_BY_DATA = (
@@ -147,7 +149,8 @@ def _find_network(model: str) -> StoredNetwork:
     """The network of a name, a file or a run folder; errors as in `open_network`."""
     architecture, folder = find_model(model)
     if folder is None:
-        return StoredNetwork(architecture)
+        hub = find_folder(model)
+        return StoredNetwork(architecture) if hub is None else _in_hub_folder(hub, architecture)
     weights = folder / layout.WEIGHTS
     return StoredNetwork(
         architecture,
@@ -155,6 +158,38 @@ def _find_network(model: str) -> StoredNetwork:
         weights=weights if weights.is_file() else None,
         preprocessing=_preprocessing_in(folder),
     )
+
+
+def _in_hub_folder(folder: Path, architecture: Architecture) -> StoredNetwork:
+    """The network in a folder of a model hub; `folder` is not set, since it is no run folder."""
+    weights = folder / HUB_WEIGHTS
+    if not weights.is_file():
+        raise QuadranasError(
+            f"{folder} has no {HUB_WEIGHTS}: the download is incomplete",
+            "Download the whole folder again.",
+        )
+    return StoredNetwork(architecture, weights=weights, preprocessing=_preprocessing_in(folder))
+
+
+def from_pretrained(folder: str | Path) -> Network:
+    """The network in a folder of a model hub, with its weights, in evaluation mode.
+
+    Nothing in the folder is executed: it is read as JSON and safetensors.
+
+    Args:
+        folder: a folder that `publish` wrote, or its download.
+
+    Raises:
+        QuadranasError: the folder is another one, incomplete or damaged.
+    """
+    found = find_folder(str(folder))
+    if found is None or not is_hub_folder(found):
+        raise QuadranasError(
+            f"{folder} is not a published network: it has no {HUB_CONFIG}",
+            "Name a folder that quadranas publish wrote; a run is opened with "
+            "quadranas.open_run(RUN).network().",
+        )
+    return open_network(found).network().eval()
 
 
 def _preprocessing_in(folder: Path) -> Preprocessing | None:

@@ -355,7 +355,7 @@ KEYS: dict[str, set[str]] = {
         *("params", "macs", "params_before", "macs_before", "quadratic_params"),
     },
     "space-from run": {"path", "name", "family", "resolution", "widths", "architectures"},
-    "report run": {"run", "report"},
+    "report run": {"run", "report", "comparison"},
     "inspect run --image photo.png": {"model", "image", "page", "layers"},
     "data pictures": {
         *("data", "val", "kind", "is_held_out", "splits", "classes", "warnings", "page"),
@@ -372,6 +372,14 @@ KEYS: dict[str, set[str]] = {
     "run bundle photo.png": {
         *("bundle", "name", "runtime", "hardware", "device", "precision", "batch_size"),
         *("measured_ms", "measured_on", "notes", "results"),
+    },
+    "compare bundle bundle --rounds 2": {
+        *("device", "title", "hardware", "threads", "batch_size", "statistic", "rounds"),
+        *("bundles", "notes", "page"),
+    },
+    "publish run/exports/onnx-fp32 hub": {
+        *("folder", "bundle", "name", "license", "files", "accuracy", "num_images"),
+        *("size_bytes", "notes"),
     },
     "predict net.onnx --device vpu": {
         *("model", "inputs", "latency_ms", "is_lower_bound", "operators", "unpriced", "macs"),
@@ -415,8 +423,11 @@ def test_stdout_is_one_json_object(
     shutil.copy(pictures / "test" / "cat" / "0.png", tmp_path / "photo.png")
     (tmp_path / "pictures").symlink_to(pictures)
     write(tmp_path / "net.onnx", "y = Relu(x)")
-    if "bundle" in command:
+    if " bundle" in command:
         write_bundle(tmp_path / "bundle", manifest_of("onnx"), toy_network(scramble))
+    if "exports" in command:
+        request.getfixturevalue("exports")
+        assert call("export", "run").code == 0
     if "host.json" in command:  # is measured first, so only for those that need it
         shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")
     words = command.split()

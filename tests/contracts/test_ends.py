@@ -53,6 +53,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "profile": (["quadranet36_t"], {}),
     "export": (["run"], {}),
     "run": (["bundle", "photo.png"], {}),
+    "compare": (["bundle", "bundle"], {"--rounds": "1"}),
+    "publish": (["run/exports/onnx-fp32", "published"], {}),
 }
 """Arguments and options of every command, without faults."""
 
