@@ -47,7 +47,8 @@ class CalibrateResult(CommandResult):
         device, space: name of the device and of the space.
         source: the other table.
         networks: number of networks that are or were measured.
-        mape: mean absolute error of networks whose measurement was left out; `None` without times.
+        mape: mean absolute error of networks that were left out of the fit, relative to the
+            measurements; `None` without times.
         factors: what the entries of each kind of operation were multiplied by.
         summary: the source of the table's numbers, in one line.
     """
