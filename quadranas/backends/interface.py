@@ -69,6 +69,7 @@ class Program(Protocol):
         Raises:
             DeviceLostError: the device no longer responds; the call can be repeated after opening
                 the backend again.
+            ThrottledError: the device lowered its clock during the calls.
             QuadranasError: the device is emulated; emulated times are not latencies.
         """
 
@@ -247,6 +248,14 @@ class ReportsProgress(Backend, Protocol):
 
     report: Callable[[str], None]
     """Called with every progress message."""
+
+
+@runtime_checkable
+class ObservesHardware(Backend, Protocol):
+    """A runtime that looks at the sensors of its hardware while it times programs."""
+
+    def observations(self) -> dict[str, float]:
+        """Extremes since it was opened, by names such as `max_temperature_c`."""
 
 
 @runtime_checkable

@@ -29,6 +29,8 @@ from quadranas.cli.options import (
     Val,
     Weights,
     WorkerPython,
+    Ssh,
+    RemotePython,
     given,
 )
 from quadranas.latency.runtimes import (
@@ -146,6 +148,8 @@ def export_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     data: Data = None,
     val: Val = None,
@@ -175,6 +179,8 @@ def export_command(
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,
         worker_python=worker_python,
+        ssh=ssh,
+        python=python,
         allow_commands=allow_commands,
         data=data,
         val=val,
@@ -233,7 +239,8 @@ def _run_command(result: "ExportResult", image: str) -> str:
     from quadranas.deployment.bundle import read_manifest
     from quadranas.runs.next_command import proposed
 
-    reach = read_manifest(result.bundle).device.reach.given
+    given = read_manifest(result.bundle).device.reach.given
+    reach = {key: value for key, value in given.items() if key in REACH_SETTINGS}
     native = files_of(result.format).native
     options = proposed(**reach, allow_native_code=native).removeprefix("quadranas")
     return f"{proposed('run', result.bundle)} {image}{options}"
@@ -279,6 +286,8 @@ def run_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_native_code: Annotated[
         bool,
         typer.Option(
@@ -311,6 +320,8 @@ def run_command(
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,
         worker_python=worker_python,
+        ssh=ssh,
+        python=python,
     )
     print_result(result, as_json, _run_text)
 

@@ -30,6 +30,8 @@ from quadranas.cli.options import (
     Threads,
     TuningTrials,
     WorkerPython,
+    Ssh,
+    RemotePython,
 )
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan
@@ -201,6 +203,8 @@ def build_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
@@ -226,6 +230,8 @@ def build_lut_command(
         "rpc_tracker": rpc_tracker,
         "rpc_key": rpc_key,
         "worker_python": worker_python,
+        "ssh": ssh,
+        "python": python,
         "allow_commands": allow_commands,
     }
     classes = num_classes or ()
@@ -311,6 +317,8 @@ def validate_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     networks: Annotated[
         int,
@@ -343,6 +351,8 @@ def validate_lut_command(
             rpc_tracker=rpc_tracker,
             rpc_key=rpc_key,
             worker_python=worker_python,
+            ssh=ssh,
+            python=python,
             allow_commands=allow_commands,
         )
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")

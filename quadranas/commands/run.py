@@ -15,7 +15,7 @@ from quadranas.deployment.manifest import InputDescription, Manifest
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
-from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
+from quadranas.latency.runtimes import REACH_SETTINGS, REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
 from quadranas.measurement.summary import timing_of
 from quadranas.measurement.timing import undisturbed_calls
@@ -100,6 +100,8 @@ def run(
     rpc_tracker: str | None = None,
     rpc_key: str | None = None,
     worker_python: str | None = None,
+    ssh: str | None = None,
+    python: str | None = None,
 ) -> RunResult:
     """Label images with an exported bundle, and time every call.
 
@@ -110,16 +112,16 @@ def run(
         top: number of labels per image; by default 5, or all classes if there are fewer.
         allow_native_code: run a file that is machine code, as of the format tvm.
         device: the file of the bundle's device, which says how to reach it.
-        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; they take precedence
-            over its file. What the manifest says about it is never used, since a bundle may come
-            from anywhere.
+        rpc, rpc_tracker, rpc_key, worker_python, ssh, python: how to reach the device; they take
+            precedence over its file. What the manifest says about it is never used, since a bundle
+            may come from anywhere.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
             device is missing or not named.
     """
     ways = {"rpc": rpc, "rpc_tracker": rpc_tracker, "rpc_key": rpc_key}
-    ways["worker_python"] = worker_python
+    ways |= {"worker_python": worker_python, "ssh": ssh, "python": python}
     opened = open_bundle(Path(bundle))
     manifest = opened.manifest
     paths = _paths(images)
@@ -271,7 +273,7 @@ def _runtime(manifest: Manifest) -> Runtime:
 def _check_reach(manifest: Manifest, runtime: Runtime, reach: Mapping[str, str]) -> None:
     """Refuse options that do not suit the bundle's runtime, and require those that it needs."""
     for key in reach:
-        if key not in runtime.reach:
+        if key in REACH_SETTINGS and key not in runtime.reach:
             raise QuadranasError(
                 f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
                 f"{manifest.runtime}",
