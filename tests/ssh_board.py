@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,8 @@ class SshBoard:
     def end(self, pid: int) -> None:
         """End a connection, with the processes that it has started."""
         subprocess.run(["pkill", "-KILL", "-P", str(pid)], check=False)
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            pass
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def reach(self, **changes: Any) -> Mapping[str, Any]:
         """How a device file reaches it."""

@@ -30,8 +30,8 @@ def open_backend(device: Device, records: Path) -> Backend:
     assert device.runtime in RUNTIMES, "choose the runtime first"
     if device.is_away:
         raise QuadranasError(
-            f"device {device.name!r} is reached by ssh, and a run folder or a bundle never chooses "
-            "what is contacted",
+            f"device {device.name!r} is reached by ssh, and a run folder or a bundle never "
+            "chooses what is contacted",
             "Name its own file with --device.",
         )
     if device.reach.ssh is not None:

@@ -55,7 +55,9 @@ class SshBackend(ClosedOnExit):
     def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
         self.device = device
         self.facts = _facts_of(device)
-        here = Device(name=device.name, title=device.title, runtime=device.runtime, precision="fp32")
+        here = Device(
+            name=device.name, title=device.title, runtime=device.runtime, precision="fp32"
+        )
         self.writer = cast("FileBackend", backend_class(device.runtime or "")(here, records))
         self.lowering = self.writer.lowering
         if isinstance(self.writer, QuantizingBackend):

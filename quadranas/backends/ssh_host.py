@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,7 +111,9 @@ class SshHost:
         self.device, self.address = device, reach.ssh
         self.python = (reach.python or "python3").removeprefix("~/")
         self.parent = (reach.folder or "").removeprefix("~/")
-        config = [] if reach.ssh_config is None else ["-F", str(Path(reach.ssh_config).expanduser())]
+        config = (
+            [] if reach.ssh_config is None else ["-F", str(Path(reach.ssh_config).expanduser())]
+        )
         self.options = [*config, *(f"-o{key}={value}" for key, value in OPTIONS.items())]
         self.log = folder / "worker.log"
         self.there = ""
@@ -132,12 +133,13 @@ class SshHost:
             raise self._fault(f"{self.python} there printed {text[:80]!r}") from error
         if not SAFE_PATH.fullmatch(self.there):
             raise self._fault(
-                f"its folder for temporary files is {self.there!r}, a name that cannot be copied to",
+                f"its folder for temporary files is {self.there!r}, which cannot be copied to",
                 "Name another folder as reach.folder, of letters, digits and /._-",
             )
         if python < OLDEST_PYTHON:
+            release = ".".join(map(str, python))
             raise self._fault(
-                f"{self.python} there is Python {'.'.join(map(str, python))}; needed: 3.6 or newer",
+                f"{self.python} there is Python {release}; needed: at least 3.6",
                 "Name another one in the device's file, as in reach: {python: /usr/bin/python3}.",
             )
         script = self._copy(SCRIPT)

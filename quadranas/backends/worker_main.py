@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple
 
 Answer = Dict[str, Any]
@@ -65,7 +66,7 @@ def refuse_target(settings: Answer, accepted: Tuple[str, ...] = ()) -> None:
     Raises:
         ValueError: the device has such a target.
     """
-    if settings["target"] not in (None,) + accepted:
+    if settings["target"] not in (None, *accepted):
         message = "over ssh it takes no target{}, got {!r}"
         others = " but " + ", ".join(accepted) if accepted else ""
         raise ValueError(message.format(others, settings["target"]))
@@ -90,7 +91,7 @@ class OpenVino2021Network:
     def fill(self, content: bytes, shape: List[int]) -> None:
         blob = self.request.input_blobs[self.name]
         if list(blob.buffer.shape) != shape:
-            raise ValueError("the network takes {}, got {}".format(blob.buffer.shape, shape))
+            raise ValueError(f"the network takes {blob.buffer.shape}, got {shape}")
         blob.buffer[:] = array_of(content, shape)
 
     def call(self) -> None:
@@ -114,7 +115,7 @@ class OpenVino2021:
         try:
             name = self.core.get_metric(self.target, "FULL_DEVICE_NAME")
         except Exception as error:
-            sys.stderr.write("no name for {}: {}\n".format(self.target, describe(error)))
+            sys.stderr.write(f"no name for {self.target}: {describe(error)}\n")
         numpy = importlib.import_module("numpy").__version__
         return {"versions": {"openvino": self.api.get_version(), "numpy": numpy}, "hardware": name}
 
@@ -215,14 +216,14 @@ class OpenVino:
     def load(self, path: str, shapes: Shapes, batch: Optional[int]) -> Any:
         model = self.core.read_model(path)
         names = [
-            place.get_any_name() if place.get_names() else "input{}".format(number)
+            place.get_any_name() if place.get_names() else f"input{number}"
             for number, place in enumerate(model.inputs)
         ]
         model.reshape({place: shapes[name] for place, name in zip(model.inputs, names)})
         compiled = self.core.compile_model(model, self.target, self._properties())
         runs = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if runs not in HINTS[self.precision]:
-            raise ValueError("it would run {}, not {}".format(runs, self.precision))
+            raise ValueError(f"it would run {runs}, not {self.precision}")
         return OpenVinoNetwork(compiled.create_infer_request(), compiled)
 
     def _properties(self) -> Answer:
@@ -278,7 +279,7 @@ class PyTorch:
 
     def facts(self) -> Answer:
         version = self.torch.__version__
-        return {"runtime": "PyTorch {}, eager".format(version), "versions": {"torch": version}}
+        return {"runtime": f"PyTorch {version}, eager", "versions": {"torch": version}}
 
     def load(self, path: str, shapes: Shapes, batch: Optional[int]) -> Any:
         program = self.torch.export.load(path)
@@ -303,13 +304,12 @@ class ExecuTorch:
     def facts(self) -> Answer:
         found = importlib.import_module("importlib.metadata").version("executorch")
         return {
-            "runtime": "ExecuTorch {} (XNNPACK)".format(found),
+            "runtime": f"ExecuTorch {found} (XNNPACK)",
             "versions": {"executorch": found, "torch": self.torch.__version__},
         }
 
     def load(self, path: str, shapes: Shapes, batch: Optional[int]) -> Any:
-        with open(path, "rb") as file:
-            program = self.api.load_program(file.read())
+        program = self.api.load_program(Path(path).read_bytes())
         method = program.load_method("forward")
         # The method reads from the program.
         return TorchNetwork(self.torch, shapes, lambda x: method.execute([x])[0], program)
@@ -331,9 +331,8 @@ class Watch:
     def __init__(self) -> None:
         self.files = []  # type: List[int]
         try:
-            for thread in os.listdir("/proc/self/task")[:MAX_THREADS]:
-                path = "/proc/self/task/{}/schedstat".format(thread)
-                self.files.append(os.open(path, os.O_RDONLY))
+            for task in list(Path("/proc/self/task").iterdir())[:MAX_THREADS]:
+                self.files.append(os.open(str(task / "schedstat"), os.O_RDONLY))
             self.is_known = any(self._read(0))
         except (OSError, ValueError, IndexError):  # not Linux, or without these statistics
             self.is_known = False
@@ -376,11 +375,11 @@ class Machine:
     """
 
     def __init__(self, root: str = "/") -> None:
-        self.root = root
+        self.root = Path(root)
         self.cores = []  # type: List[int]
         self.flags = self._flags()
         self.limits = {}  # type: Dict[int, float]
-        self.counts = self._counts()
+        self.counts = 0
 
     def use(self, threads: Optional[int]) -> None:
         """Pin this process to as many cores as there are threads, the fastest and last ones.
@@ -403,6 +402,7 @@ class Machine:
         os.sched_setaffinity(0, self.cores)
         limits = {core: self._mhz(core, "scaling_max_freq") for core in self.cores}
         self.limits = {core: mhz for core, mhz in limits.items() if mhz is not None}
+        self.counts = self._counts()
 
     def settings(self) -> Dict[str, str]:
         """The settings that affect the speed, as far as they are known."""
@@ -411,7 +411,7 @@ class Machine:
             "cores": ", ".join(map(str, self.cores)),
             "governor": ", ".join(sorted(governors)),
             "clock limit": ", ".join(
-                "{:.0f} MHz".format(mhz) for mhz in sorted(set(self.limits.values()))
+                f"{mhz:.0f} MHz" for mhz in sorted(set(self.limits.values()))
             ),
         }
         return {key: text for key, text in known.items() if text}
@@ -448,17 +448,17 @@ class Machine:
             kind = self._read(place + "/type")
             level = self._read(place + "/cur_state")
             if ("cpufreq" in kind or kind == "Processor") and level.isdigit() and int(level):
-                reasons.append("{} limits the clock".format(kind))
+                reasons.append(f"{kind} limits the clock")
         for core, limit in self.limits.items():
             mhz = self._mhz(core, "scaling_max_freq")
             if mhz is not None and mhz < limit:
-                reasons.append("the limit of core {} fell to {:.0f} MHz".format(core, mhz))
+                reasons.append(f"the limit of core {core} fell to {mhz:.0f} MHz")
         flags, self.flags = self.flags, self._flags()
         if self.flags & THROTTLED_NOW or (self.flags & ~flags) >> 16:
-            reasons.append("vcgencmd get_throttled says 0x{:x}".format(self.flags))
+            reasons.append(f"vcgencmd get_throttled says 0x{self.flags:x}")
         counts, self.counts = self.counts, self._counts()
         if self.counts > counts:
-            reasons.append("the processor was too hot {} times".format(self.counts - counts))
+            reasons.append(f"the processor was too hot {self.counts - counts} times")
         return reasons
 
     def _flags(self) -> int:
@@ -475,7 +475,7 @@ class Machine:
     def _counts(self) -> int:
         """How often the cores were too hot, where x86 processors count it."""
         texts = [
-            self._read("sys/devices/system/cpu/cpu{}/thermal_throttle/core_throttle_count".format(c))
+            self._read(f"sys/devices/system/cpu/cpu{c}/thermal_throttle/core_throttle_count")
             for c in self.cores
         ]
         return sum(int(text) for text in texts if text.isdigit())
@@ -491,20 +491,19 @@ class Machine:
         return int(text) / 1000 if text.isdigit() else None
 
     def _cpufreq(self, core: int, name: str) -> str:
-        return self._read("sys/devices/system/cpu/cpu{}/cpufreq/{}".format(core, name))
+        return self._read(f"sys/devices/system/cpu/cpu{core}/cpufreq/{name}")
 
     def _list(self, folder: str, prefix: str) -> List[str]:
         try:
-            names = sorted(os.listdir(os.path.join(self.root, folder)))
+            names = sorted(path.name for path in (self.root / folder).iterdir())
         except OSError:
             return []
-        return [folder + "/" + name for name in names if name.startswith(prefix)]
+        return [f"{folder}/{name}" for name in names if name.startswith(prefix)]
 
     def _read(self, path: str) -> str:
         """A file's text; empty if there is none, or it cannot be read now."""
         try:
-            with open(os.path.join(self.root, path), errors="replace") as file:
-                return file.read().strip()
+            return (self.root / path).read_text(errors="replace").strip()
         except OSError:
             return ""
 

@@ -22,16 +22,16 @@ from quadranas.cli.options import (
     DeviceName,
     Json,
     Quiet,
+    RemotePython,
     Rpc,
     RpcKey,
     RpcTracker,
     SpaceName,
+    Ssh,
     TableFile,
     Threads,
     TuningTrials,
     WorkerPython,
-    Ssh,
-    RemotePython,
 )
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan

@@ -95,7 +95,7 @@ SshAddress = Annotated[
 """A host, or its alias in OpenSSH's configuration, with or without a user: `pi@192.168.0.7`."""
 
 RemotePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~][A-Za-z0-9_./~+-]*$")]
-"""A path on another machine, whose shell and copying program may read other characters otherwise."""
+"""A path on another machine, whose programs may read other characters otherwise."""
 
 
 class Reach(Frozen):

@@ -130,8 +130,10 @@ class Journal:
 
     def _discard_round(self, round_number: int) -> None:
         self.num_throttled += 1
-        for rounds in (*self.samples.values(), *self.calls.values()):
-            rounds.pop(round_number, None)
+        for samples in self.samples.values():
+            samples.pop(round_number, None)
+        for calls in self.calls.values():
+            calls.pop(round_number, None)
 
     def _keep(
         self, program: str, round_number: int, times_ms: list[float], calls: Calls | None

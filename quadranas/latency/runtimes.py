@@ -117,8 +117,8 @@ class Runtime:
         needs_reach: the setting that is required to open a device; empty if none is.
         for_host: whether `fastest` considers it.
         other_hardware: whether it needs hardware that a machine may lack.
-        over_ssh: precisions that it runs in on a machine that is reached by ssh; empty if it cannot
-            be reached so. `backends/worker_main.py` has a class for it.
+        over_ssh: precisions that it runs in on a board that is reached by ssh; empty if it cannot
+            run there. `backends/worker_main.py` has a class for it.
         runs: formats of other runtimes that its devices can run.
         reports_times: whether its latencies are numbers that another program prints, so that
             their unit has to be checked.

@@ -282,8 +282,8 @@ def test_a_missing_interpreter_is_one_error(shared: SshBoard) -> None:
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        ('{"folder": "/tmp/x", "python": [2, 7]}', "is Python 2.7; needed: 3.6"),
-        ('{"folder": "/tmp/a b", "python": [3, 9]}', "'/tmp/a b', a name that cannot be copied"),
+        ('{"folder": "/tmp/x", "python": [2, 7]}', "is Python 2.7; needed: at least 3.6"),
+        ('{"folder": "/tmp/a b", "python": [3, 9]}', "'/tmp/a b', which cannot be copied"),
         ("Welcome", "printed 'Welcome"),
     ],
 )
@@ -340,7 +340,10 @@ def test_a_full_disk_is_one_error_and_work_goes_on_with_more_space(
     with opened(shared, reach=reach) as backend:
         small = backend.compile(network, SHAPE)
         large = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 256)).eval()
-        with pytest.raises(QuadranasError, match=r"cannot copy 2\.onnx \(\d+ bytes\) to .*tiny/.*, where \d+ bytes are free"):
+        with pytest.raises(
+            QuadranasError,
+            match=r"cannot copy 2\.onnx \(\d+ bytes\) to .*tiny/.*, where \d+ bytes are free",
+        ):
             backend.compile(large, SHAPE)
         assert not (Path(backend.host.there) / "2.onnx").exists()
         assert len(small.time_ms(2)) == 2  # what is loaded goes on
