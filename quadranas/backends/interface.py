@@ -255,7 +255,7 @@ class ObservesHardware(Backend, Protocol):
     """A runtime that looks at the sensors of its hardware while it times programs."""
 
     def observations(self) -> dict[str, float]:
-        """Extremes since it was opened, by names such as `max_temperature_c`."""
+        """Extremes since it was opened, by the names in a table's header (`Measurement`)."""
 
 
 @runtime_checkable

@@ -74,7 +74,7 @@ class SshBackend(ClosedOnExit):
                 "target": device.target,
                 "precision": device.precision,
             },
-            patience or Patience(retries=len(PAUSES_S)),
+            patience or Patience(load_s=300, call_s=600, retries=len(PAUSES_S)),
         )
         try:
             self._open()

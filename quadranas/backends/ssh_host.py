@@ -54,7 +54,7 @@ SSH_FAILED = 255
 NO_PROGRAM = (126, 127)
 
 PREPARE = """
-import json, shutil, sys, tempfile
+import json, sys, tempfile
 folder = tempfile.mkdtemp(prefix="quadranas-", dir=sys.argv[1] or None)
 print(json.dumps({"folder": folder, "python": list(sys.version_info[:2])}))
 """
@@ -62,11 +62,14 @@ print(json.dumps({"folder": folder, "python": list(sys.version_info[:2])}))
 
 CLEAR = """
 import os, shutil, sys
+folder = os.path.dirname(sys.argv[1])
 if os.path.exists(sys.argv[1]):
     os.remove(sys.argv[1])
-print(shutil.disk_usage(os.path.dirname(sys.argv[1])).free)
+print(shutil.disk_usage(folder).free)
+if not os.listdir(folder):
+    os.rmdir(folder)
 """
-"""Removes an incomplete file, and prints the free space."""
+"""Removes an incomplete file, and the folder if it is empty then, and prints the free space."""
 
 REFUSALS = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": (

@@ -49,8 +49,8 @@ class Measurement(Frozen):
         dropped: share of the calls that lost the processor to other processes, which were dropped
             and repeated; `unknown` for devices that cannot tell, and in older tables.
         reference_ms: latency of the reference operation.
-        observed: what the sensors of a device showed, as far as it has any: `max_temperature_c`,
-            `min_clock_mhz` and `max_clock_mhz`, since the measurement was last started.
+        max_temperature_c, min_clock_mhz, max_clock_mhz: extremes of the device's sensors since the
+            measurement was last started; `None` if it has none, or they are not read.
     """
 
     hardware: str
@@ -65,7 +65,9 @@ class Measurement(Frozen):
     noise_p95: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     dropped: Annotated[float, Field(ge=0, le=1)] | Literal["unknown"] = "unknown"
     reference_ms: Milliseconds
-    observed: dict[str, float] = Field(default_factory=dict)
+    max_temperature_c: float | None = Field(default=None, allow_inf_nan=False)
+    min_clock_mhz: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_clock_mhz: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     def quality(self) -> str:
         """The noise and the share of dropped calls in words."""

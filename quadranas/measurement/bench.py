@@ -146,7 +146,7 @@ class Bench:
         """The description of a measurement in a table's header."""
         backend = self.backend
         observed = backend.observations() if isinstance(backend, ObservesHardware) else {}
-        return describe_measurement(self.provenance, self.device, timings, plan, observed)
+        return describe_measurement(self.provenance, self.device, timings, plan, **observed)
 
 
 def describe_measurement(
@@ -154,7 +154,7 @@ def describe_measurement(
     device: Device,
     timings: Timings,
     plan: Plan,
-    observed: Mapping[str, float] | None = None,
+    **observed: float,
 ) -> Measurement:
     """The description of a measurement in a table's header.
 
@@ -174,7 +174,7 @@ def describe_measurement(
         noise_p95=timings.noise_p95,
         dropped="unknown" if timings.dropped is None else timings.dropped,
         reference_ms=timings.reference_ms,
-        observed=dict(observed or {}),
+        **observed,
     )
 
 
