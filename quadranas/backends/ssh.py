@@ -7,7 +7,7 @@ quadranas is installed there.
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from quadranas.backends.interface import (
     as_shape,
     refuse_shape,
 )
+from quadranas.backends.onnxruntime_providers import named_providers
 from quadranas.backends.registry import backend_class
 from quadranas.backends.ssh_host import PAUSES_S, SshHost
 from quadranas.backends.worker_client import Patience, WorkerClient, WorkerProgram
@@ -46,6 +47,7 @@ class SshBackend(ClosedOnExit):
 
     Raises:
         MissingExtraError: the runtime that writes the files is not installed here.
+        ThrottledError: its clock is lowered now, and would be taken for its setting.
         QuadranasError: the board cannot be reached, or lacks the runtime, or the runtime does not
             support the device's settings.
     """
@@ -55,6 +57,7 @@ class SshBackend(ClosedOnExit):
     def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
         self.device = device
         self.facts = _facts_of(device)
+        settings = _settings_of(device)
         here = Device(
             name=device.name, title=device.title, runtime=device.runtime, precision="fp32"
         )
@@ -68,12 +71,7 @@ class SshBackend(ClosedOnExit):
         self.client = WorkerClient(
             self.host,
             device.runtime or "",
-            {
-                "on_board": True,
-                "threads": device.threads,
-                "target": device.target,
-                "precision": device.precision,
-            },
+            settings,
             patience or Patience(load_s=300, call_s=600, retries=len(PAUSES_S)),
         )
         try:
@@ -92,6 +90,8 @@ class SshBackend(ClosedOnExit):
                 f"device {self.device.name!r} ({self.host.address}): {loss}",
                 "Check that the board runs, and that this works: ssh " + self.host.address,
             ) from loss
+        self.host.observe(self.client.facts)
+        self.host.observed.clear()  # of an idle board
         free = self.client.facts.get("memory_bytes")
         if isinstance(free, int):
             self.client.max_bytes = free // SHARE
@@ -157,12 +157,14 @@ class SshBackend(ClosedOnExit):
 
     def provenance(self) -> Provenance:
         """See `Backend`."""
-        facts = self.client.facts
+        facts, device = self.client.facts, self.device
+        is_cpu = device.runtime != "onnxruntime" or named_providers(device).is_cpu
+        copies = {} if is_cpu or not device.time_copies else {"copies": "timed"}
         return Provenance(
             runtime=facts["runtime"],
-            hardware=facts["hardware"],
+            hardware=facts["hardware"] if is_cpu else f"{device.title}, {facts['hardware']}",
             versions={"torch": torch.__version__} | facts["versions"],
-            settings=facts["settings"],
+            settings=facts["settings"] | copies,
         )
 
     def observations(self) -> dict[str, float]:
@@ -176,6 +178,29 @@ class SshBackend(ClosedOnExit):
             self.writer.close()
         finally:
             self.folder.cleanup()
+
+
+def _settings_of(device: Device) -> dict[str, Any]:
+    """The settings that a worker opens the runtime with.
+
+    Raises:
+        QuadranasError: its target is no list of execution providers, or they do not run in its
+            precision.
+    """
+    settings = {
+        "on_board": True,
+        "threads": device.threads,
+        "target": device.target,
+        "precision": device.precision,
+    }
+    if device.runtime != "onnxruntime":
+        return settings
+    providers = named_providers(device)
+    is_copied = providers.is_cpu or device.time_copies
+    return settings | {
+        "providers": [(provider.name, provider.texts) for provider in providers.chosen],
+        "memory": None if is_copied else providers.memory,
+    }
 
 
 def _facts_of(device: Device) -> Runtime:

@@ -5,6 +5,7 @@ gets is quoted. Keys are never asked for, and the key of the host must be known.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -21,7 +22,6 @@ from quadranas.backends.worker_process import (
 )
 from quadranas.errors import DeviceLostError, QuadranasError, ThrottledError, printable_lines
 from quadranas.latency.device import Device
-from quadranas.latency.runtimes import RUNTIMES
 
 OPTIONS = {
     "BatchMode": "yes",
@@ -117,7 +117,11 @@ class SshHost:
         config = (
             [] if reach.ssh_config is None else ["-F", str(Path(reach.ssh_config).expanduser())]
         )
-        self.options = [*config, *(f"-o{key}={value}" for key, value in OPTIONS.items())]
+        # Files are copied through the connection of the worker, if there is one. Users' own shared
+        # connections are not used: ssh would stay in the background and keep our pipes open.
+        self.shared = folder / "ssh"
+        fixed = OPTIONS | {"ControlPath": str(self.shared), "ControlPersist": "no"}
+        self.options = [*config, *(f"-o{key}={value}" for key, value in fixed.items())]
         self.log = folder / "worker.log"
         self.there = ""
         self.placed: dict[Path, str] = {}
@@ -128,6 +132,7 @@ class SshHost:
     def start(self) -> WorkerProcess:
         """See `WorkerHost`: makes a folder there, and copies the worker into it."""
         self.placed.clear()
+        self.shared.unlink(missing_ok=True)
         text = self._run_there(PREPARE, self.parent)
         try:
             found = json.loads(text.strip().splitlines()[-1])
@@ -147,7 +152,7 @@ class SshHost:
             )
         script = self._copy(SCRIPT)
         words = [self.python, "-I", script, self.there]
-        return WorkerProcess(self._ssh(words), self.log)
+        return WorkerProcess(self._ssh(words, "-oControlMaster=yes"), self.log)
 
     def place(self, path: Path) -> str:
         """See `WorkerHost`: copies the file, and one with weights beside it."""
@@ -178,13 +183,12 @@ class SshHost:
         """See `WorkerHost`."""
         if not refusal.missing:
             return QuadranasError(f"{self._name} cannot {what}: {refusal}")
-        files = RUNTIMES[self.device.runtime or ""].own_files
         package = refusal.missing.partition(".")[0]
-        package = files.package if package == files.package.partition("==")[0] else package
         pip = [self.python, "-m", "pip", "install", f"{package}{_pinned(package)}"]
         return self._fault(
             f"{self.python} there has no package {refusal.missing!r}",
-            f"Install it with: {shlex.join(['ssh', self.address, shlex.join(pip)])}",
+            f"Install it with: {shlex.join(['ssh', self.address, shlex.join(pip)])}\n"
+            "If there is no such version for its Python, install the newest one.",
         )
 
     def observe(self, answer: Mapping[str, Any]) -> None:
@@ -215,9 +219,13 @@ class SshHost:
     def _fault(self, fault: str, hint: str = "") -> QuadranasError:
         return QuadranasError(f"{self._name}: {fault}", hint)
 
-    def _ssh(self, words: Sequence[str]) -> list[str]:
-        """The command that runs words there."""
-        return ["ssh", *self.options, "-T", "--", self.address, shlex.join(words)]
+    def _ssh(self, words: Sequence[str], master: str = "-oControlMaster=no") -> list[str]:
+        """The command that runs words there.
+
+        Args:
+            master: whether other programs can use its connection.
+        """
+        return ["ssh", master, *self.options, "-T", "--", self.address, shlex.join(words)]
 
     def _run_there(self, code: str, *arguments: str) -> str:
         """Run code in the interpreter there; returns what it prints."""
@@ -241,8 +249,8 @@ class SshHost:
     def _copy(self, path: Path) -> str:
         """Copy a file into the folder there; returns its path."""
         target = f"{self.there}/{path.name}"
-        command = ["scp", *self.options, "-q", "-B", "--", str(path), f"{self.address}:{target}"]
-        done = self._run(command, COPY_S)
+        command = ["scp", "-oControlMaster=no", *self.options, "-q", "-B", "--", str(path)]
+        done = self._run([*command, f"{self.address}:{target}"], COPY_S)
         if done.returncode == 0:
             return target
         if done.returncode == SSH_FAILED or "onnection" in done.stderr:
@@ -263,6 +271,7 @@ class SshHost:
                 capture_output=True,
                 text=True,
                 errors="replace",
+                env=os.environ | {"LC_ALL": "C"},  # the words of ssh are looked for
                 timeout=timeout_s,
                 start_new_session=True,
                 check=False,

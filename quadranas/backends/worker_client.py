@@ -184,6 +184,7 @@ class WorkerClient:
             request = {"shapes": program.shapes, "batch": program.batch}
             answer = self._ask(worker, "load", path=self.host.place(program.path), **request)
             handle = int(answer["handle"])
+            program.notes = tuple(answer.get("notes", ()))
         self.loaded[program] = handle
         return handle
 
@@ -200,7 +201,12 @@ class WorkerProgram:
         path: its file, which stays here.
         shapes: the shapes of its inputs by name.
         batch: the size of a free batch dimension; `None` without one.
+
+    Attributes:
+        notes: how it runs otherwise than asked for.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ MAX_THREADS = 64
 DTYPES = {"float": "float32", "double": "float64"}
 """numpy's names of types, where ONNX Runtime has others."""
 
+CPU = "CPUExecutionProvider"
+
 HINTS = {
     "fp32": ("f32", "float", "float32"),
     "fp16": ("f16", "float16"),
@@ -60,16 +62,14 @@ def content_of(array: Any) -> Tuple[bytes, List[int]]:
     return array.astype("<f4").tobytes(), list(array.shape)
 
 
-def refuse_target(settings: Answer, accepted: Tuple[str, ...] = ()) -> None:
+def refuse_target(settings: Answer) -> None:
     """Refuse hardware that a runtime cannot choose.
 
     Raises:
-        ValueError: the device has such a target.
+        ValueError: the device has a target.
     """
-    if settings["target"] not in (None, *accepted):
-        message = "over ssh it takes no target{}, got {!r}"
-        others = " but " + ", ".join(accepted) if accepted else ""
-        raise ValueError(message.format(others, settings["target"]))
+    if settings["target"] is not None:
+        raise ValueError(f"over ssh it takes no target, got {settings['target']!r}")
 
 
 # The runtimes. Each is opened with the settings of the device, and loads networks; a network has
@@ -126,10 +126,18 @@ class OpenVino2021:
 
 
 class OnnxNetwork:
-    """A session of ONNX Runtime."""
+    """A session of ONNX Runtime.
 
-    def __init__(self, session: Any, shapes: Shapes) -> None:
-        self.session = session
+    Args:
+        memory: the memory for inputs and outputs of timed calls, which then copy nothing; `None`
+            for calls that do.
+        notes: how it runs otherwise than asked for.
+    """
+
+    def __init__(
+        self, session: Any, shapes: Shapes, memory: Optional[str], notes: List[str]
+    ) -> None:
+        self.session, self.memory, self.notes = session, memory, notes
         self.feeds = {}
         for place in session.get_inputs():
             dtype = place.type[len("tensor(") : -1]
@@ -142,21 +150,50 @@ class OnnxNetwork:
     def call(self) -> None:
         self.outputs = self.session.run(None, self.feeds)
 
+    def timed_call(self) -> Callable[[], None]:
+        """The call to time."""
+        if self.memory is None:
+            return self.call
+        place = importlib.import_module("onnxruntime").OrtValue.ortvalue_from_numpy
+        binding = self.session.io_binding()
+        for name, values in self.feeds.items():
+            binding.bind_ortvalue_input(name, place(values, self.memory, 0))
+        for output in self.session.get_outputs():
+            binding.bind_output(output.name, self.memory, 0)
+
+        def call() -> None:
+            self.session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return call
+
     def output(self) -> Tuple[bytes, List[int]]:
         return content_of(self.outputs[0])
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime with the execution providers of the settings, by priority."""
 
     def __init__(self, settings: Answer) -> None:
-        refuse_target(settings, ("CPUExecutionProvider",))
         self.api = importlib.import_module("onnxruntime")
-        self.threads = settings["threads"]
+        self.threads, self.memory = settings["threads"], settings["memory"]
+        self.providers = [tuple(provider) for provider in settings["providers"]]
+        self.names = [name for name, _ in self.providers]
+        offered = self.api.get_available_providers()
+        for name in self.names:
+            if name not in offered:
+                raise ValueError(
+                    f"ONNX Runtime {self.api.__version__} there offers no execution provider "
+                    f"{name!r}; it offers: {', '.join(offered)}"
+                )
 
     def facts(self) -> Answer:
         version = self.api.__version__
-        return {"runtime": "ONNX Runtime " + version, "versions": {"onnxruntime": version}}
+        names = "" if self.names == [CPU] else f" ({', '.join(self.names)})"
+        return {
+            "runtime": f"ONNX Runtime {version}{names}",
+            "versions": {"onnxruntime": version},
+        }
 
     def load(self, path: str, shapes: Shapes, batch: Optional[int]) -> Any:
         options = self.api.SessionOptions()
@@ -165,8 +202,44 @@ class OnnxRuntime:
         options.log_severity_level = 3
         if batch is not None:
             options.add_free_dimension_override_by_name("batch", batch)
-        session = self.api.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return OnnxNetwork(session, shapes)
+        if self.names != [CPU]:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session = self.api.InferenceSession(path, options, providers=self.providers)
+        return OnnxNetwork(session, shapes, self.memory, self._check(session))
+
+    def _check(self, session: Any) -> List[str]:
+        """Check that the providers run a network; returns what runs on the CPU instead, in words.
+
+        Raises:
+            ValueError: one could not be started, or leaves nodes to the CPU, which is not named.
+        """
+        if self.names == [CPU]:
+            return []
+        started = session.get_providers()
+        absent = [name for name in self.names if name not in started]
+        if absent:
+            raise ValueError(f"{' and '.join(absent)} could not be started there")
+        if not hasattr(session, "get_provider_graph_assignment_info"):
+            if CPU in self.names:
+                return ["it is unknown which nodes run on the CPU"]
+            raise ValueError(
+                f"ONNX Runtime {self.api.__version__} does not say which nodes run on the CPU; "
+                f"install 1.24 or newer there, or allow it with {CPU} as the last entry of target"
+            )
+        parts = session.get_provider_graph_assignment_info()
+        nodes = [
+            f"{node.name or 'unnamed'} ({node.op_type})"
+            for part in parts
+            if part.ep_name == CPU
+            for node in part.get_nodes()
+        ]
+        some = ", ".join(nodes[:5]) + (" ..." if len(nodes) > 5 else "")
+        if nodes and CPU not in self.names:
+            raise ValueError(
+                f"{len(nodes)} nodes would run on the CPU instead of {self.names[0]}: {some}; to "
+                f"allow that, add {CPU} as the last entry of target"
+            )
+        return [f"{len(nodes)} nodes run on the CPU: {some}"] if nodes else []
 
 
 class OpenVinoNetwork:
@@ -533,6 +606,7 @@ class Worker:
             facts.setdefault("hardware", self.machine.hardware())
             facts["settings"] = self.machine.settings()
             facts["memory_bytes"] = self.machine.memory_bytes()
+            facts["state"] = self.machine.state()
         return facts
 
     def load(self, path: str, shapes: Shapes, batch: Optional[int]) -> Answer:
@@ -540,7 +614,7 @@ class Worker:
         network = self.runtime.load(path, shapes, batch)
         self.num_loads += 1
         self.networks[self.num_loads] = network
-        return {"handle": self.num_loads}
+        return {"handle": self.num_loads, "notes": getattr(network, "notes", [])}
 
     def unload(self, handle: int) -> Answer:
         """Release a network and its memory."""
@@ -557,7 +631,9 @@ class Worker:
 
     def time(self, handle: int, repeats: int) -> Answer:
         """Time calls on the last input, at first noise."""
-        times = timed(self.networks[handle].call, repeats)
+        network = self.networks[handle]
+        choose_call = getattr(network, "timed_call", None)
+        times = timed(network.call if choose_call is None else choose_call(), repeats)
         if self.machine is not None:
             times["state"] = self.machine.state()
         return times
@@ -577,7 +653,7 @@ def answer(actions: Dict[str, Callable[..., Answer]], line: str) -> Answer:
         action = actions[request.pop("do")]
         return {"id": identity, "result": action(**request)}
     except Exception as error:
-        missing = error.name if isinstance(error, ImportError) else None
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
         return {"id": identity, "error": describe(error), "missing": missing}
 
 

@@ -94,8 +94,9 @@ SshAddress = Annotated[
 ]
 """A host, or its alias in OpenSSH's configuration, with or without a user: `pi@192.168.0.7`."""
 
-RemotePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~][A-Za-z0-9_./~+-]*$")]
-"""A path on another machine, whose programs may read other characters otherwise."""
+RemoteProgram = Annotated[str, Field(pattern=r"^[^\x00-\x20-][^\x00-\x1f]*$")]
+RemoteFolder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~][A-Za-z0-9_./~+-]*$")]
+"""A folder on another machine, without characters that some versions of scp read otherwise."""
 
 
 class Reach(Frozen):
@@ -118,8 +119,8 @@ class Reach(Frozen):
     rpc_key: str | None = None
     worker_python: str | None = None
     ssh: SshAddress | None = None
-    python: RemotePath | None = None
-    folder: RemotePath | None = None
+    python: RemoteProgram | None = None
+    folder: RemoteFolder | None = None
     ssh_config: str | None = None
 
     @property

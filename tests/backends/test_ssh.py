@@ -22,7 +22,12 @@ from quadranas.backends.registry import open_backend
 from quadranas.backends.ssh import SshBackend
 from quadranas.backends.worker_client import Patience
 from quadranas.backends.worker_process import SCRIPT
-from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
+from quadranas.errors import (
+    DeviceLostError,
+    MissingExtraError,
+    QuadranasError,
+    ThrottledError,
+)
 from quadranas.latency.processor import CallTimes
 from quadranas.latency.runtimes import RUNTIMES
 from tests.measuring import board
@@ -307,7 +312,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     error = refusal(shared, reach={"python": str(bare)})
     assert f"{bare} there has no package 'onnxruntime'" in error.message
     pip = f"{bare} -m pip install onnxruntime=={package.__version__}"
-    assert error.hint == f"Install it with: ssh board '{pip}'"
+    assert f"Install it with: ssh board '{pip}'\n" in error.hint
 
 
 @pytest.fixture
@@ -349,6 +354,32 @@ def test_a_full_disk_is_one_error_and_work_goes_on_with_more_space(
         assert_right(backend, network)
 
 
+@needs_sshd
+def test_a_hot_board_is_noticed(tmp_path: Path, network: nn.Module) -> None:
+    """By a program in the place of a Raspberry Pi's `vcgencmd`."""
+    flags = tmp_path / "flags"
+    flags.write_text("throttled=0x0")
+    program = tmp_path / "vcgencmd"
+    program.write_text(f"#!/bin/sh\nexec cat {flags}\n")
+    program.chmod(0o755)
+    (tmp_path / "board").mkdir()
+    with ssh_board(tmp_path / "board", f"SetEnv PATH={tmp_path}:/usr/bin:/bin") as found:
+        with opened(found) as backend:
+            program_there = backend.compile(network, SHAPE)
+            assert len(program_there.time_ms(1)) == 1
+            flags.write_text("throttled=0x4")
+            with pytest.raises(ThrottledError, match="vcgencmd get_throttled says 0x4"):
+                program_there.time_ms(1)
+            assert_right(backend, network)
+            with pytest.raises(ThrottledError, match="lowered its clock"):
+                opened(found)
+            flags.write_text("throttled=0x40000")
+            with pytest.raises(ThrottledError, match="0x40000"):  # since the last look
+                program_there.time_ms(1)
+            assert len(program_there.time_ms(1)) == 1
+        opened(found).close()
+
+
 # What may not be
 
 
@@ -367,11 +398,13 @@ def test_only_a_named_file_says_what_is_contacted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "fp16"}, "over ssh, ONNX Runtime runs fp32, not fp16"),
+        ({"precision": "int8"}, "over ssh, ONNX Runtime runs fp32, tf32, fp16, not int8"),
+        ({"precision": "fp16"}, "ONNX Runtime on a CPU runs fp32, not fp16"),
+        ({"target": ["CPUExecutionProvider", "X"]}, "is no list of execution providers"),
         ({"runtime": "torch", "precision": "bf16"}, "over ssh, PyTorch runs fp32, not bf16"),
     ],
 )
-def test_a_precision_that_it_lacks_is_refused(
+def test_what_it_lacks_is_refused_before_it_is_contacted(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(QuadranasError, match=message):
@@ -381,10 +414,30 @@ def test_a_precision_that_it_lacks_is_refused(
 @needs_sshd
 def test_hardware_that_it_lacks_is_refused(shared: SshBoard) -> None:
     error = refusal(shared, target="NPUExecutionProvider")
-    assert "takes no target but CPUExecutionProvider" in error.message
-    assert "got 'NPUExecutionProvider'" in error.message
+    assert "offers no execution provider 'NPUExecutionProvider'" in error.message
+    assert "it offers: " in error.message
     too_many = refusal(shared, threads=65536)
     assert "got 65536 threads, but there are only" in too_many.message
+
+
+@needs_sshd
+def test_nodes_that_fall_back_to_the_cpu_are_refused_or_stated(
+    shared: SshBoard, network: nn.Module
+) -> None:
+    """As for the same provider on this machine, which leaves all nodes."""
+    azure, cpu = "AzureExecutionProvider", "CPUExecutionProvider"
+    with opened(shared, target=azure) as backend, pytest.raises(QuadranasError) as caught:
+        backend.compile(network, SHAPE)
+    assert f"nodes would run on the CPU instead of {azure}: " in caught.value.message
+    assert f"add {cpu} as the last entry of target" in caught.value.message
+    with opened(shared, target=[azure, cpu]) as backend:
+        program = backend.compile(network, SHAPE)
+        assert "nodes run on the CPU: " in program.notes[0]
+        assert len(program.time_ms(3)) == 3
+        assert_right(backend, network)
+        provenance = backend.provenance()
+    assert f"({azure}, {cpu})" in provenance.runtime
+    assert provenance.hardware.startswith("a board, ")
 
 
 def test_the_worker_is_valid_for_python_3_6() -> None:
@@ -395,3 +448,16 @@ def test_the_worker_is_valid_for_python_3_6() -> None:
             assert node.value.id not in ("dict", "list", "tuple", "set", "type")
         assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr))
         assert not isinstance(node, ast.AnnAssign)
+
+
+@needs_sshd
+def test_what_the_shell_there_gets_is_quoted(
+    shared: SshBoard, network: nn.Module, tmp_path: Path
+) -> None:
+    python = tmp_path / "a 'b' $(touch hacked); touch hacked"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    home = set(Path.home().iterdir())
+    with opened(shared, reach={"python": str(python)}) as backend:
+        assert_right(backend, network)
+    assert set(Path.home().iterdir()) == home
