@@ -251,6 +251,14 @@ class ReportsProgress(Backend, Protocol):
 
 
 @runtime_checkable
+class Reconnects(Backend, Protocol):
+    """A runtime that connects again when a link breaks."""
+
+    warn: Callable[[str], None]
+    """Called with a message whenever that happens."""
+
+
+@runtime_checkable
 class ObservesHardware(Backend, Protocol):
     """A runtime that looks at the sensors of its hardware while it times programs."""
 

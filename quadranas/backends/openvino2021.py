@@ -194,7 +194,7 @@ class OpenVino2021Backend(ClosedOnExit):
         """See `WorkerHost`: the worker reads the files of this machine."""
         return str(path)
 
-    def pause_s(self, attempt: int) -> float:
+    def pause_s(self, attempt: int, loss: Exception) -> float:
         """See `WorkerHost`."""
         return self._target.recovery_s
 

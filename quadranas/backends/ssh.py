@@ -5,7 +5,7 @@ quadranas is installed there.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +67,8 @@ class SshBackend(ClosedOnExit):
             self.quantize, self.layers = self.writer.quantize, self.writer.layers
         self.num_programs = 0
         self.folder = tempfile.TemporaryDirectory(prefix="quadranas-ssh-")
-        self.host = SshHost(device, Path(self.folder.name))
+        self.warn: Callable[[str], None] = lambda text: None
+        self.host = SshHost(device, Path(self.folder.name), lambda text: self.warn(text))
         self.client = WorkerClient(
             self.host,
             device.runtime or "",

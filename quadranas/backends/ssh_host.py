@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,18 @@ class SshHost:
     Args:
         device: its reach names the board and the interpreter there.
         folder: for the logs of workers.
+        warn: called when the board is lost.
 
     Attributes:
         observed: the extremes of clocks and temperature since the backend was opened.
     """
 
-    def __init__(self, device: Device, folder: Path) -> None:
+    def __init__(
+        self, device: Device, folder: Path, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
         reach = device.reach
         assert reach.ssh is not None
-        self.device, self.address = device, reach.ssh
+        self.device, self.address, self.warn = device, reach.ssh, warn
         self.python = (reach.python or "python3").removeprefix("~/")
         self.parent = (reach.folder or "").removeprefix("~/")
         config = (
@@ -163,9 +166,11 @@ class SshHost:
             self.placed[path] = self._copy(path)
         return self.placed[path]
 
-    def pause_s(self, attempt: int) -> float:
+    def pause_s(self, attempt: int, loss: Exception) -> float:
         """See `WorkerHost`."""
-        return PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
+        pause_s = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
+        self.warn(f"{self._name} was lost: {loss}; connecting again in {pause_s:g} s")
+        return pause_s
 
     def is_loss(self, refusal: RefusedError) -> bool:
         """See `WorkerHost`."""

@@ -54,8 +54,12 @@ class WorkerHost(Protocol):
             QuadranasError: there is no room for it.
         """
 
-    def pause_s(self, attempt: int) -> float:
-        """Seconds to wait before a new worker is started; `attempt` counts from 0."""
+    def pause_s(self, attempt: int, loss: Exception) -> float:
+        """Seconds to wait before a new worker is started after a loss.
+
+        Args:
+            attempt: how many were started for the same request, without the first.
+        """
 
     def is_loss(self, refusal: RefusedError) -> bool:
         """Whether a refusal means that the hardware no longer responds."""
@@ -167,7 +171,7 @@ class WorkerClient:
                 loss = error
             self.stop()
             if attempt < self.patience.retries:
-                time.sleep(self.host.pause_s(attempt))
+                time.sleep(self.host.pause_s(attempt, loss))
         raise self.host.lost(what, self.patience.retries + 1, loss) from loss
 
     def _ask(self, worker: WorkerProcess, do: str, **arguments: Any) -> dict[str, Any]:

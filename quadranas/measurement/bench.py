@@ -14,6 +14,7 @@ from quadranas.backends.interface import (
     Program,
     ProgramWithNotes,
     Provenance,
+    Reconnects,
 )
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
@@ -121,6 +122,8 @@ class Bench:
                 memory.
         """
         plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
+        if isinstance(self.backend, Reconnects):
+            self.backend.warn = reporter.warning
         everything = {REFERENCE: self._reference(), **jobs}
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)

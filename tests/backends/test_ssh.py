@@ -181,6 +181,8 @@ def test_a_link_that_broke_is_made_again(shared: SshBoard, network: nn.Module) -
 @needs_sshd
 def test_a_board_that_reboots_is_found_again(own: SshBoard, network: nn.Module) -> None:
     with opened(own) as backend:
+        warnings: list[str] = []
+        backend.warn = warnings.append
         program = backend.compile(network, SHAPE)
         own.stop()
         shutil.rmtree(backend.host.there, ignore_errors=True)  # as /tmp is emptied
@@ -188,6 +190,8 @@ def test_a_board_that_reboots_is_found_again(own: SshBoard, network: nn.Module) 
         timer.start()
         assert len(program.time_ms(2)) == 2
         timer.join()
+        assert warnings[0].startswith("device 'board' (board) was lost: ")
+        assert warnings[0].endswith("; connecting again in 0.1 s")
         assert_right(backend, network)
 
 

@@ -76,6 +76,7 @@ def test_a_table_is_measured_through_a_board_that_goes_away(behind_ssh: SshBoard
     assert set(lost.json()) == {"error", "hint"}
     assert "device 'board' (board) was lost 6 times" in lost.json()["error"]
     assert lost.err.count("error:") == 1
+    assert "connecting again in 0.1 s" in " ".join(lost.err.split())
     (journal,) = Path("latency_tables/toy").iterdir()
     kept = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
     assert [(line["program"], line["round"]) for line in kept] == first.added
