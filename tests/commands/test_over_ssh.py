@@ -96,7 +96,7 @@ def test_a_table_is_measured_through_a_board_that_goes_away(behind_ssh: SshBoard
 
 
 def test_networks_and_files_are_measured_there(
-    behind_ssh: SshBoard, finished_run: Path, host_table: Path
+    behind_ssh: SshBoard, finished_run: Path, pictures: Path
 ) -> None:
     if not Path("latency_tables/toy/board.json").is_file():
         assert call(*BUILD).code == 0
@@ -111,6 +111,11 @@ def test_networks_and_files_are_measured_there(
     exported = call("export", "derived", *device, "--output", "bundle", "--images", "2")
     assert exported.code == 0, exported.err
     assert exported.json()["measured_ms"] > 0
+    with Timings(behind_ssh) as timings:
+        labelled = call("run", "bundle", pictures / "test/cat/0.png", *device)
+        assert labelled.code == 0, labelled.err
+        assert labelled.json()["results"][0]["ms"] > 0
+        assert timings.requests > 0
     timed = call("time", "bundle/model.onnx", *device, "--rounds", "2")
     assert timed.code == 0, timed.err
     assert timed.json()["runtime"].startswith("ONNX Runtime")
