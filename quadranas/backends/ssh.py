@@ -25,12 +25,14 @@ from quadranas.backends.interface import (
 )
 from quadranas.backends.onnxruntime_providers import named_providers
 from quadranas.backends.registry import backend_class
-from quadranas.backends.ssh_host import PAUSES_S, SshHost
+from quadranas.backends.ssh_host import SshHost
 from quadranas.backends.worker_client import Patience, WorkerClient, WorkerProgram
 from quadranas.backends.worker_process import RefusedError, WorkerLostError
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.runtimes import RUNTIMES, Runtime
+
+PATIENCE = Patience(load_s=300, call_s=600, retries=5)
 
 SHARE = 4
 """A quarter of the board's free memory is used for the files of loaded networks, which take about
@@ -54,7 +56,7 @@ class SshBackend(ClosedOnExit):
 
     max_parallel = 1
 
-    def __init__(self, device: Device, records: Path, patience: Patience | None = None) -> None:
+    def __init__(self, device: Device, records: Path, patience: Patience = PATIENCE) -> None:
         self.device = device
         self.facts = _facts_of(device)
         settings = _settings_of(device)
@@ -73,7 +75,7 @@ class SshBackend(ClosedOnExit):
             self.host,
             device.runtime or "",
             settings,
-            patience or Patience(load_s=300, call_s=600, retries=len(PAUSES_S)),
+            patience,
         )
         try:
             self._open()
