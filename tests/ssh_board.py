@@ -125,8 +125,8 @@ class SshBoard:
 
     def reach(self, **changes: Any) -> Mapping[str, Any]:
         """How a device file reaches it."""
-        config = str(self.folder / "ssh_config")
-        return {"ssh": HOST, "python": sys.executable, "ssh_config": config, **changes}
+        files = {"ssh_config": str(self.folder / "ssh_config"), "folder": str(self.folder)}
+        return {"ssh": HOST, "python": sys.executable, **files, **changes}
 
     def device(self, reach: Mapping[str, Any] | None = None, **changes: Any) -> Device:
         """A device that is reached there."""

@@ -35,8 +35,8 @@ OPTIONS = {
 }
 """A link without a sign of life for 15 s counts as broken."""
 
-SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+-]+")
-"""Paths that every version of scp takes as they are."""
+SAFE_FOLDER = re.compile(r"(/[A-Za-z0-9_.+-]+)*/quadranas-[A-Za-z0-9_]+")
+"""Folders made here, with names that every version of scp takes as they are."""
 
 OLDEST_PYTHON = (3, 6)
 
@@ -54,11 +54,13 @@ SSH_FAILED = 255
 NO_PROGRAM = (126, 127)
 
 PREPARE = """
-import json, sys, tempfile
+import json, shutil, sys, tempfile
+if sys.argv[2]:
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
 folder = tempfile.mkdtemp(prefix="quadranas-", dir=sys.argv[1] or None)
 print(json.dumps({"folder": folder, "python": list(sys.version_info[:2])}))
 """
-"""Makes the folder for the worker."""
+"""Makes the folder for the worker, and removes that of one that was lost."""
 
 CLEAR = """
 import os, shutil, sys
@@ -136,15 +138,15 @@ class SshHost:
         """See `WorkerHost`: makes a folder there, and copies the worker into it."""
         self.placed.clear()
         self.shared.unlink(missing_ok=True)
-        text = self._run_there(PREPARE, self.parent)
+        text = self._run_there(PREPARE, self.parent, self.there)
         try:
             found = json.loads(text.strip().splitlines()[-1])
-            self.there, python = str(found["folder"]), tuple(found["python"])
+            folder, python = str(found["folder"]), tuple(found["python"])
         except (ValueError, LookupError, TypeError) as error:
             raise self._fault(f"{self.python} there printed {text[:80]!r}") from error
-        if not SAFE_PATH.fullmatch(self.there):
+        if not SAFE_FOLDER.fullmatch(folder):
             raise self._fault(
-                f"its folder for temporary files is {self.there!r}, which cannot be copied to",
+                f"its folder for temporary files is {folder!r}, which cannot be copied to",
                 "Name another folder as reach.folder, of letters, digits and /._-",
             )
         if python < OLDEST_PYTHON:
@@ -153,6 +155,7 @@ class SshHost:
                 f"{self.python} there is Python {release}; needed: at least 3.6",
                 "Name another one in the device's file, as in reach: {python: /usr/bin/python3}.",
             )
+        self.there = folder
         script = self._copy(SCRIPT)
         words = [self.python, "-I", script, self.there]
         return WorkerProcess(self._ssh(words, "-oControlMaster=yes"), self.log)

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -93,7 +92,7 @@ def assert_right(backend: SshBackend, network: nn.Module) -> None:
 def test_networks_and_files_run_and_are_timed_there(
     shared: SshBoard, network: nn.Module, tmp_path: Path, name: str
 ) -> None:
-    with opened(shared, runtime=name) as backend:
+    with opened(shared, runtime=name, reach={"folder": None}) as backend:
         there = Path(backend.host.there)
         assert (there / SCRIPT.name).is_file()
         assert isinstance(backend, FileBackend)
@@ -185,11 +184,12 @@ def test_a_board_that_reboots_is_found_again(own: SshBoard, network: nn.Module) 
         backend.warn = warnings.append
         program = backend.compile(network, SHAPE)
         own.stop()
-        shutil.rmtree(backend.host.there, ignore_errors=True)  # as /tmp is emptied
+        before = Path(backend.host.there)
         timer = threading.Timer(0.5, own.start)
         timer.start()
         assert len(program.time_ms(2)) == 2
         timer.join()
+        assert not before.exists()
         assert warnings[0].startswith("device 'board' (board) was lost: ")
         assert warnings[0].endswith("; connecting again in 0.1 s")
         assert_right(backend, network)
@@ -291,8 +291,15 @@ def test_a_missing_interpreter_is_one_error(shared: SshBoard) -> None:
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        ('{"folder": "/tmp/x", "python": [2, 7]}', "is Python 2.7; needed: at least 3.6"),
-        ('{"folder": "/tmp/a b", "python": [3, 9]}', "'/tmp/a b', which cannot be copied"),
+        (
+            '{"folder": "/tmp/quadranas-x", "python": [2, 7]}',
+            "is Python 2.7; needed: at least 3.6",
+        ),
+        (
+            '{"folder": "/tmp/a b/quadranas-x", "python": [3, 9]}',
+            "'/tmp/a b/quadranas-x', which cannot be copied",
+        ),
+        ('{"folder": "/home", "python": [3, 9]}', "'/home', which cannot be copied"),
         ("Welcome", "printed 'Welcome"),
     ],
 )
