@@ -60,6 +60,8 @@ UNITS = {
     r"^\w*_bytes\w*: ": "bytes",
     r"^\w*gb_per_s: ": "GB/s",
     r"^\w*_db: ": "dB",
+    r"^\w*_mhz: ": "MHz",
+    r"^\w*_temperature_c: ": "°C",
     r"\bGMAC/s\b": "GMAC/s",
     r"\bpercentage points\b": "percentage points",
     r"\bin pixels\b": "pixels",

@@ -58,6 +58,10 @@ class DeviceLostError(QuadranasError):
     """The connection to a device was lost; measurements taken before are kept."""
 
 
+class ThrottledError(QuadranasError):
+    """A device lowered its clock during a measurement, because of heat or its power supply."""
+
+
 class ProcessesEndedError(QuadranasError):
     """Another process of the same training has ended, so that this one cannot go on."""
 

@@ -69,6 +69,7 @@ class Program(Protocol):
         Raises:
             DeviceLostError: the device no longer responds; the call can be repeated after opening
                 the backend again.
+            ThrottledError: the device lowered its clock during the calls.
             QuadranasError: the device is emulated; emulated times are not latencies.
         """
 
@@ -255,6 +256,22 @@ class ReportsProgress(Backend, Protocol):
 
     report: Callable[[str], None]
     """Called with every progress message."""
+
+
+@runtime_checkable
+class Reconnects(Backend, Protocol):
+    """A runtime that connects again when a link breaks."""
+
+    warn: Callable[[str], None]
+    """Called with a message whenever that happens."""
+
+
+@runtime_checkable
+class ObservesHardware(Backend, Protocol):
+    """A runtime that looks at the sensors of its hardware while it times programs."""
+
+    def observations(self) -> dict[str, float]:
+        """Extremes since it was opened, by the names in a table's header (`Measurement`)."""
 
 
 @runtime_checkable

@@ -145,18 +145,14 @@ class Providers:
 
 
 def providers_of(device: Device) -> Providers:
-    """The execution providers that a device's file names.
+    """The execution providers that a device's file names, or else the CPU's.
 
     Raises:
-        QuadranasError: no such description, or the installed package does not offer one.
+        QuadranasError: as in `named_providers`, or the installed package does not offer one.
     """
-    target = device.target
-    if target is None:
-        return Providers(device.name, (_in_precision(device, Provider(CPU, {})),))
-    entries = target if isinstance(target, list) else [target]
-    found = [_provider(device, entry) for entry in entries]
+    found = named_providers(device)
     offered = offered_providers()
-    for provider in found:
+    for provider in found.chosen:
         if provider.name not in offered:
             import onnxruntime
 
@@ -167,6 +163,18 @@ def providers_of(device: Device) -> Providers:
                 "Set 'target' to one of these, or install the package that brings it: "
                 "onnxruntime-gpu, onnxruntime-qnn, onnxruntime-ep-openvino ...",
             )
+    return found
+
+
+def named_providers(device: Device) -> Providers:
+    """The execution providers that a device's file names, whether or not they are offered here.
+
+    Raises:
+        QuadranasError: no such description, or they do not run in the device's precision.
+    """
+    target = CPU if device.target is None else device.target
+    entries = target if isinstance(target, list) else [target]
+    found = [_provider(device, entry) for entry in entries]
     names = [provider.name for provider in found]
     if not names or len(set(names)) < len(names) or CPU in names[:-1]:
         raise QuadranasError(

@@ -28,10 +28,12 @@ from quadranas.cli.options import (
     Json,
     Model,
     Quiet,
+    RemotePython,
     Rpc,
     RpcKey,
     RpcTracker,
     SkipCorrupt,
+    Ssh,
     TableFile,
     Threads,
     Tolerance,
@@ -42,6 +44,7 @@ from quadranas.cli.options import (
     given,
 )
 from quadranas.latency.runtimes import (
+    REACH_SETTINGS,
     file_formats,
     files_of,
     opsets_in_words,
@@ -177,6 +180,8 @@ def export_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     data: Data = None,
     val: Val = None,
@@ -206,6 +211,8 @@ def export_command(
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,
         worker_python=worker_python,
+        ssh=ssh,
+        python=python,
         allow_commands=allow_commands,
         data=data,
         val=val,
@@ -264,7 +271,8 @@ def _run_command(result: "ExportResult", image: str) -> str:
     from quadranas.deployment.bundle import read_manifest
     from quadranas.runs.next_command import proposed
 
-    reach = read_manifest(result.bundle).device.reach.given
+    given = read_manifest(result.bundle).device.reach.given
+    reach = {key: value for key, value in given.items() if key in REACH_SETTINGS}
     native = files_of(result.format).native
     options = proposed(**reach, allow_native_code=native).removeprefix("quadranas")
     return f"{proposed('run', result.bundle)} {image}{options}"
@@ -304,6 +312,8 @@ def run_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_native_code: NativeCode = False,
     top: Annotated[
         int | None,
@@ -327,6 +337,8 @@ def run_command(
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,
         worker_python=worker_python,
+        ssh=ssh,
+        python=python,
     )
     print_result(result, as_json, _run_text)
 

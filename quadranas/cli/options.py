@@ -94,6 +94,22 @@ WorkerPython = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+Ssh = Annotated[
+    str | None,
+    typer.Option(
+        "--ssh",
+        help="Host that runs the networks, as USER@HOST or an alias of OpenSSH's configuration.",
+        rich_help_panel=DEVICE,
+    ),
+]
+RemotePython = Annotated[
+    str | None,
+    typer.Option(
+        "--python",
+        help="Python interpreter on that host with the runtime's package. Default: python3.",
+        rich_help_panel=DEVICE,
+    ),
+]
 AllowCommands = Annotated[
     bool,
     typer.Option(

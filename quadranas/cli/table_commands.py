@@ -22,10 +22,12 @@ from quadranas.cli.options import (
     DeviceName,
     Json,
     Quiet,
+    RemotePython,
     Rpc,
     RpcKey,
     RpcTracker,
     SpaceName,
+    Ssh,
     TableFile,
     Threads,
     TuningTrials,
@@ -224,6 +226,8 @@ def build_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
@@ -249,6 +253,8 @@ def build_lut_command(
         "rpc_tracker": rpc_tracker,
         "rpc_key": rpc_key,
         "worker_python": worker_python,
+        "ssh": ssh,
+        "python": python,
         "allow_commands": allow_commands,
     }
     classes = num_classes or ()
@@ -334,6 +340,8 @@ def validate_lut_command(
     rpc_tracker: RpcTracker = None,
     rpc_key: RpcKey = None,
     worker_python: WorkerPython = None,
+    ssh: Ssh = None,
+    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     networks: Annotated[
         int,
@@ -366,6 +374,8 @@ def validate_lut_command(
             rpc_tracker=rpc_tracker,
             rpc_key=rpc_key,
             worker_python=worker_python,
+            ssh=ssh,
+            python=python,
             allow_commands=allow_commands,
         )
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")

@@ -101,6 +101,8 @@ def run(
     rpc_tracker: str | None = None,
     rpc_key: str | None = None,
     worker_python: str | None = None,
+    ssh: str | None = None,
+    python: str | None = None,
 ) -> RunResult:
     """Label images with an exported bundle, and time every call.
 
@@ -111,16 +113,16 @@ def run(
         top: number of labels per image; by default 5, or all classes if there are fewer.
         allow_native_code: run a file that is machine code, as of the format tvm.
         device: the file of the bundle's device, which says how to reach it.
-        rpc, rpc_tracker, rpc_key, worker_python: how to reach the device; they take precedence
-            over its file. What the manifest says about it is never used, since a bundle may come
-            from anywhere.
+        rpc, rpc_tracker, rpc_key, worker_python, ssh, python: how to reach the device; they take
+            precedence over its file. What the manifest says about it is never used, since a bundle
+            may come from anywhere.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
             device is missing or not named.
     """
     ways = {"rpc": rpc, "rpc_tracker": rpc_tracker, "rpc_key": rpc_key}
-    ways["worker_python"] = worker_python
+    ways |= {"worker_python": worker_python, "ssh": ssh, "python": python}
     opened = open_bundle(Path(bundle))
     manifest = opened.manifest
     paths = _paths(images)

@@ -10,7 +10,7 @@ from quadranas.deployment.manifest import Manifest
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
 from quadranas.latency.host import usable_cores
-from quadranas.latency.runtimes import REACH_USAGE, RUNTIMES, Runtime, files_of
+from quadranas.latency.runtimes import REACH_SETTINGS, REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
 from quadranas.runs.run_device import open_device_argument
 
@@ -77,7 +77,7 @@ def _runtime(manifest: Manifest) -> Runtime:
 def _check_reach(manifest: Manifest, runtime: Runtime, reach: Mapping[str, str]) -> None:
     """Refuse options that do not suit the bundle's runtime, and require those that it needs."""
     for key in reach:
-        if key not in runtime.reach:
+        if key in REACH_SETTINGS and key not in runtime.reach:
             raise QuadranasError(
                 f"--{key.replace('_', '-')} does not suit this bundle, whose file runs in "
                 f"{manifest.runtime}",

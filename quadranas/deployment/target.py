@@ -47,8 +47,8 @@ class ExportOptions:
         images: number of validation images to check with; by default 1000, or 16 on a board.
         table: latency table to use instead of the default one.
         data, val, skip_corrupt: the images; by default those of the run.
-        threads, tuning_trials, rpc, rpc_tracker, rpc_key, worker_python: settings that replace
-            those of the device's file.
+        threads, tuning_trials, rpc, rpc_tracker, rpc_key, worker_python, ssh, python: settings
+            that replace those of the device's file.
         allow_commands: time the file with the command of the device's file.
     """
 
@@ -72,6 +72,8 @@ class ExportOptions:
     rpc_tracker: str | None = None
     rpc_key: str | None = None
     worker_python: str | None = None
+    ssh: str | None = None
+    python: str | None = None
     allow_commands: bool = False
 
     @property
@@ -229,7 +231,8 @@ def find_target(
     _check_reach(options, device, reads)
     needed = reads.needs_reach if reads is not None else ""
     _check_precision(options, device, reads)
-    if reads is not None and (not needed or getattr(device.reach, needed) is not None):
+    is_reachable = not device.is_away and (not needed or getattr(device.reach, needed) is not None)
+    if reads is not None and is_reachable:
         return ExportTarget(device, device, reads.own_files, opset)
     here = {key: value for key, value in options.settings.items() if key in LOCAL_SETTINGS}
     host = load_device(HOST).configured(runtime=home, **here)

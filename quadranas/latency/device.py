@@ -89,6 +89,16 @@ Address = Annotated[str, Field(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
 """A host and a port, as in `192.168.0.7:9090`."""
 
 
+SshAddress = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+"""A host, or its alias in OpenSSH's configuration, with or without a user: `pi@192.168.0.7`."""
+
+RemoteProgram = Annotated[str, Field(pattern=r"^[^\x00-\x20-][^\x00-\x1f]*$")]
+RemoteFolder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./~][A-Za-z0-9_./~+-]*$")]
+"""A folder on another machine, without characters that some versions of scp read otherwise."""
+
+
 class Reach(Frozen):
     """How to reach a device that this process cannot open by itself.
 
@@ -96,12 +106,22 @@ class Reach(Frozen):
         rpc: address of a TVM RPC server on the device.
         rpc_tracker, rpc_key: address of a TVM RPC tracker, and the key of the boards there.
         worker_python: Python 3.6 to 3.9 with `openvino==2021.4.2`, to drive a Myriad stick.
+        ssh: user and host of a board that OpenSSH reaches without a password, or an alias in its
+            configuration; for the runtimes `onnxruntime`, `openvino`, `torch` and `executorch`.
+        python: with `ssh`, the interpreter there with the runtime's package, by its path; default
+            `python3`.
+        folder: with `ssh`, the folder there for temporary files; default: that of its system.
+        ssh_config: with `ssh`, a configuration of OpenSSH to use instead of `~/.ssh/config`.
     """
 
     rpc: Address | None = None
     rpc_tracker: Address | None = None
     rpc_key: str | None = None
     worker_python: str | None = None
+    ssh: SshAddress | None = None
+    python: RemoteProgram | None = None
+    folder: RemoteFolder | None = None
+    ssh_config: str | None = None
 
     @property
     def given(self) -> dict[str, str]:
@@ -114,6 +134,9 @@ class Reach(Frozen):
             raise ValueError("set either a server (rpc) or a tracker (rpc_tracker), not both")
         if (self.rpc_tracker is None) != (self.rpc_key is None):
             raise ValueError("rpc_tracker and rpc_key must both be set, or neither")
+        for key in ("python", "folder", "ssh_config"):
+            if getattr(self, key) is not None and self.ssh is None:
+                raise ValueError(f"{key} needs ssh, the host that it belongs to")
         return self
 
 
@@ -162,8 +185,9 @@ class Device(Frozen):
     reach: Reach = Reach()
     command: MeasuringCommand | None = None
     analytic: AnalyticModel | None = None
-    # No key of a file: only the caller can allow commands.
+    # No keys of a file: only the caller can allow commands, and take away how it is reached.
     _allows_commands: bool = PrivateAttr(default=False)
+    _was_reached_by_ssh: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -178,12 +202,27 @@ class Device(Frozen):
         name = current_name("openvino", target=content.get("target"), worker=worker)
         return content | {"runtime": name}
 
+    @model_validator(mode="after")
+    def _check_ssh(self) -> Self:
+        known = [name for name, runtime in RUNTIMES.items() if runtime.over_ssh]
+        if self.reach.ssh is not None and self.runtime not in known:
+            raise ValueError(
+                f"reach.ssh is for the runtimes {', '.join(known)}; got {self.runtime}"
+            )
+        return self
+
     @property
     def is_remote(self) -> bool:
         """Whether the device is reached over the network or through a command."""
         if self.command is not None and not self.command.on_this_machine:
             return True
-        return self.reach.rpc is not None or self.reach.rpc_tracker is not None
+        ways = (self.reach.rpc, self.reach.rpc_tracker, self.reach.ssh)
+        return self.is_away or any(way is not None for way in ways)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is another machine, and how it is reached was left out."""
+        return self._was_reached_by_ssh and self.reach.ssh is None
 
     @property
     def has_way(self) -> bool:
@@ -250,7 +289,9 @@ class Device(Frozen):
             target = [
                 name for entry in target for name in ([entry] if isinstance(entry, str) else entry)
             ]
-        return self.model_copy(update={"reach": Reach(), "command": None, "target": target})
+        device = self.model_copy(update={"reach": Reach(), "command": None, "target": target})
+        device._was_reached_by_ssh = self._was_reached_by_ssh or self.reach.ssh is not None
+        return device
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""
@@ -273,6 +314,7 @@ class Device(Frozen):
         content = self.model_dump() | changes
         content["reach"] = content["reach"] | reach
         configured = validate(Device, content, f"device {self.name!r}")
+        configured._was_reached_by_ssh = self._was_reached_by_ssh
         return configured.allowing_commands() if self.allows_commands else configured
 
 
@@ -308,6 +350,8 @@ class DeviceSettings(TypedDict, total=False):
     rpc_tracker: str | None
     rpc_key: str | None
     worker_python: str | None
+    ssh: str | None
+    python: str | None
     allow_commands: bool | None
 
 

@@ -59,6 +59,7 @@ class Journal:
         samples: the kept timings.
         calls: by program and round, if it is known which calls lost the processor.
         begun: the first round of each program that was begun again.
+        num_throttled: number of rounds that were discarded because the device lowered its clock.
 
     Raises:
         QuadranasError: the file is of another measurement, damaged, in use, or not writable.
@@ -69,6 +70,7 @@ class Journal:
         self.samples: Samples = {}
         self.calls: dict[str, dict[int, Calls]] = {}
         self.begun: dict[str, int] = {}
+        self.num_throttled = 0
         self.file: IO[bytes] | None = None
         if path is None:
             return
@@ -121,6 +123,18 @@ class Journal:
             self._write({"again": program, "round": first})
             self._discard(program, first)
 
+    def discard_throttled(self, round_number: int) -> None:
+        """Discard the timings of a round in which the device lowered its clock."""
+        self._write({"throttled": round_number})
+        self._discard_round(round_number)
+
+    def _discard_round(self, round_number: int) -> None:
+        self.num_throttled += 1
+        for samples in self.samples.values():
+            samples.pop(round_number, None)
+        for calls in self.calls.values():
+            calls.pop(round_number, None)
+
     def _keep(
         self, program: str, round_number: int, times_ms: list[float], calls: Calls | None
     ) -> None:
@@ -167,6 +181,9 @@ class Journal:
             for line in map(parse_json, lines[1:]):
                 if "again" in line:
                     self._discard(str(line["again"]), int(line["round"]))
+                    continue
+                if "throttled" in line:
+                    self._discard_round(int(line["throttled"]))
                     continue
                 sample = int(line["round"]), _times(line["ms"]), _calls(line)
                 self._keep(str(line["program"]), *sample)

@@ -30,10 +30,11 @@ REACH_USAGE = {
     "rpc": "--rpc HOST:PORT",
     "rpc_tracker": "--rpc-tracker HOST:PORT with --rpc-key KEY",
     "worker_python": "--worker-python PATH",
+    "ssh": "--ssh USER@HOST",
 }
 """The options that name how to reach a device, for hints."""
 
-REACH_SETTINGS = ("rpc", "rpc_tracker", "rpc_key", "worker_python")
+REACH_SETTINGS = ("rpc", "rpc_tracker", "rpc_key", "worker_python", "ssh", "python")
 """Settings of a device that a command line may replace."""
 
 
@@ -116,6 +117,8 @@ class Runtime:
         needs_reach: the setting that is required to open a device; empty if none is.
         for_host: whether `fastest` considers it.
         other_hardware: whether it needs hardware that a machine may lack.
+        over_ssh: precisions that it runs in on a board that is reached by ssh; empty if it cannot
+            run there. `backends/worker_main.py` has a class for it.
         runs: formats of other runtimes that its devices can run.
         reports_times: whether its latencies are numbers that another program prints, so that
             their unit has to be checked.
@@ -131,6 +134,7 @@ class Runtime:
     needs_reach: str = ""
     for_host: bool = False
     other_hardware: bool = False
+    over_ssh: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     reports_times: bool = False
     files: RuntimeFiles | None = None
@@ -155,7 +159,8 @@ class Runtime:
     @property
     def reach(self) -> tuple[str, ...]:
         """The settings that describe how to reach a device."""
-        return tuple(name for name in self.settings if name in REACH_SETTINGS)
+        names = (*self.settings, "ssh", "python") if self.over_ssh else self.settings
+        return tuple(name for name in names if name in REACH_SETTINGS)
 
     def require(self) -> None:
         """Check that its packages are installed.
@@ -174,6 +179,7 @@ RUNTIMES: dict[str, Runtime] = {
         extra="onnxruntime",
         found_by="onnxruntime",
         for_host=True,
+        over_ssh=("fp32", "tf32", "fp16"),
         files=RuntimeFiles(
             format="onnx",
             artefact="model.onnx",
@@ -197,6 +203,7 @@ RUNTIMES: dict[str, Runtime] = {
         extra="openvino",
         found_by="openvino",
         for_host=True,
+        over_ssh=("fp32", "fp16", "bf16"),
         files=RuntimeFiles(
             format="openvino",
             artefact="model.xml",
@@ -238,6 +245,7 @@ RUNTIMES: dict[str, Runtime] = {
         title="PyTorch",
         backend="quadranas.backends.pytorch:PyTorchBackend",
         found_by="torch",
+        over_ssh=("fp32",),
         files=RuntimeFiles(
             format="torch",
             artefact="model.pt2",
@@ -256,6 +264,7 @@ RUNTIMES: dict[str, Runtime] = {
         imports=("executorch", "executorch.runtime"),
         extra="executorch",
         found_by="executorch",
+        over_ssh=("fp32",),
         files=RuntimeFiles(
             format="executorch",
             artefact="model.pte",

@@ -46,11 +46,14 @@ class Measurement(Frozen):
         settings: other settings that affect the speed: tuning, clocks, driver.
         num_rounds, repeats: number of rounds, and of calls of every program in each.
         num_disturbed: number of rounds in which the reference operation was slow.
+        num_throttled: number of rounds that were repeated because the device lowered its clock.
         noise, noise_p95: relative difference between odd and even rounds, median and 95th
             percentile over the programs; `noise_p95` is `None` in older tables.
         dropped: share of the calls that lost the processor to other processes, which were dropped
             and repeated; `unknown` for devices that cannot tell, and in older tables.
         reference_ms: latency of the reference operation.
+        max_temperature_c, min_clock_mhz, max_clock_mhz: extremes of the device's sensors since the
+            measurement was last started; `None` if it has none, or they are not read.
     """
 
     hardware: str
@@ -60,10 +63,14 @@ class Measurement(Frozen):
     num_rounds: int = Field(ge=1)
     repeats: int = Field(ge=1)
     num_disturbed: int = Field(ge=0)
+    num_throttled: int = Field(default=0, ge=0)
     noise: float = Field(ge=0, allow_inf_nan=False)
     noise_p95: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     dropped: Annotated[float, Field(ge=0, le=1)] | Literal["unknown"] = "unknown"
     reference_ms: Milliseconds
+    max_temperature_c: float | None = Field(default=None, allow_inf_nan=False)
+    min_clock_mhz: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_clock_mhz: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     def quality(self) -> str:
         """The noise and the share of dropped calls in words."""

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
-from quadranas.backends.interface import Backend, Program, ProgramWithNotes, Provenance
+from quadranas.backends.interface import (
+    Backend,
+    ObservesHardware,
+    Program,
+    ProgramWithNotes,
+    Provenance,
+    Reconnects,
+)
 from quadranas.backends.registry import open_backend
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.latency.conditions import Conditions, in_words
@@ -115,6 +122,8 @@ class Bench:
                 memory.
         """
         plan, journal = plan or DEFAULT_PLAN, journal or Journal(None, {})
+        if isinstance(self.backend, Reconnects):
+            self.backend.warn = reporter.warning
         everything = {REFERENCE: self._reference(), **jobs}
         programs = _Programs(everything, self._compile)
         programs.prepare(_unfinished(everything, journal, plan), reporter)
@@ -138,13 +147,23 @@ class Bench:
 
     def describe(self, timings: Timings, plan: Plan) -> Measurement:
         """The description of a measurement in a table's header."""
-        return describe_measurement(self.provenance, self.device, timings, plan)
+        backend = self.backend
+        observed = backend.observations() if isinstance(backend, ObservesHardware) else {}
+        return describe_measurement(self.provenance, self.device, timings, plan, **observed)
 
 
 def describe_measurement(
-    provenance: Provenance, device: Device, timings: Timings, plan: Plan
+    provenance: Provenance,
+    device: Device,
+    timings: Timings,
+    plan: Plan,
+    **observed: float,
 ) -> Measurement:
-    """The description of a measurement in a table's header."""
+    """The description of a measurement in a table's header.
+
+    Args:
+        observed: see `ObservesHardware`.
+    """
     return Measurement(
         hardware=provenance.hardware,
         target=target_text(device.target),
@@ -153,10 +172,12 @@ def describe_measurement(
         num_rounds=timings.num_rounds,
         repeats=plan.repeats,
         num_disturbed=timings.num_disturbed,
+        num_throttled=timings.num_throttled,
         noise=timings.noise,
         noise_p95=timings.noise_p95,
         dropped="unknown" if timings.dropped is None else timings.dropped,
         reference_ms=timings.reference_ms,
+        **observed,
     )
 
 

@@ -59,6 +59,7 @@ class Timings:
     Args:
         reference_ms: latency of the reference operation.
         num_disturbed: number of rounds whose reference was slow.
+        num_throttled: number of rounds that were repeated because the device lowered its clock.
         noise, noise_p95: relative difference between odd and even rounds, median and 95th
             percentile over the programs.
         dropped: share of all calls that were disturbed; `None` if unknown.
@@ -72,6 +73,7 @@ class Timings:
     noise: float
     noise_p95: float
     dropped: float | None = None
+    num_throttled: int = 0
     begun: Mapping[str, int] = field(default_factory=dict)
     companions: Mapping[int, Mapping[str, Timing]] = field(default_factory=dict)
 
@@ -214,6 +216,7 @@ def summarise(
         noise=statistics.median(noise),
         noise_p95=float(np.percentile(noise, 95)),
         dropped=dropped_share(journal.calls.values()),
+        num_throttled=journal.num_throttled,
         begun=dict(journal.begun),
         companions={
             start: {name: timings[name] for name in companions if name in timings}

@@ -12,6 +12,9 @@ disturbed; another round is added for each.
 A call that waited for a processor is dropped and repeated (`latency/processor.py`). The reference
 alone does not show such calls: it is shorter than the time slice of a busy neighbour, while a long
 network is interrupted in every call.
+
+A device that is too hot, or lacks power, lowers its clock for a while. Where it says so, the whole
+round is discarded, and repeated after a pause.
 """
 
 import time
@@ -20,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from random import Random
 
 from quadranas.backends.interface import Program
+from quadranas.errors import ThrottledError
 from quadranas.latency.journal import Calls, Journal
 from quadranas.latency.processor import CallTimes
 from quadranas.measurement.plan import Plan
@@ -48,6 +52,9 @@ MAX_ATTEMPTS = 3
 BUSY = 0.2
 """Share of disturbed calls above which a machine is busy: the measurement says so, and nothing is
 concluded about the speed of the machine."""
+
+COOLING_S = (10, 30, 60, 120, 240)
+"""The pauses before a round is repeated because the device lowered its clock."""
 
 TIMINGS = ".timings"
 """Suffix of the journal that stores the timings until the file is complete."""
@@ -138,6 +145,12 @@ class _Progress:
         """A program was timed."""
         self.reporter.advance(self.phase, min(self.journal.num_timings, self.total))
 
+    def say_throttled(self, error: ThrottledError, pause_s: float) -> None:
+        """A round is repeated after a pause."""
+        self.reporter.message(
+            f"{error.message}; this round is repeated after {pause_s:g} s to cool down"
+        )
+
     def finish_round(self, number: int) -> None:
         """The planned round of this number, from 1 on, is complete."""
         done = self.journal.num_timings
@@ -202,7 +215,24 @@ class _Rounds:
         return timing.disagreement > DISAGREEMENT
 
     def run(self, number: int, names: Sequence[str]) -> None:
-        """Run a round."""
+        """Run a round; while the device is too hot, wait and repeat it.
+
+        Raises:
+            ThrottledError: it does not cool down.
+        """
+        for pause_s in (*COOLING_S, None):
+            try:
+                self._run_once(number, names)
+            except ThrottledError as error:
+                self.journal.discard_throttled(number)
+                if pause_s is None:
+                    raise
+                self.progress.say_throttled(error, pause_s)
+                time.sleep(pause_s)
+            else:
+                return
+
+    def _run_once(self, number: int, names: Sequence[str]) -> None:
         order = list(names)
         Random(f"{self.plan.seed} {number}").shuffle(order)
         step = max(1, len(order) // REFERENCES_PER_ROUND)

@@ -4,7 +4,6 @@ Most of it needs a Python with OpenVINO 2021.4.2 (`.ci/install_worker_python FOL
 whose CPU device stands in for the stick. No stick is needed; none must be plugged in.
 """
 
-import ast
 import json
 import math
 import os
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ctypes.util import find_library
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,9 @@ from torch import Tensor, nn
 
 from quadranas.backends.interface import Backend, Conversion, Program
 from quadranas.backends.onnx_file import to_onnx
-from quadranas.backends.openvino2021 import OpenVino2021Backend, Patience
-from quadranas.backends.openvino2021_process import SCRIPT
+from quadranas.backends.openvino2021 import OpenVino2021Backend
+from quadranas.backends.worker_client import Patience
+from quadranas.backends.worker_process import SCRIPT
 from quadranas.errors import DeviceLostError, MissingExtraError, QuadranasError
 from quadranas.latency.device import Device, Reach
 from quadranas.layers import build_op
@@ -93,8 +92,8 @@ def opened(**patience: Any) -> Iterator[OpenVino2021Backend]:
 
 
 def pid(backend: OpenVino2021Backend) -> int:
-    assert backend.worker is not None
-    return backend.worker.pid
+    assert backend.client.worker is not None
+    return backend.client.worker.pid
 
 
 @pytest.fixture
@@ -216,6 +215,7 @@ def test_what_onnx_lacks_is_explained(shared: Backend, capfd: pytest.CaptureFixt
 def test_what_openvino_refuses_is_explained(network: nn.Module) -> None:
     with opened() as backend:
         backend._config["NO_SUCH_KEY"] = "1"
+        backend.client.stop()  # the next worker opens with it
         with pytest.raises(QuadranasError, match=r"cannot load Network .* on CPU: .*NO_SUCH_KEY"):
             backend.compile(network, SHAPE)
 
@@ -227,12 +227,12 @@ def test_networks_make_room_for_each_other(
     """As on a stick, which holds one at a time."""
     images = torch.randn(SHAPE)
     with opened() as backend:
-        monkeypatch.setattr(backend, "_target", replace(backend._target, max_loaded=1))
+        monkeypatch.setattr(backend.client, "max_loaded", 1)
         other = build_op(OpSpec(kind="conv_bn", in_channels=3, out_channels=4, resolution=32))
         programs = [(backend.compile(net, SHAPE), net) for net in (network, other.eval())]
         for program, net in [*programs, *reversed(programs)]:
             assert_right(program.run(images), net, images)
-            assert len(backend._loaded) == 1
+            assert len(backend.client.loaded) == 1
 
 
 @needs_worker
@@ -300,9 +300,9 @@ def test_a_worker_that_is_always_killed_is_given_up(network: nn.Module) -> None:
 
     def kill_again_and_again() -> None:
         while not done.wait(0.05):
-            if backend.worker is not None:
+            if backend.client.worker is not None:
                 with suppress(ProcessLookupError, AttributeError):
-                    os.kill(backend.worker.pid, signal.SIGKILL)
+                    os.kill(backend.client.worker.pid, signal.SIGKILL)
 
     with opened(retries=2) as backend:
         program = backend.compile(network, SHAPE)
@@ -341,9 +341,10 @@ def test_no_worker_outlives_its_owner(tmp_path: Path, end: str) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from quadranas.backends.openvino2021_process import WorkerProcess
-worker = WorkerProcess({WORKER_PYTHON!r}, Path({str(tmp_path / "log")!r}))
-worker.ask("hello", 60, device="CPU")
+from quadranas.backends.worker_process import SCRIPT, WorkerProcess
+command = [{WORKER_PYTHON!r}, "-I", str(SCRIPT)]
+worker = WorkerProcess(command, Path({str(tmp_path / "log")!r}))
+worker.ask("open", 60, runtime="openvino2021", settings={{"target": "CPU", "config": {{}}}})
 print(worker.pid, flush=True)
 if {end!r}:
     os.kill(os.getpid(), signal.{end or "SIGINT"})
@@ -373,9 +374,10 @@ def test_the_worker_answers_every_fault() -> None:
         "{}",
         '{"id": 1, "do": "dance"}',
         '{"id": 2, "do": "time", "handle": 5, "repeats": 1}',
-        '{"id": 3, "do": "load", "path": "/nonexistent.onnx", "device": "CPU", "config": {}}',
-        '{"id": 4, "do": "unload"}',
-        '{"id": 5, "do": "hello", "device": "CPU"}',
+        '{"id": 3, "do": "unload"}',
+        '{"id": 4, "do": "open", "runtime": "openvino2021", '
+        '"settings": {"target": "CPU", "config": {}}}',
+        '{"id": 5, "do": "load", "path": "/nonexistent.onnx", "shapes": {}, "batch": null}',
     ]
     done = subprocess.run(
         [WORKER_PYTHON, "-I", str(SCRIPT)],
@@ -386,9 +388,10 @@ def test_the_worker_answers_every_fault() -> None:
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["id"] for answer in answers] == [None, None, None, 1, 2, 3, 4, 5]
-    assert all("error" in answer for answer in answers[:-1])
-    assert "/nonexistent.onnx" in answers[5]["error"]
-    assert "CPU" in answers[-1]["result"]["devices"]
+    opened = answers.pop(-2)
+    assert opened["result"]["versions"]["openvino"].startswith("2021.4")
+    assert all("error" in answer for answer in answers)
+    assert "/nonexistent.onnx" in answers[-1]["error"]
 
 
 def test_a_python_without_openvino_2021_is_explained() -> None:
@@ -435,7 +438,7 @@ starts = pathlib.Path({folder!r}, "starts")
 starts.write_text(starts.read_text() + "." if starts.exists() else ".")
 for line in sys.stdin:
     request = json.loads(line)
-    answer = {{"result": {{"openvino": "2021.4.2-0", "handle": 1, "ms": [1.5]}}}}
+    answer = {{"result": {{"versions": {{"openvino": "2021.4.2-0"}}, "handle": 1, "ms": [1.5]}}}}
     if request["do"] == "time" and len(starts.read_text()) < {starts}:
         answer = {{"error": "RuntimeError: Failed to allocate graph: NC_ERROR"}}
     print(json.dumps({{"id": request["id"], **answer}}), flush=True)
@@ -472,7 +475,7 @@ def test_what_the_worker_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_an_openvino_of_another_release_is_explained(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    answer = json.dumps({"id": 1, "result": {"openvino": "2022.3.0-9052"}})
+    answer = json.dumps({"id": 1, "result": {"versions": {"openvino": "2022.3.0-9052"}}})
     python.write_text(f"#!/bin/sh\nread line; echo '{answer}'; read line\n")
     python.chmod(0o755)
     with pytest.raises(QuadranasError, match=r"it has OpenVINO 2022\.3\.0-9052, expected 2021\.4"):
@@ -508,7 +511,3 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'quadranas\[myriad\]'"):
         OpenVino2021Backend(device("python3"), Path())
-
-
-def test_the_worker_is_valid_for_python_3_6() -> None:
-    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 6))

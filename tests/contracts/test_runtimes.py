@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from quadranas.backends.registry import backend_class
+from quadranas.backends.worker_main import RUNTIMES as WORKER_RUNTIMES
 from quadranas.commands.export import export
 from quadranas.commands.run import run
 from quadranas.commands.survey import survey_devices
@@ -143,6 +144,7 @@ def test_an_entry_is_consistent(name: str) -> None:
     assert runtime.needs_reach in ("", *runtime.reach)
     assert set(runtime.reach) <= set(REACH_SETTINGS)
     assert set(runtime.runs) <= set(file_formats())
+    assert (name in WORKER_RUNTIMES) == bool(runtime.over_ssh or "worker_python" in runtime.reach)
     setup = RawConfigParser()
     setup.read(CHECKOUT / "setup.cfg", encoding="utf-8")
     extras = setup["options.extras_require"]

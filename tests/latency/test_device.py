@@ -139,3 +139,27 @@ def test_an_address_of_one_kind_replaces_one_of_the_other() -> None:
     assert served.configured(rpc_tracker="a:1", rpc_key="k") == tracked
     with pytest.raises(QuadranasError, match="not both"):
         served.configured(rpc="b:2", rpc_tracker="a:1", rpc_key="k")
+
+
+@pytest.mark.parametrize(
+    ("reach", "fault"),
+    [
+        ({"ssh": "-oProxyCommand=touch hacked"}, "reach.ssh: String should match"),
+        ({"ssh": "pi@board; touch hacked"}, "reach.ssh: String should match"),
+        ({"ssh": "pi@-board"}, "reach.ssh: String should match"),
+        ({"ssh": "pi@board", "python": "-c"}, "reach.python: String should match"),
+        ({"ssh": "pi@board", "python": "a\nb"}, "reach.python: String should match"),
+        ({"ssh": "pi@board", "folder": "$(touch hacked)"}, "reach.folder: String should match"),
+        ({"python": "env/bin/python"}, "python needs ssh, the host that it belongs to"),
+    ],
+)
+def test_ways_by_ssh_that_are_none_are_refused(reach: dict[str, str], fault: str) -> None:
+    with pytest.raises(QuadranasError) as caught:
+        load_device("host").configured(runtime="onnxruntime", **reach)
+    assert fault in caught.value.message
+
+
+@pytest.mark.parametrize("runtime", ["fastest", "tvm", None])
+def test_other_runtimes_are_not_reached_by_ssh(runtime: str | None) -> None:
+    with pytest.raises(QuadranasError, match=r"reach\.ssh is for the runtimes onnxruntime, ope"):
+        load_device("host").configured(runtime=runtime, ssh="pi@board")

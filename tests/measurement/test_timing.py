@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import quadranas.measurement.timing
 from quadranas.backends.interface import Program
-from quadranas.errors import DeviceLostError
+from quadranas.errors import DeviceLostError, ThrottledError
 from quadranas.latency.journal import Calls, Journal
 from quadranas.latency.processor import CallTimes
 from quadranas.measurement.plan import Plan
@@ -26,7 +26,13 @@ from quadranas.measurement.summary import (
     Timings,
     timing_of,
 )
-from quadranas.measurement.timing import DISAGREEMENT, MAX_ATTEMPTS, MAX_EXTRA, time_programs
+from quadranas.measurement.timing import (
+    COOLING_S,
+    DISAGREEMENT,
+    MAX_ATTEMPTS,
+    MAX_EXTRA,
+    time_programs,
+)
 from quadranas.reporter import Reporter
 from tests.measuring import ScriptedProgram
 
@@ -435,3 +441,64 @@ def test_a_busy_machine_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> N
         time_programs(programs, Recorder(), reporter, Plan(num_rounds=5))
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("the machine is busy: 38% of the calls so far lost the processor") == 1
+
+
+class HotProgram(ScriptedProgram):
+    """Gets hot in some of its calls."""
+
+    def __init__(self, hot: Iterable[int]) -> None:
+        super().__init__(2.0)
+        self.hot = set(hot)
+
+    def time_ms(self, repeats: int) -> list[float]:
+        times = super().time_ms(repeats)
+        if self.calls in self.hot:
+            raise ThrottledError("the board lowered its clock", "Cool it.")
+        return times
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that would have been made."""
+    waited: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 7.0, sleep=waited.append)
+    monkeypatch.setattr(quadranas.measurement.timing, "time", clock)
+    return waited
+
+
+def test_a_round_in_which_the_clock_was_lowered_is_repeated_as_a_whole(
+    tmp_path: Path, pauses: list[float]
+) -> None:
+    path = tmp_path / "timings"
+    programs = constant() | {"hot": HotProgram([2, 3])}
+    with Recorder(path) as journal:
+        timings = timed(programs, Plan(num_rounds=3), journal)
+        order = journal.order
+    assert timings.num_throttled == 2
+    assert timings.num_rounds == 3
+    assert [pause for pause in pauses if pause] == list(COOLING_S[:2])
+    counts = Counter(order)
+    assert counts[1, "hot"] == 1
+    repeated = [name for name in NAMES if counts[1, name] > 1]
+    assert repeated  # what was timed in that round before it got hot
+    assert all(counts[number, name] == 1 for name in NAMES for number in (0, 2))
+    with Recorder(path) as journal:
+        assert journal.num_throttled == 2
+        again = timed(programs, Plan(num_rounds=3), journal)
+        assert not journal.order
+    assert again == timings
+
+
+def test_a_device_that_stays_hot_is_one_error_and_resumes(
+    tmp_path: Path, pauses: list[float]
+) -> None:
+    path = tmp_path / "timings"
+    hot = HotProgram(range(2, 3 + len(COOLING_S)))
+    programs = {REFERENCE: ScriptedProgram(1.0), "hot": hot}
+    with Recorder(path) as journal, pytest.raises(ThrottledError, match="lowered its clock"):
+        timed(programs, Plan(num_rounds=2), journal)
+    assert [pause for pause in pauses if pause] == list(COOLING_S)
+    with Recorder(path) as journal:
+        timings = timed(programs, Plan(num_rounds=2), journal)
+        assert {number for number, _ in journal.order} == {1}
+    assert timings.num_throttled == 1 + len(COOLING_S)

@@ -1,4 +1,4 @@
-"""The caller's side of `openvino2021_main.py`: a process that answers, and that can be lost."""
+"""The caller's side of `worker_main.py`: a process that answers, and that can be lost."""
 
 import contextlib
 import json
@@ -8,24 +8,45 @@ import signal
 import subprocess
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).with_name("openvino2021_main.py")
+from quadranas.errors import printable
+
+SCRIPT = Path(__file__).with_name("worker_main.py")
 LAST_LINES = 5
 GRACE_S = 2.0
 """Time for a stopping worker to release its stick."""
+
+PIPE_SIZE = 65536
 
 LOOK_S = 0.5
 """Interval of checks whether the process is alive while waiting for an answer."""
 
 
 class WorkerLostError(Exception):
-    """The worker died, hung or sent an invalid answer, and was stopped."""
+    """The worker died, hung or sent an invalid answer, and was stopped.
+
+    Args:
+        code: its exit code, negative for a signal; `None` if it has none.
+    """
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class RefusedError(Exception):
-    """The worker answered that it cannot fulfil the request."""
+    """The worker answered that it cannot fulfil the request.
+
+    Args:
+        missing: name of the module that it cannot import; empty if that is not the reason.
+    """
+
+    def __init__(self, reason: str, missing: str = "") -> None:
+        super().__init__(reason)
+        self.missing = missing
 
 
 class WorkerProcess:
@@ -35,27 +56,30 @@ class WorkerProcess:
     is stopped or garbage-collected, or when this process ends.
 
     Args:
-        python: the interpreter, a path or a command. It runs isolated, without PYTHONPATH and the
-            script's folder, where an `openvino.py` would hide the package.
-        log: file that its stderr is appended to.
+        command: what starts it: an interpreter with the script, here or through `ssh`. The
+            interpreter runs isolated (`-I`), without PYTHONPATH and the script's folder, where an
+            `openvino.py` would hide the package.
+        log: file for its stderr.
 
     Raises:
-        OSError: there is no such interpreter.
+        OSError: there is no such program.
     """
 
-    def __init__(self, python: str, log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path) -> None:
         self._log = log
         self._num_requests = 0
-        self._unread = b""
-        with log.open("ab") as stderr:
+        self._unread = bytearray()
+        with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [python, "-I", str(SCRIPT)],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 bufsize=0,
                 start_new_session=True,
             )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
         self._process = process
         self._finalizer = weakref.finalize(self, _end, process)
 
@@ -73,14 +97,15 @@ class WorkerProcess:
         """
         self._num_requests += 1
         request = {"id": self._num_requests, "do": do, **arguments}
+        deadline = time.monotonic() + timeout_s
         try:
-            self._send(request)
-            answer = self._receive(time.monotonic() + timeout_s, timeout_s)
+            self._send(json.dumps(request).encode() + b"\n", deadline, timeout_s)
+            answer = self._receive(deadline, timeout_s)
         except BaseException:  # Ctrl-C too: otherwise the next request would receive this answer
             self.stop(grace_s=0)
             raise
         if "error" in answer:
-            raise RefusedError(answer["error"])
+            raise RefusedError(printable(str(answer["error"])), str(answer.get("missing") or ""))
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -89,13 +114,17 @@ class WorkerProcess:
         self._finalizer.detach()
         _end(self._process, grace_s)
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, line: bytes, deadline: float, timeout_s: float) -> None:
         assert self._process.stdin is not None
         try:
-            # Shorter than a pipe's buffer, so this does not block if the worker hangs.
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            stdin = self._process.stdin.fileno()
+            poll = select.poll()
+            poll.register(stdin, select.POLLOUT)
+            while line:  # a hanging worker does not read a tensor that is larger than the pipe
+                self._wait(poll, deadline, timeout_s)
+                line = line[os.write(stdin, line[:PIPE_SIZE]) :]
         except (OSError, ValueError) as error:  # ValueError: stopped before
-            raise WorkerLostError(self._how_it_ended()) from error
+            raise self._ended() from error
 
     def _receive(self, deadline: float, timeout_s: float) -> dict[str, Any]:
         """The answer to the last request."""
@@ -116,21 +145,31 @@ class WorkerProcess:
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
         while b"\n" not in self._unread:
+            self._wait(poll, deadline, timeout_s)
+            received = os.read(stdout, 65536)
+            if not received:
+                raise self._ended()
+            self._unread += received
+        line, _, self._unread = self._unread.partition(b"\n")
+        return bytes(line)
+
+    def _wait(self, poll: "select.poll", deadline: float, timeout_s: float) -> None:
+        """Wait until a pipe is ready.
+
+        Raises:
+            WorkerLostError: the time is up, or the process has ended.
+        """
+        while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise WorkerLostError(f"no answer came in {timeout_s:g} s{self._last_words()}")
-            if not poll.poll(min(left_s, LOOK_S) * 1e3):
-                if _exit_code(self._process, 0) is None:
-                    continue
-                raise WorkerLostError(self._how_it_ended())  # a child process of it holds the pipe
-            received = os.read(stdout, 65536)
-            if not received:
-                raise WorkerLostError(self._how_it_ended())
-            self._unread += received
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+            if poll.poll(min(left_s, LOOK_S) * 1e3):
+                return
+            if _exit_code(self._process, 0) is not None:
+                raise self._ended()  # a child process of it holds the pipe
 
-    def _how_it_ended(self) -> str:
+    def _ended(self) -> WorkerLostError:
+        """The error for a process that has ended, or has closed its pipes."""
         code = _exit_code(self._process, GRACE_S)
         if code is None:
             how = "it closed its pipes"
@@ -138,12 +177,12 @@ class WorkerProcess:
             how = f"it was killed by {signal.Signals(-code).name}"
         else:
             how = f"it ended with exit code {code}"
-        return how + self._last_words()
+        return WorkerLostError(how + self._last_words(), code)
 
     def _last_words(self) -> str:
         """The end of its stderr, for an error message."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        last = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
+        last = [printable(line.strip()) for line in lines if line.strip()][-LAST_LINES:]
         return "".join(f"\n  stderr: {line}" for line in last)
 
 
