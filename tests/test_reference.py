@@ -30,7 +30,7 @@ PLAIN = {
         "layer_scale",
         "index",
         "ri",
-        "factors",
+        *("factors", "prior"),
     ),
     *("mean", "std", "max_abs", "quantiles", "low", "high", "minimum", "maximum", "typical"),
     *("first_order_energy", "second_order_energy", "max_abs_error", "keep", "skip", "slots"),

@@ -23,25 +23,21 @@ from quadranas.cli.options import (
     LIMITS,
     MEASUREMENT,
     OUTPUT,
+    REACH,
     AllowCommands,
     Data,
     Json,
     Model,
     Quiet,
-    RemotePython,
-    Rpc,
-    RpcKey,
-    RpcTracker,
     SkipCorrupt,
-    Ssh,
     TableFile,
     Threads,
     Tolerance,
     TuningTrials,
     Val,
     Weights,
-    WorkerPython,
     given,
+    taking,
 )
 from quadranas.latency.runtimes import (
     REACH_SETTINGS,
@@ -56,6 +52,7 @@ if TYPE_CHECKING:
     from quadranas.commands.export import ExportResult
     from quadranas.commands.publish import PublishResult
     from quadranas.commands.run import RunResult
+    from quadranas.latency.device import ReachSettings
 
 FILE = "File"
 """The panel of options that describe the exported file."""
@@ -165,6 +162,7 @@ NativeCode = Annotated[
 ]
 
 
+@taking(REACH)
 def export_command(
     model: Model,
     file_format: FileFormat = "onnx",
@@ -176,12 +174,6 @@ def export_command(
     table: TableFile = None,
     threads: Threads = None,
     tuning_trials: TuningTrials = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    ssh: Ssh = None,
-    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     data: Data = None,
     val: Val = None,
@@ -196,6 +188,8 @@ def export_command(
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    reach: "ReachSettings",
 ) -> None:
     """Export a verified, timed model file with manifest, model card and inference script."""
     from quadranas.commands.export import export
@@ -207,12 +201,7 @@ def export_command(
         table=table,
         threads=threads,
         tuning_trials=tuning_trials,
-        rpc=rpc,
-        rpc_tracker=rpc_tracker,
-        rpc_key=rpc_key,
-        worker_python=worker_python,
-        ssh=ssh,
-        python=python,
+        **reach,
         allow_commands=allow_commands,
         data=data,
         val=val,
@@ -304,16 +293,11 @@ def _latency_text(result: "ExportResult") -> str:
     return text
 
 
+@taking(REACH)
 def run_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, as written by export.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     device: BundleDevice = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    ssh: Ssh = None,
-    python: RemotePython = None,
     allow_native_code: NativeCode = False,
     top: Annotated[
         int | None,
@@ -323,6 +307,8 @@ def run_command(
         ),
     ] = None,
     as_json: Json = False,
+    *,
+    reach: "ReachSettings",
 ) -> None:
     """Label images with an exported bundle, and time the inference."""
     from quadranas.commands.run import run
@@ -333,12 +319,7 @@ def run_command(
         top=top,
         allow_native_code=allow_native_code,
         device=device,
-        rpc=rpc,
-        rpc_tracker=rpc_tracker,
-        rpc_key=rpc_key,
-        worker_python=worker_python,
-        ssh=ssh,
-        python=python,
+        **reach,
     )
     print_result(result, as_json, _run_text)
 
@@ -366,13 +347,10 @@ def _run_text(result: "RunResult") -> str:
     return "\n".join(lines)
 
 
+@taking(REACH)
 def compare_command(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundles.")],
     device: BundleDevice = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
     allow_native_code: NativeCode = False,
     rounds: Annotated[
         int | None,
@@ -395,6 +373,8 @@ def compare_command(
     ] = Path("comparison.html"),
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    reach: "ReachSettings",
 ) -> None:
     """Compare exported bundles on one device: accuracy, latency and size, with the proof."""
     from quadranas.commands.compare import compare
@@ -411,10 +391,7 @@ def compare_command(
             device=device,
             output=output,
             reporter=reporter,
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
+            **reach,
         )
     if as_json:
         return print_json(result)

@@ -1,5 +1,8 @@
 """The options that several commands share, each described once, and their panels in `--help`."""
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,6 +113,16 @@ RemotePython = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+REACH = {
+    "rpc": Rpc,
+    "rpc_tracker": RpcTracker,
+    "rpc_key": RpcKey,
+    "worker_python": WorkerPython,
+    "ssh": Ssh,
+    "python": RemotePython,
+}
+"""The options that say how a device is reached."""
+
 AllowCommands = Annotated[
     bool,
     typer.Option(
@@ -119,6 +132,57 @@ AllowCommands = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
+DevicePrecision = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision on the device: fp32, tf32, fp16, bf16 or int8. Default: as in the "
+        "device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of images per call. Default: as in the device's file.",
+        rich_help_panel=DEVICE,
+    ),
+]
+SETTINGS = {
+    "threads": Threads,
+    "precision": DevicePrecision,
+    "batch_size": BatchSize,
+    "tuning_trials": TuningTrials,
+    **REACH,
+    "allow_commands": AllowCommands,
+}
+"""The options that replace keys of a device."""
+
+Command = Callable[..., None]
+
+
+def taking(options: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Give a command options, which it gets as its last parameter, a mapping."""
+
+    def decorate(command: Command) -> Command:
+        *own, last = inspect.signature(command).parameters.values()
+        added = [
+            last.replace(name=name, default=None, annotation=kind)
+            for name, kind in options.items()
+        ]
+
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            taken = {name: given.pop(name) for name in options}
+            command(**given, **{last.name: taken})
+
+        with_options.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        with_options.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
+        return with_options
+
+    return decorate
+
+
 Data = Annotated[
     str | None,
     typer.Option(

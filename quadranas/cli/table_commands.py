@@ -18,20 +18,15 @@ from quadranas.cli.options import (
     DEVICE,
     MEASUREMENT,
     OUTPUT,
+    REACH,
+    SETTINGS,
     AllowCommands,
     DeviceName,
     Json,
     Quiet,
-    RemotePython,
-    Rpc,
-    RpcKey,
-    RpcTracker,
     SpaceName,
-    Ssh,
     TableFile,
-    Threads,
-    TuningTrials,
-    WorkerPython,
+    taking,
 )
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import (
@@ -43,7 +38,7 @@ from quadranas.measurement.plan import (
 
 if TYPE_CHECKING:
     from quadranas.commands.build_lut import BuildLutResult
-    from quadranas.latency.device import DeviceSettings
+    from quadranas.latency.device import DeviceSettings, ReachSettings
 
 Rounds = Annotated[
     int,
@@ -60,22 +55,6 @@ BackendName = Annotated[
         help=f"Runtime to measure with: {', '.join(RUNTIMES)}; fastest: the fastest of these; "
         "analytic: the model of the device. Default: analytic for a device with a model and no "
         "address, otherwise its own runtime.",
-        rich_help_panel=DEVICE,
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        help="Precision on the device: fp32, tf32, fp16, bf16 or int8. Default: as in the "
-        "device's file.",
-        rich_help_panel=DEVICE,
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Number of images per call. Default: as in the device's file.",
         rich_help_panel=DEVICE,
     ),
 ]
@@ -214,21 +193,11 @@ def spaces_command(
             say(f"     {name:<5} {latency:<22} {reachable.summary}")
 
 
+@taking(SETTINGS)
 def build_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
     backend: BackendName = None,
-    threads: Threads = None,
-    precision: Precision = None,
-    batch_size: BatchSize = None,
-    tuning_trials: TuningTrials = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    ssh: Ssh = None,
-    python: RemotePython = None,
-    allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     only_missing: OnlyMissing = False,
     only_suspect: OnlySuspect = False,
@@ -239,24 +208,13 @@ def build_lut_command(
     output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    settings: "DeviceSettings",
 ) -> None:
     """Build the latency table of a device for a space; an interrupted measurement resumes."""
     from quadranas.commands.build_lut import build_lut
     from quadranas.runs.next_command import search_command
 
-    settings: DeviceSettings = {
-        "threads": threads,
-        "precision": precision,
-        "batch_size": batch_size,
-        "tuning_trials": tuning_trials,
-        "rpc": rpc,
-        "rpc_tracker": rpc_tracker,
-        "rpc_key": rpc_key,
-        "worker_python": worker_python,
-        "ssh": ssh,
-        "python": python,
-        "allow_commands": allow_commands,
-    }
     classes = num_classes or ()
     if probes is not None:
         return _write_probes(
@@ -332,16 +290,11 @@ def _table_text(result: "BuildLutResult") -> str:
     return f"{text}\n{result.quality}" if result.quality else text
 
 
+@taking(REACH)
 def validate_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
     table: TableFile = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    ssh: Ssh = None,
-    python: RemotePython = None,
     allow_commands: AllowCommands = False,
     networks: Annotated[
         int,
@@ -356,6 +309,8 @@ def validate_lut_command(
     rounds: Rounds = Plan.num_rounds,
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    reach: "ReachSettings",
 ) -> None:
     """Compare a latency table with measurements of random networks, and record the result."""
     from quadranas.commands.validate_lut import validate_lut
@@ -370,31 +325,18 @@ def validate_lut_command(
             rounds=rounds,
             reporter=reporter,
             command=command_line(),
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
-            ssh=ssh,
-            python=python,
+            **reach,
             allow_commands=allow_commands,
         )
     print_result(result, as_json, lambda found: f"{found.summary}\nplot {found.plot}")
 
 
+@taking(SETTINGS)
 def calibrate_command(
     device: DeviceName,
     source: SourceTable,
     space: SpaceName = "quadranet-mobile",
     measure: MeasuredNetworks = DEFAULT_NETWORKS,
-    threads: Threads = None,
-    precision: Precision = None,
-    batch_size: BatchSize = None,
-    tuning_trials: TuningTrials = None,
-    rpc: Rpc = None,
-    rpc_tracker: RpcTracker = None,
-    rpc_key: RpcKey = None,
-    worker_python: WorkerPython = None,
-    allow_commands: AllowCommands = False,
     rounds: Rounds = Plan.num_rounds,
     max_residual: MaxResidual = MAX_RESIDUAL,
     num_classes: NumClasses = None,
@@ -403,6 +345,8 @@ def calibrate_command(
     output: OutputTable = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    settings: "DeviceSettings",
 ) -> None:
     """Make the latency table of a device of another one's, by measuring a few whole networks."""
     from quadranas.commands.calibrate import calibrate
@@ -422,15 +366,7 @@ def calibrate_command(
             rounds=rounds,
             reporter=reporter,
             command=command_line(),
-            threads=threads,
-            precision=precision,
-            batch_size=batch_size,
-            tuning_trials=tuning_trials,
-            rpc=rpc,
-            rpc_tracker=rpc_tracker,
-            rpc_key=rpc_key,
-            worker_python=worker_python,
-            allow_commands=allow_commands,
+            **settings,
         )
     if result.path is None:
         same = {"device": device, "space": space, "from": source, "output": output}
@@ -441,12 +377,8 @@ def calibrate_command(
             lambda made: proposed("calibrate", **same, times=made.times),
         )
     table = result.path
-    print_result(
-        result,
-        as_json,
-        lambda made: f"{table}: {made.summary}",
-        lambda made: search_command(table, space, device),
-    )
+    then = search_command(table, space, device)
+    print_result(result, as_json, lambda made: f"{table}: {made.summary}", lambda made: then)
 
 
 def merge_lut_command(

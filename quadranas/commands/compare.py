@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from quadranas.deployment.bundle import open_bundle
 from quadranas.deployment.comparison import (
@@ -16,8 +17,9 @@ from quadranas.deployment.images import ExportImages
 from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.opening import bundle_device, reach_of, refuse_native_code
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, ReachSettings
 from quadranas.measurement import bench
+from quadranas.measurement.plan import Plan
 from quadranas.measurement.summary import STATISTIC, Timing, Timings, busy_text
 from quadranas.reporter import Reporter
 from quadranas.reports.bundle_page import ComparedBundle, bundle_page
@@ -68,7 +70,7 @@ def compare(
     device: str | Path | Device | None = None,
     output: str | Path = PAGE,
     reporter: Reporter | None = None,
-    **reach: str | None,
+    **reach: Unpack[ReachSettings],
 ) -> CompareResult:
     """Run several exported bundles on one device; write a page.
 
@@ -81,7 +83,7 @@ def compare(
         allow_native_code: run files that are machine code, as of the format tvm.
         device: the file of the bundles' device, which says how to reach it.
         output: the page to write; an existing file is replaced.
-        reach: `rpc`, `rpc_tracker`, `rpc_key` and `worker_python`: how to reach the device.
+        reach: how to reach the device; takes precedence over its file.
 
     Raises:
         QuadranasError: a bundle is damaged or for another device, number of threads or images per
@@ -90,37 +92,44 @@ def compare(
     if len(bundles) < 2:
         raise QuadranasError("only one bundle to compare", "Name two or more bundles.")
     opened = [open_bundle(Path(bundle)) for bundle in bundles]
-    named = {key: value for key, value in reach.items() if value is not None}
     devices = [
-        bundle_device(one.manifest, reach_of(one.manifest, device, named)) for one in opened
+        bundle_device(one.manifest, reach_of(one.manifest, device, reach)) for one in opened
     ]
     check_one_device(opened, devices)
     if not allow_native_code:
         for one in opened:
             refuse_native_code(one)
-    config = DataConfig(
-        data=None if data is None else str(data),
-        val=None if val is None else str(val),
-        skip_corrupt=skip_corrupt,
-    )
+    places = {"data": data and str(data), "val": val and str(val)}
+    config = DataConfig(**places, skip_corrupt=skip_corrupt)
     tested = [labelled_images(one.manifest, config, images) for one in opened]
     plan = bench.DEFAULT_PLAN
     plan = plan if rounds is None else replace(plan, num_rounds=rounds)
     with opened_files(opened, devices) as files:
-        accuracies = [
-            file.accuracy(found) if isinstance(found, ExportImages) else None
-            for file, found in zip(files, tested, strict=True)
-        ]
-        timings = time_files(files, reporter or Reporter(quiet=True), plan)
-        compared = [
-            _compared(file, accuracy, found, _timing(timings, number))
-            for number, (file, accuracy, found) in enumerate(
-                zip(files, accuracies, tested, strict=True)
-            )
-        ]
-        result = _result(files, compared, timings, Path(output))
+        result = _tried(files, tested, plan, reporter or Reporter(quiet=True), Path(output))
     _write_page(result)
     return result
+
+
+def _tried(
+    files: Sequence[OpenedFile],
+    tested: Sequence[ExportImages | str],
+    plan: Plan,
+    reporter: Reporter,
+    page: Path,
+) -> CompareResult:
+    """Test every file on its images, and time all of them together."""
+    accuracies = [
+        file.accuracy(found) if isinstance(found, ExportImages) else None
+        for file, found in zip(files, tested, strict=True)
+    ]
+    timings = time_files(files, reporter, plan)
+    compared = [
+        _compared(file, accuracy, found, _timing(timings, number))
+        for number, (file, accuracy, found) in enumerate(
+            zip(files, accuracies, tested, strict=True)
+        )
+    ]
+    return _result(files, compared, timings, page)
 
 
 def _result(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quadranas.deployment.bundle import open_bundle
+from quadranas.deployment.bundle import Bundle, open_bundle
 from quadranas.deployment.publication import check_hub_place, check_license, write_hub_folder
 from quadranas.errors import QuadranasError
 from quadranas.runs import layout
@@ -79,6 +79,10 @@ def publish(
     check_hub_place(folder, replace=force)
     with whole_folder(folder, replace=force) as new:
         write_hub_folder(new.path, opened, stored, license=license)
+    return _result(folder, opened, license)
+
+
+def _result(folder: Path, opened: Bundle, license: str) -> PublishResult:
     accuracy = opened.manifest.accuracy
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return PublishResult(

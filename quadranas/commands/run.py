@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from quadranas.deployment.opening import (
     refuse_native_code,
 )
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, ReachSettings
 from quadranas.measurement.summary import timing_of
 from quadranas.measurement.timing import undisturbed_calls
 from quadranas.validation import CommandResult, Frozen, WrittenPath
@@ -97,12 +98,7 @@ def run(
     top: int | None = None,
     allow_native_code: bool = False,
     device: str | Path | Device | None = None,
-    rpc: str | None = None,
-    rpc_tracker: str | None = None,
-    rpc_key: str | None = None,
-    worker_python: str | None = None,
-    ssh: str | None = None,
-    python: str | None = None,
+    **reach: Unpack[ReachSettings],
 ) -> RunResult:
     """Label images with an exported bundle, and time every call.
 
@@ -113,21 +109,17 @@ def run(
         top: number of labels per image; by default 5, or all classes if there are fewer.
         allow_native_code: run a file that is machine code, as of the format tvm.
         device: the file of the bundle's device, which says how to reach it.
-        rpc, rpc_tracker, rpc_key, worker_python, ssh, python: how to reach the device; they take
-            precedence over its file. What the manifest says about it is never used, since a bundle
-            may come from anywhere.
+        reach: how to reach the device; takes precedence over its file. What the manifest says
+            about it is never used, since a bundle may come from anywhere.
 
     Raises:
         QuadranasError: the bundle is damaged, an image cannot be read, or the runtime or the
             device is missing or not named.
     """
-    ways = {"rpc": rpc, "rpc_tracker": rpc_tracker, "rpc_key": rpc_key}
-    ways |= {"worker_python": worker_python, "ssh": ssh, "python": python}
     opened = open_bundle(Path(bundle))
     manifest = opened.manifest
     paths = _paths(images)
-    named = {key: value for key, value in ways.items() if value is not None}
-    opened_on = bundle_device(manifest, reach_of(manifest, device, named))
+    opened_on = bundle_device(manifest, reach_of(manifest, device, reach))
     if not allow_native_code:
         refuse_native_code(opened)
     num_labels = _num_labels(top, manifest.architecture.num_classes)

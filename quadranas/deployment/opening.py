@@ -8,7 +8,7 @@ from quadranas.backends.interface import FileBackend
 from quadranas.deployment.bundle import Bundle
 from quadranas.deployment.manifest import Manifest
 from quadranas.errors import QuadranasError
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, ReachSettings
 from quadranas.latency.host import usable_cores
 from quadranas.latency.runtimes import REACH_SETTINGS, REACH_USAGE, RUNTIMES, Runtime, files_of
 from quadranas.measurement.bench import open_device
@@ -33,13 +33,14 @@ def bundle_device(manifest: Manifest, reach: Mapping[str, str]) -> Device:
 
 
 def reach_of(
-    manifest: Manifest, device: str | Path | Device | None, named: dict[str, str]
+    manifest: Manifest, device: str | Path | Device | None, reach: ReachSettings
 ) -> dict[str, str]:
-    """How to reach the bundle's device: as its file says, and as the options say.
+    """How to reach the bundle's device: as its file says, and as the caller says.
 
     Raises:
         QuadranasError: the file describes another device.
     """
+    named = {key: str(value) for key, value in reach.items() if value is not None}
     if device is None:
         return named
     loaded = open_device_argument(device)

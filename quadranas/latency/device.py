@@ -336,8 +336,19 @@ def is_shipped(device: Device) -> bool:
     return device.name in known and _read_device(device.name) == device
 
 
-class DeviceSettings(TypedDict, total=False):
-    """Keys of a device that a command can replace, those of `reach` included; `None` keeps one.
+class ReachSettings(TypedDict, total=False):
+    """How a device is reached; see `Reach`. `None` keeps what its file says."""
+
+    rpc: str | None
+    rpc_tracker: str | None
+    rpc_key: str | None
+    worker_python: str | None
+    ssh: str | None
+    python: str | None
+
+
+class DeviceSettings(ReachSettings, total=False):
+    """Keys of a device that a command can replace; `None` keeps one.
 
     Besides, `allow_commands`: whether the commands of the device may run.
     """
@@ -346,12 +357,6 @@ class DeviceSettings(TypedDict, total=False):
     precision: str | None
     batch_size: int | None
     tuning_trials: int | None
-    rpc: str | None
-    rpc_tracker: str | None
-    rpc_key: str | None
-    worker_python: str | None
-    ssh: str | None
-    python: str | None
     allow_commands: bool | None
 
 
