@@ -49,7 +49,7 @@ def write_report(run: Path) -> Path:
             writable.
     """
     path = run / layout.REPORT
-    write_page(path, report_page(open_folder(run)))
+    write_page(path, report_page(find_run(run)))
     return path
 
 
@@ -63,13 +63,13 @@ def write_comparison(run: Path, others: Sequence[Path]) -> Path:
     for folder in (run, *others):
         if str(folder) in runs:
             raise QuadranasError(f"{folder} is named twice", "Name other runs to compare with.")
-        runs[str(folder)] = open_folder(folder)
+        runs[str(folder)] = find_run(folder)
     path = run / layout.COMPARISON
     write_page(path, comparison_page(runs))
     return path
 
 
-def open_folder(run: Path) -> Run:
+def find_run(run: Path) -> Run:
     """Read a run folder; see `read_run`.
 
     Raises:

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from quadranas.errors import QuadranasError, printable_lines
-from quadranas.reports.run_report import open_folder, report_page
+from quadranas.reports.run_report import find_run, report_page
 from quadranas.reports.run_view import RUN_FILES
 from quadranas.runs import layout
 
@@ -42,7 +42,7 @@ class ReportServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, run: Path, port: int = 0) -> None:
-        open_folder(run)
+        find_run(run)
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
@@ -68,7 +68,7 @@ class ReportServer(ThreadingHTTPServer):
         with self.lock:
             state = _state(self.run)
             if self.page is None or self.page[0] != state:
-                run = open_folder(self.run)
+                run = find_run(self.run)
                 page = report_page(run).encode("utf-8", "replace")
                 self.page = state, page, run.result is not None
             return self.page[1:]
