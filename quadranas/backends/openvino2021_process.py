@@ -38,18 +38,19 @@ class WorkerProcess:
         python: the interpreter, a path or a command. It runs isolated, without PYTHONPATH and the
             script's folder, where an `openvino.py` would hide the package.
         log: file that its stderr is appended to.
+        script: the program of the worker.
 
     Raises:
         OSError: there is no such interpreter.
     """
 
-    def __init__(self, python: str, log: Path) -> None:
+    def __init__(self, python: str, log: Path, script: Path = SCRIPT) -> None:
         self._log = log
         self._num_requests = 0
         self._unread = b""
         with log.open("ab") as stderr:
             process = subprocess.Popen(
-                [python, "-I", str(SCRIPT)],
+                [python, "-I", str(script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

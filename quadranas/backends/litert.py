@@ -1,0 +1,208 @@
+"""LiteRT, formerly TensorFlow Lite, with the kernels of XNNPACK on this machine's CPU.
+
+Files take images as every other runtime does, (B, C, H, W); LiteRT's own layout is B, H, W, C, so a
+file begins with a transposition. Written for ai-edge-litert 2.3.0.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import (
+    ClosedOnExit,
+    Conversion,
+    ConvertedFile,
+    Provenance,
+    as_shape,
+    check_host_device,
+    example_input,
+    reason_of,
+    refuse_shape,
+)
+from quadranas.backends.litert_converter import Converter
+from quadranas.backends.litert_file import operators_of
+from quadranas.backends.lowering import lower
+from quadranas.errors import QuadranasError
+from quadranas.files import write_atomically
+from quadranas.latency.device import Device
+from quadranas.latency.host import cpu_name
+from quadranas.latency.processor import call_times_ms
+from quadranas.latency.runtimes import RUNTIMES
+
+FACTS = RUNTIMES["litert"]
+
+
+class LiteRtBackend(ClosedOnExit):
+    """Runs fp32; XNNPACK runs the operators that it has kernels for."""
+
+    max_parallel = 1
+    # Decomposed norms and 1x1 convolutions change the latency by 1 to 3 %.
+    lowering = ("fold_batch_norm", "fold_layer_scale")
+
+    def __init__(self, device: Device, records: Path) -> None:
+        FACTS.require()
+        check_host_device(device, FACTS.title)
+        self.threads = device.threads
+        self.converter = Converter()
+
+    def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "LiteRtProgram":
+        """See `Backend`."""
+        content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
+        return LiteRtProgram(content, self.threads)
+
+    def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
+        """See `FileBackend`."""
+        conversion.check(FACTS)
+        write_atomically(path, self._content(network, conversion))
+        return ConvertedFile(path=path, passes=self.lowering)
+
+    def load(self, path: Path, input_shape: Sequence[int]) -> "LiteRtProgram":
+        """See `FileBackend`."""
+        program = self._read(path)
+        (shape, *others) = program.shapes.values()
+        if others:
+            raise QuadranasError(f"{path} has {1 + len(others)} inputs, expected one of images")
+        refuse_shape(path, shape, input_shape)
+        return program
+
+    def input_shapes(self, path: Path) -> dict[str, tuple[int | None, ...]]:
+        """See `TimingBackend`."""
+        return dict(self._read(path).shapes)
+
+    def open_file(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> "LiteRtProgram":
+        """See `TimingBackend`."""
+        return self._read(path, shapes)
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """See `FileBackend`."""
+        self._read(path)  # LiteRT checks the file
+        return dict(Counter(operators_of(path.read_bytes())).most_common())
+
+    def _read(
+        self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> "LiteRtProgram":
+        """Load a file.
+
+        Raises:
+            QuadranasError: LiteRT cannot read it, or not run it on such inputs.
+        """
+        try:
+            return LiteRtProgram(path.read_bytes(), self.threads, shapes)
+        except OSError as error:
+            raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise QuadranasError(
+                f"{path} is not a LiteRT file that can run here, or it is damaged: "
+                f"{reason_of(error)}",
+                "Convert the network again.",
+            ) from error
+
+    def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
+        return self.converter.convert(lower(network, self.lowering), conversion.input_shape)
+
+    def provenance(self) -> Provenance:
+        """See `Backend`."""
+        versions = {"ai-edge-litert": version("ai-edge-litert"), "torch": torch.__version__}
+        converted_by = self.converter.versions()
+        return Provenance(
+            runtime=f"LiteRT {versions['ai-edge-litert']} (XNNPACK)",
+            hardware=cpu_name(),
+            versions=converted_by | versions,
+        )
+
+    def close(self) -> None:
+        """End the process that converts."""
+        self.converter.close()
+
+
+class LiteRtProgram:
+    """A file in its own interpreter.
+
+    Args:
+        shapes: shapes of the inputs by name; by default those of the file.
+
+    Attributes:
+        shapes: shapes of the inputs by name as the file gives them; `None` for an open size.
+
+    Raises:
+        RuntimeError, ValueError: LiteRT cannot read the file, or not run it on such inputs.
+        TypeError: an input is not numeric.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        threads: int | None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        if not content:
+            raise ValueError("it is empty")
+        with _quiet():
+            self.interpreter: Any = Interpreter(model_content=content, num_threads=threads)
+            self.inputs = _inputs_of(self.interpreter)
+            self.shapes = {
+                name: tuple(None if size < 0 else int(size) for size in place["shape_signature"])
+                for name, place in self.inputs.items()
+            }
+            for name, shape in (shapes or {}).items():
+                self.interpreter.resize_tensor_input(self.inputs[name]["index"], shape)
+            self.interpreter.allocate_tensors()
+            self._fill()
+            if shapes:
+                self.interpreter.invoke()
+
+    def _fill(self) -> None:
+        """Set the inputs to what is timed."""
+        for place in _inputs_of(self.interpreter).values():
+            example = example_input(tuple(map(int, place["shape"])), np.dtype(place["dtype"]))
+            self.interpreter.set_tensor(place["index"], example)
+
+    def run(self, images: Tensor) -> Tensor:
+        """See `Program`."""
+        (place,) = self.inputs.values()
+        (output,) = self.interpreter.get_output_details()
+        if tuple(images.shape) != tuple(place["shape"]):
+            raise QuadranasError(
+                f"the program takes {tuple(map(int, place['shape']))}, got {tuple(images.shape)}"
+            )
+        self.interpreter.set_tensor(place["index"], images.detach().contiguous().numpy())
+        self.interpreter.invoke()
+        return torch.from_numpy(self.interpreter.get_tensor(output["index"]))
+
+    def time_ms(self, repeats: int) -> list[float]:
+        """See `Program`."""
+        self._fill()
+        return call_times_ms(self.interpreter.invoke, repeats)
+
+
+def _inputs_of(interpreter: Any) -> dict[str, Any]:
+    """The details of the inputs, by their names in the file's signature if it has one."""
+    signatures = list(interpreter.get_signature_list())
+    if len(signatures) == 1:
+        runner = interpreter.get_signature_runner(signatures[0])
+        named: dict[str, Any] = runner.get_input_details()
+        return named
+    return {place["name"]: place for place in interpreter.get_input_details()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress what LiteRT's libraries print on stderr; their errors are exceptions too."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,152 @@
+"""Writing LiteRT files with litert-torch, in another process.
+
+litert-torch 0.10.0 needs older versions of packages that TVM and pydantic need newer ones of
+(typing-extensions below 4.13), so no environment has all of them. Networks therefore pass as
+programs of `torch.export` to a worker (`litert_converter_main.py`), whose interpreter is this one
+or that of an environment of its own. It also keeps JAX and its messages out of this process.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quadranas.backends.interface import ClosedOnExit, reason_of
+from quadranas.backends.openvino2021_process import (
+    RefusedError,
+    WorkerLostError,
+    WorkerProcess,
+)
+from quadranas.errors import QuadranasError
+
+SCRIPT = Path(__file__).with_name("litert_converter_main.py")
+
+VARIABLE = "QUADRANAS_LITERT_PYTHON"
+"""The environment variable that names the interpreter; never anything in a file."""
+
+RELEASE = "0.10.0"
+HOW_TO_INSTALL = (
+    "Make an environment for it: python -m venv litert && litert/bin/pip install "
+    f"litert-torch=={RELEASE} torch==2.13.0; then: export {VARIABLE}=$PWD/litert/bin/python"
+)
+
+TIMEOUT_S = 1800.0
+"""A large network takes minutes on a busy machine."""
+
+
+class NamedEnds(nn.Module):
+    """A network whose input and output have names: a file's are called the same."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Shapes: those of the network."""
+        return {"logits": self.network(images)}
+
+
+class Converter(ClosedOnExit):
+    """A worker with litert-torch, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self.python = str(Path(os.environ.get(VARIABLE) or sys.executable).expanduser())
+        self._folder = tempfile.TemporaryDirectory(prefix="quadranas-litert-")
+        self._worker: WorkerProcess | None = None
+
+    def versions(self) -> dict[str, str]:
+        """The versions of litert-torch and its packages; empty without it."""
+        try:
+            found: dict[str, str] = self._ask("hello")["versions"]
+        except QuadranasError:
+            return {}
+        return found if "litert-torch" in found else {}
+
+    def convert(self, network: nn.Module, shape: tuple[int, ...]) -> bytes:
+        """A network in evaluation mode as a file.
+
+        Raises:
+            QuadranasError: it cannot be converted, or litert-torch is not installed.
+        """
+        name = type(network).__name__
+        program, target = self._path("network.pt2"), self._path("network.tflite")
+        try:
+            torch.export.save(exported(network, shape), program)
+        except Exception as error:  # PyTorch raises many kinds
+            raise _unconvertible(name, reason_of(error)) from error
+        try:
+            self._ask("convert", program=str(program), target=str(target))
+        except RefusedError as refusal:
+            raise self._explained(name, refusal) from refusal
+        return target.read_bytes()
+
+    def close(self) -> None:
+        """End the worker."""
+        try:
+            if self._worker is not None:
+                self._worker.stop()
+        finally:
+            self._worker = None
+            self._folder.cleanup()
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / name
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """The answer of the worker.
+
+        Raises:
+            RefusedError: it cannot fulfil the request.
+            QuadranasError: it cannot be started, or did not answer; the next request starts
+                another one.
+        """
+        try:
+            if self._worker is None:
+                self._worker = WorkerProcess(self.python, self._path("log"), SCRIPT)
+            return self._worker.ask(do, TIMEOUT_S, **arguments)
+        except OSError as error:
+            raise QuadranasError(
+                f"{self.python} cannot be started to convert for LiteRT: "
+                f"{error.strerror or error}",
+                HOW_TO_INSTALL,
+            ) from error
+        except WorkerLostError as loss:
+            self._worker = None
+            raise QuadranasError(
+                f"{self.python} was lost while it converted for LiteRT: {loss}",
+                "Check that enough memory is free, then repeat the command.",
+            ) from loss
+
+    def _explained(self, name: str, refusal: RefusedError) -> QuadranasError:
+        if str(refusal).startswith("ModuleNotFoundError"):
+            return QuadranasError(
+                f"converting for LiteRT needs litert-torch, which {self.python} does not have: "
+                f"{refusal}",
+                HOW_TO_INSTALL,
+            )
+        return _unconvertible(name, str(refusal))
+
+
+def exported(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """A network as a program whose operations are named after their layers.
+
+    A file shows the names, such as `blocks.stage1_entry.patch_stem.conv/conv2d`.
+    """
+    with torch.no_grad():
+        program = torch.export.export(NamedEnds(network), (), {"images": torch.zeros(*shape)})
+    for node in program.graph.nodes:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        if stack:
+            path = stack[-1][0].removeprefix("network").removeprefix(".")
+            operation = str(node.target).partition(".")[2].partition(".")[0]
+            # litert-torch writes the type of every module around an operation: here its name.
+            node.meta["nn_module_stack"] = {"": ("", f"{path}/{operation}".lstrip("/"))}
+    return program
+
+
+def _unconvertible(name: str, reason: str) -> QuadranasError:
+    return QuadranasError(f"{name} cannot be converted for LiteRT: {reason}")
