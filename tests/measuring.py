@@ -66,10 +66,11 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
         )
 
     def remembered_litert(
-        converter: Converter, network: nn.Module, shape: tuple[int, ...]
+        converter: Converter, network: nn.Module, shape: tuple[int, ...], **options: bool
     ) -> bytes:
         return remembered(
-            network, f"LiteRT {shape}", lambda: WRITE_LITERT(converter, network, shape)
+            *(network, f"LiteRT {shape} {options}"),
+            lambda: WRITE_LITERT(converter, network, shape, **options),
         )
 
     def remembered_tvm(
@@ -324,14 +325,14 @@ def measured_by(backend: Backend, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "OnnxRuntimeBackend", lambda device, records: backend)
 
 
-CONVERTS_LITERT = find_spec("ai_edge_litert") is not None and (
-    VARIABLE in os.environ or find_spec("litert_torch") is not None
-)
-needs_litert = pytest.mark.skipif(
-    not CONVERTS_LITERT,
-    reason=f"ai-edge-litert is not installed, or {VARIABLE} names no Python with litert-torch; "
-    "make one with .ci/install_litert_converter FOLDER",
-)
+def skip_without_litert() -> None:
+    """Skip a test that writes LiteRT files."""
+    pytest.importorskip("ai_edge_litert")
+    if VARIABLE not in os.environ and find_spec("litert_torch") is None:
+        pytest.skip(
+            f"{VARIABLE} names no Python with litert-torch; make one with "
+            ".ci/install_litert_converter FOLDER"
+        )
 
 
 def board(**changes: object) -> Device:

@@ -6,7 +6,7 @@ file begins with a transposition. Written for ai-edge-litert 2.3.0.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.backends.interface import (
@@ -28,8 +29,9 @@ from quadranas.backends.interface import (
     refuse_shape,
 )
 from quadranas.backends.litert_converter import Converter
-from quadranas.backends.litert_file import operators_of
+from quadranas.backends.litert_file import operators_of, products_of
 from quadranas.backends.lowering import lower
+from quadranas.backends.onnx_quantization import refuse_unknown
 from quadranas.errors import QuadranasError
 from quadranas.files import write_atomically
 from quadranas.latency.device import Device
@@ -84,7 +86,30 @@ class LiteRtBackend(ClosedOnExit):
     def count_operators(self, path: Path) -> dict[str, int]:
         """See `FileBackend`."""
         self._read(path)  # LiteRT checks the file
-        return dict(Counter(operators_of(path.read_bytes())).most_common())
+        return dict(Counter(operators_of(_content_of(path))).most_common())
+
+    def quantize(
+        self,
+        source: Path,
+        target: Path,
+        images: Sequence[NDArray[np.float32]],
+        kept: Collection[str],
+    ) -> None:
+        """See `QuantizingBackend`.
+
+        Raises:
+            QuadranasError: a layer to keep does not exist, or the file cannot be quantised.
+        """
+        content = _content_of(source)
+        refuse_unknown(kept, self.layers(source))
+        chosen = [output for output, layer in products_of(content).items() if layer not in kept]
+        if chosen:
+            content = self.converter.quantize(source, images, chosen)
+        write_atomically(target, content)
+
+    def layers(self, path: Path) -> list[str]:
+        """See `QuantizingBackend`."""
+        return list(dict.fromkeys(products_of(_content_of(path)).values()))
 
     def _read(
         self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None
@@ -95,9 +120,7 @@ class LiteRtBackend(ClosedOnExit):
             QuadranasError: LiteRT cannot read it, or not run it on such inputs.
         """
         try:
-            return LiteRtProgram(path.read_bytes(), self.threads, shapes)
-        except OSError as error:
-            raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
+            return LiteRtProgram(_content_of(path), self.threads, shapes)
         except (RuntimeError, TypeError, ValueError) as error:
             raise QuadranasError(
                 f"{path} is not a LiteRT file that can run here, or it is damaged: "
@@ -106,7 +129,11 @@ class LiteRtBackend(ClosedOnExit):
             ) from error
 
     def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
-        return self.converter.convert(lower(network, self.lowering), conversion.input_shape)
+        return self.converter.convert(
+            lower(network, self.lowering),
+            conversion.input_shape,
+            half_weights=conversion.half_weights,
+        )
 
     def provenance(self) -> Provenance:
         """See `Backend`."""
@@ -183,6 +210,13 @@ class LiteRtProgram:
         """See `Program`."""
         self._fill()
         return call_times_ms(self.interpreter.invoke, repeats)
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise QuadranasError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _inputs_of(interpreter: Any) -> dict[str, Any]:

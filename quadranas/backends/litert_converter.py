@@ -6,13 +6,17 @@ programs of `torch.export` to a worker (`litert_converter_main.py`), whose inter
 or that of an environment of its own. It also keeps JAX and its messages out of this process.
 """
 
+import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quadranas.backends.interface import ClosedOnExit, reason_of
@@ -66,7 +70,9 @@ class Converter(ClosedOnExit):
             return {}
         return found if "litert-torch" in found else {}
 
-    def convert(self, network: nn.Module, shape: tuple[int, ...]) -> bytes:
+    def convert(
+        self, network: nn.Module, shape: tuple[int, ...], *, half_weights: bool = False
+    ) -> bytes:
         """A network in evaluation mode as a file.
 
         Raises:
@@ -78,10 +84,34 @@ class Converter(ClosedOnExit):
             torch.export.save(exported(network, shape), program)
         except Exception as error:  # PyTorch raises many kinds
             raise _unconvertible(name, reason_of(error)) from error
-        try:
-            self._ask("convert", program=str(program), target=str(target))
-        except RefusedError as refusal:
-            raise self._explained(name, refusal) from refusal
+        self._order(name, "convert", program=str(program), target=str(target))
+        if half_weights:
+            self._order(name, "cast", source=str(target), target=str(target))
+        return target.read_bytes()
+
+    def quantize(
+        self, source: Path, images: Sequence[NDArray[np.float32]], operators: Sequence[str]
+    ) -> bytes:
+        """A file with the weights and inputs of some operators in 8 bits.
+
+        Args:
+            images: inputs of the file, for the ranges of values.
+            operators: names of the outputs of these operators.
+
+        Raises:
+            QuadranasError: ai-edge-quantizer cannot quantise it.
+        """
+        calibration, names = self._path("images.npy"), self._path("operators.json")
+        target = self._path("quantised.tflite")
+        np.save(calibration, np.stack(images))
+        names.write_text(json.dumps(operators), encoding="utf-8")
+        self._order(
+            *(str(source), "quantize"),
+            source=str(source),
+            target=str(target),
+            images=str(calibration),
+            operators=str(names),
+        )
         return target.read_bytes()
 
     def close(self) -> None:
@@ -120,6 +150,17 @@ class Converter(ClosedOnExit):
                 f"{self.python} was lost while it converted for LiteRT: {loss}",
                 "Check that enough memory is free, then repeat the command.",
             ) from loss
+
+    def _order(self, name: str, do: str, **arguments: str) -> None:
+        """Have the worker write a file.
+
+        Raises:
+            QuadranasError: it cannot.
+        """
+        try:
+            self._ask(do, **arguments)
+        except RefusedError as refusal:
+            raise self._explained(name, refusal) from refusal
 
     def _explained(self, name: str, refusal: RefusedError) -> QuadranasError:
         if str(refusal).startswith("ModuleNotFoundError"):

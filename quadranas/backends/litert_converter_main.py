@@ -6,19 +6,23 @@ It imports nothing of quadranas. It reads JSON objects from stdin, one per line,
 passed as files. The process ends when stdin does. Written for litert-torch 0.10.0.
 """
 
+import hashlib
 import importlib
 import importlib.metadata
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TextIO
 
 Answer = dict[str, Any]
 
 PACKAGES = ("litert-torch", "ai-edge-quantizer", "torch")
 SIGNATURE = "serving_default"
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+RANGES: dict[bytes, dict[str, Any]] = {}
+"""Ranges by the digest of a file and its images."""
 
 
 def hello() -> Answer:
@@ -48,6 +52,56 @@ def convert(program: str, target: str) -> Answer:
     return {}
 
 
+def cast(source: str, target: str) -> Answer:
+    """Write a file again with the weights in half precision; the rest is computed as before."""
+    aeq = importlib.import_module("ai_edge_quantizer.quantizer")
+    quantizer = aeq.Quantizer(source)
+    for operator in WEIGHTED:
+        quantizer.add_weight_only_config(
+            ".*", operator, 16, algorithm_key=aeq.AlgorithmName.FLOAT_CASTING
+        )
+    quantizer.quantize().export_model(target, overwrite=True)
+    return {}
+
+
+def quantize(source: str, target: str, images: str, operators: str) -> Answer:
+    """Write a file again with the weights and the input of some operators in 8 bits.
+
+    Weights are symmetric, with a scale for each output channel; activations are asymmetric.
+
+    Args:
+        images: .npy file of inputs, (number, B, C, H, W).
+        operators: JSON file with the names of the outputs of these operators.
+    """
+    with open(operators, encoding="utf-8") as file:
+        names = "|".join(map(re.escape, json.load(file)))
+    quantizer = _with_8_bits(source, f"^(?:{names});$")
+    quantizer.quantize(_ranges(source, images)).export_model(target, overwrite=True)
+    return {}
+
+
+def _ranges(source: str, images: str) -> dict[str, Any]:
+    """The ranges of a file's tensors on images; those of the last file are kept."""
+    digest = hashlib.sha256()
+    for path in (source, images):
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    if digest.digest() not in RANGES:
+        RANGES.clear()
+        inputs = [{"images": batch} for batch in importlib.import_module("numpy").load(images)]
+        threads = os.cpu_count() or 1
+        quantizer = _with_8_bits(source, ".*")
+        RANGES[digest.digest()] = quantizer.calibrate({SIGNATURE: inputs}, num_threads=threads)
+    return RANGES[digest.digest()]
+
+
+def _with_8_bits(source: str, outputs: str) -> Any:
+    quantizer = importlib.import_module("ai_edge_quantizer.quantizer").Quantizer(source)
+    for operator in WEIGHTED:
+        quantizer.add_static_config(outputs, operator, 8, 8)
+    return quantizer
+
+
 def answer(actions: dict[str, Callable[..., Answer]], line: str) -> Answer:
     """The answer to a request, which may describe a failure."""
     identity = None
@@ -67,6 +121,8 @@ def serve() -> None:
     actions: dict[str, Callable[..., Answer]] = {
         "hello": hello,
         "convert": convert,
+        "cast": cast,
+        "quantize": quantize,
     }
     for line in iter(sys.stdin.readline, ""):
         stream.write(json.dumps(answer(actions, line)) + "\n")

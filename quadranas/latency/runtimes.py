@@ -280,6 +280,7 @@ RUNTIMES: dict[str, Runtime] = {
             format="litert",
             artefact="model.tflite",
             package="ai-edge-litert",
+            precisions=("fp32", "fp16", "int8"),
             script=ScriptCode(
                 imports="ai_edge_litert.interpreter as litert",
                 model="litert.Interpreter(str(artefact)).get_signature_runner()",
