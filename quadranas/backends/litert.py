@@ -1,7 +1,7 @@
 """LiteRT, formerly TensorFlow Lite, with the kernels of XNNPACK on this machine's CPU.
 
-Files take images as every other runtime does, (B, C, H, W); LiteRT's own layout is B, H, W, C, so a
-file begins with a transposition. Written for ai-edge-litert 2.3.0.
+Files take images as every other runtime does, (B, C, H, W). LiteRT's own layout is B, H, W, C, so
+a file begins with a transposition. Written for ai-edge-litert 2.3.0.
 """
 
 import os
@@ -28,7 +28,7 @@ from quadranas.backends.interface import (
     reason_of,
     refuse_shape,
 )
-from quadranas.backends.litert_converter import Converter
+from quadranas.backends.litert_converter import Converter, unconvertible
 from quadranas.backends.litert_file import operators_of, products_of
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_quantization import refuse_unknown
@@ -57,13 +57,14 @@ class LiteRtBackend(ClosedOnExit):
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "LiteRtProgram":
         """See `Backend`."""
-        content = self._content(network, Conversion(input_shape=as_shape(input_shape)))
-        return LiteRtProgram(content, self.threads)
+        _, program = self._converted(network, Conversion(input_shape=as_shape(input_shape)))
+        return program
 
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`."""
         conversion.check(FACTS)
-        write_atomically(path, self._content(network, conversion))
+        content, _ = self._converted(network, conversion)
+        write_atomically(path, content)
         return ConvertedFile(path=path, passes=self.lowering)
 
     def load(self, path: Path, input_shape: Sequence[int]) -> "LiteRtProgram":
@@ -128,12 +129,20 @@ class LiteRtBackend(ClosedOnExit):
                 "Convert the network again.",
             ) from error
 
-    def _content(self, network: nn.Module, conversion: Conversion) -> bytes:
-        return self.converter.convert(
-            lower(network, self.lowering),
-            conversion.input_shape,
-            half_weights=conversion.half_weights,
-        )
+    def _converted(
+        self, network: nn.Module, conversion: Conversion
+    ) -> tuple[bytes, "LiteRtProgram"]:
+        """A network as a file, which may have operators that LiteRT lacks, and loaded.
+
+        Raises:
+            QuadranasError: it cannot be converted, or LiteRT cannot run what comes of it.
+        """
+        lowered, half = lower(network, self.lowering), conversion.half_weights
+        content = self.converter.convert(lowered, conversion.input_shape, half_weights=half)
+        try:
+            return content, LiteRtProgram(content, self.threads)
+        except (RuntimeError, ValueError) as error:
+            raise unconvertible(type(network).__name__, reason_of(error)) from error
 
     def provenance(self) -> Provenance:
         """See `Backend`."""

@@ -8,8 +8,10 @@ or that of an environment of its own. It also keeps JAX and its messages out of 
 
 import json
 import os
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from quadranas.backends.openvino2021_process import (
     WorkerLostError,
     WorkerProcess,
 )
-from quadranas.errors import QuadranasError
+from quadranas.errors import MissingExtraError, QuadranasError
 
 SCRIPT = Path(__file__).with_name("litert_converter_main.py")
 
@@ -59,7 +61,7 @@ class Converter(ClosedOnExit):
 
     def __init__(self) -> None:
         self.python = str(Path(os.environ.get(VARIABLE) or sys.executable).expanduser())
-        self._folder = tempfile.TemporaryDirectory(prefix="quadranas-litert-")
+        self._folder: Path | None = None
         self._worker: WorkerProcess | None = None
 
     def versions(self) -> dict[str, str]:
@@ -83,7 +85,7 @@ class Converter(ClosedOnExit):
         try:
             torch.export.save(exported(network, shape), program)
         except Exception as error:  # PyTorch raises many kinds
-            raise _unconvertible(name, reason_of(error)) from error
+            raise unconvertible(name, reason_of(error)) from error
         self._order(name, "convert", program=str(program), target=str(target))
         if half_weights:
             self._order(name, "cast", source=str(target), target=str(target))
@@ -116,15 +118,16 @@ class Converter(ClosedOnExit):
 
     def close(self) -> None:
         """End the worker."""
-        try:
-            if self._worker is not None:
-                self._worker.stop()
-        finally:
+        if self._worker is not None:
+            self._worker.stop()
             self._worker = None
-            self._folder.cleanup()
 
     def _path(self, name: str) -> Path:
-        return Path(self._folder.name) / name
+        """A file in a folder of this object, which goes when it does."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="quadranas-litert-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder / name
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """The answer of the worker.
@@ -164,12 +167,12 @@ class Converter(ClosedOnExit):
 
     def _explained(self, name: str, refusal: RefusedError) -> QuadranasError:
         if str(refusal).startswith("ModuleNotFoundError"):
-            return QuadranasError(
+            return MissingExtraError(
                 f"converting for LiteRT needs litert-torch, which {self.python} does not have: "
                 f"{refusal}",
                 HOW_TO_INSTALL,
             )
-        return _unconvertible(name, str(refusal))
+        return unconvertible(name, str(refusal))
 
 
 def exported(network: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -189,5 +192,6 @@ def exported(network: nn.Module, shape: tuple[int, ...]) -> torch.export.Exporte
     return program
 
 
-def _unconvertible(name: str, reason: str) -> QuadranasError:
+def unconvertible(name: str, reason: str) -> QuadranasError:
+    """The error for a network or file that cannot be written for LiteRT."""
     return QuadranasError(f"{name} cannot be converted for LiteRT: {reason}")

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 Answer = dict[str, Any]
@@ -73,8 +74,8 @@ def quantize(source: str, target: str, images: str, operators: str) -> Answer:
         images: .npy file of inputs, (number, B, C, H, W).
         operators: JSON file with the names of the outputs of these operators.
     """
-    with open(operators, encoding="utf-8") as file:
-        names = "|".join(map(re.escape, json.load(file)))
+    outputs = json.loads(Path(operators).read_text(encoding="utf-8"))
+    names = "|".join(map(re.escape, outputs))
     quantizer = _with_8_bits(source, f"^(?:{names});$")
     quantizer.quantize(_ranges(source, images)).export_model(target, overwrite=True)
     return {}
@@ -82,17 +83,14 @@ def quantize(source: str, target: str, images: str, operators: str) -> Answer:
 
 def _ranges(source: str, images: str) -> dict[str, Any]:
     """The ranges of a file's tensors on images; those of the last file are kept."""
-    digest = hashlib.sha256()
-    for path in (source, images):
-        with open(path, "rb") as file:
-            digest.update(file.read())
-    if digest.digest() not in RANGES:
+    digest = hashlib.sha256(Path(source).read_bytes() + Path(images).read_bytes()).digest()
+    if digest not in RANGES:
         RANGES.clear()
         inputs = [{"images": batch} for batch in importlib.import_module("numpy").load(images)]
         threads = os.cpu_count() or 1
         quantizer = _with_8_bits(source, ".*")
-        RANGES[digest.digest()] = quantizer.calibrate({SIGNATURE: inputs}, num_threads=threads)
-    return RANGES[digest.digest()]
+        RANGES[digest] = quantizer.calibrate({SIGNATURE: inputs}, num_threads=threads)
+    return RANGES[digest]
 
 
 def _with_8_bits(source: str, outputs: str) -> Any:

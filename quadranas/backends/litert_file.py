@@ -33,7 +33,7 @@ def products_of(content: bytes) -> dict[str, str]:
 
 
 def _layer(name: str) -> str:
-    """The layer that a tensor is named after, if it is a product; fused ones have several names."""
+    """The layer of a product by the name of a tensor, which is several names if it is fused."""
     for part in name.split(";;"):
         path, _, operation = part.partition("/")
         if operation.partition(";")[0] in PRODUCTS:

@@ -92,7 +92,7 @@ def test_messages_and_listings_name_it(
     assert fake in survey_devices(["cpu"]).runtimes
     assert fake in call("devices", "cpu").out
     formats = call("export", "quadranet36_t", "--untrained", "--format", "fak")
-    assert "accepted: executorch, fake, onnx" in formats.err
+    assert "accepted: executorch, fake, litert, onnx" in formats.err
     assert "did you mean 'fake'?" in formats.err
     backends = call("build-lut", "--device", "cpu", "--space", "toy", "--backend", "fakr")
     assert "did you mean 'fakert'?" in backends.err
