@@ -39,8 +39,8 @@ def hello() -> Answer:
 
 def convert(program: str, target: str) -> Answer:
     """Convert a program of `torch.export` whose only input is the keyword `images`."""
-    torch = importlib.import_module("torch")
     litert_torch = importlib.import_module("litert_torch")
+    torch = importlib.import_module("torch")
     exported = torch.export.load(program)
     (images,) = (
         node.meta["val"]
