@@ -37,7 +37,8 @@ VARIABLE = "QUADRANAS_LITERT_PYTHON"
 RELEASE = "0.10.0"
 HOW_TO_INSTALL = (
     "Make an environment for it: python -m venv litert && litert/bin/pip install "
-    f"litert-torch=={RELEASE} torch==2.13.0; then: export {VARIABLE}=$PWD/litert/bin/python"
+    f"litert-torch=={RELEASE} torch=={torch.__version__.partition('+')[0]}; then: "
+    f"export {VARIABLE}=$PWD/litert/bin/python"
 )
 
 TIMEOUT_S = 1800.0
