@@ -47,8 +47,8 @@ class LiteRtBackend(ClosedOnExit):
     """Runs fp32; XNNPACK runs the operators that it has kernels for."""
 
     max_parallel = 1
-    # A QuadraNet of 664 M MACs, one thread of an AMD EPYC, 2026-11-29: 25.2 ms without passes, 24.6
-    # with these; further ones change that by 1 to 3 % (24.0 with decomposed norms).
+    # A QuadraNet of 664 M MACs, one thread of an AMD EPYC, 2026-11-29: 25.2 ms without passes,
+    # 24.6 with these; further ones change that by 1 to 3 % (24.0 with decomposed norms).
     lowering = ("fold_batch_norm", "fold_layer_scale")
 
     def __init__(self, device: Device, records: Path) -> None:

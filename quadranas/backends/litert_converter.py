@@ -69,7 +69,7 @@ class Converter(ClosedOnExit):
         """The versions of litert-torch and its packages; empty without it."""
         try:
             found: dict[str, str] = self._ask("hello")["versions"]
-        except QuadranasError:
+        except (QuadranasError, RefusedError):
             return {}
         return found if "litert-torch" in found else {}
 

@@ -59,7 +59,6 @@ def file(
 
 def foreign(path: Path, shapes: Sequence[Sequence[int]], operator: str = "ADD") -> Path:
     """A file of others, without a signature: an operator on inputs `a`, `b` ..., -1 where open."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     graph = schema.SubGraphT()
@@ -82,7 +81,7 @@ def foreign(path: Path, shapes: Sequence[Sequence[int]], operator: str = "ADD") 
     model = schema.ModelT()
     model.version, model.subgraphs, model.operatorCodes = 3, [graph], [code]
     model.buffers = [schema.BufferT()]
-    builder = flatbuffers.Builder()
+    builder = schema.flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(bytes(builder.Output()))
     return path

@@ -129,7 +129,7 @@ def test_help_texts_name_it() -> None:
         check=True,
     )
     _, export, build_lut = shown.stdout.split("### quadranas")
-    assert "executorch, fake" in export
+    assert "litert, fake" in export
     assert "fakert" in build_lut
 
 
