@@ -1,5 +1,6 @@
 """LiteRT: its files, its threads, and the process that writes them."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from quadranas.backends.interface import Conversion
 from quadranas.backends.litert_converter import VARIABLE
 from quadranas.errors import MissingExtraError, QuadranasError
+from quadranas.latency.table_files import load_table
 from quadranas.layers import build_op
 from quadranas.space.operation import OpSpec
+from tests.command_line import call
 from tests.measuring import board, skip_without_litert
 
 pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
@@ -232,3 +235,20 @@ def test_without_litert_torch_files_run_and_none_is_written(
 def test_impossible_devices_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(QuadranasError, match=message):
         LiteRtBackend(board(runtime="litert", **changes), Path())
+
+
+@pytest.mark.slow
+def test_a_table_is_measured_and_validated(tmp_path: Path) -> None:
+    skip_without_litert()
+    device, table = tmp_path / "pc.yaml", tmp_path / "table.json"
+    device.write_text(
+        "{name: pc, title: this machine, runtime: litert, precision: fp32, threads: 1}",
+        encoding="utf-8",
+    )
+    given = ("--device", device, "--space", "toy", "--rounds", "12")
+    built = call("build-lut", *given, "--max-residual", "9", "--output", table)
+    assert built.code == 0, built.err
+    assert load_table(table).header.backend == "litert"
+    validated = call("validate-lut", *given, "--networks", "3", "--table", table, "--json")
+    assert validated.code == 0, validated.err
+    assert json.loads(validated.out)["networks"] == 3
