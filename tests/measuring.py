@@ -4,9 +4,11 @@ import abc
 import fcntl
 import functools
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -19,6 +21,7 @@ import quadranas.backends.openvino
 import quadranas.backends.openvino2021
 from quadranas.backends.executorch import ExecuTorchBackend
 from quadranas.backends.interface import Backend, Conversion, Program, Provenance
+from quadranas.backends.litert_converter import VARIABLE, Converter
 from quadranas.backends.lowering import lower
 from quadranas.backends.onnx_file import TRACED_OPSETS, to_onnx
 from quadranas.backends.tvm import TvmBackend
@@ -30,6 +33,7 @@ from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
 
 WRITE_EXECUTORCH, BUILD_TVM = ExecuTorchBackend._content, TvmBackend._build
+WRITE_LITERT = Converter.convert
 
 
 def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -61,6 +65,14 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
             lambda: WRITE_EXECUTORCH(backend, network, conversion),
         )
 
+    def remembered_litert(
+        converter: Converter, network: nn.Module, shape: tuple[int, ...], **options: bool
+    ) -> bytes:
+        return remembered(
+            *(network, f"LiteRT {shape} {options}"),
+            lambda: WRITE_LITERT(converter, network, shape, **options),
+        )
+
     def remembered_tvm(
         backend: TvmBackend, network: nn.Module, input_shape: Sequence[int], path: Path
     ) -> None:
@@ -74,7 +86,7 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
         settings = f"TVM {tuple(input_shape)} {backend.target} {backend.command}"
         path.write_bytes(remembered(lower(network, backend.lowering), settings, build))
 
-    _write_with(patch, remembered_onnx, remembered_executorch, remembered_tvm)
+    _write_with(patch, remembered_onnx, remembered_executorch, remembered_tvm, remembered_litert)
 
 
 def trace_exports(patch: pytest.MonkeyPatch) -> None:
@@ -95,7 +107,7 @@ def trace_exports(patch: pytest.MonkeyPatch) -> None:
 
 def remember_nothing(patch: pytest.MonkeyPatch) -> None:
     """Write every file anew."""
-    _write_with(patch, to_onnx, WRITE_EXECUTORCH, BUILD_TVM)
+    _write_with(patch, to_onnx, WRITE_EXECUTORCH, BUILD_TVM, WRITE_LITERT)
 
 
 def _write_with(
@@ -103,12 +115,14 @@ def _write_with(
     write_onnx: Callable[..., bytes],
     write_executorch: Callable[..., bytes],
     build_tvm: Callable[..., None],
+    write_litert: Callable[..., bytes],
 ) -> None:
     backends = quadranas.backends
     for module in (backends.onnxruntime, backends.openvino, backends.openvino2021):
         patch.setattr(module, "to_onnx", write_onnx)
     patch.setattr(ExecuTorchBackend, "_content", write_executorch)
     patch.setattr(TvmBackend, "_build", build_tvm)
+    patch.setattr(Converter, "convert", write_litert)
 
 
 REMEMBER = """
@@ -309,6 +323,16 @@ def measured_by(backend: Backend, patch: pytest.MonkeyPatch) -> None:
     """Have devices of the runtime `onnxruntime` measured by a script."""
     module = quadranas.backends.onnxruntime
     patch.setattr(module, "OnnxRuntimeBackend", lambda device, records: backend)
+
+
+def skip_without_litert() -> None:
+    """Skip a test that writes LiteRT files."""
+    pytest.importorskip("ai_edge_litert")
+    if VARIABLE not in os.environ and find_spec("litert_torch") is None:
+        pytest.skip(
+            f"{VARIABLE} names no Python with litert-torch; make one with "
+            ".ci/install_litert_converter FOLDER"
+        )
 
 
 def board(**changes: object) -> Device:

@@ -51,7 +51,9 @@ InputShapes = Annotated[
 
 
 def time_command(
-    model: Annotated[Path, typer.Argument(help="A model file: .onnx, .xml, .pt2 or .pte.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model file: .onnx, .xml, .pt2, .pte or .tflite.")
+    ],
     device: DeviceName,
     threads: Threads = None,
     allow_commands: AllowCommands = False,

@@ -85,7 +85,8 @@ def time(
     """Time a model file of any origin, in the same rounds as the networks of a table.
 
     Args:
-        model: a file that the runtime of the device reads: ONNX, OpenVINO's .xml, .pt2 or .pte.
+        model: a file that the runtime of the device reads: ONNX, OpenVINO's .xml, .pt2, .pte
+            or .tflite.
         resolution: height and width of the input, if the file leaves them open.
         inputs: whole shapes by the names of inputs, for other sizes that the file leaves open.
         rounds: number of rounds. Default: as for the networks that a search finds.

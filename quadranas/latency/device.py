@@ -152,9 +152,10 @@ class Device(Frozen):
     Args:
         name: name of the device and of its tables, `latency_tables/<space>/<name>.json`.
         title: description of the hardware.
-        runtime: `onnxruntime`, `openvino`, `tvm`, `torch`, `executorch`, `cuda`, `openvino2021`,
-            `command`: a program that times files, see `command`; or `fastest`: the faster of ONNX
-            Runtime and OpenVINO on this machine; `None` if the device cannot be measured.
+        runtime: `onnxruntime`, `openvino`, `tvm`, `torch`, `executorch`, `litert`, `cuda`,
+            `openvino2021`, `command`: a program that times files, see `command`; or `fastest`: the
+            faster of ONNX Runtime and OpenVINO on this machine; `None` if the device cannot be
+            measured.
         target: the hardware in the runtime's terms: an OpenVINO device (`CPU`, `GPU`, `NPU`; with
             `openvino2021`, `MYRIAD`), a TVM target, the number of a CUDA device, an execution
             provider of ONNX Runtime or a list of them by priority, each with options if needed.

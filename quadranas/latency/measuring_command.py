@@ -126,7 +126,8 @@ class MeasuringCommand(Frozen):
     Args:
         tool: name and version of the program, recorded in the tables; tables of different tools
             are not mixed.
-        format: format of the model file: `onnx`, `openvino`, `torch` or `executorch`.
+        format: format of the model file: `onnx`, `openvino`, `torch`, `executorch` or
+            `litert`.
         run: the command that times a file, as a list of arguments; omit for a device that is
             measured by hand.
         times: how the times are read; required with `run`.

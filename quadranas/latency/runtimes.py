@@ -279,6 +279,24 @@ RUNTIMES: dict[str, Runtime] = {
             ),
         ),
     ),
+    "litert": Runtime(
+        title="LiteRT",
+        backend="quadranas.backends.litert:LiteRtBackend",
+        imports=("ai_edge_litert.interpreter",),
+        extra="litert",
+        found_by="ai_edge_litert",
+        files=RuntimeFiles(
+            format="litert",
+            artefact="model.tflite",
+            package="ai-edge-litert",
+            precisions=("fp32", "fp16", "int8"),
+            script=ScriptCode(
+                imports="ai_edge_litert.interpreter as litert",
+                model="litert.Interpreter(str(artefact)).get_signature_runner()",
+                logits='model(images=images)["logits"][0]',
+            ),
+        ),
+    ),
     "cuda": Runtime(
         title="CUDA",
         backend="quadranas.backends.cuda:CudaBackend",
@@ -290,7 +308,7 @@ RUNTIMES: dict[str, Runtime] = {
     "command": Runtime(
         title="command",
         backend="quadranas.backends.command:CommandBackend",
-        runs=("onnx", "openvino", "torch", "executorch"),
+        runs=("onnx", "openvino", "torch", "executorch", "litert"),
         reports_times=True,
     ),
     # The last OpenVINO with a plugin for the Myriad; it runs in another Python.

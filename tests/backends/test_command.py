@@ -138,7 +138,7 @@ def test_an_impossible_command_is_one_error() -> None:
         ({"run": []}, "at least 1 item"),
         ({"run": None}, "run and times must both be set"),
         ({"run": None, "times": None, "setup": ["a", "{file}"]}, "setup needs run"),
-        ({"format": "tvm"}, "unknown format; accepted: onnx, openvino, torch, executorch"),
+        ({"format": "tvm"}, "unknown format; accepted: onnx, openvino, torch, executorch, litert"),
         ({"run": ["tool", "{file}", "a\0b"]}, "null character"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -104,8 +104,8 @@ FAULTS: dict[str, str] = {
     "build-lut --device cpu --space toy --backend analytik": "did you mean 'analytic'?",
     "profile quadranet36": "did you mean 'quadranet36_t'?",
     "train quadranet": "unknown model 'quadranet'",
-    "export run --format onx": "unknown format 'onx'; accepted: executorch, onnx, openvino, "
-    "torch, tvm; did you mean 'onnx'?",
+    "export run --format onx": "unknown format 'onx'; accepted: executorch, litert, onnx, "
+    "openvino, torch, tvm; did you mean 'onnx'?",
     # budgets
     "search --device cpu --space toy": "missing budget",
     "search --budget 1ms --space toy": "missing device",

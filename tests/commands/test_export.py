@@ -245,7 +245,7 @@ def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "tflite"}, "unknown format 'tflite'; accepted: executorch, onnx"),
+        ({"format": "tflite"}, "unknown format 'tflite'; accepted: executorch, litert, onnx"),
         ({"precision": "fp16"}, "format onnx has no precision 'fp16'; accepted: fp32, int8"),
         ({"format": "tvm", "batch": "dynamic"}, "tvm takes batches of one size only"),
         ({"opset": 12}, "ONNX opset 12 is not supported; accepted: 13 to 23"),
@@ -348,6 +348,7 @@ def test_the_default_device_is_what_the_network_was_derived_for(scramble: Scramb
         ("vpu", "openvino", "host"),
         ("vpu", "torch", "host"),
         ("cpu", "executorch", "host"),
+        ("cpu", "litert", "host"),
         ("cpu", "tvm", "cpu"),
         ("gpu", "torch", "gpu"),
         ("gpu", "onnx", "gpu"),

@@ -32,7 +32,7 @@ def test_every_shipped_device_has_a_table_of_every_space() -> None:
 def test_runtimes_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {name for name, runtime in RUNTIMES.items() if runtime.found_by}
     assert known == set(RUNTIMES) - {"command", "cuda", "openvino2021"}
-    absent = ("executorch", "tvm")
+    absent = ("ai_edge_litert", "executorch", "tvm")
     monkeypatch.setattr(
         "quadranas.latency.runtimes.find_spec", lambda name: None if name in absent else name
     )

@@ -40,7 +40,7 @@ from tests.bundles import toy_network
 from tests.command_line import CHECKOUT
 from tests.command_tool import TOOL
 from tests.fake_runtime import FACTS, FAKE, register
-from tests.measuring import board, remember_nothing
+from tests.measuring import board, remember_nothing, skip_without_litert
 
 pytestmark = pytest.mark.usefixtures("registered", "exports")
 
@@ -108,6 +108,8 @@ def opened(name: str, records: Path, **changes: Any) -> Backend:
     """The runtime's backend; skips where it cannot be here."""
     if name == WORKER and not WORKER_PYTHON:
         pytest.skip("QUADRANAS_WORKER_PYTHON names no Python with OpenVINO 2021.4.2")
+    if name == "litert":
+        skip_without_litert()
     device = described(name, **changes)
     try:
         return open_backend(device, records)

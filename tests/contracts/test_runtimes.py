@@ -93,7 +93,7 @@ def test_messages_and_listings_name_it(
     assert fake in survey_devices(["cpu"]).runtimes
     assert fake in call("devices", "cpu").out
     formats = call("export", "quadranet36_t", "--untrained", "--format", "fak")
-    assert "accepted: executorch, fake, onnx" in formats.err
+    assert "accepted: executorch, fake, litert, onnx" in formats.err
     assert "did you mean 'fake'?" in formats.err
     backends = call("build-lut", "--device", "cpu", "--space", "toy", "--backend", "fakr")
     assert "did you mean 'fakert'?" in backends.err
@@ -130,7 +130,7 @@ def test_help_texts_name_it() -> None:
         check=True,
     )
     _, export, build_lut = shown.stdout.split("### quadranas")
-    assert "executorch, fake" in export
+    assert "litert, fake" in export
     assert "fakert" in build_lut
 
 

@@ -257,6 +257,7 @@ def test_the_formats_name_runtimes_and_files() -> None:
     assert [name for name in file_formats() if not files_of(name).free_batch] == [
         "tvm",
         "executorch",
+        "litert",
     ]
 
 
@@ -361,5 +362,7 @@ def test_the_bundles_of_0_1_0_still_open(copy: Path) -> None:
 
 def test_an_unknown_format_is_named(copy: Path) -> None:
     text = rewritten(copy, lambda content: content.update(format="onx"))
-    assert "format: unknown format; accepted: onnx, openvino, tvm, torch, executorch" in text
+    assert (
+        "format: unknown format; accepted: onnx, openvino, tvm, torch, executorch, litert" in text
+    )
     assert "did you mean 'onnx'? (got 'onx')" in text

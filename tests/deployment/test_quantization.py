@@ -30,13 +30,14 @@ from quadranas.deployment.rounding import (
     rounded_weight,
 )
 from quadranas.errors import MissingExtraError, PromiseMissedError, QuadranasError
+from quadranas.latency.runtimes import RUNTIMES, RuntimeFiles
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QuadraticConv2d, QuadraticLinear
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_weights, save_tensors
 from tests.command_line import listing
 from tests.commands.test_export import architecture
-from tests.measuring import board, trace_exports
+from tests.measuring import board, skip_without_litert, trace_exports
 from tests.sharing import Share
 
 pytestmark = pytest.mark.usefixtures("exports")
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("exports")
 Scrambler = Callable[..., nn.Module]
 Array = NDArray[np.float32]
 
-SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
+RUNNING = ("onnxruntime", "openvino", "litert")
 QUADRATIC = "blocks.stage1_block2.quadratic_depthwise.conv"
 UNHARMED = "blocks.stage1_block1.quadratic_depthwise.conv"
 LINEAR = "blocks.head.norm_head.linear"
@@ -132,10 +133,13 @@ def stretched(trained: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.fixture(scope="module", params=list(SUFFIX))
+@pytest.fixture(scope="module", params=RUNNING)
 def runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    pytest.importorskip(name)
+    if name == "litert":
+        skip_without_litert()
+    else:
+        pytest.importorskip(name)
     if name == "openvino":
         pytest.importorskip("nncf")
     return name
@@ -152,15 +156,23 @@ def backend(runtime: str) -> Iterator[QuantizingBackend]:
 def converted(
     backend: QuantizingBackend, network: nn.Module, folder: Path, name: str = "net", size: int = 32
 ) -> Path:
-    suffix = SUFFIX["openvino" if "OpenVino" in type(backend).__name__ else "onnxruntime"]
-    path = folder / f"{name}{suffix}"
-    conversion = Conversion(input_shape=(1, 3, size, size), dynamic_batch=True)
+    files = facts_of(backend)
+    path = folder / f"{name}{files.suffix}"
+    conversion = Conversion(input_shape=(1, 3, size, size), dynamic_batch=files.free_batch)
     backend.convert(network, conversion, path)
     return path
 
 
+def facts_of(backend: QuantizingBackend) -> RuntimeFiles:
+    names = {runtime.backend.partition(":")[2]: runtime for runtime in RUNTIMES.values()}
+    return names[type(backend).__name__].own_files
+
+
 def outputs(backend: QuantizingBackend, path: Path, images: Tensor) -> Tensor:
-    return backend.load(path, images.shape).run(images)
+    if facts_of(backend).free_batch:
+        return backend.load(path, images.shape).run(images)
+    program = backend.load(path, (1, *images.shape[1:]))
+    return torch.cat([program.run(image[None]) for image in images])
 
 
 def rounded_layers(path: Path) -> set[str]:
@@ -174,6 +186,8 @@ def rounded_layers(path: Path) -> set[str]:
             if node.op_type in ("Conv", "Gemm", "MatMul")
             and dequantised.issuperset(node.input[:2])
         }
+    if path.suffix == ".tflite":
+        return litert_layers(path, "int8")
     import openvino
 
     def bytes_behind(op: Any) -> bool:
@@ -186,6 +200,21 @@ def rounded_layers(path: Path) -> set[str]:
         for op in openvino.Core().read_model(path).get_ordered_ops()
         if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
         and bytes_behind(op.input_value(1).get_node())
+    }
+
+
+def litert_layers(path: Path, dtype: str) -> set[str]:
+    """The layers of a LiteRT file whose weights have a type."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=plain)
+    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    return {
+        tensors[op["inputs"][1]]["name"].partition("/")[0]
+        for op in interpreter._get_ops_details()
+        if op["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+        and tensors[op["inputs"][1]]["dtype"] == np.dtype(dtype)
     }
 
 
@@ -497,6 +526,10 @@ def test_layers_made_of_several(
     backend: QuantizingBackend, scramble: Scrambler, tmp_path: Path
 ) -> None:
     network = scramble(Mixed()).eval()
+    if not facts_of(backend).free_batch:
+        with pytest.raises(QuadranasError, match="Mixed cannot be converted for LiteRT: Didn't"):
+            converted(backend, network, tmp_path, size=16)
+        return
     source = converted(backend, network, tmp_path, size=16)
     target = tmp_path / f"int8{source.suffix}"
     images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
