@@ -167,7 +167,8 @@ def table_request(
     """
     named = None if output is None else Path(output)
     found = locate_table(space.name, device, named) if only_missing else None
-    classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
+    counts = CLASS_COUNTS if space.model is None else ()  # one's own model has its own
+    classes = dict.fromkeys((*counts, space.num_classes, *num_classes))
     specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
     return TableRequest(
         space=space,
