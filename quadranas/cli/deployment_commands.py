@@ -31,6 +31,7 @@ from quadranas.cli.options import (
     WorkerPython,
     given,
 )
+from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import (
     file_formats,
     files_of,
@@ -131,6 +132,7 @@ Force = Annotated[
 ]
 
 
+@with_own_model
 def export_command(
     model: Model,
     file_format: FileFormat = "onnx",

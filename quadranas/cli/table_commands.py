@@ -31,6 +31,7 @@ from quadranas.cli.options import (
     TuningTrials,
     WorkerPython,
 )
+from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan
 
@@ -189,6 +190,7 @@ def spaces_command(
             say(f"     {name:<5} {latency:<22} {reachable.summary}")
 
 
+@with_own_model
 def build_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",
@@ -303,6 +305,7 @@ def _table_text(result: "BuildLutResult") -> str:
     return f"{text}\n{result.quality}" if result.quality else text
 
 
+@with_own_model
 def validate_lut_command(
     device: DeviceName,
     space: SpaceName = "quadranet-mobile",

@@ -41,8 +41,10 @@ from quadranas.cli.options import (
     Workers,
     given,
 )
+from quadranas.cli.own_model_option import with_own_model
 
 
+@with_own_model
 def train(
     model: OptionalModel = None,
     data: Data = None,
@@ -110,6 +112,7 @@ def train(
     )
 
 
+@with_own_model
 def evaluate(
     model: Model,
     data: Data = None,

@@ -127,9 +127,7 @@ def _known_backend(name: str) -> str:
     return name
 
 
-def _analytic(
-    request: TableRequest, reporter: Reporter, *, only_suspect: bool
-) -> BuildLutResult:
+def _analytic(request: TableRequest, reporter: Reporter, *, only_suspect: bool) -> BuildLutResult:
     if only_suspect:
         raise _nothing_suspect(request)
     device, model = request.device, request.device.analytic

@@ -348,7 +348,7 @@ def _alternatives(part: _Part, shares: tuple[float, ...]) -> Iterator[tuple[Laye
                 for width in widths
                 if width < pair.width
             ]
-            + [None]  # type: ignore[list-item]
+            + [None]
         )
     for name, sizes in part.kernels.items():
         smaller = [LayerChange(name=name, kind="kernel", kernel_size=s) for s in sizes[:-1]]
@@ -359,7 +359,7 @@ def _alternatives(part: _Part, shares: tuple[float, ...]) -> Iterator[tuple[Laye
                 f"where lets {name} become quadratic as well as adapted",
                 "Choose one of the two for each layer.",
             )
-        options.append([None, LayerChange(name=name, kind=kinds[0])])  # type: ignore[arg-type]
+        options.append([None, LayerChange(name=name, kind=kinds[0])])
     for chosen in product(*options):
         yield tuple(change for change in chosen if change is not None)
 

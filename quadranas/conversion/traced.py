@@ -119,7 +119,9 @@ class Traced:
             followers |= {path: None} if _is_layer(node) else {}
         if last is None:
             return "no layer mixes its outputs"
-        if any(user is not last and user not in members for node in members for user in node.users):
+        if any(
+            user is not last and user not in members for node in members for user in node.users
+        ):
             return "its outputs are used more than once"
         paths = (name, *followers, self.layer_at(last))
         if len(set(paths)) < len(paths) or any(not self.calls[p].is_simple for p in paths):
@@ -173,9 +175,7 @@ def traced(model: nn.Module, example: Tensor) -> Traced:
         node: tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
         for node in nodes
     }
-    return Traced(
-        model, tuple(output.shape), calls, nodes, scopes, frozenset((*nodes, *images))
-    )
+    return Traced(model, tuple(output.shape), calls, nodes, scopes, frozenset((*nodes, *images)))
 
 
 @torch.no_grad()
@@ -199,8 +199,7 @@ def _called(model: nn.Module, example: Tensor) -> tuple[dict[str, Call], Tensor]
         output = model(example)
     except Exception as error:  # any error of the user's code
         raise QuadranasError(
-            f"the model fails on the example of shape {tuple(example.shape)}: "
-            f"{first_line(error)}",
+            f"the model fails on the example of shape {tuple(example.shape)}: {first_line(error)}",
             "Give an example that the model takes, such as torch.zeros(1, 3, 224, 224).",
         ) from error
     finally:

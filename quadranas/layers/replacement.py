@@ -81,7 +81,9 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
         QuadranasError: unknown layer, or a layer that cannot be replaced in this way.
     """
     changes = tuple(changes)
-    model = copied(model, [name for change in changes for name in (change.name, *change.followers)])
+    model = copied(
+        model, [name for change in changes for name in (change.name, *change.followers)]
+    )
     for change in changes:
         layer = find_layer(model, change.name)
         if change.kind in ("kernel", "hidden"):

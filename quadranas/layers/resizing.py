@@ -38,9 +38,7 @@ def is_mixing(layer: nn.Module) -> bool:
     return type(layer) in MIXING and getattr(layer, "groups", 1) == 1
 
 
-def resized_layers(
-    model: nn.Module, change: LayerChange
-) -> Iterator[tuple[str, nn.Module]]:
+def resized_layers(model: nn.Module, change: LayerChange) -> Iterator[tuple[str, nn.Module]]:
     """The layers that a change of kind `kernel` or `hidden` replaces, by path, and the new ones.
 
     Raises:
@@ -113,8 +111,8 @@ def _resized(
         options = (layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         new = type(layer)(outputs, *options, **place)
     elif isinstance(layer, nn.Linear):
-        sizes = (inputs or layer.in_features, outputs or layer.out_features)
-        new = nn.Linear(*sizes, layer.bias is not None, **place)
+        ends = (inputs or layer.in_features, outputs or layer.out_features)
+        new = nn.Linear(*ends, layer.bias is not None, **place)
     else:
         cin, size = inputs or layer.in_channels, kernel_size or layer.kernel_size
         padding = layer.padding

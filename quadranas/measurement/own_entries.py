@@ -7,7 +7,6 @@ priced as the whole model less its parts.
 
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def _own(spec: OpSpec) -> OwnPart:
 
 
 def _same_price(part: nn.Module, image: Tensor) -> Any:
-    """Equal for parts of the same classes, layers and plain attributes, and inputs of one shape."""
+    """Equal for parts of equal classes, layers and plain attributes, and inputs of a shape."""
     plain = (int, float, bool, str, tuple, type(None))
     attributes = tuple(
         (type(module), name, value)

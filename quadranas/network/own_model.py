@@ -69,7 +69,7 @@ def given_model(own: OwnModel) -> nn.Module:
         raise QuadranasError(
             f"the network is made from your own model ({own.source}), whose code is in no file "
             f"of quadranas{others}",
-            "Name the code again with --model FILE.py:FUNCTION, or call "
+            "Name the code again with --own-model FILE.py:FUNCTION, or call "
             "quadranas.use_model(model) first.",
         )
     return copy_of(own.digest)
@@ -140,9 +140,7 @@ def check_own_resolution(own: OwnModel, resolution: int, num_classes: int) -> No
 
 
 @torch.no_grad()
-def part_inputs(
-    model: nn.Module, layers: tuple[str, ...], resolution: int
-) -> dict[str, Tensor]:
+def part_inputs(model: nn.Module, layers: tuple[str, ...], resolution: int) -> dict[str, Tensor]:
     """The inputs that parts of a model get for an image of zeros."""
     found: dict[str, Tensor] = {}
 

@@ -114,7 +114,7 @@ class Architecture(Frozen):
         if [op.is_head for op in ops] != [False] * (len(ops) - 1) + [True]:
             raise ValueError("what no search changes must be one operation, the last")
         if ops[-1].out_channels != self.num_classes:
-            raise ValueError(f"the model has {ops[-1].out_channels} outputs for {self.num_classes}")
+            raise ValueError(f"{ops[-1].out_channels} outputs for {self.num_classes} classes")
         for block in self.blocks[:-1]:
             layers = [op.own.layer for op in block.ops if op.own is not None]
             if layers != [self.model.parts.get(block.name)]:

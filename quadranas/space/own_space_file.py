@@ -1,4 +1,4 @@
-"""The file of a search space made from a user's own model: what of it may change, as plain data."""
+"""The file of a search space made from a user's own model: its parts that may change."""
 
 from typing import Self
 

@@ -157,13 +157,16 @@ class SearchSpace:
             choices[block.name] = tuple(indices)
         if kept:
             raise self._foreign(architecture, f"block {next(iter(kept))!r} is unknown")
+        self._check_order(architecture, choices)
+        return choices
+
+    def _check_order(self, architecture: Architecture, choices: Choices) -> None:
         # The blocks were looked up by name, which says nothing about their order.
         order = [name for name, choice in choices.items() if choice is not SKIPPED]
         for block_in_order, name in zip(architecture.blocks, order, strict=True):
             if block_in_order.name != name:
                 reason = f"block {block_in_order.name!r} is in the place of {name!r}"
                 raise self._foreign(architecture, reason)
-        return choices
 
     def _foreign(self, architecture: Architecture, reason: str) -> QuadranasError:
         return QuadranasError(

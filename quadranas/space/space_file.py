@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 from pydantic import Field, ValidationError, model_validator
 
 from quadranas.errors import QuadranasError, nearest, unknown
-from quadranas.files import read_yaml, shipped
+from quadranas.files import file_name, read_yaml, shipped
 from quadranas.space.operation import HEADS, OP_RULES, OpSpec
 from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.search_space import SearchSpace, Slot, SpaceBlock
@@ -224,6 +224,26 @@ def _stage_blocks(
         yield SpaceBlock(f"{name}_block{number}", name, tuple(slots), optional=number > fewest)
 
 
+def new_space_path(output: str | Path | None, source: str) -> Path:
+    """The path of a new space file.
+
+    Args:
+        output: as the user names it; None for a name after the source.
+
+    Raises:
+        QuadranasError: it exists, or is no YAML file.
+    """
+    path = Path(output or f"{file_name(Path(source).stem)}-space.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        raise QuadranasError(
+            f"cannot write the space to {path}: its name does not end with .yaml",
+            "Name a file such as --output my-space.yaml.",
+        )
+    if path.exists():
+        raise QuadranasError(f"the output {path} exists already", "Choose another --output.")
+    return path
+
+
 def space_files() -> dict[str, Path]:
     """The shipped spaces by name."""
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
@@ -268,9 +288,7 @@ def load_whole_space_file(path: Path) -> AnySpaceFile:
     return load_space_file(str(path))
 
 
-def load_space_file(
-    name_or_path: str, *, widths: tuple[int, ...] | None = None
-) -> AnySpaceFile:
+def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> AnySpaceFile:
     """Load the content of a space file, with the keys of the space it extends filled in.
 
     Arguments and errors are those of `load_space`.

@@ -5,7 +5,7 @@ kernels, smaller hidden widths its most important hidden units, and a quadratic 
 model's layer as its linear term, with a quadratic term that is zero at the start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def own_parts(space: SearchSpace) -> tuple[nn.Module, dict[str, tuple[nn.Module,
     return model, parts
 
 
-def put_parts(model: nn.Module, space: SearchSpace, parts: dict[str, nn.Module]) -> None:
+def put_parts(model: nn.Module, space: SearchSpace, parts: Mapping[str, nn.Module]) -> None:
     """Put the mixed blocks in the places of the parts."""
     for block in space.blocks[:-1]:
         put_layer(model, _own(block.slots[0].candidates[0]).layer, parts[block.name])
