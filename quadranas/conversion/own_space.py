@@ -35,8 +35,8 @@ CHOICES = ("skip", "kernel", "hidden", "quadratic", "adapted")
 
 DEFAULT_CHOICES = ("skip", "kernel", "hidden")
 WIDTHS = (0.5, 0.75, 1.0)
-MULTIPLE = 8
-"""Hidden widths are multiples of it, if the whole width is."""
+MULTIPLE, LEAST = 8, 32
+"""Hidden widths are multiples of the first, if the whole width is one and at least the second."""
 
 Where = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -119,8 +119,11 @@ def _check_example(example: Tensor) -> int:
 
 def _check_widths(widths: Sequence[float]) -> tuple[float, ...]:
     shares = tuple(sorted({*widths, 1.0}))
-    if not all(0 < share <= 1 for share in shares):
-        raise QuadranasError(f"widths must be shares from 0 to 1, got {list(widths)}")
+    if not 0 < shares[0] < 1 or shares[-1] > 1:
+        raise QuadranasError(
+            f"widths must be shares from 0 to 1, one of them below 1, got {list(widths)}",
+            f"Name some such as {', '.join(map(str, WIDTHS))}.",
+        )
     return shares
 
 
@@ -139,7 +142,8 @@ def _wanted(where: Where) -> dict[str, tuple[str, ...]]:
             if choice not in CHOICES:
                 raise QuadranasError(
                     f"where {pattern!r}: unknown choice {choice!r}; accepted: "
-                    f"{', '.join(CHOICES)}{nearest(str(choice), CHOICES)}"
+                    f"{', '.join(CHOICES)}{nearest(str(choice), CHOICES)}",
+                    f"Omit the choices for the usual ones, {', '.join(DEFAULT_CHOICES)}.",
                 )
     return {
         pattern: (choices,) if isinstance(choices, str) else tuple(choices)
@@ -365,7 +369,7 @@ def _alternatives(part: _Part, shares: tuple[float, ...]) -> Iterator[tuple[Laye
 
 
 def _width(width: int, share: float) -> int:
-    step = MULTIPLE if width % MULTIPLE == 0 else 1
+    step = MULTIPLE if width % MULTIPLE == 0 and width >= LEAST else 1
     return max(step, round(width * share / step) * step)
 
 
