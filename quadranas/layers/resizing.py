@@ -45,22 +45,24 @@ def resized_layers(model: nn.Module, change: LayerChange) -> Iterator[tuple[str,
         QuadranasError: a layer that cannot be resized in this way.
     """
     names = (change.name, *change.followers)
-    layers = [model.get_submodule(name) for name in names]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = [modules.get(name, nn.Identity()) for name in names]
     if change.kind == "kernel":
         if not (is_depthwise(layers[0]) and fits_kernel(layers[0], change.kernel_size)):
             raise _refusal(change, names[0], layers[0])
         yield change.name, _resized(layers[0], kernel_size=change.kernel_size)
         return
     first, *middle, last = layers
-    if len(layers) < 2 or not (is_mixing(first) and is_mixing(last)):
+    if not layers[1:] or not is_mixing(first) or change.width > out_width(first):
         raise _refusal(change, names[0], first)
     width, whole = change.width, out_width(first)
     yield names[0], _resized(first, outputs=width)
     for name, layer in zip(names[1:-1], middle, strict=True):
-        if not (is_depthwise(layer) or type(layer) in CHANNELWISE) or out_width(layer) != whole:
+        is_own = is_depthwise(layer) or type(layer) in CHANNELWISE
+        if not is_own or out_width(layer) != whole:
             raise _refusal(change, name, layer)
         yield name, _resized(layer, inputs=width, outputs=width)
-    if width > whole or in_width(last) != whole:
+    if not is_mixing(last) or in_width(last) != whole:
         raise _refusal(change, names[-1], last)
     yield names[-1], _resized(last, inputs=width)
 

@@ -27,6 +27,8 @@ PARTS = {
     "mbconv": ("inverted bottlenecks", "#2f6fa8"),
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),
+    "own_block": ("searched parts of your own model", "#2f6fa8"),
+    "own_rest": ("the rest of your own model", "#6f5a86"),
 }
 PHASES = {
     "warmup": ("warm-up", "#eef0f3"),

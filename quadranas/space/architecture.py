@@ -6,7 +6,7 @@ are operations too, so parameters, MACs and latency of a network are plain sums 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
@@ -52,7 +52,7 @@ class OwnModel(Frozen):
 
     source: str = Field(max_length=1000)
     digest: str = Field(pattern=r"^[0-9a-f]{16}$")
-    parts: dict[str, str]
+    parts: dict[str, Annotated[str, Field(min_length=1)]]
 
 
 class Architecture(Frozen):

@@ -93,6 +93,10 @@ class OwnSpaceFile(Frozen):
             shared = next((value for value in values if values.count(value) > 1), None)
             if shared is not None or (what == "name" and REST in values):
                 raise ValueError(f"two blocks have the {what} {shared or REST!r}")
+        layers = [f"{block.layer}." for block in self.blocks]
+        inner = next((a for a in layers for b in layers if a != b and a.startswith(b)), None)
+        if inner is not None:
+            raise ValueError(f"block {inner[:-1]!r} is inside of another one")
         for block in self.blocks:
             if len(set(block.candidates)) < len(block.candidates):
                 raise ValueError(f"block {block.name!r} has the same candidate twice")

@@ -16,7 +16,7 @@ from quadranas.errors import QuadranasError
 from quadranas.network import own_model
 from quadranas.runs.stored_network import open_network
 from tests.command_line import call, listing
-from tests.own_models import SIZE, WHERE, build
+from tests.own_models import SIZE, build
 
 pytestmark = pytest.mark.usefixtures("exports")
 
@@ -54,13 +54,21 @@ def middle(space: Path, table: quadranas.LatencyTable) -> str:
     return f"{500 * (low + high):.6g}us"
 
 
-@pytest.mark.parametrize("name", WHERE)
+FEW: dict[str, Any] = {
+    "resnet": {"layer2.1": ["skip", "hidden"], "layer2.1.conv2": ["adapted"]},
+    "mobilenet": ["features.1"],
+    "convnext": {"blocks.0": ["skip", "kernel"], "blocks.1.dwconv": ["quadratic"]},
+}
+"""Choices that are priced quickly, of every kind."""
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_from_a_search_to_onnx(
     name: str, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model, where = build(name), WHERE[name]
-    made = quadranas.make_space(model, EXAMPLE, where=where, widths=[0.5], output=f"{name}.yaml")  # type: ignore[arg-type]
+    model, where = build(name), FEW[name]
+    made = quadranas.make_space(model, EXAMPLE, where=where, widths=[0.5], output=f"{name}.yaml")
     assert made.params == sum(parameter.numel() for parameter in model.parameters())
     table = quadranas.build_lut(made.path, device="cpu").table()
     budget = middle(made.path, table)
@@ -82,14 +90,12 @@ def test_from_a_search_to_onnx(
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     assert found.params == sum(parameter.numel() for parameter in network.parameters())
 
-    # What the table adds up is what `predict` finds in the whole file.
     assert exported.predicted_ms == found.predicted_ms
-    whole = quadranas.predict(exported.path, device="cpu").latency_ms
-    assert whole == pytest.approx(found.predicted_ms, rel=0.03)
     larger = found.derive(device="cpu", budget="1s", output="larger")
     assert larger.params >= found.params
-    trained = quadranas.train("larger", output="trained", epochs=1)
-    assert trained.params == larger.params
+    if name == "resnet":
+        trained = quadranas.train("larger", output="trained", epochs=1)
+        assert trained.params == larger.params
 
 
 def test_the_command_line_names_the_code_each_time(
@@ -99,10 +105,12 @@ def test_the_command_line_names_the_code_each_time(
     witness = tmp_path / "witness"
     Path("mine.py").write_text(CODE.format(witness=str(witness)), encoding="utf-8")
     size = ("--resolution", str(SIZE))
-    made = call("space-from", "mine.py:build", "--where", "features.1", *size, "--json")
+    made = call(
+        "space-from", "mine.py:build", "--where", "features.1=skip,hidden", *size, "--json"
+    )
     assert made.code == 0, made.err
     assert made.json()["parts"] == [
-        {"layer": "features.1", "choices": ["skip", "hidden", "kernel"], "candidates": 6}
+        {"layer": "features.1", "choices": ["skip", "hidden"], "candidates": 3}
     ]
     assert witness.read_text() == "built "
     space = made.json()["path"]
@@ -139,7 +147,8 @@ def test_another_model_is_refused(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = quadranas.make_space(build("mobilenet"), EXAMPLE, where="features", output="m.yaml")
+    where = {"features.3": ["skip"]}
+    made = quadranas.make_space(build("mobilenet"), EXAMPLE, where=where, output="m.yaml")
     monkeypatch.setattr(own_model, "_GIVEN", {})
     quadranas.use_model(build("resnet"))
     with pytest.raises(QuadranasError, match="the model that was given has other layers"):
@@ -148,7 +157,7 @@ def test_another_model_is_refused(
     budget = middle(made.path, quadranas.build_lut(made.path, device="cpu").table())
     given = GIVEN | {"space": str(made.path), "budget": budget, "data": str(pictures)}
     for key, value, message in (
-        ("init", "weights.pth", "init is not for the space of your own model"),
+        ("weights", {"drop_path": 0.1}, "weights.drop_path is not for the space of your own"),
         ("checkpointing", True, "checkpointing is not for the space"),
         ("max_memory", "1MB", "the activations of one's own model are not known"),
         ("data", None, "your model has 2 outputs; the data have 10 classes"),

@@ -1,4 +1,4 @@
-"""Which parts of a user's own model may change: found in plain PyTorch, refused with one message."""
+"""Which parts of a user's own model may change, and one message for what cannot."""
 
 from typing import Any
 
@@ -178,5 +178,7 @@ def test_too_many_candidates() -> None:
     widths = [n / 16 for n in range(1, 16)]
     wide = MobileNet()
     wide.features[1] = InvertedResidual(8, 8, 1, 16, kernel=9)
-    with pytest.raises(QuadranasError, match="features.1.conv has 128 candidates, more than 64"):
+    with pytest.raises(
+        QuadranasError, match=r"features\.1\.conv has 128 candidates, more than 64"
+    ):
         made(wide, where, widths=widths)

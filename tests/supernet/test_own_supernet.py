@@ -24,7 +24,9 @@ def space_of(name: str) -> SearchSpace:
 
 
 def largest(space: SearchSpace) -> dict[str, tuple[int, ...] | None]:
-    return {block.name: tuple(len(s.candidates) - 1 for s in block.slots) for block in space.blocks}
+    return {
+        block.name: tuple(len(s.candidates) - 1 for s in block.slots) for block in space.blocks
+    }
 
 
 @pytest.mark.parametrize("name", WHERE)
