@@ -18,10 +18,12 @@ from quadranas.errors import QuadranasError, some
 from quadranas.latency.analytic import primitive_ms
 from quadranas.latency.device import AnalyticModel, Device
 from quadranas.network.own_model import changed_part, given_model, part_inputs
+from quadranas.network.skeleton import Network
 from quadranas.prediction.fusion import fuse
 from quadranas.prediction.graph import read_graph
 from quadranas.reporter import Reporter
 from quadranas.space.operation import OpSpec, OwnPart
+from quadranas.space.own_space_file import REST
 from quadranas.space.search_space import SearchSpace
 
 
@@ -89,6 +91,8 @@ def _priced_ms(
     part: nn.Module, image: Tensor, device: Device, model: AnalyticModel, described: str
 ) -> float:
     """The latency of a module that is exported by itself."""
+    if image.ndim == 4:  # in the layout of a network, which some operators' lowering depends on
+        part = Network({REST: part})
     content = to_onnx(part.eval(), Conversion(input_shape=tuple(image.shape)))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.onnx"

@@ -76,6 +76,7 @@ def test_from_a_search_to_onnx(
     found = quadranas.search(output="run", **given)
     assert found.budget_ms >= found.predicted_ms > 0
     assert found.memory_bytes is None
+    assert found.report_path is not None
     report = found.report_path.read_text("utf-8")
     assert "made from your own model" in report
 
@@ -92,8 +93,8 @@ def test_from_a_search_to_onnx(
 
     assert exported.predicted_ms == found.predicted_ms
     larger = found.derive(device="cpu", budget="1s", output="larger")
-    assert larger.params >= found.params
-    if name == "resnet":
+    assert larger.predicted_ms > 0
+    if name == "convnext":
         trained = quadranas.train("larger", output="trained", epochs=1)
         assert trained.params == larger.params
 
@@ -105,9 +106,8 @@ def test_the_command_line_names_the_code_each_time(
     witness = tmp_path / "witness"
     Path("mine.py").write_text(CODE.format(witness=str(witness)), encoding="utf-8")
     size = ("--resolution", str(SIZE))
-    made = call(
-        "space-from", "mine.py:build", "--where", "features.1=skip,hidden", *size, "--json"
-    )
+    options = ("--where", "features.1=skip,hidden", *size, "--json")
+    made = call("space-from", "mine.py:build", *options)
     assert made.code == 0, made.err
     assert made.json()["parts"] == [
         {"layer": "features.1", "choices": ["skip", "hidden"], "candidates": 3}

@@ -90,7 +90,7 @@ class Hidden(nn.Module):
         y = self.inner[2](hidden)
         if self.how == "twice":
             y = y + hidden.mean()
-        return self.fc((x + y).mean((2, 3)))
+        return self.fc((x + y).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_code_that_depends_on_a_width() -> None:
     class Fixed(BasicBlock):
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.bn1(self.conv1(x))
-            return x + self.bn2(self.conv2(hidden * torch.ones(1, 16, 1, 1).relu()))
+            return x + self.bn2(self.conv2(hidden * torch.ones(1, 16, 1, 1).relu()))  # type: ignore[no-any-return]
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -119,7 +119,7 @@ def test_code_that_depends_on_a_width() -> None:
             self.stem, self.block = nn.Conv2d(3, 16, 1), Fixed(16, 16)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.block(self.stem(x)).mean((2, 3))
+            return self.block(self.stem(x)).mean((2, 3))  # type: ignore[no-any-return]
 
     with pytest.raises(QuadranasError, match="names nothing that can change by hidden"):
         made(Whole(), {"block": ["hidden"]})
@@ -132,7 +132,7 @@ class NotExportable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean((2, 3))
-        return self.fc(x) if float(x.sum()) >= 0 else self.fc(-x)
+        return self.fc(x) if float(x.sum()) >= 0 else self.fc(-x)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
