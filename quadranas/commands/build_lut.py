@@ -112,6 +112,11 @@ def build_lut(
     about = (load_device(device, **settings), output, only_missing, num_classes, command)
     request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
+    if request.space.model is not None and (times or not _is_modelled(request, backend)):
+        raise QuadranasError(
+            f"space {request.space.name} is made from your own model, whose table cannot be measured",
+            "Choose a device with an analytic model, such as cpu, and --backend analytic.",
+        )
     if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)
@@ -119,6 +124,10 @@ def build_lut(
         return _analytic(request, reporter, only_suspect=only_suspect)
     plan = Plan(num_rounds=rounds, repeats=repeats)
     return _measured(request, backend, reporter, plan, trust)
+
+
+def _is_modelled(request: TableRequest, backend: str | None) -> bool:
+    return _known_backend(backend or request.default_backend) == ANALYTIC
 
 
 def _known_backend(name: str) -> str:

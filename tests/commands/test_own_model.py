@@ -154,6 +154,12 @@ def test_another_model_is_refused(
     with pytest.raises(QuadranasError, match="the model that was given has other layers"):
         quadranas.build_lut(made.path, device="cpu")
     quadranas.use_model(build("mobilenet"))
+    for measured in ({"device": "host"}, {"device": "cpu", "backend": "onnxruntime"}):
+        with pytest.raises(QuadranasError, match="whose table cannot be measured"):
+            quadranas.build_lut(made.path, **measured)  # type: ignore[arg-type]
+    with pytest.raises(QuadranasError, match="whose table cannot be measured"):
+        quadranas.write_probes(made.path, device="cpu", output="probes")
+    assert not Path("probes").exists()
     budget = middle(made.path, quadranas.build_lut(made.path, device="cpu").table())
     given = GIVEN | {"space": str(made.path), "budget": budget, "data": str(pictures)}
     for key, value, message in (
