@@ -112,11 +112,8 @@ def build_lut(
     about = (load_device(device, **settings), output, only_missing, num_classes, command)
     request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
-    if request.space.model is not None and (times or not _is_modelled(request, backend)):
-        raise QuadranasError(
-            f"space {request.space.name} is made from your own model, whose table cannot be measured",
-            "Choose a device with an analytic model, such as cpu, and --backend analytic.",
-        )
+    if times or not _is_modelled(request, backend):
+        request.require_measurable()
     if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)

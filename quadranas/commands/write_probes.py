@@ -69,11 +69,7 @@ def write_probes(
     """
     opened, argument = load_device(device, **settings), argument_of(device)
     request = table_request(load_space(space), opened, table, only_missing, num_classes, "")
-    if request.space.model is not None:
-        raise QuadranasError(
-            f"space {request.space.name} is made from your own model, whose table cannot be measured",
-            "Make an analytic one: quadranas build-lut --device cpu --space SPACE.",
-        )
+    request.require_measurable()
     probes = HandProbes.of(opened, request.space, request.missing, request.existing)
     with whole_folder(Path(folder)) as target:
         _write(probes, opened, argument, target.path, reporter or Reporter(quiet=True))

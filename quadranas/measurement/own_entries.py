@@ -104,7 +104,7 @@ def _priced_ms(
         raise QuadranasError(
             f"cannot price {described}: the analytic model of {device.name} has no price for "
             f"{names}",
-            "Write it with standard operators; quadranas predict FILE.onnx lists those without a price.",
+            "Write it with other operators; docs/prediction.md says which have a price.",
         )
     return math.fsum(
         primitive_ms(launch.primitive, model, device.precision, device.batch_size)

@@ -155,10 +155,10 @@ def test_another_model_is_refused(
         quadranas.build_lut(made.path, device="cpu")
     quadranas.use_model(build("mobilenet"))
     for measured in ({"device": "host"}, {"device": "cpu", "backend": "onnxruntime"}):
-        with pytest.raises(QuadranasError, match="whose table cannot be measured"):
+        with pytest.raises(QuadranasError, match="its table cannot be measured"):
             quadranas.build_lut(made.path, **measured)  # type: ignore[arg-type]
-    with pytest.raises(QuadranasError, match="whose table cannot be measured"):
-        quadranas.write_probes(made.path, device="cpu", output="probes")
+    with pytest.raises(QuadranasError, match="its table cannot be measured"):
+        quadranas.write_probes(made.path, device="cpu", folder="probes")
     assert not Path("probes").exists()
     budget = middle(made.path, quadranas.build_lut(made.path, device="cpu").table())
     given = GIVEN | {"space": str(made.path), "budget": budget, "data": str(pictures)}
