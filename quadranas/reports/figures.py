@@ -27,6 +27,8 @@ PARTS = {
     "mbconv": ("inverted bottlenecks", "#2f6fa8"),
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),
+}
+OWN_PARTS = {
     "own_block": ("searched parts of your own model", "#2f6fa8"),
     "own_rest": ("the rest of your own model", "#6f5a86"),
 }
@@ -42,7 +44,7 @@ PHASES = {
 
 def part_of(kind: str) -> tuple[str, str]:
     """The part of a network that a kind of operation belongs to, and the part's colour."""
-    return PARTS.get(kind, (kind.replace("_", " "), GREY))
+    return (PARTS | OWN_PARTS).get(kind, (kind.replace("_", " "), GREY))
 
 
 # Drawing of the architecture. Lengths are in units of the drawing, about a pixel on a wide screen.

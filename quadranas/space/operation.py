@@ -87,14 +87,14 @@ class OpSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if self.kind not in OP_RULES:
+        if self.kind not in OP_RULES and self.kind not in OWN_RULES:
             known = ", ".join(sorted(OP_RULES))
             raise ValueError(
                 f"unknown kind {self.kind!r}; accepted: {known}{nearest(self.kind, OP_RULES)}"
             )
-        if (self.own is None) == (self.kind in OWN):
-            raise ValueError(f"{self.kind}: own must be given for {' and '.join(OWN)} only")
-        fault = OP_RULES[self.kind](self)
+        if (self.own is None) == (self.kind in OWN_RULES):
+            raise ValueError(f"{self.kind}: own must be given for {' and '.join(OWN_RULES)} only")
+        fault = (OP_RULES | OWN_RULES)[self.kind](self)
         if fault:
             raise ValueError(f"impossible {self.kind}: {fault}")
         return self
@@ -107,7 +107,7 @@ class OpSpec(Frozen):
     @property
     def is_head(self) -> bool:
         """Whether the operation turns a feature map into class scores."""
-        return self.kind in HEADS
+        return self.kind in (*HEADS, "own_rest")
 
     @property
     def hidden_channels(self) -> int:
@@ -173,15 +173,16 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
     "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
     "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
     "linear_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
-    "own_block": lambda spec: _unused(spec, *EXPANSION),
-    "own_rest": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
 }
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
 
-HEADS = ("norm_head", "linear_head", "own_rest")
+HEADS = ("norm_head", "linear_head")
 
-OWN = ("own_block", "own_rest")
-"""The kinds of a user's own model: a block that a search changes, and all that it does not."""
+OWN_RULES: dict[str, Callable[[OpSpec], str]] = {
+    "own_block": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
+    "own_rest": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
+}
+"""The same for the kinds of a user's own model: a block that a search changes, and the rest."""
 
 DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
 """Kinds with a depthwise convolution, whose kernel size a search chooses."""
