@@ -62,7 +62,14 @@ FEW: dict[str, Any] = {
 """Choices that are priced quickly, of every kind."""
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("resnet", marks=pytest.mark.slow),
+        pytest.param("mobilenet", marks=pytest.mark.slow),
+        "convnext",
+    ],
+)
 def test_from_a_search_to_onnx(
     name: str, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +116,8 @@ def test_the_command_line_names_the_code_each_time(
     options = ("--where", "features.1=skip,hidden", *size, "--json")
     made = call("space-from", "mine.py:build", *options)
     assert made.code == 0, made.err
+    counts = {"resolution", "num_classes", "parts", "architectures", "params", "macs"}
+    assert set(made.json()) == {"path", "name", "model"} | counts
     assert made.json()["parts"] == [
         {"layer": "features.1", "choices": ["skip", "hidden"], "candidates": 3}
     ]
