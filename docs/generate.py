@@ -37,6 +37,7 @@ from quadranas.runs.pretrained_record import PretrainedRecord
 from quadranas.runs.recipe import Recipe
 from quadranas.runs.records import Epoch
 from quadranas.space.architecture import Architecture
+from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.space_file import SpaceFile
 from quadranas.strategies.scores import GateScores
 from quadranas.validation import CommandError, CommandResult
@@ -92,7 +93,7 @@ def pages() -> tuple[Page, ...]:
     return (
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
         Page("recipe", "Recipes", (Recipe,)),
-        Page("space", "Search spaces", (SpaceFile,)),
+        Page("space", "Search spaces", (SpaceFile, OwnSpaceFile)),
         Page("device", "Devices", (Device,)),
         Page("architecture", "Architectures", (Architecture, AdaptedModel)),
         Page("table", "Latency tables", (LatencyTable,)),

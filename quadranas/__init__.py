@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.commands.export import export as export
     from quadranas.commands.inspect import InspectResult as InspectResult
     from quadranas.commands.inspect import inspect as inspect
+    from quadranas.commands.make_space import MakeSpaceResult as MakeSpaceResult
+    from quadranas.commands.make_space import make_space as make_space
     from quadranas.commands.merge_lut import MergeLutResult as MergeLutResult
     from quadranas.commands.merge_lut import merge_lut as merge_lut
     from quadranas.commands.pareto import ParetoResult as ParetoResult
@@ -64,6 +66,7 @@ if TYPE_CHECKING:  # the types of what `__getattr__` imports
     from quadranas.latency.device import load_device as load_device
     from quadranas.latency.table import LatencyTable as LatencyTable
     from quadranas.latency.table_files import load_table as load_table
+    from quadranas.network.own_model import use_model as use_model
     from quadranas.network.published import create_model as create_model
     from quadranas.reporter import Reporter as Reporter
     from quadranas.runs.config import SearchConfig as SearchConfig
@@ -105,6 +108,8 @@ _HOMES = {
     "convert": "quadranas.commands.convert",
     "adapt": "quadranas.commands.adapt",
     "space_from": "quadranas.commands.space_from",
+    "make_space": "quadranas.commands.make_space",
+    "use_model": "quadranas.network.own_model",
     "inspect": "quadranas.commands.inspect",
     "describe_data": "quadranas.commands.data",
     "recipes": "quadranas.commands.recipes",
@@ -133,6 +138,7 @@ _HOMES = {
     "ReduceResult": "quadranas.commands.convert",
     "AdaptResult": "quadranas.commands.adapt",
     "SpaceFromResult": "quadranas.commands.space_from",
+    "MakeSpaceResult": "quadranas.commands.make_space",
     "InspectResult": "quadranas.commands.inspect",
     "DataResult": "quadranas.commands.data",
     "RecipesResult": "quadranas.commands.recipes",

@@ -23,6 +23,8 @@ from quadranas.cli.options import (
     Weights,
     given,
 )
+from quadranas.cli.own_model_option import with_own_model
+from quadranas.errors import QuadranasError
 
 if TYPE_CHECKING:
     from quadranas.commands.adapt import AdaptResult
@@ -78,6 +80,7 @@ Revert = Annotated[
 ]
 
 
+@with_own_model
 def convert(
     model: Model,
     *,
@@ -170,6 +173,7 @@ def _reduction_text(result: "ReduceResult") -> str:
     )
 
 
+@with_own_model
 def adapt(
     model: Model,
     *,
@@ -246,10 +250,20 @@ def space_from(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="WEIGHTS",
-            help="Pre-trained network: a run folder, a file of weights or timm:NAME.",
+            metavar="WEIGHTS|MODEL.py:FUNCTION",
+            help="Pre-trained network: a run folder, a file of weights or timm:NAME; or a "
+            "function in a Python file, which is run and returns your own model.",
         ),
     ],
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Your own model: parts that may change, as PATTERN or PATTERN=CHOICE,..., with "
+            "choices from skip, kernel, hidden (the default), quadratic and adapted; may be "
+            "repeated.",
+            rich_help_panel=LAYERS,
+        ),
+    ] = None,
     resolution: Annotated[
         int | None,
         typer.Option(
@@ -262,13 +276,21 @@ def space_from(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="New YAML file, after which the space is named. Default: named after WEIGHTS.",
+            help="New YAML file, after which the space is named. Default: named after the source.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a search space around a pre-trained network, for search --init."""
+    """Write a search space around a pre-trained network or from your own model."""
+    from quadranas.network.own_code import is_code
+
+    if is_code(source):
+        return _own_space_from(source, where or [], resolution or 224, output, as_json=as_json)
+    if where:
+        raise QuadranasError(
+            "--where needs your own model", "Name its code: quadranas space-from MODEL.py:build."
+        )
     from quadranas.commands.space_from import space_from as run_space_from
     from quadranas.runs.next_command import proposed
 
@@ -281,6 +303,39 @@ def space_from(
             f"widths {', '.join(map(str, made.widths))}, at {made.resolution} pixels"
         ),
         lambda made: proposed("build-lut", device="cpu", space=made.path),
+    )
+
+
+def _own_space_from(
+    source: str, where: list[str], resolution: int, output: Path | None, *, as_json: bool
+) -> None:
+    import torch
+
+    from quadranas.commands.make_space import make_space, parse_where
+    from quadranas.network.own_code import load_own_code
+    from quadranas.runs.next_command import proposed
+
+    result = make_space(
+        load_own_code(source),
+        torch.zeros(1, 3, resolution, resolution),
+        where=parse_where(where),
+        output=output,
+        source=source,
+    )
+    print_result(
+        result,
+        as_json,
+        lambda made: "\n".join(
+            [
+                f"space {made.path}: {made.architectures:,} networks from {made.model}, at "
+                f"{made.resolution} pixels; all but these parts stays as it is:",
+                *(
+                    f"  {part.layer}: {', '.join(part.choices)} ({part.candidates} candidates)"
+                    for part in made.parts
+                ),
+            ]
+        ),
+        lambda made: proposed("build-lut", device="cpu", space=made.path, own_model=source),
     )
 
 

@@ -39,6 +39,7 @@ from quadranas.cli.options import (
     given,
     taking,
 )
+from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import (
     REACH_SETTINGS,
     file_formats,
@@ -162,6 +163,7 @@ NativeCode = Annotated[
 ]
 
 
+@with_own_model
 @taking(REACH)
 def export_command(
     model: Model,

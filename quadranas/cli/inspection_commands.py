@@ -9,12 +9,14 @@ from rich.table import Column, Table
 
 from quadranas.cli.console import print_json, print_result, print_table, say, shown
 from quadranas.cli.options import DATA, OUTPUT, Json, Model, Run, Weights
+from quadranas.cli.own_model_option import with_own_model
 
 if TYPE_CHECKING:
     from quadranas.commands.inspect import InspectResult
     from quadranas.commands.profile import MemoryResult, ProfileResult
 
 
+@with_own_model
 def inspect(
     run: Run,
     image: Annotated[
@@ -47,6 +49,7 @@ def _inspection_text(result: "InspectResult") -> str:
     return text
 
 
+@with_own_model
 def profile(
     model: Model,
     resolution: Annotated[

@@ -47,6 +47,7 @@ from quadranas.cli.options import (
     Workers,
     given,
 )
+from quadranas.cli.own_model_option import with_own_model
 
 OptionalSpace = Annotated[
     str | None,
@@ -81,6 +82,7 @@ TrainResolution = Annotated[
 ]
 
 
+@with_own_model
 @with_limits
 def search(
     device: OptionalDevice = None,
@@ -158,6 +160,7 @@ def search(
     check_promise(result.missed)
 
 
+@with_own_model
 @with_limits
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
@@ -202,6 +205,7 @@ def derive(
     check_promise(result.missed)
 
 
+@with_own_model
 @with_limits
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
@@ -278,6 +282,7 @@ def explore(
     check_promise(result.missed)
 
 
+@with_own_model
 def pareto(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     device: Annotated[

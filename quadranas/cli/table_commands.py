@@ -28,6 +28,7 @@ from quadranas.cli.options import (
     TableFile,
     taking,
 )
+from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import RUNTIMES
 from quadranas.measurement.plan import (
     DEFAULT_NETWORKS,
@@ -193,6 +194,7 @@ def spaces_command(
             say(f"     {name:<5} {latency:<22} {reachable.summary}")
 
 
+@with_own_model
 @taking(SETTINGS)
 def build_lut_command(
     device: DeviceName,
@@ -290,6 +292,7 @@ def _table_text(result: "BuildLutResult") -> str:
     return f"{text}\n{result.quality}" if result.quality else text
 
 
+@with_own_model
 @taking(REACH)
 def validate_lut_command(
     device: DeviceName,

@@ -46,12 +46,14 @@ from quadranas.cli.options import (
     Workers,
     given,
 )
+from quadranas.cli.own_model_option import with_own_model
 from quadranas.errors import QuadranasError
 
 if TYPE_CHECKING:
     from quadranas.commands.report import ReportResult
 
 
+@with_own_model
 def train(
     model: OptionalModel = None,
     data: Data = None,
@@ -119,6 +121,7 @@ def train(
     )
 
 
+@with_own_model
 def evaluate(
     model: Model,
     data: Data = None,

@@ -28,6 +28,7 @@ from quadranas.measurement.lut_entries import (
     calibration_networks,
     measure_entries,
 )
+from quadranas.measurement.own_entries import own_latencies_ms
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan, Trust
 from quadranas.measurement.suspects import (
     MAX_NAMED,
@@ -109,15 +110,21 @@ def build_lut(
         PromiseMissedError: the residual is above its limit. The timings are kept.
     """
     about = (load_device(device, **settings), output, only_missing, num_classes, command)
-    request = table_request(load_space(space), *about)
+    request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
+    if times or not _is_modelled(request, backend):
+        request.require_measurable()
     if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)
     if backend == ANALYTIC:
-        return _analytic(request, only_suspect=only_suspect)
+        return _analytic(request, reporter, only_suspect=only_suspect)
     plan = Plan(num_rounds=rounds, repeats=repeats)
-    return _measured(request, backend, reporter or Reporter(quiet=True), plan, trust)
+    return _measured(request, backend, reporter, plan, trust)
+
+
+def _is_modelled(request: TableRequest, backend: str | None) -> bool:
+    return _known_backend(backend or request.default_backend) == ANALYTIC
 
 
 def _known_backend(name: str) -> str:
@@ -126,7 +133,7 @@ def _known_backend(name: str) -> str:
     return name
 
 
-def _analytic(request: TableRequest, *, only_suspect: bool) -> BuildLutResult:
+def _analytic(request: TableRequest, reporter: Reporter, *, only_suspect: bool) -> BuildLutResult:
     if only_suspect:
         raise _nothing_suspect(request)
     device, model = request.device, request.device.analytic
@@ -152,9 +159,12 @@ def _analytic(request: TableRequest, *, only_suspect: bool) -> BuildLutResult:
         scale=kept.scale if kept else 1.0,
         null_ms=kept.null_ms if kept else 0.0,
     )
+    own = {}
+    if request.space.model is not None:
+        own = own_latencies_ms(request.space, device, model, reporter)
     entries = [
-        TableEntry(op=spec, latency_ms=_modelled_ms(spec, device, model))
-        for spec in request.missing
+        TableEntry(op=s, latency_ms=own[s] if own else _modelled_ms(s, device, model))
+        for s in request.missing
     ]
     return _result(request, request.save(header, entries))
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from quadranas.conversion.pretrained_network import open_pretrained
-from quadranas.errors import QuadranasError
-from quadranas.files import dump_yaml, file_name, write_atomically
+from quadranas.files import dump_yaml, write_atomically
 from quadranas.space.around import space_around
 from quadranas.space.matching import match_stages
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import build_space, load_space
+from quadranas.space.space_file import build_space, load_space, new_space_path
 from quadranas.validation import CommandResult, WrittenPath
 
 
@@ -53,15 +52,7 @@ def space_from(
     Raises:
         QuadranasError: the network cannot be read, or no space can hold it; or the file exists.
     """
-    default = f"{file_name(Path(str(source).replace(':', '-')).stem)}-space.yaml"
-    path = Path(output) if output is not None else Path(default)
-    if path.suffix not in (".yaml", ".yml"):
-        raise QuadranasError(
-            f"cannot write the space to {path}: its name does not end with .yaml",
-            "Name a file such as --output my-space.yaml.",
-        )
-    if path.exists():
-        raise QuadranasError(f"the output {path} exists already", "Choose another --output.")
+    path = new_space_path(output, str(source).replace(":", "-"))
     network = open_pretrained(source)
     architecture = network.architecture.adapted(resolution=resolution)
     file = space_around(architecture, path.stem, f"around {network.source}")

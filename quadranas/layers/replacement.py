@@ -11,6 +11,7 @@ from quadranas.errors import QuadranasError, nearest
 from quadranas.layers.adapted import AdaptedLayer
 from quadranas.layers.quadratic import QUADRATIC_CONVS, QuadraticLayer, QuadraticLinear
 from quadranas.layers.references import check_functions, redirect
+from quadranas.layers.resizing import resized_layers
 from quadranas.space.architecture import Architecture, LayerChange
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,9 +81,15 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
         QuadranasError: unknown layer, or a layer that cannot be replaced in this way.
     """
     changes = tuple(changes)
-    model = copied(model, [change.name for change in changes])
+    model = copied(
+        model, [name for change in changes for name in (change.name, *change.followers)]
+    )
     for change in changes:
         layer = find_layer(model, change.name)
+        if change.kind in ("kernel", "hidden"):
+            for name, resized in list(resized_layers(model, change)):
+                put_layer(model, name, resized)
+            continue
         if change.kind != "removed" and not is_first_order(layer):
             kind = type(layer).__name__
             padding = getattr(layer, "padding_mode", "zeros")

@@ -63,6 +63,20 @@ class TableRequest:
         """The file of the timings until the table is complete."""
         return self.target.with_name(f"{self.target.name}{TIMINGS}")
 
+    def require_measurable(self) -> None:
+        """Refuse to measure the table of a user's own model.
+
+        Raises:
+            QuadranasError: the space is made from one.
+        """
+        if self.space.model is not None:
+            raise QuadranasError(
+                f"space {self.space.name} is made from your own model, and its table cannot be "
+                "measured",
+                "Choose a device with an analytic model, such as --device cpu, and --backend "
+                "analytic.",
+            )
+
     def suspect_command(self) -> str:
         """The command that measures the suspect entries again."""
         command = self.command or shlex.join(
@@ -189,7 +203,8 @@ def table_request(
     """
     named = None if output is None else Path(output)
     found = locate_table(space.name, device, named) if only_missing else None
-    classes = dict.fromkeys((*CLASS_COUNTS, space.num_classes, *num_classes))
+    counts = CLASS_COUNTS if space.model is None else ()  # one's own model has its own
+    classes = dict.fromkeys((*counts, space.num_classes, *num_classes))
     specs = dict.fromkeys(s for n in classes for s in space.with_num_classes(n).specs())
     return TableRequest(
         space=space,

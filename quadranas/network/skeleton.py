@@ -13,7 +13,9 @@ from quadranas.layers import build_op
 from quadranas.layers.replacement import changed
 from quadranas.network.feature_maps import feature_maps
 from quadranas.network.modes import batch_norms, kept_statistics
+from quadranas.network.own_model import build_own
 from quadranas.space.architecture import Architecture, Block
+from quadranas.space.own_space_file import REST
 
 
 class Network(nn.Module):
@@ -49,7 +51,8 @@ class Network(nn.Module):
         self.architecture = architecture
         self.checkpointing = False
         self.frozen: frozenset[str] = frozenset()
-        maps = () if architecture is None else feature_maps(architecture)
+        has_stages = architecture is not None and architecture.model is None
+        maps = feature_maps(architecture) if architecture and has_stages else ()
         self.feature_channels = tuple(found.channels for found in maps)
         self.feature_strides = tuple(found.stride for found in maps)
         self._feature_blocks = tuple(found.block for found in maps)
@@ -106,9 +109,9 @@ class Network(nn.Module):
             QuadranasError: the network was built without an architecture, or an impossible number
                 of classes.
         """
-        if self.architecture is None:
+        if self.architecture is None or self.architecture.model is not None:
             raise QuadranasError(
-                "no architecture describes this network, so its classifier is unknown",
+                "no architecture describes this network's classifier",
                 "Build it from an architecture, with build_subnet or create_model.",
             )
         block, kind = self.architecture.blocks[-1].name, self.architecture.blocks[-1].ops[-1].kind
@@ -152,10 +155,21 @@ class SubnetBlock(nn.ModuleDict):
 
 
 def build_subnet(architecture: Architecture) -> Network:
-    """The network an architecture describes, with PyTorch's default initialisation."""
+    """The network an architecture describes, with PyTorch's default initialisation.
+
+    A network that is made from a user's own model has the weights of that.
+
+    Raises:
+        QuadranasError: it is made from a model that was not given to this process.
+    """
     scale = architecture.layer_scale
+    blocks: dict[str, nn.Module]
+    if architecture.model is not None:
+        blocks = {REST: build_own(architecture)}
+    else:
+        blocks = {block.name: SubnetBlock(block, scale) for block in architecture.blocks}
     network = Network(
-        {block.name: SubnetBlock(block, scale) for block in architecture.blocks},
+        blocks,
         architecture.model_copy(update={"changes": ()}),  # `changed` adds them
     )
     if not architecture.changes:

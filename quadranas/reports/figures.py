@@ -28,6 +28,10 @@ PARTS = {
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),
 }
+OWN_PARTS = {
+    "own_block": ("searched parts of your own model", "#2f6fa8"),
+    "own_rest": ("the rest of your own model", "#6f5a86"),
+}
 PHASES = {
     "warmup": ("warm-up", "#eef0f3"),
     "search": ("search", "#fdf3df"),
@@ -40,7 +44,7 @@ PHASES = {
 
 def part_of(kind: str) -> tuple[str, str]:
     """The part of a network that a kind of operation belongs to, and the part's colour."""
-    return PARTS.get(kind, (kind.replace("_", " "), GREY))
+    return (PARTS | OWN_PARTS).get(kind, (kind.replace("_", " "), GREY))
 
 
 def latency_parts(run: Run) -> dict[tuple[str, str], float]:

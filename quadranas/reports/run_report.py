@@ -38,6 +38,7 @@ from quadranas.runs import layout
 from quadranas.runs.fronts import DeviceFront, Fronts
 from quadranas.runs.pretrained_record import computed_alike
 from quadranas.runs.results import SearchResult
+from quadranas.space.architecture import OwnModel
 from quadranas.space.search_space import Slot
 
 
@@ -134,6 +135,8 @@ def _state(run: Run) -> str:
 def _network(run: Run) -> str:
     if run.architecture is None:
         return _why_not(run, layout.ARCHITECTURE)
+    if run.architecture.model is not None:
+        return _own_network(run, run.architecture.model)
     specs = run.space.specs() if run.space else tuple(run.architecture.ops())
     searched = [block for block in run.blocks if block.is_searched]
     kept = sum(not block.skipped for block in searched)
@@ -146,6 +149,34 @@ def _network(run: Run) -> str:
     if run.table is not None:
         caption += f" On the right: latency per stage, {escape(run.source)}."
     return figure(draw_architecture(run.blocks, specs), caption)
+
+
+def _own_network(run: Run, model: OwnModel) -> str:
+    """What a search made of a user's own model, part by part."""
+    rows = []
+    for block in run.blocks:
+        for number, op in enumerate(block.ops):
+            own = op.own
+            if own is None:
+                continue
+            made = ", ".join(map(str, own.changes)) or "as it is"
+            params, ms = f"{own.params:,}", f"{block.ms[number]:.4g}" if block.ms else ""
+            if block.skipped:
+                made, params = "skipped", ""
+            rows.append(
+                f"<tr><td>{escape(own.layer or 'the rest')}</td><td>{escape(made)}</td>"
+                f'<td class="n">{params}</td><td class="n">{ms}</td></tr>'
+            )
+    head = (
+        '<tr><th>part</th><th>choice</th><th class="n">parameters</th>'
+        '<th class="n">latency [ms]</th></tr>'
+    )
+    source = f" Latency {escape(run.source)}." if run.table is not None else ""
+    return f"<table>{head}{''.join(rows)}</table>" + note_line(
+        f"The network is made from your own model ({escape(model.source)}) by these choices: h is "
+        "a number of hidden units, k a kernel size in pixels. No file of the run holds the code "
+        f"of the model, so it has to be given again to build the network.{source}"
+    )
 
 
 def _latency(run: Run) -> str:

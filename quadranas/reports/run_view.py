@@ -39,7 +39,7 @@ RUN_FILES = (
     layout.SPACE,
     layout.RESULT,
 )
-SEARCHED = {*DEPTHWISE, *EXPANDING}
+SEARCHED = {*DEPTHWISE, *EXPANDING, "own_block"}
 TIMES = "\N{MULTIPLICATION SIGN}"
 Content = TypeVar("Content")
 

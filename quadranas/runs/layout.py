@@ -95,7 +95,8 @@ RESULT = "result.json"
 convert. Written last: a folder with it holds a finished run."""
 
 SPACE = "space.yaml"
-"""The complete search space (`SpaceFile`); written by search."""
+"""The complete search space (`SpaceFile`, or `OwnSpaceFile` for a user's own model); written by
+search."""
 
 SUPERNET = "supernet.safetensors"
 """The weights of the trained supernet; written by search."""

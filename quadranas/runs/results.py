@@ -222,7 +222,7 @@ class DeriveResult(StoredResult, DeviceLatency):
         weight_bytes: bytes of its weights in an exported fp32 file; None in results of earlier
             versions.
         memory_bytes: peak bytes of its activations at inference, in the precision of the device;
-            None in results of earlier versions.
+            None in results of earlier versions, and for a user's own model.
     """
 
     also: tuple[DeviceLatency, ...] = ()
@@ -269,7 +269,7 @@ class DeriveResult(StoredResult, DeviceLatency):
             params=count_params(architecture),
             macs=count_macs(architecture),
             weight_bytes=sum(map(weight_bytes, ops)),
-            memory_bytes=max(peak_bytes(op, precision) for op in architecture.ops()),
+            memory_bytes=_memory_bytes(architecture, precision),
             **more,
         )
 
@@ -293,6 +293,13 @@ class DeriveResult(StoredResult, DeviceLatency):
         )
         moved = super().moved_to(folder).with_table(folder / layout.TABLE)
         return moved.model_copy(update={"also": also})
+
+
+def _memory_bytes(architecture: Architecture, precision: str) -> int | None:
+    """Peak bytes of the activations; None for a user's own model, whose kernels are unknown."""
+    if architecture.model is not None:
+        return None
+    return max(peak_bytes(op, precision) for op in architecture.ops())
 
 
 def _places(goals: Sequence[Goal], folder: Path) -> Iterator[Path]:

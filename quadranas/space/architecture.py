@@ -6,13 +6,14 @@ are operations too, so parameters, MACs and latency of a network are plain sums 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, write_json
 from quadranas.space.operation import MAX_CHANNELS, MAX_RESOLUTION, OpSpec
+from quadranas.space.operation import LayerChange as LayerChange
 from quadranas.validation import Frozen, refuse_newer, validate
 
 FORMAT_VERSION = 1
@@ -40,24 +41,18 @@ class Block(Frozen):
         return self
 
 
-class LayerChange(Frozen):
-    """The replacement of one layer of a network.
+class OwnModel(Frozen):
+    """Which of a user's own models a network is made from; the code itself is in no file.
 
     Args:
-        name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
-        kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
-            quadratic term added) or `removed` (replaced by the identity).
-        form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
-        rank: rank of the adapted layer's quadratic term: the number of its products.
-        dilation: dilation of the kernel of that term, in pixels.
+        source: where the model comes from, in words; nothing is ever loaded from it.
+        digest: identifies its layers and the shapes of its tensors.
+        parts: per block that a search may change, its path in the model.
     """
 
-    name: str = Field(min_length=1)
-    kind: Literal["quadratic", "adapted", "removed"]
-    form: str = "hadamard"
-    norm: bool = False
-    rank: int = Field(default=1, ge=1, le=MAX_CHANNELS)
-    dilation: int = Field(default=1, ge=1, le=63)
+    source: str = Field(max_length=1000)
+    digest: str = Field(pattern=r"^[0-9a-f]{16}$")
+    parts: dict[str, Annotated[str, Field(min_length=1)]]
 
 
 class Architecture(Frozen):
@@ -72,6 +67,8 @@ class Architecture(Frozen):
         layer_scale: initial value of the gammas on the residual branches.
         blocks: the blocks in order; the last operation is the only head.
         changes: layers to replace in the network that the blocks describe.
+        model: the user's own model that the network is made from; None for networks of operations
+            of this package. A block of the model that the architecture lacks is skipped.
         provenance: origin of the architecture, as plain values (device, budget, predicted latency
             ...).
     """
@@ -84,6 +81,7 @@ class Architecture(Frozen):
     layer_scale: float = Field(default=1.0, ge=-1e30, le=1e30)
     blocks: tuple[Block, ...] = Field(min_length=1)
     changes: tuple[LayerChange, ...] = ()
+    model: OwnModel | None = None
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -91,8 +89,11 @@ class Architecture(Frozen):
         names = [block.name for block in self.blocks]
         if len(set(names)) < len(names):
             raise ValueError("two blocks share a name")
-        channels, resolution = 3, self.resolution
         ops = tuple(self.ops())
+        if self.model is not None or any(op.own for op in ops):
+            self._check_own(ops)
+            return self
+        channels, resolution = 3, self.resolution
         for index, op in enumerate(ops):
             if (op.in_channels, op.resolution) != (channels, resolution):
                 raise ValueError(
@@ -105,6 +106,19 @@ class Architecture(Frozen):
         if channels != self.num_classes:
             raise ValueError(f"the head has {channels} outputs for {self.num_classes} classes")
         return self
+
+    def _check_own(self, ops: tuple[OpSpec, ...]) -> None:
+        """Check that the operations are parts of one's own model, which need not be a chain."""
+        if self.model is None or any(op.own is None for op in ops):
+            raise ValueError("parts of one's own model need the key 'model', and no other parts")
+        if [op.is_head for op in ops] != [False] * (len(ops) - 1) + [True]:
+            raise ValueError("what no search changes must be one operation, the last")
+        if ops[-1].out_channels != self.num_classes:
+            raise ValueError(f"{ops[-1].out_channels} outputs for {self.num_classes} classes")
+        for block in self.blocks[:-1]:
+            layers = [op.own.layer for op in block.ops if op.own is not None]
+            if layers != [self.model.parts.get(block.name)]:
+                raise ValueError(f"block {block.name!r} is not the part of the model of that name")
 
     def ops(self) -> Iterator[OpSpec]:
         """All operations in the order of computation."""
@@ -133,6 +147,9 @@ class Architecture(Frozen):
         classes = self.num_classes if num_classes is None else num_classes
         size = self.resolution if resolution is None else resolution
         check_num_classes(classes, self.name)
+        if self.model is not None:
+            check_own_classes(self.num_classes, classes)
+            return self.model_copy(update={"resolution": size})
         if resolution is not None:
             check_resolution(size, tuple(self.ops()), self.name)
         blocks = []
@@ -166,6 +183,8 @@ class Architecture(Frozen):
         ]
         if not self.changes:
             del content["changes"]
+        if self.model is None:
+            del content["model"]
         write_json(path, content)
 
 
@@ -185,6 +204,19 @@ def check_resolution(resolution: int, ops: tuple[OpSpec, ...], name: str) -> Non
             f"resolution {resolution} does not fit {name}: it must be a multiple of {total}, "
             f"at most {MAX_RESOLUTION}",
             f"Use {' or '.join(map(str, nearest_fits))}.",
+        )
+
+
+def check_own_classes(own: int, num_classes: int) -> None:
+    """Check the number of classes against the outputs of a user's own model, which are fixed.
+
+    Raises:
+        QuadranasError: they differ; gives both.
+    """
+    if own != num_classes:
+        raise QuadranasError(
+            f"your model has {own} outputs; the data have {num_classes} classes",
+            f"Build it with {num_classes} outputs, and make its space again.",
         )
 
 

@@ -230,7 +230,8 @@ def primitives(spec: OpSpec) -> list[Primitive]:
     """The kernel launches of an operation at batch 1.
 
     Raises:
-        QuadranasError: the kind of operation is not in `PRIMITIVES`.
+        QuadranasError: the kind of operation is not in `PRIMITIVES`, as that of a part of a user's
+            own model, whose kernels only its code knows.
     """
     if spec.kind not in PRIMITIVES:
         raise QuadranasError(f"cannot count the primitives of operation kind {spec.kind!r}")
@@ -243,12 +244,18 @@ def count_params(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
     Raises:
         QuadranasError: an architecture with replaced layers, or an unknown kind of operation.
     """
-    return sum(p.num_params for op in _as_ops(ops) for p in primitives(op))
+    return sum(
+        sum(p.num_params for p in primitives(op)) if op.own is None else op.own.params
+        for op in _as_ops(ops)
+    )
 
 
 def count_macs(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
     """The number of multiply-accumulates at batch 1; arguments and errors of `count_params`."""
-    return sum(p.num_macs for op in _as_ops(ops) for p in primitives(op))
+    return sum(
+        sum(p.num_macs for p in primitives(op)) if op.own is None else op.own.macs
+        for op in _as_ops(ops)
+    )
 
 
 def _as_ops(ops: OpSpec | Architecture | Iterable[OpSpec]) -> Iterable[OpSpec]:

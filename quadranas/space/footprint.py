@@ -27,8 +27,10 @@ def weight_bytes(spec: OpSpec) -> int:
     """Bytes of an operation's weights in an exported fp32 file.
 
     The file folds BatchNorm into a weight and a bias of the convolution before it, and layer scale
-    into the weights before it.
+    into the weights before it. Of a part of a user's own model all parameters are counted.
     """
+    if spec.own is not None:
+        return BYTES_PER_WEIGHT * spec.own.params
     kept = sum(
         p.num_params - p.out_channels * (p.kind == "folded" and p.num_params > 0)
         for p in primitives(spec)
@@ -46,7 +48,15 @@ def peak_bytes(spec: OpSpec, precision: str = "fp32") -> int:
 
     Args:
         precision: that of the activations, a key of `BYTES`.
+
+    Raises:
+        QuadranasError: a part of a user's own model, whose kernels are unknown.
     """
+    if spec.own is not None:
+        raise QuadranasError(
+            "the activations of one's own model are not known in advance",
+            "Omit --max-memory; --max-size, --max-params and --max-macs are known.",
+        )
     size = spec.in_channels * spec.resolution**2
     return BYTES[precision] * _peak(size, list(KERNELS[spec.kind](spec)))
 

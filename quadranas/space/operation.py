@@ -1,7 +1,7 @@
 """OpSpec: the description of one operation, shared by space, table, gates, network and export."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,55 @@ from quadranas.validation import Frozen
 
 MAX_CHANNELS = 65536
 MAX_RESOLUTION = 8192
+
+
+class LayerChange(Frozen):
+    """The replacement of one layer of a network.
+
+    Args:
+        name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
+        kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
+            quadratic term added), `removed` (replaced by the identity), `kernel` (a depthwise
+            convolution with the centre of its kernel) or `hidden` (with the first of its outputs).
+        form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
+        rank: rank of the adapted layer's quadratic term: the number of its products.
+        dilation: dilation of the kernel of that term, in pixels.
+        kernel_size: size of the remaining kernel, in pixels.
+        width: number of remaining outputs.
+        followers: paths of the layers that these outputs go through, the one that mixes them last.
+    """
+
+    name: str = Field(min_length=1)
+    kind: Literal["quadratic", "adapted", "removed", "kernel", "hidden"]
+    form: str = "hadamard"
+    norm: bool = False
+    rank: int = Field(default=1, ge=1, le=MAX_CHANNELS)
+    dilation: int = Field(default=1, ge=1, le=63)
+    kernel_size: int = Field(default=1, ge=1, le=63)
+    width: int = Field(default=1, ge=1, le=MAX_CHANNELS)
+    followers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = {"kernel": f"k{self.kernel_size}", "hidden": f"h{self.width}"}
+        return sizes.get(self.kind, self.kind)
+
+
+class OwnPart(Frozen):
+    """A part of a user's own model, with the changes that make it one candidate.
+
+    Args:
+        layer: path of the part in the model; empty for all that no search changes.
+        changes: what is changed in it, by paths in the model; empty for the part as it is.
+        params, macs: number of parameters, and of multiply-accumulates at batch 1.
+    """
+
+    layer: str = ""
+    changes: tuple[LayerChange, ...] = ()
+    params: int = Field(ge=0, le=10**18)
+    macs: int = Field(ge=0, le=10**18)
+
+    def __str__(self) -> str:
+        return " ".join((self.layer or "the rest", *map(str, self.changes)))
 
 
 class OpSpec(Frozen):
@@ -23,6 +72,7 @@ class OpSpec(Frozen):
         expand_ratio: channels inside the operation, relative to its input's; 1 for kinds without.
         num_quadratic: the number of quadratic layers among a feed-forward part's two linear
             layers.
+        own: the part of a user's own model; None for the operations of this package.
     """
 
     kind: str
@@ -33,15 +83,18 @@ class OpSpec(Frozen):
     stride: int = Field(default=1, ge=1, le=32)
     expand_ratio: int | float = Field(default=1, gt=0, le=64)
     num_quadratic: int = Field(default=0, ge=0, le=2)
+    own: OwnPart | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if self.kind not in OP_RULES:
+        if self.kind not in OP_RULES and self.kind not in OWN_RULES:
             known = ", ".join(sorted(OP_RULES))
             raise ValueError(
                 f"unknown kind {self.kind!r}; accepted: {known}{nearest(self.kind, OP_RULES)}"
             )
-        fault = OP_RULES[self.kind](self)
+        if (self.own is None) == (self.kind in OWN_RULES):
+            raise ValueError(f"{self.kind}: own must be given for {' and '.join(OWN_RULES)} only")
+        fault = (OP_RULES | OWN_RULES)[self.kind](self)
         if fault:
             raise ValueError(f"impossible {self.kind}: {fault}")
         return self
@@ -54,7 +107,7 @@ class OpSpec(Frozen):
     @property
     def is_head(self) -> bool:
         """Whether the operation turns a feature map into class scores."""
-        return self.kind in HEADS
+        return self.kind in (*HEADS, "own_rest")
 
     @property
     def hidden_channels(self) -> int:
@@ -62,6 +115,8 @@ class OpSpec(Frozen):
         return round(self.in_channels * self.expand_ratio)
 
     def __str__(self) -> str:
+        if self.own is not None:
+            return str(self.own)
         parts = [f"{self.kind} {self.in_channels}->{self.out_channels}", f"r{self.resolution}"]
         parts += [f"k{self.kernel_size}"] if self.kernel_size > 1 else []
         parts += [f"s{self.stride}"] if self.stride > 1 else []
@@ -122,6 +177,12 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
 
 HEADS = ("norm_head", "linear_head")
+
+OWN_RULES: dict[str, Callable[[OpSpec], str]] = {
+    "own_block": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
+    "own_rest": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
+}
+"""The same for the kinds of a user's own model: a block that a search changes, and the rest."""
 
 DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
 """Kinds with a depthwise convolution, whose kernel size a search chooses."""

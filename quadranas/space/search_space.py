@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from quadranas.errors import QuadranasError
-from quadranas.space.architecture import Architecture, Block, check_num_classes
+from quadranas.space.architecture import (
+    Architecture,
+    Block,
+    OwnModel,
+    check_num_classes,
+    check_own_classes,
+)
 from quadranas.space.operation import OpSpec
 
 SKIPPED = None
@@ -50,6 +56,8 @@ class SearchSpace:
     resolution: int
     num_classes: int
     blocks: tuple[SpaceBlock, ...]
+    model: OwnModel | None = None
+    """The user's own model that all networks are made from, if there is one."""
 
     @cached_property
     def digest(self) -> str:
@@ -58,6 +66,8 @@ class SearchSpace:
             [block.name, block.optional, [list(map(str, slot.candidates)) for slot in block.slots]]
             for block in self.blocks[:-1]
         ]
+        if self.model is not None:
+            specs.append([self.model.digest, self.resolution])
         return hashlib.sha256(json.dumps(specs).encode()).hexdigest()[:16]
 
     @property
@@ -90,6 +100,9 @@ class SearchSpace:
             QuadranasError: the number of classes is out of range.
         """
         check_num_classes(num_classes, f"space {self.name}")
+        if self.model is not None:
+            check_own_classes(self.num_classes, num_classes)
+            return self
         *body, head = self.blocks
         slot = head.slots[0]
         spec = slot.candidates[0].model_copy(update={"out_channels": num_classes})
@@ -112,6 +125,7 @@ class SearchSpace:
             resolution=self.resolution,
             num_classes=self.num_classes,
             blocks=tuple(blocks),
+            model=self.model,
         )
 
     def choices_of(self, architecture: Architecture) -> dict[str, tuple[int, ...] | None]:
@@ -120,6 +134,8 @@ class SearchSpace:
         Raises:
             QuadranasError: the architecture is not in this space; names the first difference.
         """
+        if architecture.model != self.model:
+            raise self._foreign(architecture, "it is made from another model")
         kept = {block.name: block for block in architecture.blocks}
         choices: dict[str, tuple[int, ...] | None] = {}
         for block in self.blocks:
@@ -141,13 +157,16 @@ class SearchSpace:
             choices[block.name] = tuple(indices)
         if kept:
             raise self._foreign(architecture, f"block {next(iter(kept))!r} is unknown")
+        self._check_order(architecture, choices)
+        return choices
+
+    def _check_order(self, architecture: Architecture, choices: Choices) -> None:
         # The blocks were looked up by name, which says nothing about their order.
         order = [name for name, choice in choices.items() if choice is not SKIPPED]
         for block_in_order, name in zip(architecture.blocks, order, strict=True):
             if block_in_order.name != name:
                 reason = f"block {block_in_order.name!r} is in the place of {name!r}"
                 raise self._foreign(architecture, reason)
-        return choices
 
     def _foreign(self, architecture: Architecture, reason: str) -> QuadranasError:
         return QuadranasError(

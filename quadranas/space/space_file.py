@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
 from quadranas.errors import QuadranasError, nearest, unknown
-from quadranas.files import read_yaml, shipped
+from quadranas.files import file_name, read_yaml, shipped
 from quadranas.space.operation import HEADS, OP_RULES, OpSpec
+from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.search_space import SearchSpace, Slot, SpaceBlock
 from quadranas.validation import Frozen, describe_faults, validate
 
@@ -155,12 +156,17 @@ class SpaceFile(Frozen):
         return self
 
 
-def build_space(file: SpaceFile) -> SearchSpace:
+AnySpaceFile: TypeAlias = SpaceFile | OwnSpaceFile
+
+
+def build_space(file: AnySpaceFile) -> SearchSpace:
     """Resolve a space file: compute the channels and resolution of every candidate.
 
     Raises:
         ValueError: a candidate has an invalid shape, or two stages share a name; names the stage.
     """
+    if isinstance(file, OwnSpaceFile):
+        return file.space()
     blocks: list[SpaceBlock] = []
     labels = ["head"]
     channels, resolution = 3, file.resolution
@@ -218,6 +224,26 @@ def _stage_blocks(
         yield SpaceBlock(f"{name}_block{number}", name, tuple(slots), optional=number > fewest)
 
 
+def new_space_path(output: str | Path | None, source: str) -> Path:
+    """The path of a new space file.
+
+    Args:
+        output: as the user names it; None for a name after the source.
+
+    Raises:
+        QuadranasError: it exists, or is no YAML file.
+    """
+    path = Path(output or f"{file_name(Path(source).stem)}-space.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        raise QuadranasError(
+            f"cannot write the space to {path}: its name does not end with .yaml",
+            "Name a file such as --output my-space.yaml.",
+        )
+    if path.exists():
+        raise QuadranasError(f"the output {path} exists already", "Choose another --output.")
+    return path
+
+
 def space_files() -> dict[str, Path]:
     """The shipped spaces by name."""
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.yaml"))}
@@ -248,7 +274,7 @@ def load_whole_space(path: Path) -> SearchSpace:
     return build_space(load_whole_space_file(path))
 
 
-def load_whole_space_file(path: Path) -> SpaceFile:
+def load_whole_space_file(path: Path) -> AnySpaceFile:
     """Load the space file of a run folder, which is complete: it may extend no other file.
 
     Raises:
@@ -262,7 +288,7 @@ def load_whole_space_file(path: Path) -> SpaceFile:
     return load_space_file(str(path))
 
 
-def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> SpaceFile:
+def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None) -> AnySpaceFile:
     """Load the content of a space file, with the keys of the space it extends filled in.
 
     Arguments and errors are those of `load_space`.
@@ -280,6 +306,8 @@ def load_space_file(name_or_path: str, *, widths: tuple[int, ...] | None = None)
         content["widths"] = list(widths)
         if "name" in content:
             content["name"] = f"{content['name']}-{'-'.join(map(str, widths))}"
+    if "digest" in content:
+        return validate(OwnSpaceFile, content, path)
     return validate(SpaceFile, content, path)
 
 

@@ -5,7 +5,7 @@ widths. A smaller kernel is the centre of the largest, without OFA's transformat
 smaller expansion is the first hidden units. So every step trains a part of every candidate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from quadranas.acceleration.batch_norm import synchronize
 from quadranas.layers import build_op
 from quadranas.layers.quadratic import QuadraticLayer
+from quadranas.layers.resizing import part_of
 from quadranas.space.operation import OpSpec
 
 
@@ -57,17 +58,22 @@ class NestedCandidate(nn.Module):
     """A candidate that computes with a part of the weights of the largest one.
 
     Args:
-        spec: the candidate.
+        form: the candidate by itself, without memory for its weights.
         shared: the largest candidate, whose weights these are (`can_nest`).
+        sources: the candidate's tensors whose names differ in the largest one, and these names.
     """
 
-    def __init__(self, spec: OpSpec, shared: nn.Module) -> None:
+    def __init__(
+        self,
+        form: nn.Module,
+        shared: nn.Module,
+        sources: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
-        with torch.device("meta"):
-            form = build_op(spec)
         # In tuples, so that the weights are not registered a second time.
         self._shared, self._form = (shared,), (form,)
         self._shapes = {name: tensor.shape for name, tensor in _tensors(form)}
+        self._sources = {name: (sources or {}).get(name, name) for name in self._shapes}
 
     def forward(self, x: Tensor) -> Tensor:
         """The operation on its part of the weights; shapes are those of the operation."""
@@ -79,7 +85,9 @@ class NestedCandidate(nn.Module):
     def _copy_modes(self) -> None:
         """Training or evaluation, and the state of norms and second-order terms, as there."""
         (shared,), (form,) = self._shared, self._form
-        for here, there in zip(form.modules(), shared.modules(), strict=True):
+        modules = dict(shared.named_modules())
+        for name, here in form.named_modules():
+            there = modules.get(name, shared)
             here.training = there.training
             if isinstance(here, BatchNorm) and isinstance(there, BatchNorm):
                 here.track_running_stats = there.track_running_stats
@@ -90,7 +98,11 @@ class NestedCandidate(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The parts of the weights and buffers, as views."""
         (shared,) = self._shared
-        return {name: part_of(tensor, self._shapes[name]) for name, tensor in _tensors(shared)}
+        whole = dict(_tensors(shared))
+        return {
+            name: part_of(whole[self._sources[name]], shape)
+            for name, shape in self._shapes.items()
+        }
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the largest candidate, which a step on this one changes."""
@@ -101,24 +113,20 @@ class NestedCandidate(nn.Module):
         self, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         """The tensors of the operation by itself, for a network that inherits them."""
-        return {name: tensor.detach() for name, tensor in self.tensors().items()}
+        tensors = self.tensors()
+        return {name: tensors[name].detach() for name in self._form[0].state_dict()}
 
     def synchronize(self) -> None:
         """Have BatchNorm use the statistics of all processes."""
         synchronize(self._form[0])
 
 
+def nested_candidate(spec: OpSpec, shared: nn.Module) -> NestedCandidate:
+    """A candidate of a slot whose largest one is `shared`."""
+    with torch.device("meta"):
+        form = build_op(spec)
+    return NestedCandidate(form, shared)
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
-
-
-def part_of(tensor: Tensor, shape: Size) -> Tensor:
-    """The centre of a kernel's height and width, and the first entries of all other axes.
-
-    Args:
-        shape: the shape of the part; a kernel has four axes.
-    """
-    for axis, (have, want) in enumerate(zip(tensor.shape, shape, strict=True)):
-        is_spatial = tensor.ndim == 4 and axis >= 2
-        tensor = tensor.narrow(axis, (have - want) // 2 if is_spatial else 0, want)
-    return tensor

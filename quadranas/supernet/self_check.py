@@ -6,6 +6,7 @@ that no gradient reaches.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -34,11 +35,31 @@ def check_gradients(supernet: Supernet, trainer: GateTrainer, batch: Batch) -> N
     Raises:
         QuadranasError: names the first candidate or gate that no gradient reaches.
     """
-    with frozen_statistics(batch_norms(supernet)):
+    with frozen_statistics(batch_norms(supernet)), _no_zeros(supernet):
         _check_weights(supernet, batch)
         if supernet.gates.infos:
             _check_task_to_gates(supernet, batch)
             _check_latency_to_gates(supernet, trainer)
+
+
+@contextmanager
+def _no_zeros(supernet: Supernet) -> Iterator[None]:
+    """A context in which weights of a user's own model that are all zero are random.
+
+    Zeros, such as those of a last BatchNorm, would let no gradient pass before the first step.
+    """
+    own = [] if supernet.space.model is None else list(supernet.parameters())
+    zeros = [parameter for parameter in own if parameter.ndim and not parameter.any()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in zeros:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
 
 
 def _rounds(supernet: Supernet) -> Iterator[Sample]:

@@ -1,6 +1,6 @@
 """The supernet: all candidates of a search space, connected by gates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from quadranas.layers import build_op
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
+from quadranas.space.own_space_file import REST
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace, Slot, SpaceBlock
 from quadranas.supernet.gates import KEEP, Gates, Sample, gate_infos
-from quadranas.supernet.nested import NestedCandidate, can_nest, largest_of
+from quadranas.supernet.nested import NestedCandidate, can_nest, largest_of, nested_candidate
+from quadranas.supernet.own_supernet import Rest, own_parts, prefix_of, put_parts
 from quadranas.supernet.routes import Route, take
 
 
@@ -21,21 +23,22 @@ class MixedOp(nn.Module):
     """The candidates of one slot and the route through them.
 
     Args:
-        nested: whether the candidates are parts of the largest one, `shared`, where they can be;
-            otherwise each has weights of its own.
+        paths: the candidates.
+        shared: the largest one, if the candidates are parts of it; None if each has weights of
+            its own.
     """
 
-    def __init__(self, slot: Slot, *, nested: bool) -> None:
+    def __init__(
+        self, slot: Slot, paths: Sequence[nn.Module], shared: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.paths: tuple[nn.Module, ...]
+        self.paths = tuple(paths)
         self.specs = slot.candidates
-        self.is_nested = nested and len(slot.candidates) > 1 and can_nest(slot.candidates)
-        if self.is_nested:
-            self.shared = build_op(largest_of(slot.candidates))
-            self.paths = tuple(NestedCandidate(spec, self.shared) for spec in slot.candidates)
+        self.is_nested = shared is not None
+        if shared is not None:
+            self.shared = shared
         else:
-            self.candidates = nn.ModuleList(build_op(spec) for spec in slot.candidates)
-            self.paths = tuple(self.candidates)
+            self.candidates = nn.ModuleList(paths)
         self.route = Route()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,13 +58,25 @@ class MixedOp(nn.Module):
         return self.is_nested and len({spec.expand_ratio for spec in self.specs}) > 1
 
 
+def mixed_op(slot: Slot, *, nested: bool) -> MixedOp:
+    """The candidates of a slot, with random weights.
+
+    Args:
+        nested: whether the candidates are parts of the largest one, where they can be.
+    """
+    if nested and len(slot.candidates) > 1 and can_nest(slot.candidates):
+        shared = build_op(largest_of(slot.candidates))
+        return MixedOp(slot, [nested_candidate(s, shared) for s in slot.candidates], shared)
+    return MixedOp(slot, [build_op(spec) for spec in slot.candidates])
+
+
 class MixedBlock(nn.Module):
     """The slots of one block, kept or skipped as a whole if it is optional."""
 
-    def __init__(self, block: SpaceBlock, *, nested: bool) -> None:
+    def __init__(self, slots: Iterable[MixedOp], *, optional: bool) -> None:
         super().__init__()
-        self.slots = nn.ModuleList(MixedOp(slot, nested=nested) for slot in block.slots)
-        self.optional = block.optional
+        self.slots = nn.ModuleList(slots)
+        self.optional = optional
         self.route = Route(active=KEEP)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,9 +108,11 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.network = Network(
-            {block.name: MixedBlock(block, nested=nested) for block in space.blocks}
-        )
+        own = None if space.model is None else _own_network(space)
+        if own is None:
+            blocks = {block.name: _mixed_block(block, nested=nested) for block in space.blocks}
+            own = Network(blocks), blocks
+        self.network, self._blocks = own
         self.gates = Gates(gate_infos(space), generator)
         self.routes = tuple(self._route(info.block, info.slot) for info in self.gates.infos)
 
@@ -116,9 +133,7 @@ class Supernet(nn.Module):
         return logits
 
     def _block(self, name: str) -> MixedBlock:
-        block = self.network.blocks[name]
-        assert isinstance(block, MixedBlock)
-        return block
+        return self._blocks[name]
 
     def slots(self, name: str) -> list[MixedOp]:
         """The slots of a block."""
@@ -168,8 +183,7 @@ class Supernet(nn.Module):
 
     def active_modules(self) -> Iterator[nn.Module]:
         """The candidates on the current path, in order."""
-        for name in self.network.blocks:
-            block = self._block(name)
+        for name, block in self._blocks.items():
             if block.route.active == KEEP:
                 yield from (slot.paths[slot.route.active] for slot in self.slots(name))
 
@@ -181,6 +195,8 @@ class Supernet(nn.Module):
         """All candidates with their names, such as `stage1_block2: feed_forward 8->8 r8 e2`."""
         for block in self.space.blocks:
             for slot, mixed in zip(block.slots, self.slots(block.name), strict=True):
+                if isinstance(mixed.paths[0], Rest):
+                    continue
                 for spec, candidate in zip(slot.candidates, mixed.paths, strict=True):
                     yield f"{block.name}: {spec}", candidate
 
@@ -195,10 +211,30 @@ class Supernet(nn.Module):
             for slot, mixed, index in zip(
                 block.slots, self.slots(block.name), choice, strict=True
             ):
-                prefix = f"blocks.{block.name}.{slot.candidates[index].kind}"
+                prefix = prefix_of(block.name, slot.candidates[index])
                 for name, tensor in mixed.paths[index].state_dict().items():
-                    tensors[f"{prefix}.{name}"] = tensor.clone()
+                    tensors[f"{prefix}{name}"] = tensor.clone()
         return tensors
+
+
+def _mixed_block(block: SpaceBlock, *, nested: bool) -> MixedBlock:
+    slots = [mixed_op(slot, nested=nested) for slot in block.slots]
+    return MixedBlock(slots, optional=block.optional)
+
+
+def _own_network(space: SearchSpace) -> tuple[Network, dict[str, MixedBlock]]:
+    """The user's own model with mixed parts, and these with everything else by name."""
+    assert space.model is not None
+    model, parts = own_parts(space)
+    blocks = {}
+    for block in space.blocks[:-1]:
+        shared, *candidates = parts[block.name]
+        mixed = MixedOp(block.slots[0], candidates, shared)
+        blocks[block.name] = MixedBlock([mixed], optional=block.optional)
+    put_parts(model, space, blocks)
+    rest = MixedOp(space.blocks[-1].slots[0], [Rest(model, tuple(space.model.parts.values()))])
+    mixed_rest = MixedBlock([rest], optional=False)
+    return Network({REST: model}), {**blocks, REST: mixed_rest}
 
 
 def build_supernet(space: SearchSpace, *, seed: int, nested: bool = False) -> Supernet:

@@ -160,10 +160,13 @@ def _stages(first: NetworkTraining, num_images: int) -> dict[str, Callable[[], N
     """Functions that begin the stages of the last phase, by their names."""
     architecture = first.network.architecture
     assert architecture is not None
+    # Which sizes between the two a user's own model takes is unknown.
+    is_own = architecture.model is not None
+    stride = architecture.resolution if is_own else first.network.feature_strides[-1]
     stages = plan_stages(
         first.dataset.resolution,
         architecture.resolution,
-        stride=first.network.feature_strides[-1],
+        stride=stride,
         batch_size=first.batch_size,
         num_images=min(num_images, len(first.dataset.train)),
     )

@@ -21,6 +21,7 @@ from quadranas.latency.table_files import (
     find_priced,
     load_table,
 )
+from quadranas.network.own_model import check_own_resolution
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.config import (
@@ -33,9 +34,10 @@ from quadranas.runs.config import (
 from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.runs.run_device import further_folder
 from quadranas.space.matching import match_stages, stage_widths
+from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import (
-    SpaceFile,
+    AnySpaceFile,
     build_space,
     load_space_file,
     load_whole_space_file,
@@ -57,7 +59,7 @@ class SearchSetup:
     """
 
     config: SearchConfig
-    space_file: SpaceFile
+    space_file: AnySpaceFile
     space: SearchSpace
     goals: tuple[Goal, ...]
     limits: Limits
@@ -112,6 +114,8 @@ def prepare_search(
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
     _check_pretrained(given, build_space(space_file), pretrained)
+    if isinstance(space_file, OwnSpaceFile):
+        _check_own(given)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     about = (device, contract, space, given, copies)
     goals = _goals(*about, are_named=are_further_named, allow_commands=allow_commands)
@@ -255,11 +259,32 @@ def _check_pretrained(
         )
 
 
+def _check_own(config: SearchConfig) -> None:
+    """Refuse keys that a user's own model has no meaning for.
+
+    Raises:
+        QuadranasError: names the key.
+    """
+    for name, is_set in (
+        ("init", config.init is not None),
+        ("weights.drop_path", config.weights.drop_path > 0),
+        ("checkpointing", config.checkpointing),
+    ):
+        if is_set:
+            raise QuadranasError(
+                f"{name} is not for the space of your own model",
+                "Omit it. The search starts from the weights that the model has.",
+            )
+
+
 def _copy(folder: Path | None, name: str) -> Path | None:
     """A file of a run folder, if it exists."""
     return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def _check_train_resolution(space: SearchSpace, resolution: int) -> None:
-    """Refuse a training resolution that the space's strides do not divide."""
+    """Refuse a training resolution that the space's strides, or a user's model, do not take."""
+    if space.model is not None:
+        check_own_resolution(space.model, resolution, space.num_classes)
+        return
     space.extreme(lambda spec: spec.in_channels, largest=False).adapted(resolution=resolution)

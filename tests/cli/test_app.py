@@ -257,6 +257,7 @@ def test_every_single_option_is_refused_when_repeated() -> None:
         ("time", "--input"),
         ("convert", "--layers"),
         ("adapt", "--layers"),
+        ("space-from", "--where"),
         ("predict", "--input"),
     }
     for name, flag, several, is_flag in sorted(known):

@@ -335,6 +335,43 @@ def _make_times(folder: Path, run: Path) -> Path:
     return path
 
 
+OWN_SPACE = """\
+name: own
+model: mine.py:build
+digest: 0123456789abcdef
+resolution: 16
+num_classes: 2
+rest_params: 100
+rest_macs: 1000
+blocks:
+- name: layer1
+  layer: layer1
+  optional: true
+  in_channels: 8
+  out_channels: 8
+  resolution: 8
+  candidates:
+  - changes:
+    - {name: layer1.conv1, kind: hidden, width: 4, followers: [layer1.bn1, layer1.conv2]}
+    params: 50
+    macs: 500
+  - {params: 100, macs: 1000}
+"""
+
+
+def _make_own_space(folder: Path, run: Path) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(OWN_SPACE, encoding="utf-8")
+    return path
+
+
+def _make_own_architecture(folder: Path, run: Path) -> Path:
+    space = load_space(_make_own_space(folder, run))
+    path = folder / "own.json"
+    space.architecture({"layer1": (0,)}, "own").save(path)
+    return path
+
+
 HAND_FILES = {f"{number:04d}-abcd.onnx": f"network {number}" for number in range(5)}
 
 
@@ -350,6 +387,10 @@ READERS = {
     "space": Reader(
         ("load_space", "load_space_file"),
         _copy("search_spaces/toy.yaml"), _search_space, spoil_yaml, YAML_ATTACKS,
+    ),
+    "space of one's own model": Reader(
+        ("load_space", "load_space_file"),
+        _make_own_space, _search_space, spoil_yaml, YAML_ATTACKS,
     ),
     "space of a run": Reader(
         ("load_whole_space", "load_whole_space_file"),
@@ -367,6 +408,11 @@ READERS = {
     "architecture": Reader(
         ("load_architecture", "read_json"),
         _in_run(layout.ARCHITECTURE),
+        lambda path: count_macs(load_architecture(path)), spoil_json, JSON_ATTACKS,
+    ),
+    "architecture of one's own model": Reader(
+        ("load_architecture", "read_json"),
+        _make_own_architecture,
         lambda path: count_macs(load_architecture(path)), spoil_json, JSON_ATTACKS,
     ),
     "analytic table": Reader(

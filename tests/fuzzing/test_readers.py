@@ -36,6 +36,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 INDIRECT = {
     "load_convnext": "gets tensors",
+    "load_own_code": "runs the code that the command line names",
     "load_published_tensors": "gets tensors",
     "load_strategy": "gets a name",
     "load_timm": "gets a name",

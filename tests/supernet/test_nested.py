@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from quadranas.data.batch import Batch
+from quadranas.layers.resizing import part_of
 from quadranas.network.modes import batch_norms, evaluating, frozen_statistics
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors
@@ -18,7 +19,7 @@ from quadranas.supernet.budget_controller import BudgetController
 from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.gates import SKIP
-from quadranas.supernet.nested import NestedCandidate, part_of
+from quadranas.supernet.nested import NestedCandidate
 from quadranas.supernet.self_check import check_gradients
 from quadranas.supernet.supernet import Supernet, build_supernet
 from tests.command_line import SMALL, call

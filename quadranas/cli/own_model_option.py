@@ -1,0 +1,47 @@
+"""The option that gives a user's own model to a command."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from quadranas.cli.options import DATA, LIMITS, OUTPUT, TRAINING
+
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--own-model",
+        metavar="FILE.py:FUNCTION",
+        help="Code of your own model, for a space or run that was made from it. It is run.",
+        rich_help_panel=DATA,
+    ),
+]
+
+
+def with_own_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option, which loads the model before the command runs."""
+    own = inspect.signature(command)
+
+    @wraps(command)
+    def with_model(*args: Any, own_model: str | None = None, **options: Any) -> None:
+        if own_model is not None:
+            from quadranas.network.own_code import use_code
+
+            use_code(own_model)
+        command(*args, **options)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()]
+    place = next(i for i, p in enumerate(parameters) if _panel(p) in (TRAINING, LIMITS, OUTPUT))
+    option = inspect.Parameter(
+        "own_model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OwnModel
+    )
+    parameters.insert(place, option)
+    with_model.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_model.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_model
+
+
+def _panel(parameter: inspect.Parameter) -> str:
+    return str(getattr(parameter.annotation.__metadata__[0], "rich_help_panel", ""))
