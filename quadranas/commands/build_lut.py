@@ -88,12 +88,10 @@ def build_lut(
 ) -> BuildLutResult:
     """Make a latency table, or complete one, and save it.
 
-    An interrupted measurement resumes when it is called again: its timings are stored beside the
-    table until the table is complete.
+    An interrupted measurement resumes when it is called again, from the timings beside the table.
 
     Args:
-        backend: `analytic`, `fastest`, or the runtime to measure with. Default: `analytic` if the
-            device has a model and no address, otherwise its own runtime.
+        backend: `analytic`, `fastest`, or the runtime to measure with; see `default_backend`.
         output: file of the table; default: `latency_tables/<space>/<device>.json`.
         only_missing: keep the entries of the existing table.
         only_suspect: measure the suspect entries of a measurement again that ended with an error.
@@ -112,15 +110,15 @@ def build_lut(
     about = (load_device(device, **settings), output, only_missing, num_classes, command)
     request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
-    if times or not _is_modelled(request, backend):
+    paths = [Path(times)] if isinstance(times, str | Path) else list(map(Path, times))
+    if paths or not _is_modelled(request, backend):
         request.require_measurable()
-    if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
+    if paths:
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)
     if backend == ANALYTIC:
         return _analytic(request, reporter, only_suspect=only_suspect)
-    plan = Plan(num_rounds=rounds, repeats=repeats)
-    return _measured(request, backend, reporter, plan, trust)
+    return _measured(request, backend, reporter, Plan(rounds, repeats), trust)
 
 
 def _is_modelled(request: TableRequest, backend: str | None) -> bool:

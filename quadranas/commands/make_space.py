@@ -89,8 +89,7 @@ def make_space(
             (width between two layers), and `quadratic` or `adapted` (the layer, or its variant
             with a quadratic term). Without it these are the first three.
         widths: hidden widths, as shares of the model's.
-        output: a new YAML file, after which the space is named. Default: named after the model's
-            class.
+        output: a new YAML file, after which the space is named. Default: named after the class.
         source: where the model comes from, in words. Default: its class.
 
     Raises:

@@ -112,8 +112,7 @@ def time(
             given=inputs or {},
         )
         program = backend.open_file(path, shapes)
-        reporter = reporter or Reporter(quiet=True)
-        timings = timing_bench.time({PROGRAM: program}, reporter, plan)
+        timings = timing_bench.time({PROGRAM: program}, reporter or Reporter(quiet=True), plan)
         provenance = timing_bench.provenance
     timing = timings.programs[PROGRAM]
     if timing.is_busy:

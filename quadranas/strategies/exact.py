@@ -106,9 +106,11 @@ def decode_preferred(
         )
 
     lower_ms = limits.min_use * limits.budget_ms
+    best: Solution | None
     if all(bound.extreme(space, largest=True) <= bound.most for bound in bounds):
-        lower_ms = 0.0
-    best = programme.solve(objective, lower_ms)
+        lower_ms, best = 0.0, Solution(scores.preferred(space))  # the solver rounds
+    else:
+        best = programme.solve(objective, lower_ms)
     if best is None and lower_ms:
         lower_ms = limits.min_use * _slowest_ms(programme)
         best = programme.solve(objective, lower_ms) if lower_ms else None

@@ -66,6 +66,19 @@ class GateScores(Frozen):
                 total += sum(scores[index] - max(scores) for scores, index in picked)
         return total
 
+    def preferred(self, space: SearchSpace) -> dict[str, tuple[int, ...] | None]:
+        """What every gate prefers; of equal candidates, the first."""
+        choices: dict[str, tuple[int, ...] | None] = {}
+        for block in space.blocks:
+            gates = self.blocks.get(block.name)
+            if gates is None:
+                choices[block.name] = (0,) * len(block.slots)
+            elif gates.skip is not None and gates.skip > gates.keep:
+                choices[block.name] = SKIPPED
+            else:
+                choices[block.name] = tuple(slot.index(max(slot)) for slot in gates.slots)
+        return choices
+
     def log_probability(self, choices: Choices) -> float:
         """Log-probability with which the gates draw an architecture."""
         total = 0.0

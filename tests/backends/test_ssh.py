@@ -410,7 +410,7 @@ def test_only_a_named_file_says_what_is_contacted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"precision": "int8"}, "over ssh, ONNX Runtime runs fp32, tf32, fp16, not int8"),
-        ({"precision": "fp16"}, "ONNX Runtime on a CPU runs fp32, not fp16"),
+        ({"precision": "fp16"}, "ONNX Runtime on a CPU runs fp32 or int8, not fp16"),
         ({"target": ["CPUExecutionProvider", "X"]}, "is no list of execution providers"),
         ({"runtime": "torch", "precision": "bf16"}, "over ssh, PyTorch runs fp32, not bf16"),
     ],

@@ -35,6 +35,7 @@ FORBIDDEN = (
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 INDIRECT = {
+    "load_complete": "calls load_table",
     "load_convnext": "gets tensors",
     "load_own_code": "runs the code that the command line names",
     "load_published_tensors": "gets tensors",

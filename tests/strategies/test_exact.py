@@ -121,7 +121,8 @@ def check_against_brute_force(
     floor = limits.min_use * limits.budget_ms
     slowest = max(c.latency_ms for c in feasible)
     if len(feasible) == len(all_choices(space)):
-        assert found.score == 0.0  # the preference of every gate
+        assert found.choices == scores.preferred(space)
+        assert found.score == 0.0
     elif slowest >= floor:
         assert found.latency_ms >= floor * (1 - ROUNDING)
         best = max(c.score for c in feasible if c.latency_ms >= floor)
