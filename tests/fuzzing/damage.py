@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +172,9 @@ def spoil_png(draw: Draw, content: bytes) -> bytes:
         size = st.sampled_from((0, 1, 33, 20_000, 2**31 - 1))
         data = struct.pack(">II", draw(size), draw(size)) + data[8:]
     elif kind == b"IDAT" and draw(st.booleans()):
-        data = zlib.compress(spoil_bytes(draw, zlib.decompress(data)))
+        with suppress(zlib.error):  # damaged already
+            data = zlib.decompress(data)
+        data = zlib.compress(spoil_bytes(draw, data))
     else:
         data = spoil_bytes(draw, data)
     chunks[index] = (kind, data)
