@@ -35,7 +35,7 @@ from quadranas.space.catalog import find_architecture
 from quadranas.space.space_file import load_space
 from tests.bundles import toy_architecture, toy_network
 from tests.command_line import Server, call, listing, until
-from tests.measuring import REMEMBER
+from tests.measuring import REMEMBER, skip_without_litert
 
 Scrambler = Callable[..., nn.Module]
 
@@ -123,6 +123,8 @@ def check_measured(result: ExportResult) -> None:
 def test_every_format_is_proven_in_its_own_runtime(
     tmp_path: Path, scramble: Scrambler, file_format: str
 ) -> None:
+    if file_format == "litert":
+        skip_without_litert()
     network = toy_network(scramble)  # of which other tests make the same files
     save_tensors(network.state_dict(), tmp_path / "weights.safetensors")
     given = StoredNetwork(toy_architecture(), weights=tmp_path / "weights.safetensors")
