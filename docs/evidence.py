@@ -223,7 +223,7 @@ CLAIMS = (
     Claim(
         "search_evidence",
         "At equal latency, the chosen network is better than random networks",
-        lambda r: "ground truth in progress; first supernets, one seed",
+        lambda r: "ground truth in progress; first supernets, two seeds",
         None,
     ),
     Claim(

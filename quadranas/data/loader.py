@@ -71,7 +71,8 @@ class Loader:
         self.workers = 0 if self._samples is None else workers
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
-        self._start = self._next = 0
+        self._requests = _Requests(plan, epoch_of, num_steps)
+        self._next = 0
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """The images of a batch, uint8 (B, 3, R, R), channels_last, and their labels, int64 (B,).
@@ -110,7 +111,7 @@ class Loader:
     def _from_workers(self, number: int) -> tuple[Tensor, Tensor]:
         assert self._num_steps is None or number < self._num_steps
         if self._batches is None or number != self._next:
-            self._start = self._next = number
+            self._requests.start = self._next = number
             if self._loader is None:
                 self._loader = self._make_loader()
             self._batches = iter(self._loader)
@@ -134,7 +135,7 @@ class Loader:
         return DataLoader(
             _Batches(self._samples, self._seed),
             batch_size=None,  # a request is for a whole batch
-            sampler=_Requests(self),
+            sampler=self._requests,
             num_workers=self.workers,
             multiprocessing_context="spawn",  # a fork copies locks that threads hold
             prefetch_factor=PREFETCHED,
@@ -143,21 +144,23 @@ class Loader:
             generator=torch.Generator(),  # it draws a seed, by default from the global generator
         )
 
-    def _requests(self) -> Iterator[Request]:
-        for number in count(self._start):
+
+class _Requests(Sampler[Request]):
+    """The requests of a loader from its batch `start` on, made in the main process.
+
+    It does not refer to the loader. A cycle would leave the end of the workers to the garbage
+    collector, which first closes the queues that tell them to end: 5 seconds for each.
+    """
+
+    def __init__(self, plan: Plan, epoch_of: Callable[[int], int], num_steps: int | None) -> None:
+        self._plan, self._epoch_of, self._num_steps = plan, epoch_of, num_steps
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        for number in count(self.start):
             if number == self._num_steps:
                 return
             yield self._plan(number).cpu().numpy(), self._epoch_of(number)
-
-
-class _Requests(Sampler[Request]):
-    """The requests of a loader from its next batch on, made in the main process."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Request]:
-        return self._loader._requests()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The batches of a step, on the accelerator: the part that this process computes."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -104,9 +105,12 @@ class Batches:
 
     def _loader(self, images: ImageSet) -> Loader:
         """The images of this process, batch by batch, in the memory of the processor."""
+        owner, per_epoch = weakref.ref(self), self.per_epoch  # see `_Requests` in the loader
 
         def plan(number: int) -> Tensor:
-            indices, part = self._part(number)
+            batches = owner()
+            assert batches is not None
+            indices, part = batches._part(number)
             return indices[part.start : part.end]
 
         return Loader(
@@ -114,6 +118,6 @@ class Batches:
             num_steps=self.num_steps,
             workers=share_of_workers(self.dataset.workers, self._num_loaders),
             seed=self._seed_of(0),
-            epoch_of=lambda number: number // self.per_epoch,
+            epoch_of=lambda number: number // per_epoch,
             pinned=self.engine.accelerator.device.type in PINNED,
         )
