@@ -26,11 +26,14 @@ def with_own_model(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_model(*args: Any, own_model: str | None = None, **options: Any) -> None:
-        if own_model is not None:
-            from quadranas.network.own_code import use_code
+        if own_model is None:
+            return command(*args, **options)
+        from quadranas.network.own_code import use_code
+        from quadranas.runs.next_command import naming_own_model
 
-            use_code(own_model)
-        command(*args, **options)
+        use_code(own_model)
+        with naming_own_model(own_model):
+            command(*args, **options)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()]
     place = next(i for i, p in enumerate(parameters) if _panel(p) in (TRAINING, LIMITS, OUTPUT))

@@ -3,6 +3,9 @@
 import math
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from quadranas.errors import QuadranasError
@@ -23,8 +26,25 @@ ROUNDING = 1.005
 """Half of the last of three significant digits: a rounded budget is not below the exact one."""
 
 
+OWN_MODEL: ContextVar[str | None] = ContextVar("own_model", default=None)
+"""The code of a user's own model as the user named it; never from a file."""
+
+TAKE_OWN_MODEL = ("search", "derive", "train", "eval", "export", "build-lut")
+"""Commands among the proposed ones that build such a network."""
+
+
+@contextmanager
+def naming_own_model(code: str | None) -> Iterator[None]:
+    """Name the code of the user's own model in all command lines that are proposed meanwhile."""
+    token = OWN_MODEL.set(code)
+    try:
+        yield
+    finally:
+        OWN_MODEL.reset(token)
+
+
 def proposed(*words: object, **options: object) -> str:
-    """A command line of quadranas.
+    """A command line of quadranas, which names the user's own model if this command does.
 
     Args:
         words: the command and its arguments.
@@ -32,6 +52,8 @@ def proposed(*words: object, **options: object) -> str:
             left out.
     """
     line = ["quadranas", *map(str, words)]
+    if words[0] in TAKE_OWN_MODEL:
+        options["own_model"] = OWN_MODEL.get()
     for name, value in options.items():
         if value is not None and value is not False:
             line.append(f"--{name.replace('_', '-')}")

@@ -130,12 +130,17 @@ def test_the_command_line_names_the_code_each_time(
     assert "made from your own model (mine.py:build), whose code is in no file" in refused.err
     assert "--own-model FILE.py:FUNCTION" in refused.err
     assert not Path("latency_tables").exists()
-    assert call(*table, "--own-model", "mine.py:build").code == 0
+    built = call(*table, "--own-model", "mine.py:build")
+    assert built.code == 0
+    assert "--own-model mine.py:build" in built.out  # of the proposed search
     budget = middle(Path(space), quadranas.load_table("latency_tables/mine-space/cpu.json"))
     settings = GIVEN | {"data": str(pictures), "budget": budget, "space": space}
     Path("c.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     begun = ("search", "--config", "c.yaml", "--output", "run", "--quiet")
-    assert call(*begun, "--own-model", "mine.py:build").code == 0
+    found = call(*begun, "--own-model", "mine.py:build")
+    assert found.code == 0
+    assert found.out.splitlines()[-1].startswith("next: quadranas export run")
+    assert found.out.splitlines()[-1].endswith("--own-model mine.py:build")
 
     monkeypatch.setattr(own_model, "_GIVEN", {})
     times = witness.read_text()
