@@ -52,7 +52,7 @@ def proposed(*words: object, **options: object) -> str:
             left out.
     """
     line = ["quadranas", *map(str, words)]
-    if words[0] in TAKE_OWN_MODEL:
+    if words and words[0] in TAKE_OWN_MODEL:
         options["own_model"] = OWN_MODEL.get()
     for name, value in options.items():
         if value is not None and value is not False:
