@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,6 +161,13 @@ SETTINGS = {
 Command = Callable[..., None]
 
 
+def with_parameters(command: Command, parameters: Sequence[inspect.Parameter]) -> Command:
+    """A command that shows these parameters to Typer, which makes its options of them."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
 def taking(options: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Give a command options, which it gets as its last parameter, a mapping."""
 
@@ -176,9 +183,7 @@ def taking(options: Mapping[str, Any]) -> Callable[[Command], Command]:
             taken = {name: given.pop(name) for name in options}
             command(**given, **{last.name: taken})
 
-        with_options.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        with_options.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
-        return with_options
+        return with_parameters(with_options, [*own, *added])
 
     return decorate
 

@@ -1,13 +1,12 @@
 """The option that gives a user's own model to a command."""
 
 import inspect
-from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
-from quadranas.cli.options import DATA, LIMITS, OUTPUT, TRAINING
+from quadranas.cli.options import DATA, LIMITS, OUTPUT, TRAINING, Command, with_parameters
 
 OwnModel = Annotated[
     str | None,
@@ -20,7 +19,7 @@ OwnModel = Annotated[
 ]
 
 
-def with_own_model(command: Callable[..., None]) -> Callable[..., None]:
+def with_own_model(command: Command) -> Command:
     """Give a command the option, which loads the model before the command runs."""
     own = inspect.signature(command)
 
@@ -41,9 +40,7 @@ def with_own_model(command: Callable[..., None]) -> Callable[..., None]:
         "own_model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OwnModel
     )
     parameters.insert(place, option)
-    with_model.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_model.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_model
+    return with_parameters(with_model, parameters)
 
 
 def _panel(parameter: inspect.Parameter) -> str:

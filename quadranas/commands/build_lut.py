@@ -22,6 +22,7 @@ from quadranas.latency.table import LatencyTable, TableEntry
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.bench import open_bench
 from quadranas.measurement.by_hand import HandBench, HandProbes
+from quadranas.measurement.hand_times import as_paths
 from quadranas.measurement.lut_entries import (
     MeasuredEntries,
     baseline_network,
@@ -110,19 +111,14 @@ def build_lut(
     about = (load_device(device, **settings), output, only_missing, num_classes, command)
     request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
-    paths = [Path(times)] if isinstance(times, str | Path) else list(map(Path, times))
-    if paths or not _is_modelled(request, backend):
+    if paths := as_paths(times):
         request.require_measurable()
-    if paths:
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)
     if backend == ANALYTIC:
         return _analytic(request, reporter, only_suspect=only_suspect)
+    request.require_measurable()
     return _measured(request, backend, reporter, Plan(rounds, repeats), trust)
-
-
-def _is_modelled(request: TableRequest, backend: str | None) -> bool:
-    return _known_backend(backend or request.default_backend) == ANALYTIC
 
 
 def _known_backend(name: str) -> str:
@@ -248,7 +244,7 @@ def _by_hand(
             f"{residual_text(measured, trust.max_residual)}; the table is not saved; suspect "
             f"entries: {suspects.text()}",
             "Time these files again, on an idle device: "
-            f"{some([probes.files.files[name] for name in suspects.programs], MAX_NAMED)}",
+            f"{some([probes.files.names[name] for name in suspects.programs], MAX_NAMED)}",
         )
     return _result(request, request.save_measured(conditions, measured))
 

@@ -23,7 +23,7 @@ from quadranas.latency.table_files import PricedTable, find_priced, load_complet
 from quadranas.latency.transfer import network_pool, telling_networks, transferred
 from quadranas.measurement.bench import Job, network_job, open_bench
 from quadranas.measurement.by_hand import HandBench, HandFiles, write_files
-from quadranas.measurement.hand_times import TIMES
+from quadranas.measurement.hand_times import TIMES, as_paths
 from quadranas.measurement.lut_entries import NULL
 from quadranas.measurement.plan import DEFAULT_NETWORKS, MAX_RESIDUAL, MIN_NETWORKS, Plan
 from quadranas.measurement.probes import null_probe
@@ -123,7 +123,7 @@ def calibrate(
     if probes is not None:
         rebuild = f"{build_command(argument_of(space), argument_of(device), 'calibrate')} --from "
         return work.write(Path(probes), networks, rebuild + shlex.quote(str(source)))
-    if paths := [Path(times)] if isinstance(times, str | Path) else list(map(Path, times)):
+    if paths := as_paths(times):
         return work.by_hand(paths)
     return work.measured(networks, Plan(num_rounds=rounds, repeats=repeats))
 

@@ -1,7 +1,6 @@
 """compare: several exported bundles on one device: accuracy, latency and size, with the proof."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -102,8 +101,7 @@ def compare(
     places = {"data": data and str(data), "val": val and str(val)}
     config = DataConfig(**places, skip_corrupt=skip_corrupt)
     tested = [labelled_images(one.manifest, config, images) for one in opened]
-    plan = bench.DEFAULT_PLAN
-    plan = plan if rounds is None else replace(plan, num_rounds=rounds)
+    plan = bench.default_plan(rounds)
     with opened_files(opened, devices) as files:
         result = _tried(files, tested, plan, reporter or Reporter(quiet=True), Path(output))
     _write_page(result)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -99,8 +98,7 @@ def time(
     path = Path(model)
     require_readable(path, "model")
     opened = _with_runtime(load_device(device, **settings), path)
-    plan = bench.DEFAULT_PLAN
-    plan = plan if rounds is None else replace(plan, num_rounds=rounds)
+    plan = bench.default_plan(rounds)
     with bench.open_bench(opened) as timing_bench:
         backend = timing_bench.backend
         assert isinstance(backend, TimingBackend)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -44,6 +44,11 @@ DEFAULT_PLAN = Plan(round_s=0.25)
 
 RECORDS = Path("latency_tables") / ".records"
 """Where the tuning records of runtimes are kept, by device."""
+
+
+def default_plan(rounds: int | None = None) -> Plan:
+    """`DEFAULT_PLAN`, with another number of rounds if one is given."""
+    return DEFAULT_PLAN if rounds is None else replace(DEFAULT_PLAN, num_rounds=rounds)
 
 
 @dataclass(frozen=True)

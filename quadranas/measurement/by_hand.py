@@ -64,13 +64,13 @@ class HandFiles:
 
     Args:
         jobs: by the name of the program.
-        files: the file of each program.
+        names: the name of each program's file.
     """
 
     device: Device
     space: SearchSpace
     jobs: Mapping[str, Job]
-    files: Mapping[str, str]
+    names: Mapping[str, str]
 
     @classmethod
     def of(cls, device: Device, space: SearchSpace, jobs: Mapping[str, Job]) -> "HandFiles":
@@ -91,7 +91,7 @@ class HandFiles:
         """The files of some programs, and of the reference."""
         kept = {REFERENCE, *names}
         jobs = {name: job for name, job in self.jobs.items() if name in kept}
-        return replace(self, jobs=jobs, files={name: self.files[name] for name in jobs})
+        return replace(self, jobs=jobs, names={name: self.names[name] for name in jobs})
 
     def write(self, folder: Path, write_file: Callable[[Job, Path], None], command: str) -> None:
         """Write the files, an empty `times.csv` and a README into a folder.
@@ -101,8 +101,8 @@ class HandFiles:
             command: the command that reads the times.
         """
         for name, job in self.jobs.items():
-            write_file(job, folder / self.files[name])
-        write_empty_times(folder, {self.files[name]: name for name in self.jobs})
+            write_file(job, folder / self.names[name])
+        write_empty_times(folder, {self.names[name]: name for name in self.jobs})
         device = self.device
         threads = f", {device.threads} threads" if device.threads else ""
         text = README.format(
@@ -130,10 +130,10 @@ class HandFiles:
         Raises:
             QuadranasError: a file is faulty or of other probes, times are missing or implausible.
         """
-        programs = {file: name for name, file in self.files.items()}
+        programs = {file: name for name, file in self.names.items()}
         what = f"space {self.space.name} on device {self.device.name}"
         times = read_times(paths, programs, what)
-        needed = {*(self.files if needed is None else needed), *times}
+        needed = {*(self.names if needed is None else needed), *times}
         missing = [
             file
             for file, name in programs.items()

@@ -17,6 +17,11 @@ FILE, NETWORK = "file", "network"
 COLUMN = re.compile(r"time_?[0-9]*(?:_([a-z]+))?")
 
 
+def as_paths(times: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One file or several as a list."""
+    return [Path(times)] if isinstance(times, str | Path) else list(map(Path, times))
+
+
 def write_empty_times(folder: Path, networks: Mapping[str, str]) -> None:
     """Write `times.csv` with empty cells.
 
