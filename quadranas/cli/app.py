@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperOption
 
 from quadranas import __version__
 from quadranas.cli import (
+    bundle_commands,
     conversion_commands,
     data_commands,
     deployment_commands,
@@ -73,6 +74,7 @@ GROUPS = (
     data_commands,
     inspection_commands,
     deployment_commands,
+    bundle_commands,
 )
 for group in GROUPS:
     for name, command in group.COMMANDS.items():
