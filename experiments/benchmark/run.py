@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from quadranas.data.batch import Batch
 from quadranas.data.dataset import load_dataset
 from quadranas.files import source_commit
 from quadranas.latency.table_files import find_table
+from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.network.skeleton import build_subnet
 from quadranas.runs.config import GateConfig, WeightConfig
 from quadranas.seeds import generator_for
@@ -171,6 +173,25 @@ def measure_pipeline(batch_size: int, resolution: int) -> tuple[Batch, dict[str,
     }
 
 
+def measure_depthwise(batch_size: int, repeats: int) -> dict[str, float]:
+    """Forward and backward of a quadratic depthwise convolution, ours / autograd's, by kernel."""
+    images, gradient = (
+        torch.randn(batch_size, 240, 8, 8).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    images.requires_grad_()
+
+    def step(layer: QuadraticConv2d) -> None:
+        layer(images).backward(gradient)
+
+    ratios = {}
+    for kernel in (3, 5, 7):
+        shape: dict[str, Any] = {"kernel_size": kernel, "padding": kernel // 2, "groups": 240}
+        layers = [QuadraticConv2d(240, 240, memory_efficient=m, **shape) for m in (True, False)]
+        ratios[f"kernel {kernel}"] = best_of(repeats, *(partial(step, one) for one in layers))
+    return ratios
+
+
 def main() -> None:
     """Measure, print, and keep the figures in `--output`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -195,6 +216,9 @@ def main() -> None:
         results[mode] = measure_steps(mode, paths, repeats, batch)
         print(f"{mode:<9} step / plain step: time {results[mode]['time']:.2f}", end="")
         print(f", memory {results[mode]['memory']:.2f}")
+    results["depthwise"] = measure_depthwise(args.batch_size, 3 * repeats)
+    for name, ratio in results["depthwise"].items():
+        print(f"quadratic depthwise convolution / with autograd's gradients, {name}: {ratio:.2f}")
     results["decoding_s"] = measure_decoding()
     for name, seconds in results["decoding_s"].items():
         print(f"decoding {name}: {seconds:.2f} s")

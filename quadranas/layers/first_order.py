@@ -106,7 +106,9 @@ class Convolution:
         of an EPYC).
         """
         axes = range(2, gradient.ndim)
-        flipped = mask[0] and self._prefers_flipped(weight)
+        small = self._pads_less_than(gradient)
+        flipped = mask[0] and small and self._prefers_flipped(weight)
+        swapped = mask[1] and small and self._prefers_swapped(weight)
         of_input, of_weight, _ = torch.ops.aten.convolution_backward(
             gradient,
             x,
@@ -118,28 +120,58 @@ class Convolution:
             False,  # not transposed
             [0] * len(self.stride),
             self.groups,
-            [mask[0] and not flipped, mask[1], False],
+            [mask[0] and not flipped, mask[1] and not swapped, False],
         )
         if flipped:
             of_input = self._flipped_convolution(gradient, weight)
+        if swapped:
+            of_weight = self._swapped_convolution(gradient, x)
         return of_input, of_weight, gradient.sum((0, *axes)) if mask[2] else None
+
+    def _pads_less_than(self, image: Tensor) -> bool:
+        """Whether the padding is smaller than an image, as oneDNN's fast kernels need it."""
+        return all(p < size for p, size in zip(self.padding, image.shape[2:], strict=True))
+
+    def _is_depthwise_on_cpu(self, weight: Tensor) -> bool:
+        depthwise = weight.shape[:2] == (self.groups, 1) and max(self.stride) == 1
+        return depthwise and weight.device.type == "cpu"
 
     def _prefers_flipped(self, weight: Tensor) -> bool:
         """Whether `_flipped_convolution` is the faster way to the input gradient.
 
-        It is for dilated depthwise convolutions on the CPU: 0.4 ms instead of 5.2 (torch 2.13,
-        64 x 72 channels x 16 x 16, 3x3, dilation 2, one core of an AMD EPYC, 2026-11-21).
+        It is for depthwise convolutions on the CPU: 0.54 ms instead of 1.21 (torch 2.13, 64 x 240
+        channels x 8 x 8, 5x5, channels_last, one core of an AMD EPYC, 2026-11-29).
         """
-        depthwise = weight.shape[:2] == (self.groups, 1)
         fits = all(p <= span for p, span in zip(self.padding, self._spans(), strict=True))
-        dilated = max(self.dilation) > 1 and max(self.stride) == 1
-        return depthwise and dilated and fits and weight.device.type == "cpu"
+        return fits and self._is_depthwise_on_cpu(weight)
 
     def _flipped_convolution(self, gradient: Tensor, weight: Tensor) -> Tensor:
         """The input gradient as a convolution with the flipped kernels."""
         margin = tuple(span - p for span, p in zip(self._spans(), self.padding, strict=True))
         kernels = weight.flip(list(range(2, weight.dim())))
         return replace(self, padding=margin)(gradient, kernels, None)
+
+    def _prefers_swapped(self, weight: Tensor) -> bool:
+        """Whether `_swapped_convolution` is the faster way to the weight gradient.
+
+        It is for depthwise convolutions on the CPU that are wider than three pixels or dilated.
+        For them oneDNN computes the gradients of 16 x 16 pairs of channels, of which 16 are used:
+        8.6 ms instead of 4.5, and 77 instead of 2.5 in NCHW (as in `_prefers_flipped`).
+        """
+        wide = max(self.kernel_size) > 3 or max(self.dilation) > 1
+        measured = weight.dtype == torch.float32 and len(self.kernel_size) == 2
+        return wide and measured and self._is_depthwise_on_cpu(weight)
+
+    def _swapped_convolution(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The weight gradient as a convolution of every input channel with its gradient's."""
+        batch, channels = x.shape[:2]
+        images = x.reshape(1, batch * channels, *x.shape[2:])
+        kernels = gradient.reshape(batch * channels, 1, *gradient.shape[2:])
+        swapped = replace(
+            self, stride=self.dilation, dilation=self.stride, groups=batch * channels
+        )
+        products = swapped(images, kernels, None)  # (1, B C, *kernel)
+        return products.reshape(batch, channels, 1, *self.kernel_size).sum(0)
 
     def _spans(self) -> list[int]:
         return [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]

@@ -251,6 +251,38 @@ def test_gradients_are_those_of_autograd(
     assert torch.autograd.gradcheck(lambda at, *_: layer(at), tensors, fast_mode=True)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "size"),
+    [
+        *((3, 1, 1, 5), (5, 2, 1, 6), (7, 3, 1, 8), (5, 0, 1, 6), (4, 2, 1, 5), (3, 2, 2, 7)),
+        *(
+            (7, 3, 1, 3),
+            (5, 2, 1, 1),
+            ((3, 5), (1, 2), (2, 1), (6, 9)),
+            ((7, 1), (3, 0), 1, (4, 6)),
+        ),
+    ],
+)
+def test_gradients_of_depthwise_kernels_are_exact(
+    kernel: Any, padding: Any, dilation: Any, size: Any, layout: torch.memory_format
+) -> None:
+    """Of all sizes, as the CPU computes them in several ways."""
+    size = size if isinstance(size, tuple) else (size, size)
+    x = torch.randn(3, 4, *size).to(memory_format=layout)
+    layer = QuadraticConv2d(4, 4, kernel, padding=padding, dilation=dilation, groups=4)
+    tensors = [x.requires_grad_(), *layer.parameters()]
+    y = layer(x)
+    seed = torch.randn_like(y)
+    obtained = torch.autograd.grad(y, tensors, seed)
+    exact = layer.double()
+    exact.memory_efficient = False
+    x64 = x.detach().double().requires_grad_()
+    expected = torch.autograd.grad(exact(x64), [x64, *exact.parameters()], seed.double())
+    for one, other in zip(obtained, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("form", ["input_square", "output_square", "product", "hadamard"])
 def test_second_derivatives_exist(form: str) -> None:
