@@ -6,9 +6,8 @@ where it stopped, as long as its run folder is there. See README.md.
 
 import argparse
 import csv
-import os
+import resource
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 from scipy.stats import kendalltau
-from truth import HERE, TRUTH, append_row, depths_of, equal_networks
+from truth import HERE, TRUTH, append_row, cpu_minutes, depths_of, equal_networks, run_until
 
 from quadranas.files import source_commit
 from quadranas.space.architecture import Architecture, load_architecture
@@ -71,32 +70,20 @@ def config_of(job: Job) -> dict[str, Any]:
 
 
 def search(
-    job: Job, data: Path, run: Path, budget_ms: float, deadline: float
-) -> tuple[float, float] | None:
-    """Search until the end or the deadline; returns CPU minutes and memory in MB at the end."""
-    config = run.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(config_of(job)), "utf-8")
+    config: dict[str, Any], seed: int, data: Path, run: Path, deadline: float
+) -> resource.struct_rusage | None:
+    """Search within the budget until the end or the deadline; returns what it used."""
+    path = run.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    budget_ms, *_ = equal_networks(0)
     command = [
         *(sys.executable, "-m", "quadranas", "search", "--resume", "--quiet", "--device", "cpu"),
         *("--space", str(HERE / "space.yaml"), "--table", str(HERE / "table.json")),
         *("--data", str(data / "cifar10-train.zip"), "--val", str(data / "cifar10-test.zip")),
-        *("--budget", f"{budget_ms:.6f}ms", "--config", str(config)),
-        *("--seed", str(job.seed), "--output", str(run)),
+        *("--budget", f"{budget_ms:.6f}ms", "--config", str(path)),
+        *("--seed", str(seed), "--output", str(run)),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        if time.monotonic() >= deadline:
-            process.terminate()
-            process.wait()
-            return None
-        time.sleep(1)
-    if code := os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{run.name} ended with code {code}")
-    return (usage.ru_utime + usage.ru_stime) / 60, usage.ru_maxrss / 1024
+    return run_until(deadline, command)
 
 
 def truth_of(networks: list[Architecture]) -> dict[int, float]:
@@ -160,7 +147,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/search_evidence"))
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
-    budget_ms, _, networks = equal_networks(NUM_JUDGED)
+    _, _, networks = equal_networks(NUM_JUDGED)
     args.runs.mkdir(parents=True, exist_ok=True)
     finished = done()
 
@@ -168,15 +155,15 @@ def main() -> None:
         if job in finished or time.monotonic() >= deadline:
             return
         run = args.runs / f"{job.variant}-seed{job.seed}"
-        cost = search(job, args.data, run, budget_ms, deadline)
-        if cost is None:
+        used = search(config_of(job), job.seed, args.data, run, deadline)
+        if used is None:
             return
         row = {
             "variant": job.variant,
             "seed": job.seed,
             **judge(run, networks),
-            "cpu_minutes": f"{cost[0]:.1f}",
-            "memory_mb": f"{cost[1]:.0f}",
+            "cpu_minutes": cpu_minutes(used),
+            "memory_mb": f"{used.ru_maxrss / 1024:.0f}",
             "commit": source_commit(),
             "torch": torch.__version__,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ LENGTHS, NUM_FOR_LENGTH = (3, 9, 27), 8
 
 FIELDS = (
     *("network", "epochs", "seed", "accuracy", "latency_ms", "params", "macs", "depths"),
-    *("mean_kernel", "mean_expansion", "minutes", "commit", "torch", "date"),
+    *("mean_kernel", "mean_expansion", "cpu_minutes", "commit", "torch", "date"),
 )
 
 
@@ -96,31 +97,53 @@ def done() -> set[Job]:
         return {Job(*(int(row[key]) for key in ("network", "epochs", "seed"))) for row in rows}
 
 
-def train(job: Job, architecture: Path, data: Path, runs: Path, deadline: float) -> float | None:
-    """Train until the end or the deadline; returns the test accuracy at the end."""
+def run_until(deadline: float, command: Sequence[str]) -> resource.struct_rusage | None:
+    """Run a command with one thread; returns what it used, or None if the deadline ended it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        if time.monotonic() >= deadline:
+            process.terminate()
+            process.wait()
+            return None
+        time.sleep(1)
+    if code := os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} ended with code {code}")
+    return usage
+
+
+def cpu_minutes(usage: resource.struct_rusage) -> str:
+    """As it stands in a table."""
+    return f"{(usage.ru_utime + usage.ru_stime) / 60:.1f}"
+
+
+def train(
+    job: Job, architecture: Path, data: Path, runs: Path, deadline: float
+) -> tuple[float, str] | None:
+    """Train until the end or the deadline; returns test accuracy and CPU minutes at the end.
+
+    The CPU minutes are empty if the training continued one that was interrupted.
+    """
     run = runs / job.name
+    continues = run.exists()
     command = [
         *(sys.executable, "-m", "quadranas", "train", str(architecture), "--resume", "--quiet"),
         *("--data", str(data / "cifar10-train.zip"), "--val", str(data / "cifar10-test.zip")),
         *("--config", str(HERE / "recipe.yaml"), "--epochs", str(job.epochs)),
         *("--seed", str(job.seed), "--output", str(run)),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        code = process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
+    usage = run_until(deadline, command)
+    if usage is None:
         return None
-    if code:
-        raise SystemExit(f"{job.name} ended with code {code}")
     accuracy = json.loads((run / "result.json").read_text("utf-8"))["accuracy"]
-    return float(accuracy)
+    return float(accuracy), "" if continues else cpu_minutes(usage)
 
 
 def row_of(
-    job: Job, architecture: Architecture, table: LatencyTable, accuracy: float, minutes: float
+    job: Job, architecture: Architecture, table: LatencyTable, accuracy: float, minutes: str
 ) -> dict[str, object]:
     """One line of the table."""
     ops = list(architecture.ops())
@@ -137,7 +160,7 @@ def row_of(
         "depths": depths_of(architecture),
         "mean_kernel": f"{statistics.fmean(kernels):.2f}",
         "mean_expansion": f"{statistics.fmean(expansions):.2f}",
-        "minutes": f"{minutes:.1f}",
+        "cpu_minutes": minutes,
         "commit": source_commit(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -183,12 +206,10 @@ def main() -> None:
             return
         path = args.runs / f"network{job.network:02d}.json"
         networks[job.network].save(path)
-        start = time.monotonic()
-        accuracy = train(job, path, args.data, args.runs, deadline)
-        if accuracy is None:
+        trained = train(job, path, args.data, args.runs, deadline)
+        if trained is None:
             return
-        minutes = (time.monotonic() - start) / 60
-        row = row_of(job, networks[job.network], table, accuracy, minutes)
+        row = row_of(job, networks[job.network], table, *trained)
         append_row(TRUTH, FIELDS, row)
         print(job.name, row["accuracy"], flush=True)
 
