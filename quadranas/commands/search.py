@@ -167,7 +167,8 @@ def _lead(agreed: _Agreed, start: RunStart[SearchConfig], processes: Processes) 
     if not start.resuming:  # before anything is written
         SupernetTraining(setup, supernet).check()
     inheritance = _inheritance(setup, supernet)
-    start.create(setup.config, supernet, setup.dataset, engine)
+    taught_by = None if teacher is None else teacher.digest
+    start.create(setup.config, supernet, setup.dataset, engine, taught_by)
     _keep_inputs(start.folder, setup)
     if setup.initial is not None and inheritance is not None:
         is_teacher = teacher is not None and setup.config.teacher is None

@@ -251,7 +251,8 @@ def _lead(agreed: _Agreed, start: RunStart[TrainConfig], processes: Processes) -
     prepared = agreed.prepare(start.reporter, processes)
     untrained = build_subnet(prepared.architecture)
     set_trained(untrained, prepared.config.trainable)  # raises if there is nothing to train
-    start.create(prepared.config, untrained, prepared.dataset, prepared.engine)
+    taught_by = None if prepared.teacher is None else prepared.teacher.digest
+    start.create(prepared.config, untrained, prepared.dataset, prepared.engine, taught_by)
     keep_copies(stored.folder, folder.path)
     kept = _keep_start(folder, StoredNetwork(prepared.architecture, weights=stored.weights))
     checkpoint = processes.from_main(start.checkpoint())

@@ -30,6 +30,8 @@ class Conditions(Frozen):
         accelerator: the type of hardware that trains, such as `cpu` or `cuda`.
         torch, processor: version of PyTorch, and the instruction set it computes with.
         images: the images; None for the built-in digits.
+        teacher: identifier of the weights of the network that the run learns from; None without
+            one, and in runs of versions that did not record it.
         corrupt: images that an error named as corrupt; they may be removed or replaced.
         notes: what has changed in the run since it was begun, in words.
     """
@@ -41,11 +43,14 @@ class Conditions(Frozen):
     torch: str
     processor: str
     images: DataIdentity | None = None
+    teacher: str | None = None
     corrupt: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def here(cls, images: DataIdentity | None, engine: Engine) -> "Conditions":
+    def here(
+        cls, images: DataIdentity | None, engine: Engine, teacher: str | None = None
+    ) -> "Conditions":
         """The conditions of this process."""
         return cls(
             threads=torch.get_num_threads(),
@@ -54,6 +59,7 @@ class Conditions(Frozen):
             torch=torch.__version__,
             processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             images=images,
+            teacher=teacher,
         )
 
     def earlier(self, folder: Path) -> EarlierData | None:

@@ -78,31 +78,49 @@ class RunStart(Generic[Config]):
         """The images of a run to resume; None if it has none, or does not record them."""
         return None if self.conditions is None else self.conditions.earlier(self.folder.path)
 
-    def create(self, config: Config, network: nn.Module, dataset: Dataset, engine: Engine) -> None:
+    def create(
+        self,
+        config: Config,
+        network: nn.Module,
+        dataset: Dataset,
+        engine: Engine,
+        teacher: str | None = None,
+    ) -> None:
         """Make the folder of a new run, or record what has changed in a resumed one.
 
         Args:
             config: the complete configuration.
             network: the network whose weights the checkpoints will hold.
             engine: the hardware that trains.
+            teacher: identifier of the weights of the network to learn from.
 
         Raises:
             QuadranasError: the folder cannot be written, the disk is too full, or the data of the
-                run have changed.
+                run or its teacher have changed.
         """
         content = with_header(self.command, config.model_dump(mode="json"))
         images = dataset.files.identity() if dataset.files and not self.earlier else None
+        here = Conditions.here(images, engine, teacher)
         if not self.resuming:
             num_weights = sum(p.numel() for p in network.parameters())
             needed_bytes = num_weights * BYTES_PER_WEIGHT * _num_copies(config)
-            self.folder.create(needed_bytes, content, Conditions.here(images, engine))
+            self.folder.create(needed_bytes, content, here)
             _warn_without_locks(self.folder, self.reporter)
         self.folder.keep_preprocessing(Preprocessing.of(dataset))
         if self.resuming:
-            conditions = self.conditions or Conditions.here(images, engine)
+            conditions = self.conditions or here
+            self._require_teacher(conditions, here)
             self._note_changes(dataset, conditions, engine)
             if with_header(self.command, self._recorded_keys()) != content:
                 self.folder.write_config(content)
+
+    def _require_teacher(self, begun: Conditions, here: Conditions) -> None:
+        if begun.teacher is not None and begun.teacher != here.teacher:
+            raise QuadranasError(
+                f"the run in {self.folder.path} learned from a teacher whose weights have the "
+                f"digest {begun.teacher}; the teacher now has {here.teacher}",
+                "Restore the teacher's file, or begin a new run.",
+            )
 
     def _note_changes(self, dataset: Dataset, conditions: Conditions, engine: Engine) -> None:
         """Record and print in which respects this is no longer the run that was begun."""

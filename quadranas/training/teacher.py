@@ -16,10 +16,12 @@ from quadranas.conversion.pretrained import TIMM, load_pretrained
 from quadranas.conversion.pretrained_network import PretrainedNetwork
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset, Triple
+from quadranas.data.digests import digest_of as file_digest
 from quadranas.data.preprocessing import Preprocessing, load_preprocessing
 from quadranas.errors import QuadranasError
 from quadranas.extras import require_extra
 from quadranas.files import read_json, require_readable
+from quadranas.network.weights import digest_of
 from quadranas.runs import layout
 from quadranas.runs.config import TrainingConfig
 from quadranas.runs.stored_network import open_network
@@ -39,6 +41,7 @@ class Teacher:
         name: as configured.
         compute: its forward pass.
         resolution: height and width of its images, in pixels.
+        digest: identifier of its weights.
         mean, std: its normalisation of pixels in [0, 1], (1, 3, 1, 1) on the accelerator; None:
             that of the training.
         class_names: the classes that it tells apart; None if unknown.
@@ -47,6 +50,7 @@ class Teacher:
     name: str
     compute: Compute
     resolution: int
+    digest: str
     mean: Tensor | None = None
     std: Tensor | None = None
     class_names: tuple[str, ...] | None = None
@@ -116,7 +120,9 @@ def pretrained_teacher(
         return None
     size = config.teacher_resolution or network.resolution or dataset.resolution
     forward = _forward(network.network(), engine)
-    teacher = Teacher(network.source, forward, size, class_names=network.class_names)
+    teacher = Teacher(
+        network.source, forward, size, network.digest, class_names=network.class_names
+    )
     _check(teacher, dataset, augmenter, engine)
     return teacher
 
@@ -130,9 +136,13 @@ def _forward(network: nn.Module, engine: Engine) -> Compute:
 def _network_teacher(name: str, weights: Path | None, engine: Engine) -> Teacher:
     stored = open_network(name, weights)
     stored.require_weights(" (the key teacher_weights)")
-    forward = _forward(stored.network(), engine)
+    network = stored.network()
     return Teacher(
-        name, forward, stored.architecture.resolution, **_expected(stored.preprocessing, engine)
+        name,
+        _forward(network, engine),
+        stored.architecture.resolution,
+        digest_of(network.state_dict()),
+        **_expected(stored.preprocessing, engine),
     )
 
 
@@ -175,6 +185,7 @@ def _timm_teacher(name: str, weights: Path | None, num_classes: int, engine: Eng
         name,
         _forward(network, engine),
         expected["input_size"][-1],
+        digest_of(network.state_dict()),
         **_columns(expected["mean"], expected["std"], engine),
     )
 
@@ -220,6 +231,7 @@ def _onnx_teacher(path: Path, engine: Engine) -> Teacher:
         str(path),
         _onnx_forward(session, shape[0], engine),
         shape[-1] if isinstance(shape[-1], int) else 0,
+        file_digest(path, whole=True),
         **_note_beside(path, engine),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,7 +44,7 @@ def test_the_loss_is_that_of_labels_and_teacher() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, wanted = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     targets = torch.eye(4, dtype=torch.float64)[[0, 1, 2, 3, 0]]
-    teacher = Teacher("t", lambda images: wanted, resolution=8)
+    teacher = Teacher("t", lambda images: wanted, resolution=8, digest="")
     config = DistillationConfig(weight=0.3, temperature=4.0)
     augmenter = Augmenter(AugmentConfig(), num_classes=4, mean=(0, 0, 0), std=(1, 1, 1))
     loss = distilled_loss(WeightConfig(label_smoothing=0), teacher, config, augmenter)
@@ -67,10 +68,10 @@ def test_a_teacher_sees_the_images_in_its_own_size_and_normalisation() -> None:
     pixels = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     own_mean, own_std = torch.full((1, 3, 1, 1), 0.4), torch.full((1, 3, 1, 1), 0.2)
     normalised = (pixels - own_mean) / own_std
-    teacher = Teacher("t", compute, 16, **columns)
+    teacher = Teacher("t", compute, 16, "", **columns)
     teacher.logits(normalised, own_mean, own_std)
     torch.testing.assert_close(seen[0], (pixels - columns["mean"]) / columns["std"])
-    Teacher("t", compute, 8, **columns).logits(normalised, own_mean, own_std)
+    Teacher("t", compute, 8, "", **columns).logits(normalised, own_mean, own_std)
     assert seen[1].shape == (2, 3, 8, 8)
     # Halving the size with antialiasing keeps the mean.
     torch.testing.assert_close(seen[1].mean((2, 3)), seen[0].mean((2, 3)), rtol=0, atol=0.05)
@@ -188,17 +189,18 @@ def test_a_teacher_of_timm_brings_its_size_and_normalisation(
 def test_a_training_with_a_teacher_resumes_bit_identical(
     finished_run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(finished_run.parent)
+    monkeypatch.chdir(tmp_path)
+    teacher = shutil.copytree(finished_run, tmp_path / "teacher")
     config = TrainConfig(
         data=str(pictures),
-        teacher=finished_run.name,
+        teacher="teacher",
         **{"epochs": 2, "batch_size": 4, "checkpoint_seconds": 0.0},
     )
     architecture = finished_run / "architecture.json"
     train(architecture, config, output=tmp_path / "whole")
     alone = config.model_copy(update={"teacher": None})
     train(architecture, alone, output=tmp_path / "alone")
-    assert f"teacher: {finished_run}" in (tmp_path / "whole" / "config.yaml").read_text("utf-8")
+    assert f"teacher: {teacher}" in (tmp_path / "whole" / "config.yaml").read_text("utf-8")
     real, calls = RunFolder.save_checkpoint, [0]
 
     def killed(self: RunFolder, state: Any) -> None:
@@ -210,8 +212,14 @@ def test_a_training_with_a_teacher_resumes_bit_identical(
     monkeypatch.setattr(RunFolder, "save_checkpoint", killed)
     with pytest.raises(RunInterruptedError):
         train(architecture, config, output=tmp_path / "parts")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setattr(RunFolder, "save_checkpoint", real)
+    weights = teacher / "subnet.safetensors"
+    given = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in given.items()}, weights)
+    with pytest.raises(QuadranasError, match="learned from a teacher whose weights"):
+        train(output=tmp_path / "parts", resume=True)
+    save_file(given, weights)
     train(output=tmp_path / "parts", resume=True)
     names = ("metrics.jsonl", "subnet.safetensors")
     parts, whole, other = (contents(tmp_path / n, names) for n in ("parts", "whole", "alone"))
