@@ -41,9 +41,10 @@ from quadranas.supernet.expected_latency import ExpectedLatency
 from quadranas.supernet.gate_training import GateTrainer
 from quadranas.supernet.supernet import build_supernet
 from quadranas.training.batches import Batches
+from quadranas.training.distillation import label_loss
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.optimizers import build_optimizer
-from quadranas.training.steps import weight_step
+from quadranas.training.steps import joint_weight_step
 
 SPACE, DEVICE, RATE = "quadranet-mobile", "vpu", 1e-9
 WEIGHTS = WeightConfig(learning_rate=RATE)
@@ -63,7 +64,7 @@ class SupernetSteps:
             batch_size=batch_size,
             seed_of=lambda epoch: epoch,
         )
-        self.supernet = build_supernet(space, seed=0).train()
+        self.supernet = build_supernet(space, seed=0, nested=True).train()
         self.optimizer = build_optimizer(self.supernet, WEIGHTS)
         self.trainer = GateTrainer(
             self.supernet,
@@ -75,10 +76,13 @@ class SupernetSteps:
 
     def weight(self, number: int) -> None:
         """One weight step."""
-        self.supernet.set_sample(self.supernet.gates.sample_path(generator_for(0, "path", number)))
+        path = self.supernet.gates.sample_path(generator_for(0, "path", number))
         batch = self.batches.augmented(number, seed=number)
-        active = self.supernet.active_parameters()
-        weight_step(self.supernet, active, self.optimizer, batch, WEIGHTS, RATE, self.engine)
+        joint_weight_step(
+            *(self.supernet, [path], self.optimizer, batch, WEIGHTS, RATE, self.engine),
+            label_loss(WEIGHTS),
+            distillation=False,
+        )
 
     def both(self, number: int) -> None:
         """A weight step and an architecture step, as in a search."""
@@ -87,7 +91,8 @@ class SupernetSteps:
 
     def path_bytes(self) -> int:
         """Size of the gradients on the current path."""
-        return sum(p.numel() * p.element_size() for p in self.supernet.active_parameters())
+        parts = self.supernet.active_parts()
+        return sum(shape.numel() * p.element_size() for p, shape in parts.items())
 
 
 def timed(step: Callable[[int], None], numbers: range) -> list[float]:
@@ -144,7 +149,7 @@ def counted_bytes(steps: SupernetSteps) -> float:
 def measure_train(dataset: Dataset, args: argparse.Namespace) -> float:
     """Images per second of `train`'s steps, relative to a loop written by hand."""
     space = load_space(SPACE).with_num_classes(dataset.num_classes)
-    supernet = build_supernet(space, seed=0)
+    supernet = build_supernet(space, seed=0, nested=True)
     chosen = active_subnet(supernet, supernet.gates.sample_path(generator_for(0)))
     training = NetworkTraining(
         *("bench", build_subnet(chosen), dataset, Augmenter.of(dataset, AUGMENT), WEIGHTS),

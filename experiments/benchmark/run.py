@@ -88,7 +88,7 @@ def active_subnet(supernet: Supernet, sample: Sample) -> Architecture:
 def measure_steps(mode: str, paths: int, repeats: int, batch: Batch) -> dict[str, float]:
     """Time and memory ratios of one kind of step against plain training."""
     space = load_space(SPACE).with_num_classes(batch.targets.shape[1])
-    supernet = build_supernet(space, seed=0).train()
+    supernet = build_supernet(space, seed=0, nested=True).train()
     optimizer = build_optimizer(supernet, WEIGHTS)
     table = find_table(space, DEVICE)
     trainer = GateTrainer(
@@ -153,7 +153,7 @@ def measure_pipeline(batch_size: int, resolution: int) -> tuple[Batch, dict[str,
 
     batch = pipeline()
     space = load_space(SPACE).with_num_classes(10)
-    supernet = build_supernet(space, seed=0)
+    supernet = build_supernet(space, seed=0, nested=True)
     subnet = build_subnet(active_subnet(supernet, supernet.gates.sample_path(generator_for(0))))
     parameters, optimizer = list(subnet.parameters()), build_optimizer(subnet, WEIGHTS)
     timings = []

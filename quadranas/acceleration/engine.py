@@ -53,14 +53,17 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[nn.Parameter],
         clip_norm: float,
+        travelling: Sequence[Tensor] | None = None,
     ) -> None:
         """Add up the gradients of all processes, clip them, and change the parameters.
 
         Args:
-            parameters: those with gradients; only these gradients travel.
+            parameters: those with gradients.
+            travelling: the parts of their gradients that are not zero, as views; by default all.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.processes.add_up(gradients)
+        if travelling is None:
+            travelling = [p.grad for p in parameters if p.grad is not None]
+        self.processes.add_up(travelling)
         self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, clip_norm)
         self.scaler.step(optimizer)

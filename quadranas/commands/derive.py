@@ -82,7 +82,7 @@ def _choose(candidates: int | None, choice: Choice) -> Chosen:
         evaluator = searched.evaluator(supernet)
     architecture = derive_architecture(
         *(space, scores, choice.goals, preferred),
-        judge=evaluator.accuracy if evaluator and number > 1 else None,
+        judge_all=evaluator.accuracies if evaluator and number > 1 else None,
     )
     if judgement(architecture):
         choice.reporter.message(judgement(architecture))

@@ -82,7 +82,7 @@ def pareto(
     planned = plan_networks(
         *(space, searched.scores, tables, limits), points=points, candidates=candidates
     )
-    judge = RememberingJudge(space, evaluator.accuracy)
+    judge = RememberingJudge(space, evaluator.accuracies)
     handle, found = reporter.phase("pareto", len(planned), 0), []
     for network in judged(space, tables, planned, judge):
         found.append(network)

@@ -316,10 +316,10 @@ class _SearchRun:
             )
         found: list[Decoded] = self.engine.processes.from_main(preferred)
         evaluator = self.supernet_training.evaluator()
-        judge = RememberingJudge(setup.space, evaluator.accuracy)
+        judge = RememberingJudge(setup.space, evaluator.accuracies)
         architecture = derive_architecture(
             *(setup.space, scores, setup.goals, found),
-            judge=judge if setup.config.candidates > 1 else None,
+            judge_all=judge.all if setup.config.candidates > 1 else None,
         )
         self._judge_fronts(scores, found, judge)
         evaluator.calibrate(setup.space.choices_of(architecture))
@@ -345,6 +345,7 @@ class _SearchRun:
         networks: list[Planned] = self.engine.processes.from_main(planned)
         if setup.config.candidates > 1:
             networks += [Planned(choices=one.choices, found=()) for one in candidates]
+        judge.all([one.choices for one in networks])  # together, which is faster
         found = list(judged(setup.space, tables, networks, judge))
         if self.folder is not None:
             fronts_of(setup.space, tables, found).save(self.folder.path)

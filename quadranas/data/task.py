@@ -1,6 +1,6 @@
 """The task: a classifier's result in a training step, and its accuracy on a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,20 +116,47 @@ def assess(
     """Loss and accuracy of a network on one split of a data set, without augmentation.
 
     Args:
-        engine: the hardware on which the network lies; each of its processes computes a part of
+        engine, indices: see `assess_in_turn`.
+    """
+    (found,) = assess_in_turn(
+        network, [lambda: None], images, augmenter, engine or Engine(), indices=indices
+    )
+    return found
+
+
+def assess_in_turn(
+    network: nn.Module,
+    turns: Sequence[Callable[[], None]],
+    images: ImageSet,
+    augmenter: Augmenter,
+    engine: Engine,
+    *,
+    indices: Tensor | None = None,
+) -> list[Assessment]:
+    """Loss and accuracy of several networks that a module can compute, batch by batch.
+
+    Args:
+        turns: each lets the module compute another network.
+        engine: the hardware on which the module lies; each of its processes computes a part of
             the images, and all return the values of the whole split.
         indices: the images to test on; by default all.
     """
-    engine = engine or Engine()
     put = engine.accelerator.put
     rank, count = engine.processes.rank, engine.processes.count
     chosen = torch.arange(len(images)) if indices is None else indices
-    correct, loss = engine.accelerator.zero(), engine.accelerator.zero()
+    correct = [engine.accelerator.zero() for _ in turns]
+    loss = [engine.accelerator.zero() for _ in turns]
     with torch.no_grad(), evaluating(network):
         for batch in chosen.split(BATCH_SIZE)[rank::count]:
-            pixels, labels = put(images.batch(batch)), put(images.labels[batch])
-            logits = engine.logits(network, augmenter.plain(pixels))
-            correct += (logits.argmax(1) == labels).sum()
-            loss += cross_entropy(logits, labels, reduction="sum")
-    engine.processes.add_up([correct, loss])
-    return Assessment(float(loss) / len(chosen), int(correct) / len(chosen))
+            labels = put(images.labels[batch])
+            plain = augmenter.plain(put(images.batch(batch)))
+            for number, turn in enumerate(turns):
+                turn()
+                logits = engine.logits(network, plain)
+                correct[number] += (logits.argmax(1) == labels).sum()
+                loss[number] += cross_entropy(logits, labels, reduction="sum")
+    engine.processes.add_up([*correct, *loss])
+    return [
+        Assessment(float(lost) / len(chosen), int(hits) / len(chosen))
+        for lost, hits in zip(loss, correct, strict=True)
+    ]

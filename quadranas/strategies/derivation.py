@@ -1,6 +1,6 @@
 """From trained gates to an architecture within limits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.budget import format_ms
@@ -10,11 +10,11 @@ from quadranas.space.architecture import Architecture
 from quadranas.space.search_space import Choices, SearchSpace
 from quadranas.strategies.exact import Decoded, decode_preferred
 from quadranas.strategies.feasibility import check_alone
+from quadranas.strategies.interface import JudgeAll
 from quadranas.strategies.limits import MIN_USE, DeviceBudget, Limits
 from quadranas.strategies.scores import BlockScores, GateScores
 
 Provenance = str | int | float | bool | None
-Judge = Callable[[Choices], float]
 
 CONFIDENT_USE = 0.97
 """The minimum use of a budget that a confidence has tightened; it includes the margin already."""
@@ -109,24 +109,24 @@ def derive_architecture(
     scores: GateScores,
     goals: Sequence[Goal],
     preferred: Sequence[Decoded],
-    judge: Judge | None = None,
+    judge_all: JudgeAll | None = None,
 ) -> Architecture:
     """One of the architectures that the gates prefer, with its provenance.
 
     Args:
         preferred: from `decode_best`, the best one first.
-        judge: the accuracy of a network's choices, from 0 to 1; the best network is chosen, and of
-            equal ones the one that the gates prefer. None: the gates choose.
+        judge_all: the best network is chosen, and of equal ones the one that the gates prefer.
+            None: the gates choose.
     """
-    accuracies = [judge(decoded.choices) for decoded in preferred] if judge else [0.0]
-    best = accuracies.index(max(accuracies))
+    accuracies = judge_all([decoded.choices for decoded in preferred]) if judge_all else [0.0]
+    best = list(accuracies).index(max(accuracies))
     decoded = preferred[best]
     made: dict[str, Provenance] = {
         "score": decoded.score,
         "log_probability": scores.log_probability(decoded.choices),
         "optimality_gap": decoded.gap,
     }
-    if judge:
+    if judge_all:
         made |= {
             "candidates": len(preferred),
             "preference": best + 1,

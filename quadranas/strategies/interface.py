@@ -4,7 +4,7 @@ A strategy chooses networks of a space by judging some of them. It knows nothing
 judges a network may be a supernet, a table, or a whole training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -20,6 +20,9 @@ from quadranas.strategies.scores import GateScores
 Judge = Callable[[Choices], float]
 """The accuracy of a network, from 0 to 1."""
 
+JudgeAll = Callable[[Sequence[Choices]], Sequence[float]]
+"""The accuracy of each of several networks, from 0 to 1."""
+
 MAX_REDUCTIONS = 1000
 """Number of random reductions after which a network is repaired exactly."""
 
@@ -29,15 +32,23 @@ class RememberingJudge:
     """Judges every network once; networks that differ only in which blocks are skipped are one."""
 
     space: SearchSpace
-    judge: Judge
+    judge_all: JudgeAll
     known: dict[tuple[OpSpec, ...], float] = field(default_factory=dict)
 
     def __call__(self, choices: Choices) -> float:
         """The accuracy of a network, from 0 to 1."""
-        key = tuple(self.space.architecture(choices).ops())
-        if key not in self.known:
-            self.known[key] = self.judge(choices)
-        return self.known[key]
+        return self.all([choices])[0]
+
+    def all(self, many: Sequence[Choices]) -> list[float]:
+        """The accuracy of each of several networks, from 0 to 1."""
+        keys = [tuple(self.space.architecture(choices).ops()) for choices in many]
+        new: dict[tuple[OpSpec, ...], Choices] = {}
+        for key, choices in zip(keys, many, strict=True):
+            if key not in self.known:
+                new.setdefault(key, choices)
+        if new:
+            self.known.update(zip(new, self.judge_all(list(new.values())), strict=True))
+        return [self.known[key] for key in keys]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,7 @@ class Problem:
 
     @cached_property
     def _remembering(self) -> RememberingJudge:
-        return RememberingJudge(self.space, self.judge)
+        return RememberingJudge(self.space, lambda many: [self.judge(one) for one in many])
 
     @cached_property
     def bounds(self) -> tuple[Bound, ...]:

@@ -4,19 +4,20 @@ Source: once-for-all, Cai et al., ICLR 2020 (arXiv:1908.09791), which also compu
 BatchNorm anew for every sub-network: in a supernet they mix those of all paths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quadranas.acceleration.engine import Engine
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.image_set import ImageSet
 from quadranas.data.splits import evenly_spaced
-from quadranas.data.task import evaluate
+from quadranas.data.task import assess_in_turn, evaluate
 from quadranas.network.modes import batch_norms
-from quadranas.space.search_space import Choices
+from quadranas.space.search_space import SKIPPED, Choices
 from quadranas.supernet.supernet import Supernet
 
 NUM_IMAGES = 2000
@@ -66,6 +67,21 @@ class SubnetEvaluator:
                 indices=self.held_out,
             )
 
+    def accuracies(self, many: Sequence[Choices]) -> list[float]:
+        """The accuracy of each sub-network; what the first blocks of several compute is shared."""
+        if self.norms or self.supernet.space.model is not None:
+            return [self.accuracy(choices) for choices in many]
+        passes = _SharedPasses(self.supernet)
+        order = sorted(range(len(many)), key=lambda number: passes.key(many[number]))
+        found = assess_in_turn(
+            passes,
+            [partial(passes.set_choices, many[number]) for number in order],
+            *(self.judged_on, self.augmenter, self.engine),
+            indices=self.held_out,
+        )
+        accuracies = {number: one.accuracy for number, one in zip(order, found, strict=True)}
+        return [accuracies[number] for number in range(len(many))]
+
     @torch.no_grad()
     def calibrate(self, choices: Choices) -> None:
         """Route through a sub-network, and set the averages of BatchNorm to its own."""
@@ -95,3 +111,42 @@ class SubnetEvaluator:
         finally:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
+
+
+class _SharedPasses(nn.Module):
+    """A supernet that computes, of every network, only the blocks that differ from the last one.
+
+    Blocks count from the first one that differs, as long as the images are the same tensor.
+    """
+
+    def __init__(self, supernet: Supernet) -> None:
+        super().__init__()
+        self.supernet = supernet
+        self._images: Tensor | None = None
+        self._choices: list[tuple[int, ...]] = []
+        self._outputs: list[Tensor] = []
+
+    def key(self, choices: Choices) -> list[tuple[int, ...]]:
+        """The choices in the order of the blocks; networks with a common start are neighbours."""
+        chosen = (choices[name] for name in self.supernet.network.blocks)
+        return [() if choice is SKIPPED else choice for choice in chosen]
+
+    def set_choices(self, choices: Choices) -> None:
+        """Route the next pass through one architecture."""
+        new = self.key(choices)
+        pairs = enumerate(zip(self._choices, new, strict=False))
+        same = next((number for number, (old, now) in pairs if old != now), len(self._choices))
+        del self._outputs[same:]
+        self._choices = new
+        self.supernet.set_choices(choices)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shapes: (B, 3, H, W) to (B, num_classes)."""
+        if images is not self._images:
+            self._images, self._outputs = images, []
+        x = images.contiguous(memory_format=torch.channels_last)
+        blocks = list(self.supernet.network.blocks.values())
+        for block in blocks[len(self._outputs) :]:
+            x = block(self._outputs[-1] if self._outputs else x)
+            self._outputs.append(x)
+        return self._outputs[-1]

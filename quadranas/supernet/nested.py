@@ -104,6 +104,13 @@ class NestedCandidate(nn.Module):
             for name, shape in self._shapes.items()
         }
 
+    def parts(self) -> dict[nn.Parameter, Size]:
+        """Which of the largest candidate's weights the operation uses: the shape of its part."""
+        (shared,) = self._shared
+        whole = dict(_tensors(shared))
+        used = {whole[self._sources[name]]: shape for name, shape in self._shapes.items()}
+        return {tensor: s for tensor, s in used.items() if isinstance(tensor, nn.Parameter)}
+
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the largest candidate, which a step on this one changes."""
         (shared,) = self._shared

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from quadranas.acceleration.accelerator import Accelerator
 from quadranas.acceleration.batch_norm import synchronize
@@ -190,6 +190,16 @@ class Supernet(nn.Module):
     def active_parameters(self) -> list[nn.Parameter]:
         """The weights on the current path."""
         return [p for module in self.active_modules() for p in module.parameters()]
+
+    def active_parts(self) -> dict[nn.Parameter, Size]:
+        """The weights on the current path, each with the shape of the part that the path uses."""
+        parts: dict[nn.Parameter, Size] = {}
+        for module in self.active_modules():
+            if isinstance(module, NestedCandidate):
+                parts |= module.parts()
+            else:
+                parts |= {parameter: parameter.shape for parameter in module.parameters()}
+        return parts
 
     def candidates(self) -> Iterator[tuple[str, nn.Module]]:
         """All candidates with their names, such as `stage1_block2: feed_forward 8->8 r8 e2`."""

@@ -7,11 +7,12 @@ and the step, so that a resumed run draws the same numbers as an uninterrupted o
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from quadranas.acceleration.engine import Engine
 from quadranas.data.batch import Batch
 from quadranas.data.task import StepResult, joined, step_result
+from quadranas.layers.resizing import part_of
 from quadranas.runs.config import WeightConfig
 from quadranas.supernet.gates import Sample
 from quadranas.supernet.supernet import Supernet
@@ -75,20 +76,22 @@ def joint_weight_step(
         distillation: whether the others learn the outputs of the largest one.
     """
     set_learning_rate(optimizer, learning_rate)
-    parameters: dict[nn.Parameter, None] = {}
+    parts: dict[nn.Parameter, Size] = {}
     results = []
     for part in batch.parts():
         wanted: Tensor | None = None
         for path in paths:
             supernet.set_sample(path)
-            parameters |= dict.fromkeys(supernet.active_parameters())
+            for parameter, shape in supernet.active_parts().items():
+                parts[parameter] = Size(map(max, parts.get(parameter, shape), shape))
             logits = engine.logits(supernet, part.images)
             value = loss(logits, part) if wanted is None else imitation_loss(logits, wanted)
             engine.backward(value, part.weight / len(paths))
             results.append(step_result(value, logits, part))
             if distillation and wanted is None:
                 wanted = logits.detach()
-    engine.update(optimizer, list(parameters), config.clip_norm)
+    gradients = [part_of(p.grad, shape) for p, shape in parts.items() if p.grad is not None]
+    engine.update(optimizer, list(parts), config.clip_norm, gradients)
     total = joined(results)
     return StepResult(total.loss / len(paths), total.accuracy / len(paths))
 

@@ -1,6 +1,7 @@
 """Fronts and carried networks, against brute force."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -116,9 +117,9 @@ def test_limits_leave_out_budgets_and_may_leave_none() -> None:
 def test_a_network_is_judged_once() -> None:
     calls: list[Choices] = []
 
-    def judge(choices: Choices) -> float:
-        calls.append(choices)
-        return 0.5
+    def judge(many: Sequence[Choices]) -> list[float]:
+        calls.extend(many)
+        return [0.5] * len(many)
 
     remembering = RememberingJudge(SPACE, judge)
     planned = plan_networks(SPACE, SCORES, TABLES, FREE, points=3)

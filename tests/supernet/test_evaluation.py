@@ -10,6 +10,7 @@ from quadranas.data.splits import split_halves
 from quadranas.data.task import evaluate
 from quadranas.network.skeleton import build_subnet
 from quadranas.network.weights import load_tensors
+from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import Choices
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.supernet import Supernet, build_supernet
@@ -63,6 +64,30 @@ def test_a_network_is_judged_as_it_would_be_inherited(
         found = evaluate(network, dataset.train, augmenter, indices=evaluator.held_out)
         assert judged == pytest.approx(found, abs=2 / len(evaluator.held_out))
         supernet.load_state_dict(before)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_networks_judged_together_share_what_they_have_in_common(
+    dataset: Dataset, space: str
+) -> None:
+    supernet = trained(space, nested=True)
+    trained_on, held_out = split_halves(dataset.train.labels, 0)
+    evaluator = SubnetEvaluator(
+        *(supernet, dataset.train, Augmenter.of(dataset), Engine()),
+        held_out=held_out,
+        trained_on=trained_on,
+    )
+    networks = random_architectures(supernet.space, 6, "together")
+    many = [*map(supernet.space.choices_of, networks), *some_choices(supernet)] * 2
+    calls = []
+    for block in supernet.network.blocks.values():
+        block.register_forward_hook(lambda *_: calls.append(1))
+    alone = [evaluator.accuracy(choices) for choices in many]
+    num_alone = len(calls)
+    assert evaluator.accuracies(many) == alone
+    assert len(set(alone)) > 2
+    if not evaluator.norms:  # their averages are computed for every network
+        assert len(calls) - num_alone < 0.5 * num_alone
 
 
 def test_the_averages_of_batch_norm_are_those_of_the_path(dataset: Dataset) -> None:

@@ -94,6 +94,22 @@ def shared_gradients(supernet: Supernet, network: nn.Module) -> dict[str, torch.
     return found
 
 
+def test_only_the_parts_on_the_path_have_gradients_to_add_up(space: SearchSpace) -> None:
+    supernet = build_supernet(space, seed=0, nested=True)
+    architecture = space.architecture(random_choices(supernet, 1))
+    supernet(batch_for(space).images).square().sum().backward()
+    parts = supernet.active_parts()
+    inherited = build_subnet(architecture).parameters()
+    assert sum(shape.numel() for shape in parts.values()) == sum(p.numel() for p in inherited)
+    smaller = 0
+    for parameter, shape in parts.items():
+        assert parameter.grad is not None
+        smaller += shape != parameter.shape
+        part_of(parameter.grad, shape).zero_()
+        assert not parameter.grad.any()
+    assert smaller
+
+
 def test_a_kernel_is_the_centre_and_an_expansion_the_first_units() -> None:
     kernel = torch.arange(25.0).view(1, 1, 5, 5)
     assert part_of(kernel, torch.Size((1, 1, 3, 3))).flatten().tolist() == [
