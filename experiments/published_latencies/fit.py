@@ -23,21 +23,43 @@ import torch
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau
 
-from experiments.published_latencies.further_networks import NETWORKS, SIZES
+from experiments.published_latencies.further_networks import NAS_BENCH_201, build
 from quadranas.files import source_commit
 from quadranas.latency.analytic import primitive_ms
-from quadranas.latency.device import AnalyticModel, ModelNumbers
+from quadranas.latency.device import AnalyticModel, ModelNumbers, load_device
 from quadranas.prediction.fusion import fuse
 from quadranas.prediction.graph import read_graph
 from quadranas.space.cost import Primitive
+from quadranas.validation import Frozen
 
 HERE = Path(__file__).parent
-PRECISION = {
-    "cpu": "fp32",
-    "adreno640": "fp16",
-    "adreno630": "fp16",
-    "pi4-ncnn": "fp32",
-    "xavier-ncnn": "fp16",
+
+
+class Setting(Frozen):
+    """How the model of a device is fitted.
+
+    Args:
+        precision: precision of weights and activations.
+        bandwidth_limit: bandwidth of its memory by the datasheet, in GB/s; the fitted one is no
+            larger, or tensors would be too cheap.
+        start: where the search begins: throughputs of convolutions, of 1 x 1 and of depthwise ones
+            in GMAC/s, bandwidth in GB/s, overhead in microseconds, and saturation in channels.
+    """
+
+    precision: str
+    bandwidth_limit: float
+    start: tuple[float, float, float, float, float, float]
+
+
+SETTINGS = {
+    "cpu": Setting(precision="fp32", bandwidth_limit=34.1, start=(10, 10, 3, 10, 15, 10)),
+    "adreno640": Setting(precision="fp16", bandwidth_limit=34.1, start=(80, 60, 30, 15, 60, 10)),
+    "adreno630": Setting(precision="fp16", bandwidth_limit=29.9, start=(80, 60, 30, 15, 60, 10)),
+    "pi4-ncnn": Setting(precision="fp32", bandwidth_limit=12.8, start=(15, 12, 4, 4, 50, 5)),
+    "pi4-tflite": Setting(precision="fp32", bandwidth_limit=12.8, start=(4, 4, 1, 3, 30, 5)),
+    "xavier-ncnn": Setting(
+        precision="fp16", bandwidth_limit=136.5, start=(1000, 500, 100, 60, 50, 10)
+    ),
 }
 """The fitted devices. `cpu` is a test of the method: its shipped model was fitted elsewhere."""
 FAMILIES = {
@@ -51,14 +73,11 @@ FAMILIES = {
     "shuffle": ("ShuffleNet",),
 }
 PARAMETERS = ("conv", "pointwise", "depthwise", "bandwidth", "overhead", "saturation")
-STARTS = {
-    "cpu": (10, 10, 3, 10, 15, 10),
-    "adreno640": (80, 60, 30, 15, 60, 10),
-    "adreno630": (80, 60, 30, 15, 60, 10),
-    "pi4-ncnn": (15, 12, 4, 4, 50, 5),
-    "xavier-ncnn": (1000, 500, 100, 60, 50, 10),
-}
-"""Where the search for the parameters begins; in GMAC/s, GB/s, microseconds and channels."""
+LEAST, MOST = (0.01, 0.01, 0.01, 0.5, 0.1, 0.1), (1e5, 1e5, 1e5, 1e4, 1e4, 64)
+"""Limits of the parameters, in the same units and order."""
+NO_DEPTHWISE = ("pi4-tflite",)
+"""Devices whose networks have no depthwise convolution. Its throughput is that of 1 x 1
+convolutions times the ratio of the two on the Cortex-A76 under TFLite 2.1."""
 WEAK_PRIOR = 0.02
 """Weight of the distance from the start, for parameters that the networks do not determine."""
 
@@ -76,26 +95,26 @@ def read_published(path: Path = HERE / "published.csv") -> dict[str, dict[str, f
 
 @cache
 def launches_of(name: str) -> Launches:
-    """The kernel launches of a network, as `quadranas predict` finds them, and how many of each."""
-    size = SIZES.get(name, 224)
+    """The kernel launches of a network, as `quadranas predict` finds them, with their counts."""
+    network, size = build(name)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own deprecations (torch 2.13)
         path = Path(folder) / "network.onnx"
         images = (torch.zeros(1, 3, size, size),)
-        torch.onnx.export(
-            NETWORKS[name]().eval(), images, path, dynamo=False, opset_version=18, verbose=False
-        )
+        torch.onnx.export(network, images, path, dynamo=False, opset_version=18, verbose=False)
         launches, unpriced = fuse(read_graph(path))
     assert not unpriced, name
     return Counter(launch.primitive for launch in launches)
 
 
-def numbers_of(logarithms: Sequence[float]) -> ModelNumbers:
+def numbers_of(device: str, logarithms: Sequence[float]) -> ModelNumbers:
     """The numbers of a device file from the logarithms of the fitted parameters.
 
     Linear layers have the throughput of 1 x 1 convolutions, as in the other shipped models.
     """
     values = dict(zip(PARAMETERS, (float(f"{math.exp(v):.6g}") for v in logarithms), strict=True))
+    if device in NO_DEPTHWISE:
+        values["depthwise"] = values["pointwise"] * depthwise_ratio()
     rates = {kind: values[kind] for kind in ("conv", "pointwise", "depthwise")}
     return ModelNumbers.model_validate(
         {
@@ -107,11 +126,17 @@ def numbers_of(logarithms: Sequence[float]) -> ModelNumbers:
     )
 
 
+@cache
+def depthwise_ratio() -> float:
+    """Throughput of depthwise convolutions per that of 1 x 1 convolutions on the shipped `cpu`."""
+    model = load_device("cpu").analytic
+    assert model is not None
+    return model.gmacs_per_s.depthwise / model.gmacs_per_s.pointwise
+
+
 def predicted_ms(name: str, numbers: ModelNumbers, precision: str) -> float:
     """The latency of a network on a device with these numbers."""
-    model = AnalyticModel(
-        **numbers.model_dump(), runtime="", fitted_to="", expected_error=""
-    )
+    model = AnalyticModel(**numbers.model_dump(), runtime="", fitted_to="", expected_error="")
     launches = launches_of(name).items()
     return math.fsum(count * primitive_ms(p, model, precision) for p, count in launches)
 
@@ -120,35 +145,42 @@ def fit(device: str, published: Mapping[str, float], start: Sequence[float]) -> 
     """Logarithms of the parameters that agree best with the published latencies."""
 
     def residuals(logarithms: Any) -> Any:
-        numbers = numbers_of(logarithms)
+        numbers = numbers_of(device, logarithms)
         errors = [
-            math.log(predicted_ms(name, numbers, PRECISION[device]) / ms)
+            math.log(predicted_ms(name, numbers, SETTINGS[device].precision) / ms)
             for name, ms in published.items()
         ]
         return np.array([*errors, *(WEAK_PRIOR * (logarithms - first))])
 
-    first = np.log(STARTS[device])
+    first = np.log(SETTINGS[device].start)
+    most = np.log([*MOST[:3], SETTINGS[device].bandwidth_limit, *MOST[4:]])
+    bounds = (np.log(LEAST), most)
+    inside = np.clip(start, bounds[0] + 1e-3, most - 1e-3)
     # Steps of 1 %: a smaller one is lost in the rounding of the numbers
-    found = least_squares(residuals, start, diff_step=1e-2, max_nfev=60, x_scale=1.0)
+    found = least_squares(residuals, inside, bounds=bounds, diff_step=1e-2, max_nfev=60)
     return [float(value) for value in found.x]
 
 
 def family_of(name: str) -> str:
-    """The family that a network belongs to."""
+    """The family of a network; in NAS-Bench-201 by the number of 3 x 3 convolutions."""
+    if name.startswith(NAS_BENCH_201):
+        return NAS_BENCH_201 + str(name.removeprefix(NAS_BENCH_201).count("4"))
     return next(f for f, prefixes in FAMILIES.items() if name.startswith(prefixes))
 
 
 def held_out(
-    device: str, published: Mapping[str, float], groups: Collection[Collection[str]],
+    device: str,
+    published: Mapping[str, float],
+    groups: Collection[Collection[str]],
     start: Sequence[float],
 ) -> dict[str, float]:
     """Predictions of the networks of every group by a model that was fitted to the others."""
     predictions = {}
     for group in groups:
         rest = {name: ms for name, ms in published.items() if name not in group}
-        numbers = numbers_of(fit(device, rest, start))
+        numbers = numbers_of(device, fit(device, rest, start))
         for name in group:
-            predictions[name] = predicted_ms(name, numbers, PRECISION[device])
+            predictions[name] = predicted_ms(name, numbers, SETTINGS[device].precision)
     return predictions
 
 
@@ -167,9 +199,9 @@ def tau(predictions: Mapping[str, float], published: Mapping[str, float]) -> flo
 
 def evaluate(device: str, published: Mapping[str, float]) -> dict[str, Any]:
     """The model of a device with its errors, and its predictions."""
-    start = fit(device, published, np.log(STARTS[device]))
-    numbers = rounded(numbers_of(start))
-    fitted = {name: predicted_ms(name, numbers, PRECISION[device]) for name in published}
+    start = fit(device, published, np.log(SETTINGS[device].start))
+    numbers = rounded(numbers_of(device, start))
+    fitted = {name: predicted_ms(name, numbers, SETTINGS[device].precision) for name in published}
     singly = held_out(device, published, [[name] for name in published], start)
     families: dict[str, list[str]] = {}
     for name in published:

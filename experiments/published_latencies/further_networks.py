@@ -40,7 +40,7 @@ class SqueezeExcite(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck:
-    """An inverted bottleneck: expansion, depthwise convolution, squeeze and excitation, projection.
+    """An inverted bottleneck, with squeeze and excitation before the projection if wanted.
 
     Args:
         hidden, cout: channels inside, and of the output.
@@ -209,7 +209,7 @@ def shufflenet_v2() -> nn.Module:
 
 
 def squeezenet_1_1() -> nn.Module:
-    """Version 1.1, for 227 pixels. Source: the README of its authors' repository, SqueezeNet_v1.1."""
+    """Version 1.1, for 227 pixels. Source: SqueezeNet_v1.1 in its authors' repository."""
 
     def fire(cin: int, squeezed: int) -> nn.Module:
         cout = 4 * squeezed
@@ -268,7 +268,7 @@ class ConvValid(nn.Sequential):
 
 
 def inception_v3() -> nn.Module:
-    """For 299 pixels, without auxiliary head. Source: Szegedy et al., arXiv:1512.00567, Table 1."""
+    """For 299 pixels, without auxiliary head. Source: arXiv:1512.00567, Table 1."""
 
     def chain(cin: int, *rows: tuple[int, int | tuple[int, int]]) -> nn.Module:
         layers = []
@@ -315,6 +315,59 @@ def inception_v3() -> nn.Module:
     return nn.Sequential(*stem, *blocks, reduce_17, wide(1280), wide(2048), *head(2048))
 
 
+class Cell(nn.Module):
+    """A cell of NAS-Bench-201: four nodes, each the sum of an operation on every node before it.
+
+    Source: Dong and Yang, arXiv:2001.00326, Sec. 2.1.
+
+    Args:
+        code: the operations on the edges 0-1, 0-2, 1-2, 0-3, 1-3 and 2-3: 0 none, 1 identity,
+            2 average pool, 3 and 4 convolutions of 1 x 1 and 3 x 3.
+    """
+
+    def __init__(self, code: str, channels: int) -> None:
+        super().__init__()
+        kernels = {"3": 1, "4": 3}
+        edges: list[nn.Module] = []
+        for digit in code:
+            if digit in kernels:
+                conv = ConvBN(channels, channels, kernels[digit], activation=None)
+                edges.append(nn.Sequential(nn.ReLU(), conv))
+            else:
+                edges.append(nn.AvgPool2d(3, 1, 1) if digit == "2" else nn.Identity())
+        self.edges = nn.ModuleList(edges)
+        self.is_kept = [digit != "0" for digit in code]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) to the same."""
+        nodes, index = [x], 0
+        for _ in range(3):
+            terms = []
+            for node in nodes:
+                if self.is_kept[index]:
+                    terms.append(self.edges[index](node))
+                index += 1
+            total = terms[0] if terms else x * 0.0  # the benchmark computes with zeros
+            for term in terms[1:]:
+                total = total + term
+            nodes.append(total)
+        return nodes[-1]
+
+
+def nas_bench_201(code: str) -> nn.Module:
+    """A network for 32 pixels and 10 classes. Source: arXiv:2001.00326, Sec. 2.1; `Cell`."""
+    layers: list[nn.Module] = [ConvBN(3, 16, 3, activation=None)]
+    for stage, channels in enumerate((16, 32, 64)):
+        if stage:
+            cin = channels // 2
+            convs = [ConvBN(cin, channels, 3, 2), ConvBN(channels, channels, 3, activation=None)]
+            shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(cin, channels, 1, bias=False))
+            layers.append(Residual(nn.Sequential(nn.ReLU(), *convs), shortcut, nn.Identity()))
+        layers += [Cell(code, channels) for _ in range(5)]
+    last = [nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *last, nn.Linear(64, 10))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = networks.NETWORKS | {
     "MobileNetV3-Large": mobilenet_v3_large,
     "MobileNetV3-Small": mobilenet_v3_small,
@@ -332,7 +385,17 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = networks.NETWORKS | {
     "VGG-13": partial(vgg, (2, 2, 2, 2, 2)),
     "VGG-19": partial(vgg, (2, 2, 4, 4, 4)),
 }
-"""The classifiers by name."""
+"""The classifiers by name, without those of NAS-Bench-201."""
 
 SIZES = {"Inception-v3": 299, "SqueezeNet 1.1": 227}
 """Input sizes in pixels, if not 224."""
+
+NAS_BENCH_201 = "NAS-Bench-201 "
+"""How the name of such a network begins; its code follows."""
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """A network by its name, and its input size in pixels."""
+    if name.startswith(NAS_BENCH_201):
+        return nas_bench_201(name.removeprefix(NAS_BENCH_201)).eval(), 32
+    return NETWORKS[name]().eval(), SIZES.get(name, 224)
