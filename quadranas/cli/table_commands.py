@@ -159,7 +159,7 @@ def devices_command(
         runtime = device.runtime or "not measured"
         say(f"{device.name}  {device.title}, {runtime}, {device.precision}{threads}")
         say(f"     tables: {', '.join(device.tables) or 'none'}")
-        model = "analytic model; " if device.analytic else ""
+        model = f"analytic model of {device.modelled_runtime}; " if device.analytic else ""
         say(f"     {model}expected error: {device.expected_error}")
     say(f"runtimes installed here: {', '.join(result.runtimes) or 'none'}")
 
@@ -189,7 +189,7 @@ def spaces_command(
             f"{known.name}  {known.architectures:.3g} architectures, {known.min_macs / 1e6:.4g} "
             f"to {known.max_macs / 1e6:.4g} M MACs at {known.resolution} pixels"
         )
-        width = max(map(len, known.devices), default=0)
+        width = max(5, *map(len, known.devices))
         for name, reachable in known.devices.items():
             latency = f"{format_ms(reachable.min_ms)} to {format_ms(reachable.max_ms)}"
             say(f"     {name:<{width}} {latency:<22} {reachable.summary}")

@@ -25,6 +25,7 @@ class KnownDevice(Frozen):
         precision: precision of weights and activations.
         threads: number of threads on the device; `None` for devices without a thread count.
         analytic: whether it has an analytic model.
+        modelled_runtime: the runtime whose speed that model predicts; `None` without a model.
         expected_error: description of the expected error of that model on new networks; without
             a model `measured`, if there is a table, which has its own error, else `unknown`.
         tables: path of the table by space.
@@ -36,6 +37,7 @@ class KnownDevice(Frozen):
     precision: str
     threads: int | None
     analytic: bool
+    modelled_runtime: str | None
     expected_error: str
     tables: dict[str, Path]
 
@@ -125,6 +127,7 @@ def _known_device(name: str) -> KnownDevice:
         precision=device.precision,
         threads=device.threads,
         analytic=device.analytic is not None,
+        modelled_runtime=device.analytic.runtime if device.analytic else None,
         expected_error=device.analytic.expected_error if device.analytic else without_model,
         tables=tables,
     )
