@@ -131,7 +131,7 @@ def _device_table() -> str:
     rows = [
         "The shipped devices that have an analytic model; `quadranas devices` lists them too.",
         "",
-        "| device | hardware | runtime that is modelled | precision | fitted to | expected error |",
+        "| device | hardware | modelled runtime | precision | fitted to | expected error |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for device in map(load_device, shipped_devices()):

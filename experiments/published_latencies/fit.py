@@ -40,6 +40,9 @@ class Setting(Frozen):
 
     Args:
         precision: precision of weights and activations.
+        peak: multiply-accumulates that the hardware can do, in 10^9 per second; the fitted
+            throughputs of 1 x 1 and depthwise convolutions are no larger. Those of other
+            convolutions can be, by algorithms that save products.
         bandwidth_limit: bandwidth of its memory by the datasheet, in GB/s; the fitted one is no
             larger, or tensors would be too cheap.
         start: where the search begins: throughputs of convolutions, of 1 x 1 and of depthwise ones
@@ -47,18 +50,29 @@ class Setting(Frozen):
     """
 
     precision: str
+    peak: float
     bandwidth_limit: float
     start: tuple[float, float, float, float, float, float]
 
 
 SETTINGS = {
-    "cpu": Setting(precision="fp32", bandwidth_limit=34.1, start=(10, 10, 3, 10, 15, 10)),
-    "adreno640": Setting(precision="fp16", bandwidth_limit=34.1, start=(80, 60, 30, 15, 60, 10)),
-    "adreno630": Setting(precision="fp16", bandwidth_limit=29.9, start=(80, 60, 30, 15, 60, 10)),
-    "pi4-ncnn": Setting(precision="fp32", bandwidth_limit=12.8, start=(15, 12, 4, 4, 50, 5)),
-    "pi4-tflite": Setting(precision="fp32", bandwidth_limit=12.8, start=(4, 4, 1, 3, 30, 5)),
+    "cpu": Setting(
+        precision="fp32", peak=19.4, bandwidth_limit=34.1, start=(10, 10, 3, 10, 15, 10)
+    ),
+    "adreno640": Setting(
+        precision="fp16", peak=950, bandwidth_limit=34.1, start=(80, 60, 30, 15, 60, 10)
+    ),
+    "adreno630": Setting(
+        precision="fp16", peak=730, bandwidth_limit=29.9, start=(80, 60, 30, 15, 60, 10)
+    ),
+    "pi4-ncnn": Setting(
+        precision="fp32", peak=24, bandwidth_limit=12.8, start=(15, 12, 4, 4, 50, 5)
+    ),
+    "pi4-tflite": Setting(
+        precision="fp32", peak=6, bandwidth_limit=12.8, start=(4, 4, 1, 3, 30, 5)
+    ),
     "xavier-ncnn": Setting(
-        precision="fp16", bandwidth_limit=136.5, start=(1000, 500, 100, 60, 50, 10)
+        precision="fp16", peak=5500, bandwidth_limit=136.5, start=(1000, 500, 100, 60, 50, 10)
     ),
 }
 """The fitted devices. `cpu` is a test of the method: its shipped model was fitted elsewhere."""
@@ -155,7 +169,8 @@ def fit(device: str, published: Mapping[str, float], start: Sequence[float]) -> 
         return np.array([*errors, *(WEAK_PRIOR * (logarithms - first))])
 
     first = np.log(SETTINGS[device].start)
-    most = np.log([*MOST[:3], SETTINGS[device].bandwidth_limit, *MOST[4:]])
+    setting = SETTINGS[device]
+    most = np.log([MOST[0], setting.peak, setting.peak, setting.bandwidth_limit, *MOST[4:]])
     bounds = (np.log(LEAST), most)
     inside = np.clip(start, bounds[0] + 1e-3, most - 1e-3)
     # Steps of 1 %: a smaller one is lost in the rounding of the numbers
