@@ -27,7 +27,7 @@ from quadranas.conversion.adaptation import AdaptedModel
 from quadranas.data.preprocessing import Preprocessing
 from quadranas.deployment.manifest import Manifest
 from quadranas.inspection.records import StepRecord
-from quadranas.latency.device import Device
+from quadranas.latency.device import Device, load_device, shipped_devices
 from quadranas.latency.table import LatencyTable
 from quadranas.runs import config, layout, results
 from quadranas.runs.conditions import Conditions
@@ -94,7 +94,7 @@ def pages() -> tuple[Page, ...]:
         Page("configuration", "Configuration", (Header, *_models(config, config.DataConfig))),
         Page("recipe", "Recipes", (Recipe,)),
         Page("space", "Search spaces", (SpaceFile, OwnSpaceFile)),
-        Page("device", "Devices", (Device,)),
+        Page("device", "Devices", (Device,), _device_table()),
         Page("architecture", "Architectures", (Architecture, AdaptedModel)),
         Page("table", "Latency tables", (LatencyTable,)),
         Page("run-folder", "Run folders", records, _file_table()),
@@ -124,6 +124,21 @@ def run_files() -> dict[str, str]:
 def _file_table() -> str:
     rows = "".join(f"\n| `{name}` | {text} |" for name, text in sorted(run_files().items()))
     return f"| file | contents |\n| --- | --- |{rows}"
+
+
+def _device_table() -> str:
+    """The shipped devices with an analytic model, its source, and its error on new networks."""
+    rows = [
+        "The shipped devices that have an analytic model; `quadranas devices` lists them too.",
+        "",
+        "| device | hardware | modelled runtime | precision | fitted to | expected error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for device in map(load_device, shipped_devices()):
+        if (model := device.analytic) is not None:
+            cells = (f"`{device.name}`", device.title, model.runtime, device.precision)
+            rows.append(f"| {' | '.join((*cells, model.fitted_to, model.expected_error))} |")
+    return "\n".join(rows)
 
 
 def descriptions(model: Model) -> dict[str, str]:

@@ -46,7 +46,8 @@ class Branches(nn.ModuleList):
         return torch.cat([branch(x) for branch in self], 1)
 
 
-def _head(channels: int) -> list[nn.Module]:
+def head(channels: int) -> list[nn.Module]:
+    """Global average pool and the linear layer of 1000 classes."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)]
 
 
@@ -59,7 +60,7 @@ def mobilenet_v1() -> nn.Module:
     for cout, stride in zip(widths, strides, strict=True):
         layers += [ConvBN(cin, cin, 3, stride, groups=cin), ConvBN(cin, cout)]
         cin = cout
-    return nn.Sequential(*layers, *_head(1024))
+    return nn.Sequential(*layers, *head(1024))
 
 
 def mobilenet_v2() -> nn.Module:
@@ -81,14 +82,21 @@ def mobilenet_v2() -> nn.Module:
             )
             cin = cout
     layers.append(ConvBN(320, 1280, activation=nn.ReLU6))
-    return nn.Sequential(*layers, *_head(1280))
+    return nn.Sequential(*layers, *head(1280))
 
 
-def _resnet(depths: tuple[int, ...], expansion: int) -> nn.Module:
+def resnet(depths: tuple[int, ...], expansion: int, base: int = 64) -> nn.Module:
+    """Blocks of two layers, or bottlenecks of three if they expand. Source: arXiv:1512.03385.
+
+    Args:
+        depths: number of blocks per stage.
+        expansion: output channels of a block per channel inside.
+        base: channels inside the first stage.
+    """
     layers: list[nn.Module] = [ConvBN(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
     cin = 64
     for stage, depth in enumerate(depths):
-        width = 64 * 2**stage
+        width = base * 2**stage
         for index in range(depth):
             stride, cout = 2 if stage and not index else 1, width * expansion
             convs = [ConvBN(cin, width, 3, stride), ConvBN(width, cout, 3, activation=None)]
@@ -99,20 +107,21 @@ def _resnet(depths: tuple[int, ...], expansion: int) -> nn.Module:
             shortcut = nn.Identity() if fits else ConvBN(cin, cout, 1, stride, activation=None)
             layers.append(Residual(nn.Sequential(*convs), shortcut, nn.ReLU()))
             cin = cout
-    return nn.Sequential(*layers, *_head(cin))
+    return nn.Sequential(*layers, *head(cin))
 
 
 def resnet18() -> nn.Module:
     """Source: He et al., arXiv:1512.03385, Table 1."""
-    return _resnet((2, 2, 2, 2), expansion=1)
+    return resnet((2, 2, 2, 2), expansion=1)
 
 
 def resnet50() -> nn.Module:
     """Source: He et al., arXiv:1512.03385, Table 1."""
-    return _resnet((3, 4, 6, 3), expansion=4)
+    return resnet((3, 4, 6, 3), expansion=4)
 
 
-def _conv_relu(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Module:
+def conv_relu(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Module:
+    """Convolution with a bias, and ReLU."""
     return nn.Sequential(nn.Conv2d(cin, cout, kernel, stride, padding), nn.ReLU())
 
 
@@ -120,17 +129,17 @@ def squeezenet() -> nn.Module:
     """Version 1.0. Source: Iandola et al., arXiv:1602.07360, Table 1."""
 
     def fire(cin: int, squeezed: int, expanded: int) -> nn.Module:
-        expand = [_conv_relu(squeezed, expanded, 1), _conv_relu(squeezed, expanded, 3, 1, 1)]
-        return nn.Sequential(_conv_relu(cin, squeezed, 1), Branches(expand))
+        expand = [conv_relu(squeezed, expanded, 1), conv_relu(squeezed, expanded, 3, 1, 1)]
+        return nn.Sequential(conv_relu(cin, squeezed, 1), Branches(expand))
 
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, 2, ceil_mode=True)
 
-    first = [_conv_relu(3, 96, 7, 2), pool(), fire(96, 16, 64), fire(128, 16, 64)]
+    first = [conv_relu(3, 96, 7, 2), pool(), fire(96, 16, 64), fire(128, 16, 64)]
     middle = [fire(256, 32, 128), fire(256, 48, 192), fire(384, 48, 192), fire(384, 64, 256)]
     return nn.Sequential(
         *[*first, fire(128, 32, 128), pool(), *middle, pool(), fire(512, 64, 256)],
-        *[nn.Dropout(), _conv_relu(512, 1000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        *[nn.Dropout(), conv_relu(512, 1000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()],
     )
 
 
@@ -156,11 +165,12 @@ def googlenet() -> nn.Module:
         *[inception(512, 160, 112, 224, 24, 64, 64), inception(512, 128, 128, 256, 24, 64, 64)],
         *[inception(512, 112, 144, 288, 32, 64, 64), inception(528, 256, 160, 320, 32, 128, 128)],
         *[pool(2), inception(832, 256, 160, 320, 32, 128, 128)],
-        *[inception(832, 384, 192, 384, 48, 128, 128), nn.Dropout(0.2), *_head(1024)],
+        *[inception(832, 384, 192, 384, 48, 128, 128), nn.Dropout(0.2), *head(1024)],
     )
 
 
-def _classifier(features: int) -> list[nn.Module]:
+def classifier(features: int) -> list[nn.Module]:
+    """Three linear layers with dropout, as in AlexNet and VGG."""
     first = [nn.Linear(features, 4096), nn.ReLU(), nn.Dropout()]
     return [nn.Flatten(), *first, nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
 
@@ -168,23 +178,28 @@ def _classifier(features: int) -> list[nn.Module]:
 def alexnet() -> nn.Module:
     """The variant on one GPU. Source: Krizhevsky, arXiv:1404.5997, Sec. 5."""
     return nn.Sequential(
-        *[_conv_relu(3, 64, 11, 4, 2), nn.MaxPool2d(3, 2)],
-        *[_conv_relu(64, 192, 5, 1, 2), nn.MaxPool2d(3, 2), _conv_relu(192, 384, 3, 1, 1)],
-        *[_conv_relu(384, 256, 3, 1, 1), _conv_relu(256, 256, 3, 1, 1), nn.MaxPool2d(3, 2)],
-        *_classifier(256 * 6 * 6),
+        *[conv_relu(3, 64, 11, 4, 2), nn.MaxPool2d(3, 2)],
+        *[conv_relu(64, 192, 5, 1, 2), nn.MaxPool2d(3, 2), conv_relu(192, 384, 3, 1, 1)],
+        *[conv_relu(384, 256, 3, 1, 1), conv_relu(256, 256, 3, 1, 1), nn.MaxPool2d(3, 2)],
+        *classifier(256 * 6 * 6),
     )
 
 
-def vgg16() -> nn.Module:
-    """Source: Simonyan and Zisserman, arXiv:1409.1556, Table 1, column D."""
+def vgg(depths: tuple[int, ...]) -> nn.Module:
+    """Stages of 3 x 3 convolutions, so many each. Source: Simonyan, arXiv:1409.1556, Table 1."""
     layers: list[nn.Module] = []
     cin = 3
-    for cout, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+    for cout, repeats in zip((64, 128, 256, 512, 512), depths, strict=True):
         for _ in range(repeats):
-            layers.append(_conv_relu(cin, cout, 3, 1, 1))
+            layers.append(conv_relu(cin, cout, 3, 1, 1))
             cin = cout
         layers.append(nn.MaxPool2d(2, 2))
-    return nn.Sequential(*layers, *_classifier(512 * 7 * 7))
+    return nn.Sequential(*layers, *classifier(512 * 7 * 7))
+
+
+def vgg16() -> nn.Module:
+    """Column D of the table."""
+    return vgg((2, 2, 3, 3, 3))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -36,7 +36,7 @@ Resume = Annotated[
 ]
 _device = typer.Option(
     "--device",
-    help="Target device: cpu, vpu, gpu, host, or a YAML file that describes a device.",
+    help="Target device: a name that `quadranas devices` lists, or a YAML file.",
     rich_help_panel=DEVICE,
 )
 DeviceName = Annotated[str, _device]

@@ -59,8 +59,8 @@ OptionalSpace = Annotated[
 DeviceOrRun = Annotated[
     str,
     typer.Option(
-        help="Target device: cpu, vpu, gpu, host, a YAML file that describes a device, or the "
-        "folder of a run.",
+        help="Target device: a name that `quadranas devices` lists, a YAML file, or the folder of "
+        "a run.",
         rich_help_panel=DEVICE,
     ),
 ]

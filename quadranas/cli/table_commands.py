@@ -159,8 +159,8 @@ def devices_command(
         runtime = device.runtime or "not measured"
         say(f"{device.name}  {device.title}, {runtime}, {device.precision}{threads}")
         say(f"     tables: {', '.join(device.tables) or 'none'}")
-        if device.expected_error:
-            say(f"     analytic model; expected error {device.expected_error}")
+        model = f"analytic model of {device.modelled_runtime}; " if device.analytic else ""
+        say(f"     {model}expected error: {device.expected_error}")
     say(f"runtimes installed here: {', '.join(result.runtimes) or 'none'}")
 
 
@@ -189,9 +189,10 @@ def spaces_command(
             f"{known.name}  {known.architectures:.3g} architectures, {known.min_macs / 1e6:.4g} "
             f"to {known.max_macs / 1e6:.4g} M MACs at {known.resolution} pixels"
         )
+        width = max(5, *map(len, known.devices))
         for name, reachable in known.devices.items():
             latency = f"{format_ms(reachable.min_ms)} to {format_ms(reachable.max_ms)}"
-            say(f"     {name:<5} {latency:<22} {reachable.summary}")
+            say(f"     {name:<{width}} {latency:<22} {reachable.summary}")
 
 
 @with_own_model

@@ -150,7 +150,8 @@ def _analytic_model(device: Device) -> AnalyticModel:
     if device.analytic is None:
         raise QuadranasError(
             f"device {device.name!r} has no analytic model to predict with",
-            "Choose cpu, vpu or gpu, or add the section 'analytic' to the device's YAML file.",
+            "Choose one that `quadranas devices` lists with a model, or add the section "
+            "'analytic' to the device's YAML file.",
         )
     return device.analytic
 

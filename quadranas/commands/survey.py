@@ -25,7 +25,9 @@ class KnownDevice(Frozen):
         precision: precision of weights and activations.
         threads: number of threads on the device; `None` for devices without a thread count.
         analytic: whether it has an analytic model.
-        expected_error: description of the expected error of that model.
+        modelled_runtime: the runtime whose speed that model predicts; `None` without a model.
+        expected_error: description of the expected error of that model on new networks; without
+            a model `measured`, if there is a table, which has its own error, else `unknown`.
         tables: path of the table by space.
     """
 
@@ -35,7 +37,8 @@ class KnownDevice(Frozen):
     precision: str
     threads: int | None
     analytic: bool
-    expected_error: str | None
+    modelled_runtime: str | None
+    expected_error: str
     tables: dict[str, Path]
 
 
@@ -115,6 +118,8 @@ def _known_device(name: str) -> KnownDevice:
     own = table_of(Path(name)) if Path(name).is_dir() else None
     if own is not None and not own.header.differences(device):
         paths[own.header.space] = Path(name) / layout.TABLE
+    tables = {space: path for space, path in paths.items() if path is not None}
+    without_model = "measured" if tables else "unknown"
     return KnownDevice(
         name=device.name,
         title=device.title,
@@ -122,8 +127,9 @@ def _known_device(name: str) -> KnownDevice:
         precision=device.precision,
         threads=device.threads,
         analytic=device.analytic is not None,
-        expected_error=device.analytic.expected_error if device.analytic else None,
-        tables={space: path for space, path in paths.items() if path is not None},
+        modelled_runtime=device.analytic.runtime if device.analytic else None,
+        expected_error=device.analytic.expected_error if device.analytic else without_model,
+        tables=tables,
     )
 
 

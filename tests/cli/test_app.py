@@ -16,6 +16,7 @@ from typer.core import TyperOption
 
 from quadranas import __version__
 from quadranas.cli.app import app
+from quadranas.latency.device import shipped_devices
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from tests.bundles import manifest_of, toy_network, write_bundle
@@ -454,11 +455,13 @@ def test_nested_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (space,) = call("spaces", "toy", "--json").json()["spaces"]
     assert {"name", "architectures", "devices"} <= set(space)
-    assert set(space["devices"]) == {"cpu", "gpu", "vpu"}
+    modelled = {*shipped_devices()} - {"host"}
+    assert set(space["devices"]) == modelled >= {"cpu", "gpu", "vpu", "pi5-litert"}
     for reachable in space["devices"].values():
         assert 0 < reachable["min_ms"] < reachable["max_ms"]
     devices = call("devices", "--json").json()["devices"]
-    assert [device["name"] for device in devices] == ["cpu", "gpu", "host", "vpu"]
+    assert [device["name"] for device in devices] == sorted({*modelled, "host"})
+    assert all(device["expected_error"] for device in devices)
 
 
 @pytest.mark.parametrize(

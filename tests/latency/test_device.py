@@ -36,15 +36,15 @@ def write(path: Path, content: object) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["cpu", "vpu", "gpu"])
+@pytest.mark.parametrize("name", sorted({*shipped_devices()} - {"host"}))
 def test_shipped_devices_say_where_their_numbers_come_from(name: str) -> None:
     device = load_device(name)
     assert device.name == name
     assert device.analytic is not None
     assert device.analytic.fitted_to
     assert device.analytic.expected_error
-    assert device.runtime
-    assert name in shipped_devices()
+    # Without a way to the board, a runtime of this machine would measure another device
+    assert device.runtime in (None, "tvm", "cuda", "openvino2021")
 
 
 def test_ones_own_device_is_read(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from quadranas.errors import MissingEntryError, QuadranasError
 from quadranas.latency.analytic import op_latency_ms
-from quadranas.latency.device import load_device
+from quadranas.latency.device import load_device, shipped_devices
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import find_table, load_table, table_paths
 from quadranas.space.architecture import LayerChange
 from quadranas.space.space_file import load_space, space_files
 
-DEVICES = ("cpu", "vpu", "gpu")
+DEVICES = [name for name in shipped_devices() if load_device(name).analytic is not None]
 
 
 @pytest.fixture
