@@ -36,12 +36,18 @@ YAML_FAULTS = (
     RecursionError,
 )
 YAML_FLOAT = "tag:yaml.org,2002:float"
+MAX_MERGED = 10_000
+"""Limit on the keys of a YAML mapping with merges (`<<`): a few aliases can stand for billions."""
+
 SCIENTIFIC = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)[eE][-+]?\d++\Z")
 """Numbers such as 1e-3, which YAML 1.2 reads as floats, and YAML 1.1 (PyYAML) as strings."""
 
+AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]|[0-9_]+:)")
+"""Numbers such as 010 and 1:30, which are 8 and 90 in YAML 1.1, and others in YAML 1.2."""
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader; it also refuses duplicate keys."""
+    """PyYAML's safe loader; it also refuses duplicate keys and ambiguous numbers."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -53,6 +59,23 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer; those that YAML 1.1 and 1.2 read as different numbers are refused."""
+        if AMBIGUOUS.match(str(node.value)):
+            line = node.start_mark.line + 1
+            raise ValueError(
+                f"{node.value} is read as base 8 or 60 by some readers, line {line}; write the "
+                "number in base 10, or a text in quotes"
+            )
+        return super().construct_yaml_int(node)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        num_keys = len(node.value)
+        super().flatten_mapping(node)
+        if len(node.value) > max(num_keys, MAX_MERGED):
+            line = node.start_mark.line + 1
+            raise ValueError(f"more than {MAX_MERGED} merged keys, line {line}")
+
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper; it quotes texts that the loader would read as numbers."""
@@ -60,6 +83,8 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(YAML_FLOAT, SCIENTIFIC, list("-+.0123456789"))
+for _type in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_type}", getattr(_Loader, f"construct_yaml_{_type}"))
 
 
 def shipped(folder: str) -> Path:
