@@ -1,5 +1,7 @@
 """Validation of plain data: strict models, and one line per fault."""
 
+import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +58,22 @@ class Frozen(Strict):
     """Plain data: immutable, hashable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def environment_number(name: str, default: int, least: int = 0) -> int:
+    """A number in an environment variable that torchrun sets.
+
+    Raises:
+        QuadranasError: it is set to something else than an integer of at least `least`.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        raise QuadranasError(
+            f"the environment variable {name} is {printable(text[:MAX_KEY])!r}; expected a number "
+            f"of at least {least}",
+            f"Remove it with: unset {name}, or start the processes with torchrun.",
+        )
+    return int(text)
 
 
 WrittenPath = Annotated[

@@ -231,6 +231,12 @@ def test_json_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, f
         parse_json(text.encode())
 
 
+SEVERAL_BASES = (
+    "is read as base 8 or 60 by some readers, line 1; write the number in base 10, or a text in "
+    "quotes"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -239,6 +245,8 @@ def test_json_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, f
         ("a: 1\ng:\n- b: .inf", "g.0.b: Input should be a finite number (got inf), line 3"),
         ("a: -.inf", "a: Input should be a finite number (got -inf), line 1"),
         ("a: &x [.nan, *x]", "a.0: Input should be a finite number (got nan), line 1"),
+        ("a: 010", f"not valid YAML: 010 {SEVERAL_BASES}"),
+        ("a: -1:30", f"not valid YAML: -1:30 {SEVERAL_BASES}"),
         ("a: 1e999", "a: Input should be a finite number (got inf), line 1"),
     ],
 )

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, read_yaml
-from quadranas.validation import Frozen, validate
+from quadranas.validation import Frozen, environment_number, validate
 from tests.documents import Outer
 
 
@@ -80,6 +80,17 @@ def test_a_long_key_is_cut() -> None:
         validate(Outer, {"name": "a", "[" * 50_000: 1}, "f.yaml")
     assert str(caught.value).startswith(f"f.yaml: {'[' * 100}...: unknown key (got 1)")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["two", "-1", "", "1.0", "9" * 5000, "\x1b[31m"])
+def test_numbers_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert environment_number("LOCAL_WORLD_SIZE", 1, 1) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert environment_number("LOCAL_WORLD_SIZE", 1, 1) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", value)
+    with pytest.raises(QuadranasError, match="LOCAL_WORLD_SIZE is '.*'; expected a number of at"):
+        environment_number("LOCAL_WORLD_SIZE", 1, 1)
 
 
 def test_at_most_five_faults_are_listed(

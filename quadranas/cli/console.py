@@ -41,7 +41,8 @@ def command_line() -> str:
 
 def follows() -> bool:
     """Whether another process of the same training, the main one, prints for this one."""
-    return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
+    rank = os.environ.get("RANK", "0")
+    return rank.isdecimal() and rank.strip("0") != "" and "WORLD_SIZE" in os.environ
 
 
 def fail(message: str, hint: str, code: int, *, is_printed: bool | None = None) -> NoReturn:

@@ -329,4 +329,5 @@ def _class_names(path: Path) -> list[str] | None:
     file = _classes_file(path)
     if not file.is_file():
         return None
-    return [line.strip() for line in read_text(file, "class names").splitlines() if line.strip()]
+    text = read_text(file, "class names").removeprefix("\ufeff")  # as editors on Windows write
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -59,6 +59,8 @@ def test_a_file_of_class_names_counts_from_zero(tmp_path: Path) -> None:
     (tmp_path / "a" / "classes.txt").write_text("cat\ndog\nemu\n")
     assert listed(path).class_names == ("cat", "dog", "emu")
     assert listed(tmp_path / "a").labels.tolist() == [2, 0]
+    (tmp_path / "a" / "classes.txt").write_text("\ufeffcat\r\ndog\r\nemu\r\n", "utf-8")
+    assert listed(path).class_names == ("cat", "dog", "emu")
 
 
 def test_a_cls_file_goes_before_a_json_file(tmp_path: Path) -> None:
