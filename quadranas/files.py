@@ -83,8 +83,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(YAML_FLOAT, SCIENTIFIC, list("-+.0123456789"))
-for _type in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_type}", getattr(_Loader, f"construct_yaml_{_type}"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def shipped(folder: str) -> Path:

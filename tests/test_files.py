@@ -159,7 +159,7 @@ def test_merges_of_yaml_are_bounded(tmp_path: Path) -> None:
     levels = (f"l{n + 1}: &l{n + 1} {{<<: [{', '.join([f'*l{n}'] * 30)}]}}" for n in range(9))
     path = tmp_path / "file.yaml"
     path.write_text("\n".join(["l0: &l0 {k: 1}", *levels]), encoding="utf-8")
-    with pytest.raises(QuadranasError, match="not valid YAML: more than 10000 merged keys, line 4"):
+    with pytest.raises(QuadranasError, match="more than 10000 merged keys, line 4"):
         read_yaml(path, "file")
     many = "".join(f"k{n}: 1\n" for n in range(10_001))
     path.write_text(f"{many}m: {{<<: {{a: 1}}, b: 2}}\n", encoding="utf-8")

@@ -89,13 +89,11 @@ def test_numbers_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert environment_number("LOCAL_WORLD_SIZE", 1, 1) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", value)
-    with pytest.raises(QuadranasError, match="LOCAL_WORLD_SIZE is '.*'; expected a number of at"):
+    with pytest.raises(QuadranasError, match=r"LOCAL_WORLD_SIZE is '.*'; expected a number of at"):
         environment_number("LOCAL_WORLD_SIZE", 1, 1)
 
 
-def test_at_most_five_faults_are_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_most_five_faults_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {f"unknown{n}": n for n in range(20)}
     path, reads = tmp_path / "f.json", []
     path.write_text(json.dumps(wrong), encoding="utf-8")

@@ -9,6 +9,7 @@ from quadranas.latency.device import Device
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
+from quadranas.seeds import check_seed
 from quadranas.strategies.derivation import Provenance, check_limits, named_architecture
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy
@@ -71,6 +72,7 @@ def explore(
         QuadranasError: no trained supernet, missing images, an infeasible budget, a storage that
             cannot be used, or an output that exists.
     """
+    check_seed(seed)
     method = _open_strategy(strategy, storage)
     request = Request.of(
         *(device, budget, limits),

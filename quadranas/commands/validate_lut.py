@@ -23,6 +23,7 @@ from quadranas.measurement.summary import Timings
 from quadranas.measurement.timing import TIMINGS
 from quadranas.measurement.verification import time_networks
 from quadranas.reporter import Reporter
+from quadranas.seeds import check_seed
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
@@ -91,6 +92,7 @@ def validate_lut(
     space, opened = load_space(space), load_device(device, **settings)
     priced = _measured_table(space, opened, table, building)
     plan = Plan(num_rounds=rounds, repeats=repeats)
+    check_seed(seed)
     fresh = fresh_networks(space, networks, seed, priced.table)
     reporter = reporter or Reporter(quiet=True)
     with open_bench(with_runtime(opened, priced.table.header)) as bench:

@@ -1,4 +1,4 @@
-"""ONNX files that no runtime loads, whatever their shapes: versions, attributes, stored tensors."""
+"""ONNX files that no runtime loads, whatever their shapes: versions, attributes and types."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
