@@ -172,13 +172,13 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write to a pipe, a socket or a device, which would be replaced.
+    """Refuse to write to a folder, or to a pipe, a socket or a device, which would be replaced.
 
     Raises:
         QuadranasError: the path is one of them.
     """
     with suppress(OSError, ValueError):
-        if kind := special_kind(path):
+        if kind := "a folder" if path.is_dir() else special_kind(path):
             raise QuadranasError(
                 f"cannot write {path}: it is {kind}, not a file", "Name a file to write."
             )

@@ -4,21 +4,6 @@ import hashlib
 
 import torch
 
-from quadranas.errors import QuadranasError
-
-MOST = 2**31
-"""Random seeds are below this, as in configurations; samplers take no larger ones."""
-
-
-def check_seed(seed: int) -> None:
-    """Check a random seed.
-
-    Raises:
-        QuadranasError: it is negative or too large.
-    """
-    if not 0 <= seed < MOST:
-        raise QuadranasError(f"the seed must be from 0 to {MOST - 1}, got {seed}")
-
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
     """The seed for one purpose at one step, independent of all others."""

@@ -76,6 +76,20 @@ def environment_number(name: str, default: int, least: int = 0) -> int:
     return int(text)
 
 
+MOST_SEEDS = 2**31
+"""Random seeds are below this, as in configurations; samplers take no larger ones."""
+
+
+def check_seed(seed: int) -> None:
+    """Check a random seed.
+
+    Raises:
+        QuadranasError: it is negative or too large.
+    """
+    if not 0 <= seed < MOST_SEEDS:
+        raise QuadranasError(f"the seed must be from 0 to {MOST_SEEDS - 1}, got {seed}")
+
+
 WrittenPath = Annotated[
     Path, PlainSerializer(lambda path: printable(str(path)), return_type=str, when_used="json")
 ]

@@ -17,9 +17,8 @@ from quadranas.runs.config import TrainConfig
 from quadranas.runs.run_device import keep_copies
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import whole_folder
-from quadranas.seeds import check_seed
 from quadranas.space.architecture import Architecture, LayerChange
-from quadranas.validation import CommandResult
+from quadranas.validation import CommandResult, check_seed
 
 
 class AdaptResult(CommandResult):

@@ -20,8 +20,7 @@ from quadranas.files import file_name
 from quadranas.reporter import Reporter
 from quadranas.reports.data_page import data_page
 from quadranas.reports.page import write_page
-from quadranas.seeds import check_seed
-from quadranas.validation import CommandResult, WrittenPath
+from quadranas.validation import CommandResult, WrittenPath, check_seed
 
 SHEET_CLASSES, SHEET_IMAGES = 40, 8
 """Number of classes, and of images of each, on a contact sheet."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
+from quadranas.validation import check_seed
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
-from quadranas.seeds import check_seed
 from quadranas.strategies.derivation import Provenance, check_limits, named_architecture
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy

@@ -23,12 +23,11 @@ from quadranas.measurement.summary import Timings
 from quadranas.measurement.timing import TIMINGS
 from quadranas.measurement.verification import time_networks
 from quadranas.reporter import Reporter
-from quadranas.seeds import check_seed
 from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
-from quadranas.validation import CommandResult
+from quadranas.validation import CommandResult, check_seed
 
 VALIDATION = ".validation"
 """Suffix of a table's name for the timings of its validation, and for its plot."""
