@@ -184,12 +184,29 @@ def refuse_special(path: Path) -> None:
             )
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content completely, even after a crash.
+def refuse_existing(path: Path) -> None:
+    """Refuse to replace a file.
 
     Raises:
-        QuadranasError: the folder cannot be written, the disk is full, or the path is no regular
-            file (`refuse_special`).
+        QuadranasError: it exists.
+    """
+    if path.exists():
+        raise _exists(path)
+
+
+def _exists(path: Path) -> QuadranasError:
+    return QuadranasError(f"the output {path} exists already", "Choose another --output.")
+
+
+def write_atomically(path: Path, data: bytes | str, *, replace: bool = True) -> None:
+    """Write a file so that readers see the old or the new content completely, even after a crash.
+
+    Args:
+        replace: replace an existing file, also one that another process has written meanwhile.
+
+    Raises:
+        QuadranasError: the folder cannot be written, the disk is full, the path is no regular
+            file (`refuse_special`), or it exists and `replace` is off.
     """
     refuse_special(path)
     content = data.encode() if isinstance(data, str) else data
@@ -202,7 +219,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        if replace:
+            Path(temporary).replace(path)
+        else:
+            _move_new(Path(temporary), path)
+    except FileExistsError as error:
+        is_there = not replace and path.exists()
+        raise (_exists(path) if is_there else cannot_write(path, error)) from error
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:  # missing after success; removed after errors and interrupts
@@ -210,9 +233,21 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def _move_new(temporary: Path, path: Path) -> None:
+    """Move a file to a path that does not exist; several processes cannot do it."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        refuse_existing(path)
+        temporary.replace(path)
+
+
+def write_json(path: Path, content: Any, *, replace: bool = True) -> None:
     """Write plain data as indented JSON, atomically."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, text, replace=replace)
 
 
 def write_compact_json(path: Path, content: Any) -> None:

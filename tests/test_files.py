@@ -80,13 +80,28 @@ def test_an_interrupted_write_leaves_the_old_content(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_new_file_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new.json"
+    write_json(path, {"a": 1}, replace=False)
+    for _ in ("links", "no links"):
+        with pytest.raises(QuadranasError, match=r"the output .*new.json exists already"):
+            write_json(path, {"a": 2}, replace=False)
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: os.link("nowhere", "nowhere"))
+    write_json(tmp_path / "other.json", {"a": 3}, replace=False)
+    assert read_json(path, "file") == {"a": 1}
+    assert read_json(tmp_path / "other.json", "file") == {"a": 3}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     target = tmp_path / "file" / "below.json"
     with pytest.raises(QuadranasError, match=rf"cannot write {target}: (Not a dir|File exists)"):
         write_json(target, {})
     (tmp_path / "folder").mkdir()
-    with pytest.raises(QuadranasError, match=r"cannot write .*/folder: it is a folder, not a file"):
+    with pytest.raises(
+        QuadranasError, match=r"cannot write .*/folder: it is a folder, not a file"
+    ):
         write_json(tmp_path / "folder", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from quadranas.errors import QuadranasError
 from quadranas.latency.device import Device
-from quadranas.validation import check_seed
 from quadranas.reporter import Reporter
 from quadranas.runs import layout
 from quadranas.runs.results import DeriveResult
@@ -14,6 +13,7 @@ from quadranas.strategies.derivation import Provenance, check_limits, named_arch
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy
 from quadranas.training.searched import Choice, Chosen, Request, open_searched
+from quadranas.validation import check_seed
 
 DEFAULT_TRIALS = 100
 

@@ -104,7 +104,7 @@ def make_space(
     originals = [next(one for one in block.candidates if not one.changes) for block in file.blocks]
     content = dump_yaml(file.model_dump(mode="json", exclude_defaults=True))
     about = "# A space made from a user's own model, whose code and weights are not in it.\n"
-    write_atomically(path, about + content)
+    write_atomically(path, about + content, replace=False)
     return MakeSpaceResult(
         path=path,
         name=file.name,

@@ -60,7 +60,7 @@ def space_from(
     match_stages(space, architecture, network.source)
     content = dump_yaml(file.model_dump(mode="json", exclude_defaults=True))
     about = f"# A space around a pre-trained {network.family}, for quadranas search --init.\n"
-    write_atomically(path, about + content)
+    write_atomically(path, about + content, replace=False)
     return SpaceFromResult(
         path=path,
         name=file.name,

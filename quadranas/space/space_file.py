@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 from pydantic import Field, ValidationError, model_validator
 
 from quadranas.errors import QuadranasError, nearest, unknown
-from quadranas.files import file_name, read_yaml, shipped
+from quadranas.files import file_name, read_yaml, refuse_existing, shipped
 from quadranas.space.operation import HEADS, OP_RULES, OpSpec
 from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.search_space import SearchSpace, Slot, SpaceBlock
@@ -239,8 +239,7 @@ def new_space_path(output: str | Path | None, source: str) -> Path:
             f"cannot write the space to {path}: its name does not end with .yaml",
             "Name a file such as --output my-space.yaml.",
         )
-    if path.exists():
-        raise QuadranasError(f"the output {path} exists already", "Choose another --output.")
+    refuse_existing(path)
     return path
 
 
