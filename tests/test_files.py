@@ -99,9 +99,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(QuadranasError, match=rf"cannot write {target}: (Not a dir|File exists)"):
         write_json(target, {})
     (tmp_path / "folder").mkdir()
-    with pytest.raises(
-        QuadranasError, match=r"/folder: it is a folder, not a file"
-    ):
+    with pytest.raises(QuadranasError, match=r"/folder: it is a folder, not a file"):
         write_json(tmp_path / "folder", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
