@@ -16,7 +16,7 @@ from typing import Any, final
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from quadranas.errors import QuadranasError
@@ -34,6 +34,12 @@ NO_STUDY = (
 
 STUDY = "quadranas"
 SQLITE = "sqlite:///"
+FIRST = b'{"op_code"'
+"""The beginning of a journal of Optuna."""
+
+LOCK_SECONDS = 10
+"""Age of a journal's lock after which its process counts as dead; it is held for milliseconds."""
+
 PROBLEM, WORKER, LATENCY = "problem", "worker", "latency_ms"
 """Attributes of a study and of its trials."""
 
@@ -143,8 +149,24 @@ def _storage(storage: str | None) -> Any:
         require_readable(path, "storage")
     if storage is None or "://" in storage:
         return storage
-    backend = JournalFileBackend(storage)
+    lock = JournalFileSymlinkLock(storage, grace_period=LOCK_SECONDS)
+    _repair(Path(storage), lock)
+    backend = JournalFileBackend(storage, lock_obj=lock)
     return optuna.storages.JournalStorage(backend)
+
+
+def _repair(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Remove the incomplete last line that a full disk leaves; the next would be appended to it."""
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if content.startswith(FIRST) and 0 < whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
 
 
 def _require_same(

@@ -257,6 +257,9 @@ def test_trials_of_other_programs_are_left_out(tmp_path: Path) -> None:
         study.add_trial(create_trial(value=0.9, user_attrs={"choices": choices}))
     study.ask().set_user_attr("worker", f"{os.uname().nodename} x")
     study.ask().set_user_attr("worker", 7)
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write('{"op_code": 4, "wor')  # the disk was full here
     assert trials_of(problem, open_study("tpe", problem, 0, path)) == ours
+    study = open_study("tpe", problem, 0, path)
     explore_study(problem, study, trials=11, report=ours.append, storage=path)
     assert len(ours) == 3
