@@ -1,5 +1,6 @@
 """The YAML format of search spaces, and the SearchSpace that a file describes."""
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -241,6 +242,11 @@ def new_space_path(output: str | Path | None, source: str) -> Path:
         )
     refuse_existing(path)
     return path
+
+
+def name_after(path: Path) -> str:
+    """The name of a space after its file, in the characters that such a name can have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "space"
 
 
 def space_files() -> dict[str, Path]:

@@ -156,7 +156,7 @@ def _storage(storage: str | None) -> Any:
 
 
 def _repair(path: Path, lock: JournalFileSymlinkLock) -> None:
-    """Remove the incomplete last line that a full disk leaves; the next would be appended to it."""
+    """Remove the incomplete last line that a full disk leaves, before the next is added to it."""
     if not path.exists():
         return
     lock.acquire()
