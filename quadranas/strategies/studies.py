@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from quadranas.errors import QuadranasError
-from quadranas.files import require_readable
+from quadranas.files import FULL, cannot_write, require_readable
 from quadranas.space.search_space import SKIPPED
 from quadranas.strategies.interface import Problem, Report, Trial
 
@@ -126,6 +126,9 @@ def _naming(storage: str | None) -> Iterator[None]:
     except Exception as error:
         if storage is None:
             raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            then = "then run the same command again; the trials so far are kept"
+            raise cannot_write(_shown(storage), error, then) from error
         kind = type(error).__name__
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else kind
