@@ -28,9 +28,11 @@ def check_form(onnx: Any, model: Any, path: Path) -> None:
         raise refusal(path, f"it has several inputs called {printable(doubled)!r}", CORRECT)
     stored = {tensor.name: tensor.dims for tensor in graph.initializer}
     for value in graph.input:
-        shape = value.type.tensor_type.shape.dim
+        declared = value.type.tensor_type
+        shape = declared.shape.dim
         sizes = [size.dim_value for size in shape if size.dim_value > 0]
-        if value.name in stored and len(sizes) == len(shape) and sizes != [*stored[value.name]]:
+        is_whole = declared.HasField("shape") and len(sizes) == len(shape)
+        if value.name in stored and is_whole and sizes != [*stored[value.name]]:
             fault = f"its weights {printable(value.name)!r} have another shape than its input"
             raise refusal(path, f"{fault} of that name", CORRECT)
     context = onnx.checker.DEFAULT_CONTEXT.__class__()
@@ -42,7 +44,7 @@ def check_form(onnx: Any, model: Any, path: Path) -> None:
 def _operator_set(onnx: Any, model: Any, path: Path) -> int:
     """The version of ONNX's own operators that a model is written in."""
     newest = onnx.defs.onnx_opset_version()
-    versions = [one.version for one in model.opset_import if one.domain in ONNX_DOMAINS]
+    versions = [*{one.version for one in model.opset_import if one.domain in ONNX_DOMAINS}]
     uses = any(node.domain in ONNX_DOMAINS for node in model.graph.node)
     # A file without a version is of the first operator set, by the specification.
     if len(versions) > 1 or (uses and not versions):
@@ -71,7 +73,8 @@ def _check_attributes(onnx: Any, node: Any, context: Any, path: Path) -> None:
     version = context.opset_imports[""]
     if node.domain not in ONNX_DOMAINS or nested_graphs(node) or node.op_type == "Constant":
         return
-    if not onnx.defs.has(node.op_type, version, ""):
+    known = onnx.defs.has(node.op_type, version, "")
+    if not known or onnx.defs.get_schema(node.op_type, version, "").deprecated:
         return
     plain = type(node)()
     plain.CopyFrom(node)

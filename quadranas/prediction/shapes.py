@@ -42,12 +42,18 @@ class Tensors:
         shapes: the completely known shapes.
         values: the elements of small constants, and of small tensors computed from shapes.
         computed: names of the tensors whose values were computed from shapes.
+        guessed: names of the tensors whose types follow from ones that are not known.
     """
 
     types: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
+    guessed: set[str] = field(default_factory=set)
+
+    def known_type(self, name: str) -> Any:
+        """The type of a tensor; None if it is not certain."""
+        return None if name in self.guessed else self.types.get(name)
 
     def learn(self, name: str, kind: Any) -> None:
         """Take over a tensor's type, and its shape if that is complete and plausible."""
@@ -79,8 +85,11 @@ def infer_shapes(onnx: Any, model: Any, path: Path, *, check_types: bool = True)
         if value is not None:
             _keep_value(onnx, node, value, tensors)
             continue
-        fault = fault_of_types(onnx, node, tensors.types, version) if check_types else ""
+        known = {name: kind for name in node.input if (kind := tensors.known_type(name))}
+        fault = fault_of_types(onnx, node, known, version) if check_types else ""
         _infer(onnx, model, node, tensors, path, fault)
+        if any(tensors.known_type(name) is None for name in names_read(node)):
+            tensors.guessed.update(node.output)
         for name in filter(None, node.output):
             if name not in tensors.shapes and name in declared:
                 tensors.learn(name, declared[name])

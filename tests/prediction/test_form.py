@@ -81,6 +81,18 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+def test_types_that_are_not_certain_are_not_compared(tmp_path: Path) -> None:
+    network = model("n = Foo(x)\nm = Identity(n)\na = Add(m, w)\ny = Relu(x)", {"w": [1]})
+    network.graph.node[0].domain = "own"
+    network.opset_import.append(helper.make_opsetid("own", 1))
+    network.opset_import.append(helper.make_opsetid("ai.onnx", 18))
+    unshaped = helper.make_tensor_value_info("w", 7, None)
+    network.graph.input.append(unshaped)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(network.SerializeToString())
+    assert read_graph(path).shapes["y"] == (1, 8, 16, 16)
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_file_that_no_runtime_loads(tmp_path: Path, name: str) -> None:
     network = model(NODES, {"w": (4, 8, 3, 3)})
