@@ -36,12 +36,18 @@ YAML_FAULTS = (
     RecursionError,
 )
 YAML_FLOAT = "tag:yaml.org,2002:float"
+MAX_MERGED = 10_000
+"""Limit on the keys of a YAML mapping with merges (`<<`): a few aliases can stand for billions."""
+
 SCIENTIFIC = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)[eE][-+]?\d++\Z")
 """Numbers such as 1e-3, which YAML 1.2 reads as floats, and YAML 1.1 (PyYAML) as strings."""
 
+AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]|[0-9_]+:)")
+"""Numbers such as 010 and 1:30, which are 8 and 90 in YAML 1.1, and others in YAML 1.2."""
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader; it also refuses duplicate keys."""
+    """PyYAML's safe loader; it also refuses duplicate keys and ambiguous numbers."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -53,6 +59,23 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer; those that YAML 1.1 and 1.2 read as different numbers are refused."""
+        if AMBIGUOUS.match(str(node.value)):
+            line = node.start_mark.line + 1
+            raise ValueError(
+                f"{node.value} is read as base 8 or 60 by some readers, line {line}; write the "
+                "number in base 10, or a text in quotes"
+            )
+        return super().construct_yaml_int(node)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        num_keys = len(node.value)
+        super().flatten_mapping(node)
+        if len(node.value) > max(num_keys, MAX_MERGED):
+            line = node.start_mark.line + 1
+            raise ValueError(f"more than {MAX_MERGED} merged keys, line {line}")
+
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper; it quotes texts that the loader would read as numbers."""
@@ -60,6 +83,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(YAML_FLOAT, SCIENTIFIC, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def shipped(folder: str) -> Path:
@@ -148,24 +172,41 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse to write to a pipe, a socket or a device, which would be replaced.
+    """Refuse to write to a folder, or to a pipe, a socket or a device, which would be replaced.
 
     Raises:
         QuadranasError: the path is one of them.
     """
     with suppress(OSError, ValueError):
-        if kind := special_kind(path):
+        if kind := "a folder" if path.is_dir() else special_kind(path):
             raise QuadranasError(
                 f"cannot write {path}: it is {kind}, not a file", "Name a file to write."
             )
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content completely, even after a crash.
+def refuse_existing(path: Path) -> None:
+    """Refuse to replace a file.
 
     Raises:
-        QuadranasError: the folder cannot be written, the disk is full, or the path is no regular
-            file (`refuse_special`).
+        QuadranasError: it exists.
+    """
+    if path.exists():
+        raise _exists(path)
+
+
+def _exists(path: Path) -> QuadranasError:
+    return QuadranasError(f"the output {path} exists already", "Choose another --output.")
+
+
+def write_atomically(path: Path, data: bytes | str, *, replace: bool = True) -> None:
+    """Write a file so that readers see the old or the new content completely, even after a crash.
+
+    Args:
+        replace: replace an existing file, also one that another process has written meanwhile.
+
+    Raises:
+        QuadranasError: the folder cannot be written, the disk is full, the path is no regular
+            file (`refuse_special`), or it exists and `replace` is off.
     """
     refuse_special(path)
     content = data.encode() if isinstance(data, str) else data
@@ -178,7 +219,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        if replace:
+            Path(temporary).replace(path)
+        else:
+            _move_new(Path(temporary), path)
+    except FileExistsError as error:
+        is_there = not replace and path.exists()
+        raise (_exists(path) if is_there else cannot_write(path, error)) from error
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:  # missing after success; removed after errors and interrupts
@@ -186,9 +233,21 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def _move_new(temporary: Path, path: Path) -> None:
+    """Move a file to a path that does not exist; several processes cannot do it."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        refuse_existing(path)
+        temporary.replace(path)
+
+
+def write_json(path: Path, content: Any, *, replace: bool = True) -> None:
     """Write plain data as indented JSON, atomically."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, text, replace=replace)
 
 
 def write_compact_json(path: Path, content: Any) -> None:

@@ -20,8 +20,10 @@ SHOWN = {
     "entropy": "entropy {:.2f}",
     "skip_rate": "skip {:.2f}",
 }
-
 """The metrics that are shown, the most important first: a narrow terminal cuts the others."""
+
+MAX_PRINTED = 100_000
+"""Maximum number of characters of a text that is printed: a name in a file can have millions."""
 
 SECONDS_PER_LINE = 30.0
 """Without a terminal, the longest time without a line while steps are done."""
@@ -44,7 +46,8 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text to print, also for the cells of tables."""
-        return super().render_str(printable_lines(text), **options)
+        more = "..." if len(text) > MAX_PRINTED else ""
+        return super().render_str(printable_lines(text[:MAX_PRINTED]) + more, **options)
 
 
 def time_left(seconds: float) -> str:

@@ -1,5 +1,7 @@
 """Validation of plain data: strict models, and one line per fault."""
 
+import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +60,36 @@ class Frozen(Strict):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def environment_number(name: str, default: int, least: int = 0) -> int:
+    """A number in an environment variable that torchrun sets.
+
+    Raises:
+        QuadranasError: it is set to something else than an integer of at least `least`.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        raise QuadranasError(
+            f"the environment variable {name} is {printable(text[:MAX_KEY])!r}; expected a number "
+            f"of at least {least}",
+            f"Remove it with: unset {name}, or start the processes with torchrun.",
+        )
+    return int(text)
+
+
+MOST_SEEDS = 2**31
+"""Random seeds are below this, as in configurations; samplers take no larger ones."""
+
+
+def check_seed(seed: int) -> None:
+    """Check a random seed.
+
+    Raises:
+        QuadranasError: it is negative or too large.
+    """
+    if not 0 <= seed < MOST_SEEDS:
+        raise QuadranasError(f"the seed must be from 0 to {MOST_SEEDS - 1}, got {seed}")
+
+
 WrittenPath = Annotated[
     Path, PlainSerializer(lambda path: printable(str(path)), return_type=str, when_used="json")
 ]
@@ -111,9 +143,7 @@ def validate(model: type[Model], content: dict[str, Any], source: str | Path) ->
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [f"{source}: {fault}" for fault in describe_faults(model, error, source)]
-        if len(lines) > MAX_FAULTS:
-            lines[MAX_FAULTS:] = [f"{source}: {len(lines) - MAX_FAULTS} more faults"]
+        lines = (f"{source}: {fault}" for fault in describe_faults(model, error, source))
         raise QuadranasError("\n".join(lines)) from error
 
 
@@ -135,7 +165,10 @@ def refuse_newer(content: Mapping[str, Any], newest: int, source: str | Path) ->
 def describe_faults(
     model: type[BaseModel], error: ValidationError, source: str | Path = ""
 ) -> list[str]:
-    """Describe the faults, one line per key: `key.path: message (got value), line 3`."""
+    """Describe the faults, one line per key: `key.path: message (got value), line 3`.
+
+    The line after the first `MAX_FAULTS` gives the number of the others.
+    """
     faults: dict[Location, list[Any]] = {}
     for fault in error.errors():
         location = fault["loc"]
@@ -144,12 +177,18 @@ def describe_faults(
         faults.setdefault(location, []).append(fault)
     # A misspelt key is often the cause of a missing one, so missing keys come last.
     ordered = sorted(faults.items(), key=lambda item: item[1][0]["type"] == "missing")
-    return [
-        _describe(model, location, found) + _line(source, location)
+    ordered = [
+        (location, found)
         for location, found in ordered
         # In a list with a minimum length, a faulty item is also reported as missing.
         if found[0]["type"] != "too_short" or not _any_inside(location, faults)
     ]
+    lines = [
+        _describe(model, location, found) + _line(source, location)
+        for location, found in ordered[:MAX_FAULTS]  # each of them reads the file for its line
+    ]
+    more = len(ordered) - MAX_FAULTS
+    return [*lines, f"{more} more faults"] if more > 0 else lines
 
 
 def _line(source: str | Path, location: Location) -> str:

@@ -80,13 +80,26 @@ def test_an_interrupted_write_leaves_the_old_content(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_new_file_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new.json"
+    write_json(path, {"a": 1}, replace=False)
+    for _ in ("links", "no links"):
+        with pytest.raises(QuadranasError, match=r"the output .*new.json exists already"):
+            write_json(path, {"a": 2}, replace=False)
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: os.link("nowhere", "nowhere"))
+    write_json(tmp_path / "other.json", {"a": 3}, replace=False)
+    assert read_json(path, "file") == {"a": 1}
+    assert read_json(tmp_path / "other.json", "file") == {"a": 3}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     target = tmp_path / "file" / "below.json"
     with pytest.raises(QuadranasError, match=rf"cannot write {target}: (Not a dir|File exists)"):
         write_json(target, {})
     (tmp_path / "folder").mkdir()
-    with pytest.raises(QuadranasError, match=r"cannot write .*/folder: Is a directory"):
+    with pytest.raises(QuadranasError, match=r"/folder: it is a folder, not a file"):
         write_json(tmp_path / "folder", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -155,6 +168,17 @@ def outcome(call: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
+def test_merges_of_yaml_are_bounded(tmp_path: Path) -> None:
+    levels = (f"l{n + 1}: &l{n + 1} {{<<: [{', '.join([f'*l{n}'] * 30)}]}}" for n in range(9))
+    path = tmp_path / "file.yaml"
+    path.write_text("\n".join(["l0: &l0 {k: 1}", *levels]), encoding="utf-8")
+    with pytest.raises(QuadranasError, match="more than 10000 merged keys, line 4"):
+        read_yaml(path, "file")
+    many = "".join(f"k{n}: 1\n" for n in range(10_001))
+    path.write_text(f"{many}m: {{<<: {{a: 1}}, b: 2}}\n", encoding="utf-8")
+    assert read_yaml(path, "file")["m"] == {"a": 1, "b": 2}
+
+
 YAML_CHARACTERS = "!&*{}[]:,-?|>#'\"%<~=_ \n\t0123456789.:+TZabcdefinorstuxy"
 DOCUMENTS = st.one_of(
     st.text(),
@@ -220,6 +244,12 @@ def test_json_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, f
         parse_json(text.encode())
 
 
+SEVERAL_BASES = (
+    "is read as base 8 or 60 by some readers, line 1; write the number in base 10, or a text in "
+    "quotes"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -228,6 +258,8 @@ def test_json_has_every_key_once_and_finite_numbers(tmp_path: Path, text: str, f
         ("a: 1\ng:\n- b: .inf", "g.0.b: Input should be a finite number (got inf), line 3"),
         ("a: -.inf", "a: Input should be a finite number (got -inf), line 1"),
         ("a: &x [.nan, *x]", "a.0: Input should be a finite number (got nan), line 1"),
+        ("a: 010", f"not valid YAML: 010 {SEVERAL_BASES}"),
+        ("a: -1:30", f"not valid YAML: -1:30 {SEVERAL_BASES}"),
         ("a: 1e999", "a: Input should be a finite number (got inf), line 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Checking documents: what is said about faults."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from quadranas.errors import QuadranasError
 from quadranas.files import read_json, read_yaml
-from quadranas.validation import Frozen, validate
+from quadranas.validation import Frozen, environment_number, validate
 from tests.documents import Outer
 
 
@@ -81,11 +82,27 @@ def test_a_long_key_is_cut() -> None:
     assert len(str(caught.value)) < 500
 
 
-def test_at_most_five_faults_are_listed() -> None:
+@pytest.mark.parametrize("value", ["two", "-1", "", "1.0", "9" * 5000, "\x1b[31m"])
+def test_numbers_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert environment_number("LOCAL_WORLD_SIZE", 1, 1) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert environment_number("LOCAL_WORLD_SIZE", 1, 1) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", value)
+    with pytest.raises(QuadranasError, match=r"LOCAL_WORLD_SIZE is '.*'; expected a number of at"):
+        environment_number("LOCAL_WORLD_SIZE", 1, 1)
+
+
+def test_at_most_five_faults_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {f"unknown{n}": n for n in range(20)}
+    path, reads = tmp_path / "f.json", []
+    path.write_text(json.dumps(wrong), encoding="utf-8")
+    monkeypatch.setattr("quadranas.validation.line_of", lambda *place: reads.append(place))
     with pytest.raises(QuadranasError) as caught:
-        validate(Outer, {"name": "a", **{f"unknown{n}": n for n in range(20)}}, "f.yaml")
+        validate(Outer, {"name": "a", **wrong}, path)
     lines = str(caught.value).splitlines()
-    assert (len(lines), lines[-1]) == (6, "f.yaml: 15 more faults")
+    assert (len(lines), lines[-1]) == (6, f"{path}: 15 more faults")
+    assert len(reads) == 5  # the file is read for the lines of the listed faults only
 
 
 def test_a_value_without_end_does_not_stall_the_message(tmp_path: Path) -> None:

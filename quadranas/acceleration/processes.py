@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from quadranas.errors import ProcessesEndedError, QuadranasError, RunInterruptedError
+from quadranas.validation import environment_number
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that has died is noticed at once, since its
@@ -163,7 +164,7 @@ def together() -> Iterator[Processes]:
     Raises:
         QuadranasError: the environment of `torchrun` is incomplete, or the processes do not meet.
     """
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "RANK" not in os.environ or environment_number("WORLD_SIZE", 1, 1) == 1:
         yield ALONE
         return
     missing = [name for name in NAMES if name not in os.environ]
@@ -197,7 +198,7 @@ def _join() -> Processes:
             f"the processes did not meet: {str(error).splitlines()[0]}",
             "Start the same number on every machine, with the same --rdzv-endpoint.",
         ) from error
-    return Processes(rank, count, int(os.environ["LOCAL_RANK"]), control, store)
+    return Processes(rank, count, environment_number("LOCAL_RANK", 0), control, store)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Heavy modules are imported by the commands that need them, so that `--help` is f
 """
 
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -93,6 +94,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for SIGHUP after nohup
             signal.signal(number, _interrupted)
+    # Rich prints nothing in 0 to 9 columns, and fails on digits that are no number, as "\u00b2".
+    if not re.fullmatch(r"[1-9][0-9]{1,5}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]
     INTERRUPT_CODE.set(INTERRUPTED)
     arguments = sys.argv[1:]
     ARGUMENTS.set(arguments)

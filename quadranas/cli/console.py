@@ -29,6 +29,9 @@ INTERRUPTED = 130
 INTERRUPT_CODE: ContextVar[int] = ContextVar("INTERRUPT_CODE", default=INTERRUPTED)
 """Exit code after the signal that raised a KeyboardInterrupt."""
 
+MIN_TABLE_WIDTH = 60
+"""Minimum width of a table in characters: in a narrower one, cells would show nothing."""
+
 ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("ARGUMENTS", default=())
 """The arguments of the running command; `main` sets them. They decide whether errors are printed
 as JSON, also for a command line that cannot be parsed."""
@@ -41,7 +44,8 @@ def command_line() -> str:
 
 def follows() -> bool:
     """Whether another process of the same training, the main one, prints for this one."""
-    return int(os.environ.get("RANK", "0")) > 0 and "WORLD_SIZE" in os.environ
+    rank = os.environ.get("RANK", "0")
+    return rank.isdecimal() and rank.strip("0") != "" and "WORLD_SIZE" in os.environ
 
 
 def fail(message: str, hint: str, code: int, *, is_printed: bool | None = None) -> NoReturn:
@@ -147,8 +151,10 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout, as wide as the terminal."""
-    PlainConsole(soft_wrap=False).print(table)
+    """Print a table on stdout, as wide as the terminal, but wide enough for its cells."""
+    console = PlainConsole(soft_wrap=False)
+    console.width = max(console.width, MIN_TABLE_WIDTH)
+    console.print(table)
 
 
 def shown(result: Result) -> Result:

@@ -18,7 +18,7 @@ from quadranas.runs.run_device import keep_copies
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.runs.whole_folder import whole_folder
 from quadranas.space.architecture import Architecture, LayerChange
-from quadranas.validation import CommandResult
+from quadranas.validation import CommandResult, check_seed
 
 
 class AdaptResult(CommandResult):
@@ -80,6 +80,7 @@ def adapt(
     Raises:
         QuadranasError: no weights, arguments that do not fit the network, or an existing output.
     """
+    check_seed(seed)
     stored = open_network(model)
     base, (network, report) = stored.architecture, _pretrained(stored, weights, seed)
     before = count_network(network, base.resolution)

@@ -16,6 +16,7 @@ from quadranas.deployment.images import ExportImages
 from quadranas.deployment.manifest import Manifest
 from quadranas.deployment.opening import bundle_device, reach_of, refuse_native_code
 from quadranas.errors import QuadranasError
+from quadranas.files import refuse_special
 from quadranas.latency.device import Device, ReachSettings
 from quadranas.measurement import bench
 from quadranas.measurement.plan import Plan
@@ -90,6 +91,7 @@ def compare(
     """
     if len(bundles) < 2:
         raise QuadranasError("only one bundle to compare", "Name two or more bundles.")
+    refuse_special(Path(output))
     opened = [open_bundle(Path(bundle)) for bundle in bundles]
     devices = [
         bundle_device(one.manifest, reach_of(one.manifest, device, reach)) for one in opened

@@ -19,7 +19,7 @@ from quadranas.conversion.reduction import remove as remove_layers
 from quadranas.conversion.reduction import revert as revert_layers
 from quadranas.conversion.selection import matching
 from quadranas.errors import QuadranasError
-from quadranas.files import write_atomically, write_json
+from quadranas.files import refuse_existing, write_atomically, write_json
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.counting import count_network
 from quadranas.network.skeleton import Network, build_subnet
@@ -189,7 +189,7 @@ def _convert(
     params, macs = count_network(_on_meta(converted), architecture.resolution)
     params_before, macs_before = count_network(before, architecture.resolution)
     if output.suffix == ".json":
-        converted.save(output)
+        converted.save(output, replace=False)
     else:
         with whole_folder(output) as folder:
             _hand_on(stored, folder)
@@ -304,8 +304,8 @@ def _hand_on(stored: StoredNetwork, folder: RunFolder) -> None:
 def _refuse_existing(output: Path) -> None:
     if output.suffix != ".json":
         RunFolder(output).refuse_content()
-    elif output.exists():
-        raise QuadranasError(f"the output {output} exists already", "Choose another --output.")
+    else:
+        refuse_existing(output)
 
 
 def _on_meta(architecture: Architecture) -> Network:

@@ -20,7 +20,7 @@ from quadranas.files import file_name
 from quadranas.reporter import Reporter
 from quadranas.reports.data_page import data_page
 from quadranas.reports.page import write_page
-from quadranas.validation import CommandResult, WrittenPath
+from quadranas.validation import CommandResult, WrittenPath, check_seed
 
 SHEET_CLASSES, SHEET_IMAGES = 40, 8
 """Number of classes, and of images of each, on a contact sheet."""
@@ -79,6 +79,7 @@ def describe_data(
     Raises:
         QuadranasError: splits or classes cannot be told, or a file cannot be read.
     """
+    check_seed(seed)
     if verify not in ("ends", "full"):
         raise unknown("verification", verify, ("ends", "full"))
     reporter = reporter or Reporter(quiet=True)

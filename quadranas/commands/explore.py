@@ -13,6 +13,7 @@ from quadranas.strategies.derivation import Provenance, check_limits, named_arch
 from quadranas.strategies.interface import Problem, Strategy, Trial, ranked
 from quadranas.strategies.registry import STRATEGIES, load_strategy
 from quadranas.training.searched import Choice, Chosen, Request, open_searched
+from quadranas.validation import check_seed
 
 DEFAULT_TRIALS = 100
 
@@ -71,6 +72,7 @@ def explore(
         QuadranasError: no trained supernet, missing images, an infeasible budget, a storage that
             cannot be used, or an output that exists.
     """
+    check_seed(seed)
     method = _open_strategy(strategy, storage)
     request = Request.of(
         *(device, budget, limits),

@@ -9,7 +9,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import dump_yaml, write_atomically
 from quadranas.space.own_space_file import OwnBlock
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import build_space, load_space, new_space_path
+from quadranas.space.space_file import build_space, load_space, name_after, new_space_path
 from quadranas.validation import CommandResult, Frozen, WrittenPath
 
 if TYPE_CHECKING:
@@ -99,12 +99,14 @@ def make_space(
     made = f"{type(model).__module__}.{type(model).__qualname__}"
     default = source.rpartition("/")[2].partition(".py")[0] or type(model).__name__
     path = new_space_path(output, default)
-    file = own_space(model, example, where, name=path.stem, source=source or made, widths=widths)
+    file = own_space(
+        model, example, where, name=name_after(path), source=source or made, widths=widths
+    )
     space = build_space(file)
     originals = [next(one for one in block.candidates if not one.changes) for block in file.blocks]
     content = dump_yaml(file.model_dump(mode="json", exclude_defaults=True))
     about = "# A space made from a user's own model, whose code and weights are not in it.\n"
-    write_atomically(path, about + content)
+    write_atomically(path, about + content, replace=False)
     return MakeSpaceResult(
         path=path,
         name=file.name,

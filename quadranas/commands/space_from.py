@@ -7,7 +7,7 @@ from quadranas.files import dump_yaml, write_atomically
 from quadranas.space.around import space_around
 from quadranas.space.matching import match_stages
 from quadranas.space.search_space import SearchSpace
-from quadranas.space.space_file import build_space, load_space, new_space_path
+from quadranas.space.space_file import build_space, load_space, name_after, new_space_path
 from quadranas.validation import CommandResult, WrittenPath
 
 
@@ -55,12 +55,12 @@ def space_from(
     path = new_space_path(output, str(source).replace(":", "-"))
     network = open_pretrained(source)
     architecture = network.architecture.adapted(resolution=resolution)
-    file = space_around(architecture, path.stem, f"around {network.source}")
+    file = space_around(architecture, name_after(path), f"around {network.source}")
     space = build_space(file)
     match_stages(space, architecture, network.source)
     content = dump_yaml(file.model_dump(mode="json", exclude_defaults=True))
     about = f"# A space around a pre-trained {network.family}, for quadranas search --init.\n"
-    write_atomically(path, about + content)
+    write_atomically(path, about + content, replace=False)
     return SpaceFromResult(
         path=path,
         name=file.name,

@@ -27,7 +27,7 @@ from quadranas.space.architecture import Architecture
 from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
-from quadranas.validation import CommandResult
+from quadranas.validation import CommandResult, check_seed
 
 VALIDATION = ".validation"
 """Suffix of a table's name for the timings of its validation, and for its plot."""
@@ -91,6 +91,7 @@ def validate_lut(
     space, opened = load_space(space), load_device(device, **settings)
     priced = _measured_table(space, opened, table, building)
     plan = Plan(num_rounds=rounds, repeats=repeats)
+    check_seed(seed)
     fresh = fresh_networks(space, networks, seed, priced.table)
     reporter = reporter or Reporter(quiet=True)
     with open_bench(with_runtime(opened, priced.table.header)) as bench:

@@ -5,6 +5,7 @@ same images and prepare them alike. They use NumPy and Pillow only, and import P
 need it: the script reads arrays without it.
 """
 
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -101,6 +102,8 @@ def image_formats() -> tuple[str, ...]:
     """The formats that Pillow decodes by itself, in the order to try them."""
     from PIL import Image
 
+    # Pillow warns about large images before the size at which it refuses them.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     Image.init()
     others = [name for name in Image.OPEN if name not in NOT_PICTURES + COMMON_FORMATS]
     return (*COMMON_FORMATS, *others)
@@ -144,4 +147,4 @@ def on_white(image: "Image.Image") -> "Image.Image":
 
 PORTABLE = (image_formats, read_pixels, fit, on_white)
 """The functions that a bundle's script contains; they need `Path`, `suppress`, `cache`, `np`,
-`NOT_PICTURES` and `COMMON_FORMATS` only."""
+`warnings`, `NOT_PICTURES` and `COMMON_FORMATS` only."""

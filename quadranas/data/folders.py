@@ -120,13 +120,24 @@ def _listed(
     for entry in entries:
         if is_hidden(entry.name):
             continue
-        if entry.is_dir() and depth < MAX_FOLDER_DEPTH:
+        is_folder, is_file = _kind(entry)
+        if is_folder and depth < MAX_FOLDER_DEPTH:
             inner[entry.name] = entry.path
-        elif entry.is_file() and entry.name.lower().endswith(extensions):
+        elif is_file and entry.name.lower().endswith(extensions):
             images.append(entry.name)
         else:
             left_out[left_out_entry(entry)] += 1
     return packed(sorted(images)), left_out, inner
+
+
+def _kind(entry: "os.DirEntry[str]") -> tuple[bool, bool]:
+    """Whether an entry is a folder, and whether it is a file; neither for a link to itself."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        if entry.is_symlink():
+            return False, False
+        raise
 
 
 def folder_index(root: Folder) -> Index:

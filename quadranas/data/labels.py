@@ -1,5 +1,6 @@
 """Class names and labels from the values that shards store for their images."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,11 +66,7 @@ def _check_numbers(found: Sequence[int], names: Sequence[str], where: str) -> No
 def _check_classes(classes: Sequence[str], where: str) -> None:
     for name in classes:
         check_class_name(name, where, "class")
-    doubles = (
-        sorted({name for name in classes if classes.count(name) > 1})
-        if (len(set(classes)) < len(classes))
-        else []
-    )
+    doubles = sorted(name for name, count in Counter(classes).items() if count > 1)
     if doubles:
         raise QuadranasError(f"{where} has several classes of one name: {some(doubles)}", LAYOUT)
     if len(classes) < 2:

@@ -1,5 +1,6 @@
 """The images of a data set: which kind of source a path is, and which splits it contains."""
 
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ SHARDS: dict[str, Callable[[Path], "Contents"]] = {
     ".tar": list_tar,
 }
 """How files that contain many images each are listed, or folders of them, by their extension."""
+
+
+COMPRESSED = re.compile(r"\.(tgz|tar\.[a-z0-9]+)$")
+"""Ends of the names of compressed tar files, which their reader explains."""
 
 
 class Contents(Protocol):
@@ -113,8 +118,9 @@ def open_contents(path: Path, option: str) -> Contents:
 
 def _opened(path: Path, option: str) -> Contents:
     """The contents by the extension; of a folder without images, those of the shards in it."""
-    if path.is_file() and path.suffix.lower() in SHARDS:
-        return _with_images(SHARDS[path.suffix.lower()](path), option)
+    kind = ".tar" if COMPRESSED.search(path.name.lower()) else path.suffix.lower()
+    if path.is_file() and kind in SHARDS:
+        return _with_images(SHARDS[kind](path), option)
     contents = list_folder(path) if path.is_dir() else list_zip(path)
     if path.is_dir() and not contents.root.has_images:
         kinds = {kind.kind for folder in contents.root.walk() for kind in folder.left_out}

@@ -22,6 +22,7 @@ from quadranas.data.image_files import Indices, threads_for
 from quadranas.data.image_set import ImageSet
 from quadranas.data.samples import Samples
 from quadranas.errors import QuadranasError
+from quadranas.validation import environment_number
 
 MAX_WORKERS = 64
 DEFAULT_WORKERS = 8
@@ -195,7 +196,7 @@ def automatic_workers() -> int:
 
     The cores are shared between the processes of a machine, whose number torchrun gives.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = environment_number("LOCAL_WORLD_SIZE", 1, 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(DEFAULT_WORKERS, (cores or 1) // processes - 1))
 

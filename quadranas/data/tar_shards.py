@@ -9,7 +9,6 @@ Format: https://github.com/webdataset/webdataset
 """
 
 import io
-import json
 import tarfile
 import time
 from collections import Counter
@@ -40,7 +39,7 @@ from quadranas.data.names import Names, packed
 from quadranas.data.shards import Shards, find_shards
 from quadranas.data.tar_members import Place, is_plain_file, left_out_member, members_of
 from quadranas.errors import QuadranasError, printable, some
-from quadranas.files import read_text, require_readable
+from quadranas.files import parse_json, read_text, require_readable
 
 CLASSES_FILE = "classes.txt"
 LABELS = (".cls", ".json")
@@ -284,8 +283,8 @@ def _stored_label(
     assert file is not None
     try:
         text = file.read().decode("utf-8").strip()
-        content = json.loads(text) if info.name.lower().endswith(".json") else _number(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text) if info.name.lower().endswith(".json") else _number(text)
+    except ValueError as error:
         raise QuadranasError(f"{where} is not valid: {error}", source.LAYOUT) from error
     if isinstance(content, dict):
         content = next((content[key] for key in LABEL_KEYS if key in content), None)
@@ -329,4 +328,5 @@ def _class_names(path: Path) -> list[str] | None:
     file = _classes_file(path)
     if not file.is_file():
         return None
-    return [line.strip() for line in read_text(file, "class names").splitlines() if line.strip()]
+    text = read_text(file, "class names").removeprefix("\ufeff")  # as editors on Windows write
+    return [line.strip() for line in text.splitlines() if line.strip()]

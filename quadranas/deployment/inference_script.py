@@ -13,7 +13,7 @@ from quadranas.latency.runtimes import files_of
 
 TEMPLATE = Template('''\
 """Label images: python infer.py IMAGE...; .npy arrays (R, R, 3), uint8, do without Pillow"""
-import json, sys, numpy as np, $packages
+import json, sys, warnings, numpy as np, $packages
 from contextlib import suppress
 from functools import cache
 from pathlib import Path

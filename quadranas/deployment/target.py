@@ -1,11 +1,12 @@
 """The target of an export: format, target device, and the device that checks the file."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quadranas.errors import QuadranasError, unknown
+from quadranas.errors import QuadranasError, printable, unknown
 from quadranas.latency.budget import parse_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE
 from quadranas.latency.device import Device, load_device
@@ -86,9 +87,10 @@ class ExportOptions:
         text = str(self.batch)
         if text == "dynamic":
             return None
-        if not text.isdecimal() or int(text) < 1:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
             raise QuadranasError(
-                f"--batch must be dynamic or a number of at least 1, got {text!r}"
+                "--batch must be dynamic or a number from 1 to 999999999, got "
+                f"{printable(text[:40])!r}"
             )
         return int(text)
 

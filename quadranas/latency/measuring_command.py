@@ -45,6 +45,9 @@ FileFormat = Annotated[
 ]
 
 
+INDEX = re.compile(r"-?[0-9]{1,9}")
+
+
 class ReportedTimes(Frozen):
     """How the times are read from what a command prints.
 
@@ -232,5 +235,6 @@ def _values(content: Any, path: Sequence[str]) -> Iterator[Any]:
             yield from _values(part, rest)
     elif isinstance(content, dict) and key in content:
         yield from _values(content[key], rest)
-    elif isinstance(content, list) and key.lstrip("-").isdecimal() and int(key) < len(content):
-        yield from _values(content[int(key)], rest)
+    elif isinstance(content, list) and INDEX.fullmatch(key):
+        index = int(key)
+        yield from _values(content[index], rest) if -len(content) <= index < len(content) else ()

@@ -118,13 +118,14 @@ class AdaptedLayer(nn.Module):
         """The weight of the pre-trained layer, to be read."""
         return ReadWeight(self.first_order.weight, self)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
+    def forward(self, input: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
         """Shapes: as in the first-order layer.
 
         Args:
+            input: named as in PyTorch's layers, which some networks call with this keyword.
             bias: a bias to use instead of the pre-trained layer's own.
         """
-        first, second = self.terms(x, bias=bias)
+        first, second = self.terms(input, bias=bias)
         return first + second
 
     def terms(

@@ -125,14 +125,15 @@ class QuadraticLayer(nn.Module):
             return self.branches["c"].bias  # type: ignore[return-value]
         return next(self.parameters()).new_zeros(self._num_outputs) if self._biased else None
 
-    def forward(self, x: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
+    def forward(self, input: Tensor, *, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
         """Shapes: (..., n) to (..., m), or (B, C, *size) to (B, C', *size').
 
         Args:
+            input: named as in PyTorch's layers, which some networks call with this keyword.
             bias: a bias of the linear term to use instead of the layer's own; in a form without a
                 linear term it is added to the output.
         """
-        x, branches = self._cast(x)
+        x, branches = self._cast(input)
         if isinstance(bias, str):
             return self._value(x, branches)
         given: Tensor | None = algebra.autocast(bias)

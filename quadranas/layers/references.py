@@ -7,6 +7,7 @@ with the old layer, without a quadratic term.
 
 import contextlib
 import functools
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, MutableMapping
 from types import FunctionType, MethodType, ModuleType
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 
-SKIPPED = (str, bytes, int, float, complex, type, ModuleType, Tensor)
+SKIPPED = (str, bytes, int, float, complex, type, ModuleType)
 REGISTERED = frozenset(("_modules", "_parameters", "_buffers"))
 
 Swap = Callable[[nn.Module], nn.Module]
@@ -29,9 +30,11 @@ def redirect(model: nn.Module, old: nn.Module, new: nn.Module, name: str) -> Non
         name: path of the layer, for messages.
 
     Raises:
-        QuadranasError: a function refers to the layer, which cannot be changed.
+        QuadranasError: a function refers to the layer, which cannot be changed; or the network
+            refers to a weight of the layer without the layer.
     """
-    _walk(model, lambda module: new if module is old else module, name)
+    weights = {id(weight) for weight in old.parameters()}
+    _walk(model, lambda module: new if module is old else module, name, weights)
 
 
 def check_functions(model: nn.Module, names: Collection[str], original: nn.Module) -> None:
@@ -62,9 +65,9 @@ def check_functions(model: nn.Module, names: Collection[str], original: nn.Modul
     _walk(model, refuse, "")
 
 
-def _walk(model: nn.Module, swap: Swap, name: str) -> None:
+def _walk(model: nn.Module, swap: Swap, name: str, weights: Collection[int] = frozenset()) -> None:
     modules = list(model.modules())
-    walk = _Walk(swap, name, {id(module): module for module in modules})
+    walk = _Walk(swap, name, {id(module): module for module in modules}, weights)
     for module in modules:
         attributes = vars(module)
         # Hooks observe; the layers whose own hooks compute something are not replaced.
@@ -81,15 +84,26 @@ class _Walk:
         swap: the module to refer to instead of a given one.
         name: path of the layer, for messages.
         registered: the network's modules by their identity; each is walked through once.
+        weights: identities of the tensors that nothing may refer to.
     """
 
-    def __init__(self, swap: Swap, name: str, registered: dict[int, nn.Module]) -> None:
-        self.swap, self.name, self.registered = swap, name, registered
+    def __init__(
+        self,
+        swap: Swap,
+        name: str,
+        registered: dict[int, nn.Module],
+        weights: Collection[int],
+    ) -> None:
+        self.swap, self.name, self.registered, self.weights = swap, name, registered, weights
         self.visited: dict[int, tuple[Any, Any]] = {}
 
     def visit(self, value: Any) -> Any:
         """The object to use instead of `value`; `value` itself if nothing in it is replaced."""
         if value is None or isinstance(value, SKIPPED):
+            return value
+        if isinstance(value, Tensor):
+            if id(value) in self.weights:
+                raise _refusal(self.name, "with a reference to its weight")
             return value
         if isinstance(value, nn.Module) and (swapped := self.swap(value)) is not value:
             return swapped
@@ -116,6 +130,9 @@ class _Walk:
             func, args, keywords = (self.visit(part) for part in parts)
             if func is not value.func or args is not value.args:
                 return functools.partial(func, *args, **keywords)
+        elif isinstance(value, weakref.ReferenceType):
+            target = self.visit(value())
+            return value if target is value() else weakref.ref(target)
         elif isinstance(value, FunctionType):
             self._function(value)
         elif hasattr(value, "__dict__"):
@@ -139,9 +156,9 @@ class _Walk:
             raise _refusal(self.name)
 
 
-def _refusal(name: str) -> QuadranasError:
+def _refusal(name: str, how: str = "in a function of its own") -> QuadranasError:
     return QuadranasError(
-        f"the network computes layer {name!r} in a function of its own, which would go on using "
+        f"the network computes layer {name!r} {how}, which would go on using "
         "the layer without its quadratic term",
         "Call the layer as a module (self.layer(x)), or exclude it with select= or where=.",
     )

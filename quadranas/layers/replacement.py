@@ -132,9 +132,18 @@ def copied(model: Model, names: Collection[str]) -> Model:
     """A copy of a network in which some layers can be replaced.
 
     Raises:
-        QuadranasError: the copy would compute with these layers of the original.
+        QuadranasError: it cannot be copied, or the copy would compute with these layers of the
+            original.
     """
-    copy_ = copy.deepcopy(model)
+    try:
+        copy_ = copy.deepcopy(model)
+    except Exception as error:  # of PyTorch, or of what the network holds
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise QuadranasError(
+            f"the network cannot be copied: {lines[0]}",
+            "Remove what copy.deepcopy refuses, such as the old torch.nn.utils.weight_norm, "
+            "which torch.nn.utils.parametrizations.weight_norm replaces.",
+        ) from error
     check_functions(copy_, names, model)
     return copy_
 

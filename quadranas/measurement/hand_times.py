@@ -2,19 +2,20 @@
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from quadranas.errors import QuadranasError, printable, some
 from quadranas.files import read_text, write_atomically
+from quadranas.latency.budget import MAX_MS, MIN_MS
 from quadranas.latency.measuring_command import SIZES
 
 TIMES = "times.csv"
 NUM_COLUMNS = 5
 FILE, NETWORK = "file", "network"
 COLUMN = re.compile(r"time_?[0-9]*(?:_([a-z]+))?")
+NUMBER = re.compile(r"\+?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
 
 
 def as_paths(times: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -82,17 +83,18 @@ def _rows(path: Path) -> Iterator[tuple[int, str, list[float]]]:
         rows = list(csv.reader(io.StringIO(text), delimiter=";" if is_semicolon else ","))
     except csv.Error as error:
         raise QuadranasError(f"{path} is not a CSV file: {error}") from error
-    if not rows or FILE not in rows[0]:
+    head = [name.strip() for name in rows[0]] if rows else []
+    if head.count(FILE) != 1:
+        fault = "several columns" if FILE in head else "no column"
         raise QuadranasError(
-            f"{path} has no column {FILE!r} in its first line",
+            f"{path} has {fault} {FILE!r} in its first line",
             f"Use the {TIMES} that --probes wrote.",
         )
-    head = [name.strip() for name in rows[0]]
     sizes = _sizes(path, head)
     for line, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
-        if len(row) > len(head):
+        if len(row) > len(head) or len(row) <= head.index(FILE):
             raise QuadranasError(
                 f"{path}, line {line}: {len(row)} cells for {len(head)} columns",
                 "Write decimals with a point, and one time in a cell.",
@@ -102,7 +104,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, list[float]]]:
         for column, size in sizes.items():
             if cells.get(column):
                 cell = cells[column].replace(",", ".") if is_semicolon else cells[column]
-                values.append(_time(path, line, column, cell) * size)
+                values.append(_time_ms(path, line, column, cell, size))
         yield line, cells[FILE], values
 
 
@@ -134,12 +136,14 @@ def _sizes(path: Path, head: Sequence[str]) -> dict[str, float]:
     return sizes
 
 
-def _time(path: Path, line: int, column: str, cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
+def _time_ms(path: Path, line: int, column: str, cell: str, size: float) -> float:
+    """The time in a cell, in milliseconds.
+
+    Args:
+        size: unit of the column, in milliseconds.
+    """
+    value = float(cell) * size if NUMBER.fullmatch(cell) else 0.0
+    if not MIN_MS <= value <= MAX_MS:
         raise QuadranasError(
             f"{path}, line {line}, {column}: {cell[:40]!r} is not a time; expected a positive "
             "number",

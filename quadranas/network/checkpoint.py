@@ -16,6 +16,9 @@ CONTAINERS = (
 """Keys under which training programs store the tensors of a network. Of several the first is
 used, so that averaged weights are used only where there are no others."""
 
+MAX_DEPTH = 8
+"""Limit on containers inside each other; one may contain itself."""
+
 WRAPPERS = ("module", "model", "_orig_mod", "net", "network", "_forward_module")
 """Names of the attribute in which wrappers hold a network: DataParallel and averaged models,
 Lightning modules, compiled modules ..."""
@@ -46,7 +49,7 @@ def unpack(content: Any, path: object) -> Found:
     """
     keys: list[str] = []
     others: list[str] = []
-    while not _is_state(content):
+    while not _is_state(content) and len(keys) <= MAX_DEPTH:
         if not isinstance(content, Mapping):
             raise _no_tensors(content, path)
         states = [key for key, value in content.items() if _holds_state(value)]
@@ -57,6 +60,14 @@ def unpack(content: Any, path: object) -> Found:
         keys.append(str(key))
         others += [str(other) for other in states if other != key]
         content = content[key]
+    if not _is_state(content):
+        raise _no_tensors(content, path)
+    nested = next((name for name, tensor in content.items() if tensor.is_nested), None)
+    if nested is not None:
+        raise QuadranasError(
+            f"cannot read weights {path}: {nested!r} is a nested tensor, which has no shape",
+            "Save the trained weights again, as dense tensors.",
+        )
     note = f"tensors under the key {'.'.join(keys)!r}" if keys else ""
     return Found(dict(content), note + (f"; not used: {', '.join(others)}" if others else ""))
 
@@ -69,12 +80,16 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def _holds_state(content: Any) -> bool:
-    """Whether something is named tensors, or a container of them under a known key."""
+def _holds_state(content: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether something is named tensors, or a container of them under a known key.
+
+    Args:
+        depth: number of containers around the tensors at most.
+    """
     if _is_state(content):
         return True
     known = isinstance(content, Mapping) and any(key in content for key in CONTAINERS)
-    return known and any(_holds_state(value) for value in content.values())
+    return known and depth > 0 and any(_holds_state(v, depth - 1) for v in content.values())
 
 
 def _no_tensors(content: Any, path: object) -> QuadranasError:

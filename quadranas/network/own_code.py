@@ -76,7 +76,7 @@ def _built(path: Path, name: str) -> object:
         return getattr(module, name)()
     except QuadranasError:
         raise
-    except Exception as error:  # any error of the user's code
+    except (Exception, SystemExit) as error:  # of the user's code, perhaps a script with options
         raise QuadranasError(
             f"{path}:{name} fails: {first_line(error)}",
             f"Try it with: python -c 'import {path.stem}; {path.stem}.{name}()'",

@@ -45,7 +45,7 @@ def use_model(model: nn.Module) -> str:
     return digest
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Type and first line of an error of the user's code."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

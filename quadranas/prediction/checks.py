@@ -11,6 +11,9 @@ WINDOWS = CONVOLUTIONS | {"MaxPool", "AveragePool", "LpPool", "DepthToSpace", "S
 REARRANGES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 Known = Mapping[str, Shape]
 
+MOST_SHOWN = 16
+"""Number of sizes that a message shows; a file can hold millions."""
+
 
 def fault_of_operands(node: Any, known: Known) -> str:
     """Why the inputs of an operator do not fit; empty if they do, or if their shapes are unknown.
@@ -127,7 +130,8 @@ def _permutation(shapes: Shapes, attributes: Mapping[str, Any]) -> str:
 
 
 def _text(sizes: Any) -> str:
-    return "x".join(map(str, sizes)) or "()"
+    shown = "x".join(map(str, sizes[:MOST_SHOWN])) or "()"
+    return shown + "..." * (len(sizes) > MOST_SHOWN)
 
 
 CHECKS: dict[str, Callable[[Shapes, Mapping[str, Any]], str]] = {

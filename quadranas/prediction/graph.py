@@ -13,6 +13,7 @@ from typing import Any
 
 from quadranas.errors import MissingExtraError, QuadranasError, printable
 from quadranas.files import require_readable
+from quadranas.prediction.form import check_form
 from quadranas.prediction.functions import write_out_functions
 from quadranas.prediction.inputs import fix_inputs
 from quadranas.prediction.order import sort_operators, unread_operators
@@ -148,10 +149,13 @@ def read_graph(
     try:
         drop_weights(onnx, model, path)
         model = write_out_functions(onnx, model, path)
+        check_form(onnx, model, path)
         quantized = to_float(onnx, model)
         sort_operators(model, path)
         fix_inputs(model, path, resolution, inputs or {})
-        return _plain(onnx, model, infer_shapes(onnx, model, path), quantized)
+        # The steps in between of a quantised network keep their types, which no longer fit.
+        tensors = infer_shapes(onnx, model, path, check_types=not quantized)
+        return _plain(onnx, model, tensors, quantized)
     except QuadranasError:
         raise
     except Exception as error:  # the library has no common base class for malformed graphs
@@ -160,7 +164,7 @@ def read_graph(
 
 def _import_onnx() -> Any:
     try:
-        for part in ("external_data_helper", "inliner", "reference", "shape_inference"):
+        for part in ("checker", "external_data_helper", "inliner", "reference", "shape_inference"):
             importlib.import_module(f"onnx.{part}")
         return importlib.import_module("onnx")
     except ImportError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from quadranas.prediction.checks import fault_of_operands, fault_of_results
+from quadranas.prediction.form import ONNX_DOMAINS, fault_of_types
 from quadranas.prediction.order import describe, names_read
 from quadranas.prediction.tensors import LARGEST, SMALL, Shape, nested_graphs, refusal
 
@@ -41,12 +42,18 @@ class Tensors:
         shapes: the completely known shapes.
         values: the elements of small constants, and of small tensors computed from shapes.
         computed: names of the tensors whose values were computed from shapes.
+        guessed: names of the tensors whose types follow from ones that are not known.
     """
 
     types: dict[str, Any] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
+    guessed: set[str] = field(default_factory=set)
+
+    def known_type(self, name: str) -> Any:
+        """The type of a tensor; None if it is not certain."""
+        return None if name in self.guessed else self.types.get(name)
 
     def learn(self, name: str, kind: Any) -> None:
         """Take over a tensor's type, and its shape if that is complete and plausible."""
@@ -60,20 +67,29 @@ class Tensors:
             self.shapes[name] = tuple(sizes)
 
 
-def infer_shapes(onnx: Any, model: Any, path: Path) -> Tensors:
+def infer_shapes(onnx: Any, model: Any, path: Path, *, check_types: bool = True) -> Tensors:
     """The shapes that follow from a model's inputs; where none follow, those in the file.
+
+    Args:
+        check_types: whether inputs of one operator that must have the same type are checked.
 
     Raises:
         QuadranasError: an operator that no runtime can execute.
     """
     tensors = _stored(onnx, model)
+    versions = [one.version for one in model.opset_import if one.domain in ONNX_DOMAINS]
+    version = versions[0] if versions else onnx.defs.onnx_opset_version()
     declared = {value.name: value.type for value in (*model.graph.value_info, *model.graph.output)}
     for node in model.graph.node:
         value = _compute(onnx, model, node, tensors)
         if value is not None:
             _keep_value(onnx, node, value, tensors)
             continue
-        _infer(onnx, model, node, tensors, path)
+        known = {name: kind for name in node.input if (kind := tensors.known_type(name))}
+        fault = fault_of_types(onnx, node, known, version) if check_types else ""
+        _infer(onnx, model, node, tensors, path, fault)
+        if any(tensors.known_type(name) is None for name in names_read(node)):
+            tensors.guessed.update(node.output)
         for name in filter(None, node.output):
             if name not in tensors.shapes and name in declared:
                 tensors.learn(name, declared[name])
@@ -122,10 +138,16 @@ def _keep_value(onnx: Any, node: Any, value: Any, tensors: Tensors) -> None:
         tensors.computed.add(name)
 
 
-def _infer(onnx: Any, model: Any, node: Any, tensors: Tensors, path: Path) -> None:
-    """Learn the types of an operator's outputs, as far as they follow from its inputs."""
-    is_onnx = node.domain in ("", "ai.onnx")
-    fault = fault_of_operands(node, tensors.shapes) if is_onnx else ""
+def _infer(
+    onnx: Any, model: Any, node: Any, tensors: Tensors, path: Path, fault: str = ""
+) -> None:
+    """Learn the types of an operator's outputs, as far as they follow from its inputs.
+
+    Args:
+        fault: what is known to be wrong with the operator.
+    """
+    is_onnx = node.domain in ONNX_DOMAINS
+    fault = fault or (fault_of_operands(node, tensors.shapes) if is_onnx else "")
     results: dict[str, Any] = {}
     if not fault:
         try:
@@ -189,7 +211,7 @@ def _reason(error: Exception) -> str:
 
 def _compute(onnx: Any, model: Any, node: Any, tensors: Tensors) -> Any:
     """The elements of an operator's small result, if it follows from shapes; otherwise None."""
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+    if node.domain not in ONNX_DOMAINS or len(node.output) != 1:
         return None
     result = None
     inputs: dict[str, Any] = {name: tensors.values.get(name) for name in node.input if name}

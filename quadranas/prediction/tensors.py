@@ -46,6 +46,8 @@ def drop_weights(onnx: Any, model: Any, path: Path) -> None:
     for tensor in _stored_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _open_external(onnx, tensor, path)
+        elif _is_truncated(onnx, tensor):
+            raise refusal(path, f"its tensor {printable(*names_of([tensor.name]))!r} is truncated")
         if math.prod(tensor.dims) > SMALL:
             clear_data(tensor)
 
@@ -98,7 +100,9 @@ def _open_external(onnx: Any, tensor: Any, path: Path) -> None:
         file = path.parent / location
         status = file.stat()
         whole = stat.S_ISREG(status.st_mode) and min(offset, length) >= 0
-        whole = whole and status.st_size >= offset + max(length, _num_bytes(onnx, tensor))
+        needed = _num_bytes(onnx, tensor)
+        whole = whole and (not length or length >= needed)
+        whole = whole and status.st_size >= offset + max(length, needed)
         if whole and math.prod(tensor.dims) <= SMALL:
             _load(onnx, tensor, file, offset)
     except (OSError, ValueError):  # no such file, or numbers that are none
@@ -128,6 +132,16 @@ def _num_bytes(onnx: Any, tensor: Any) -> int:
     if kind.itemsize == 1 and kind.name not in ("bool", "int8", "uint8"):
         return 0  # several elements can share a byte
     return 0 if kind.hasobject else math.prod(tensor.dims) * int(kind.itemsize)
+
+
+def _is_truncated(onnx: Any, tensor: Any) -> bool:
+    """Whether a tensor inside the file has less data than its shape needs."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data) < _num_bytes(onnx, tensor)
+    kinds = onnx.TensorProto
+    fields = {kinds.FLOAT: "float_data", kinds.DOUBLE: "double_data", kinds.INT64: "int64_data"}
+    field = fields.get(tensor.data_type)
+    return field is not None and len(getattr(tensor, field)) < math.prod(tensor.dims)
 
 
 def _load(onnx: Any, tensor: Any, file: Path, offset: int) -> None:

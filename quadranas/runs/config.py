@@ -24,7 +24,7 @@ from quadranas.latency.budget import parse_device_budget
 from quadranas.latency.contract import DEFAULT_TOLERANCE, Contract
 from quadranas.runs.config_file import read_config_file
 from quadranas.space.footprint import parse_bytes
-from quadranas.validation import Frozen, validate
+from quadranas.validation import MOST_SEEDS, Frozen, validate
 
 DEFAULT_SPACE = "quadranet-mobile"
 MIN_RESOLUTION = 32
@@ -190,7 +190,7 @@ class DataConfig(Frozen):
     skip_corrupt: bool = False
     verify: Verify = "ends"
     workers: int | None = Field(default=None, ge=0, le=MAX_WORKERS)
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=MOST_SEEDS)
     train_resolution: int = Field(default=MIN_RESOLUTION, ge=8, le=1024)
 
 

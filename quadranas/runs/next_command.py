@@ -51,7 +51,7 @@ def proposed(*words: object, **options: object) -> str:
         options: its options, named with underscores: `True` for a flag; `None` and `False` are
             left out.
     """
-    line = ["quadranas", *map(str, words)]
+    line = ["quadranas", *map(_argument, words)]
     if words and words[0] in TAKE_OWN_MODEL:
         options["own_model"] = OWN_MODEL.get()
     for name, value in options.items():
@@ -59,6 +59,12 @@ def proposed(*words: object, **options: object) -> str:
             line.append(f"--{name.replace('_', '-')}")
             line += [] if value is True else [str(value)]
     return shlex.join(line)
+
+
+def _argument(word: object) -> str:
+    """A word of a command line; a path that begins with a dash would be taken for an option."""
+    text = str(word)
+    return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
 
 
 def resume_command(command: str, folder: Path, network: str = "MODEL") -> str:

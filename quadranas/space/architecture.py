@@ -168,8 +168,12 @@ class Architecture(Frozen):
         }
         return type(self).model_validate(content)
 
-    def save(self, path: Path) -> None:
-        """Write the architecture as JSON; operations and changes omit their default values."""
+    def save(self, path: Path, *, replace: bool = True) -> None:
+        """Write the architecture as JSON; operations and changes omit their default values.
+
+        Args:
+            replace: replace an existing file.
+        """
         content = self.model_dump(mode="json")
         content["blocks"] = [
             {
@@ -185,7 +189,7 @@ class Architecture(Frozen):
             del content["changes"]
         if self.model is None:
             del content["model"]
-        write_json(path, content)
+        write_json(path, content, replace=replace)
 
 
 def check_resolution(resolution: int, ops: tuple[OpSpec, ...], name: str) -> None:

@@ -4,6 +4,7 @@ Kernels are those of `cost.py`: normalisation layers, activation functions and l
 inference runtimes fold into a convolution need no memory and, apart from biases, no weights.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -179,13 +180,13 @@ def parse_bytes(text: str | int) -> int:
     """
     match = PATTERN.fullmatch(str(text).lower())
     unit = UNITS.get(match.group(2) or "b") if match else None
-    number = int(float(match.group(1)) * unit) if match and unit else 0
-    if number < 1:
+    number = float(match.group(1)) * unit if match and unit else 0.0
+    if not 1 <= number < math.inf:
         raise QuadranasError(
             f"cannot read the size {text!r}",
             "Write a positive number and a unit: B, KB, MB, GB, KiB, MiB or GiB; such as 512KiB.",
         )
-    return number
+    return int(number)
 
 
 def format_bytes(number: float) -> str:

@@ -1,5 +1,6 @@
 """The YAML format of search spaces, and the SearchSpace that a file describes."""
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Self, TypeAlias
 from pydantic import Field, ValidationError, model_validator
 
 from quadranas.errors import QuadranasError, nearest, unknown
-from quadranas.files import file_name, read_yaml, shipped
+from quadranas.files import file_name, read_yaml, refuse_existing, shipped
 from quadranas.space.operation import HEADS, OP_RULES, OpSpec
 from quadranas.space.own_space_file import OwnSpaceFile
 from quadranas.space.search_space import SearchSpace, Slot, SpaceBlock
@@ -239,9 +240,13 @@ def new_space_path(output: str | Path | None, source: str) -> Path:
             f"cannot write the space to {path}: its name does not end with .yaml",
             "Name a file such as --output my-space.yaml.",
         )
-    if path.exists():
-        raise QuadranasError(f"the output {path} exists already", "Choose another --output.")
+    refuse_existing(path)
     return path
+
+
+def name_after(path: Path) -> str:
+    """The name of a space after its file, in the characters that such a name can have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "space"
 
 
 def space_files() -> dict[str, Path]:

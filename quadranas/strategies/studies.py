@@ -5,24 +5,41 @@ repaired, and the repaired network is judged in its place.
 """
 
 import os
+import re
 import socket
-from collections.abc import Container
-from contextlib import suppress
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from json import JSONDecodeError
+from pathlib import Path
 from random import Random
 from typing import Any, final
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from quadranas.errors import QuadranasError
+from quadranas.files import FULL, cannot_write, require_readable
 from quadranas.space.search_space import SKIPPED
 from quadranas.strategies.interface import Problem, Report, Trial
 
 Choice = tuple[int, ...] | None
 
+NO_STUDY = (
+    *(JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError),
+    AssertionError,
+)
+"""What Optuna raises for files that it has not written."""
+
 STUDY = "quadranas"
+SQLITE = "sqlite:///"
+FIRST = b'{"op_code"'
+"""The beginning of a journal of Optuna."""
+
+LOCK_SECONDS = 10
+"""Age of a journal's lock after which its process counts as dead; it is held for milliseconds."""
+
 PROBLEM, WORKER, LATENCY = "problem", "worker", "latency_ms"
 """Attributes of a study and of its trials."""
 
@@ -62,8 +79,10 @@ class InStorage:
     def explore(self, problem: Problem, *, trials: int, seed: int, report: Report) -> None:
         """See `Strategy.explore`; `trials` counts those of all processes."""
         study = open_study(self.name, problem, seed, self.storage)
-        own = explore_study(problem, study, trials=trials, report=report)
-        for trial in trials_of(study, without=own):
+        own = explore_study(problem, study, trials=trials, report=report, storage=self.storage)
+        with _naming(self.storage):
+            others = trials_of(problem, study, without=own)
+        for trial in others:
             report(trial)
 
 
@@ -85,7 +104,7 @@ def open_study(
         if is_nsga2
         else optuna.samplers.TPESampler(seed=seed, constant_liar=storage is not None)
     )
-    try:
+    with _naming(storage):
         study = optuna.create_study(
             study_name=STUDY,
             storage=_storage(storage),
@@ -94,23 +113,63 @@ def open_study(
             load_if_exists=True,
         )
         _require_same(study, strategy, problem, storage)
-    except QuadranasError:
-        raise
-    except Exception as error:  # of Optuna, of a database's driver, or of the file system
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise QuadranasError(
-            f"cannot use the storage {storage}: {reason[0]}",
-            "Name a journal file, such as study.journal, or the URL of a database that is "
-            "running, such as sqlite:///study.db.",
-        ) from error
     return study
 
 
+@contextmanager
+def _naming(storage: str | None) -> Iterator[None]:
+    """Raise errors of a storage as `QuadranasError`; of Optuna, a driver, or the file system."""
+    try:
+        yield
+    except (QuadranasError, UpdateFinishedTrialError):
+        raise
+    except Exception as error:
+        if storage is None:
+            raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            then = "then run the same command again; the trials so far are kept"
+            raise cannot_write(_shown(storage), error, then) from error
+        kind = type(error).__name__
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else kind
+        if isinstance(error, NO_STUDY):
+            reason = f"it is not a storage of Optuna, or damaged ({kind})"
+        raise QuadranasError(
+            f"cannot use the storage {_shown(storage)}: {reason}",
+            "Name a journal file, such as study.journal, or the URL of a database that is "
+            "running, such as sqlite:///study.db.",
+        ) from error
+
+
+def _shown(storage: str) -> str:
+    """The name of a storage without its password, for messages."""
+    return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", storage)
+
+
 def _storage(storage: str | None) -> Any:
+    path = storage and storage.removeprefix(SQLITE)
+    if path and "://" not in path and Path(path).exists():
+        require_readable(path, "storage")
     if storage is None or "://" in storage:
         return storage
-    backend = JournalFileBackend(storage)
+    lock = JournalFileSymlinkLock(storage, grace_period=LOCK_SECONDS)
+    _repair(Path(storage), lock)
+    backend = JournalFileBackend(storage, lock_obj=lock)
     return optuna.storages.JournalStorage(backend)
+
+
+def _repair(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Remove the incomplete last line that a full disk leaves, before the next is added to it."""
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if content.startswith(FIRST) and 0 < whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
 
 
 def _require_same(
@@ -140,32 +199,49 @@ def _require_same(
         # Studies of earlier versions lack the newer limits.
         if there.get(key, {} if key == "also" else None) != value:
             raise QuadranasError(
-                f"the study in {storage} is of another problem: its {key} is {there.get(key)!r}, "
-                f"not {value!r}",
+                f"the study in {_shown(storage or '')} is of another problem: its {key} is "
+                f"{there.get(key)!r}, not {value!r}",
                 "Name another storage, or explore what the study is of.",
             )
 
 
 def explore_study(
-    problem: Problem, study: optuna.Study, *, trials: int, report: Report
+    problem: Problem,
+    study: optuna.Study,
+    *,
+    trials: int,
+    report: Report,
+    storage: str | None = None,
 ) -> set[int]:
     """Judge networks until a study has a number of finished trials, from all its processes.
+
+    Args:
+        storage: names the storage of the study in errors.
 
     Returns: the numbers of those of this process.
     """
     random, own = Random(0), set()
-    retry_dead(study)
-    while _num_begun(study) < trials:
+    with _naming(storage):
+        retry_dead(study)
+    while _has_fewer(study, trials, storage):
         # SQLite locks no rows, so two processes may take the same queued trial. The one that is
         # later finds it finished.
         with suppress(UpdateFinishedTrialError):
-            asked = study.ask()
-            asked.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
-            trial = problem.trial(problem.repaired(_suggested(problem, asked), random))
-            _tell(study, asked, trial)
+            with _naming(storage):
+                asked = study.ask()
+                asked.set_user_attr(WORKER, f"{socket.gethostname()} {os.getpid()}")
+                choices = _suggested(problem, asked)
+            trial = problem.trial(problem.repaired(choices, random))
+            with _naming(storage):
+                _tell(study, asked, trial)
             own.add(asked.number)
             report(trial)
     return own
+
+
+def _has_fewer(study: optuna.Study, trials: int, storage: str | None) -> bool:
+    with _naming(storage):
+        return _num_begun(study) < trials
 
 
 def _tell(study: optuna.Study, asked: optuna.Trial, trial: Trial) -> None:
@@ -227,10 +303,10 @@ def retry_dead(study: optuna.Study) -> int:
     return num_retried
 
 
-def _is_dead(worker: str) -> bool:
+def _is_dead(worker: object) -> bool:
     """Whether a worker, named by host and process, has ended; False for other machines."""
-    host, _, process = worker.rpartition(" ")
-    if host != socket.gethostname():
+    host, _, process = str(worker).rpartition(" ")
+    if host != socket.gethostname() or not re.fullmatch("[0-9]{1,9}", process):
         return False
     try:
         os.kill(int(process), 0)
@@ -241,14 +317,31 @@ def _is_dead(worker: str) -> bool:
     return False
 
 
-def trials_of(study: optuna.Study, *, without: Container[int] = ()) -> list[Trial]:
-    """The finished trials of all processes of a study, in their order, without some numbers."""
-    found = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.number in without:
-            continue
-        stored = trial.user_attrs["choices"]
+def trials_of(
+    problem: Problem, study: optuna.Study, *, without: Container[int] = ()
+) -> list[Trial]:
+    """The finished trials of all processes of a study, in their order, without some numbers.
+
+    Trials that another program has added, with other attributes, are left out.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    read = (_read(problem, trial) for trial in trials if trial.number not in without)
+    return [trial for trial in read if trial is not None]
+
+
+def _read(problem: Problem, trial: optuna.trial.FrozenTrial) -> Trial | None:
+    """A stored trial; None if it does not hold a network of the space within the limits."""
+    accuracy, stored = (trial.values or [None])[0], trial.user_attrs.get("choices")
+    if not isinstance(accuracy, float) or not isinstance(stored, Mapping):
+        return None
+    try:
         choices = {name: None if c is None else tuple(c) for name, c in stored.items()}
-        accuracy, latency_ms = trial.values[0], trial.user_attrs[LATENCY]
-        found.append(Trial(choices=choices, accuracy=accuracy, latency_ms=latency_ms))
-    return found
+        network = problem.space.architecture(choices)
+        is_ours = problem.space.choices_of(network) == choices
+        is_within = is_ours and problem.excess(choices) is None
+    except (LookupError, TypeError, ValueError, AssertionError, QuadranasError):
+        return None
+    if not is_within:
+        return None
+    latency_ms = problem.table.predict_ms(network)
+    return Trial(choices=choices, accuracy=accuracy, latency_ms=latency_ms)

@@ -107,11 +107,13 @@ def chance_of(images: ImageSet) -> float:
 def is_chance(accuracy: float, chance: float, num_images: int) -> bool:
     """Whether an accuracy is no better than chance.
 
-    It has to exceed chance by a quarter, and by four standard deviations of the accuracy that
-    guessing has on as many images.
+    It has to exceed chance by a quarter of it or of the rest, the smaller one, and by four
+    standard deviations of the accuracy that guessing has on as many images. With so few images
+    that hardly any accuracy could, half of what chance leaves is enough.
     """
     deviation = math.sqrt(chance * (1 - chance) / num_images)
-    return accuracy <= 1.25 * chance + 4 * deviation
+    needed = chance + min(chance, 1 - chance) / 4 + 4 * deviation
+    return accuracy <= min(needed, (1 + chance) / 2)
 
 
 def learning_warnings(epochs: Sequence[Epoch], chance: float, num_images: int) -> Iterator[str]:

@@ -159,6 +159,9 @@ def test_an_impossible_command_is_one_error() -> None:
         ({"json_path": "all", "unit": "ms"}, '{"all": ["1", 2]}', [1, 2]),
         ({"json_path": "all", "unit": "ms"}, '{"other": 1}', []),
         ({"json_path": "all", "unit": "ms"}, "no json", []),
+        ({"json_path": "-2", "unit": "ms"}, "[1, 2, 3]", [2]),
+        ({"json_path": "-4", "unit": "ms"}, "[1, 2, 3]", []),
+        ({"json_path": "--1", "unit": "ms"}, "[1, 2, 3]", []),
     ],
 )
 def test_times_are_read_from_text_and_json(

@@ -190,6 +190,16 @@ def test_a_table_can_be_completed_by_hand(monkeypatch: pytest.MonkeyPatch) -> No
         (lambda rows: [row.update(mean_ms="1") for row in rows], "column 'mean_ms' is unknown"),
         (lambda rows: [row.pop("file") for row in rows], "has no column 'file'"),
         (
+            lambda rows: [row.update({" file": row["file"]}) for row in rows],
+            "has several columns 'file'",
+        ),
+        (lambda rows: rows[5].update(time_1_ms="1_000"), "'1_000' is not a time"),
+        (lambda rows: rows[5].update(time_1_ms="1e40"), "'1e40' is not a time"),
+        (
+            lambda rows: [row.update(time_1_s=row.pop("time_1_ms") + "e306") for row in rows],
+            "e306' is not a time",
+        ),
+        (
             lambda rows: [
                 row.pop(key) for row in rows for key in list(row) if key.startswith("time")
             ],
@@ -214,6 +224,13 @@ def test_a_faulty_file_is_one_error(change: Change, message: str) -> None:
     assert message in " ".join(outcome.err.split())
     assert "Traceback" not in outcome.err
     assert not TABLE.exists()
+
+
+def test_a_row_without_its_file_is_one_error() -> None:
+    Path("times.csv").write_text("time_1_ms,file\n1.5\n", encoding="utf-8")
+    outcome = build()
+    assert outcome.code == 2
+    assert "times.csv, line 2: 1 cells for 2 columns" in outcome.err
 
 
 def test_times_that_do_not_add_up_are_refused_with_their_files() -> None:

@@ -111,6 +111,11 @@ def test_bundles_that_cannot_be_compared(bundle: Callable[..., Path], pictures: 
     assert not Path("comparison.html").exists()
 
 
+def test_a_page_that_cannot_be_written_is_found_before_anything_is_timed(tmp_path: Path) -> None:
+    with pytest.raises(QuadranasError, match=r"cannot write .*: it is a folder, not a file"):
+        compare(["none", "of these"], output=tmp_path)
+
+
 def test_machine_code_needs_leave(tmp_path: Path) -> None:
     folder = tmp_path / "native"
     folder.mkdir()

@@ -62,6 +62,8 @@ def test_processes_share_the_trials_of_a_storage() -> None:
         (("--strategy", "evolutoin"), "unknown strategy 'evolutoin'"),
         (("--strategy", "random", "--storage", "x.journal"), "random has no --storage"),
         (("--strategy", "random", "--max-params", "10"), "at most 10 parameters"),
+        (("--strategy", "random", "--seed", "-1"), "seed must be from 0 to 2147483647, got -1"),
+        (("--strategy", "tpe", "--seed", "4294967296"), "seed must be from 0 to 2147483647"),
     ],
 )
 @pytest.mark.usefixtures("here")

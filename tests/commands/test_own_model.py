@@ -214,6 +214,7 @@ def test_files_choose_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("mine.py:number", "mine.py has no function 'number'"),
         ("mine.py:broken", "mine.py:broken fails: ValueError: no weights here"),
         ("wrong.py:build", "wrong.py:build fails: SyntaxError"),
+        ("script.py:build", "script.py:build fails: SystemExit: 1"),
         ("wrong2.py:build", "wrong2.py:build returns a int, expected a torch.nn.Module"),
     ],
 )
@@ -223,6 +224,7 @@ def test_bad_code_is_one_message(
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(CODE.format(witness="w"), encoding="utf-8")
     Path("wrong.py").write_text("def build(:\n", encoding="utf-8")
+    Path("script.py").write_text("raise SystemExit(1)\n", encoding="utf-8")
     Path("wrong2.py").write_text("def build():\n    return 3\n", encoding="utf-8")
     before = listing(tmp_path)
     for arguments in (

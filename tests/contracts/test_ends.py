@@ -202,6 +202,15 @@ def test_streams_that_cannot_be_written(
         assert unread.out
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "20", "000", "-5", "\u00b2", "many", "9" * 20])
+def test_any_number_of_columns(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    outcome = call("profile", "quadranet36_t")
+    assert outcome.code == 0
+    assert "norm_head" in outcome.out
+    assert "Usage: quadranas" in call("--help").out
+
+
 @pytest.mark.parametrize("end", ["closed", "full", "pipe"])
 def test_an_error_that_cannot_be_printed(tmp_path: Path, server: Server, end: str) -> None:
     for ends in ({"stdout": end}, {"stderr": end}, {"stdout": end, "stderr": end}):

@@ -200,11 +200,12 @@ def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     for index in range(3):
         (cats / f"annex{index}.png").symlink_to(f"/nowhere/{index}.png")
     (root / "train" / "emu").symlink_to("/nowhere/emu")
+    (cats / "itself.png").symlink_to("itself.png")
     (root / "train" / "labels.csv").write_bytes(b"")
     Image.new("RGB", (16, 16)).save(root / "train" / "loose.png")
     (warning,) = load(root).warnings
     assert warning == (
-        f"left out of {root}: 4 links that lead nowhere, 1 image outside class folders, "
+        f"left out of {root}: 5 links that lead nowhere, 1 image outside class folders, "
         "4 files ignored for their extension (2 .heic, 1 without one, 1 .txt)"
     )
 

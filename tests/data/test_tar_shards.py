@@ -59,6 +59,8 @@ def test_a_file_of_class_names_counts_from_zero(tmp_path: Path) -> None:
     (tmp_path / "a" / "classes.txt").write_text("cat\ndog\nemu\n")
     assert listed(path).class_names == ("cat", "dog", "emu")
     assert listed(tmp_path / "a").labels.tolist() == [2, 0]
+    (tmp_path / "a" / "classes.txt").write_text("\ufeffcat\r\ndog\r\nemu\r\n", "utf-8")
+    assert listed(path).class_names == ("cat", "dog", "emu")
 
 
 def test_a_cls_file_goes_before_a_json_file(tmp_path: Path) -> None:
@@ -141,6 +143,14 @@ def compressed(path: Path) -> Path:
     return path
 
 
+def compressed_by_name(path: Path) -> Path:
+    return compressed(path).rename(path.with_suffix(".tgz"))
+
+
+def doubled_label(path: Path) -> Path:
+    return write_tar(path, [("0.png", png(0)), ("0.json", b'{"label": 0, "label": 1}')])
+
+
 def no_tar(path: Path) -> Path:
     path.write_bytes(b"no tar" * 200)
     return path
@@ -219,6 +229,8 @@ BAD_INPUTS = [
     (cut_in_a_header, f"{EARLY}without the mark of its end at byte", "pack it again"),
     (damaged_in_the_middle, f"{EARLY}damaged at byte", "pack it again"),
     (compressed, r"shard .*\.tar is compressed with gzip; .* uncompressed tar", "Unpack it"),
+    (compressed_by_name, r"shard .*\.tgz is compressed with gzip", "Unpack it"),
+    (doubled_label, r"label 0\.json in .* is not valid: duplicate key 'label'", "Accepted"),
     (no_tar, EARLY, "pack it again"),
     (empty, EARLY, "pack it again"),
     (no_members, r"--data .*\.tar contains no files with an image extension", "tar shards"),

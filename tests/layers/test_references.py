@@ -1,12 +1,14 @@
 """References to a layer outside the registered modules follow its replacement, or are refused."""
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quadranas.conversion import adapt, convert, revert
 from quadranas.errors import QuadranasError
@@ -65,7 +67,32 @@ def test_other_references_follow(held: str) -> None:
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "closure over the layer": lambda net: lambda x, layer=net.middle: layer(x),
     "closure over the network": lambda net: lambda x: net.middle(x),
+    "weak reference": lambda net: weakref.ref(net.middle),
 }
+
+
+def test_a_weight_that_is_held_without_its_layer_is_refused() -> None:
+    def hold(net: Any) -> Any:
+        return functools.partial(functional.linear, weight=net.middle.weight)
+
+    net = Net(hold, lambda held, x: held(x))
+    for change in (lambda: adapt(net, where="middle"), lambda: convert(net, select="middle")):
+        with pytest.raises(QuadranasError, match="layer 'middle' with a reference to its weight"):
+            change()
+
+
+def test_layers_are_called_by_keyword() -> None:
+    net = Net(lambda net: net.middle, lambda held, x: held(input=x))
+    x = torch.randn(2, 4)
+    assert torch.equal(adapt(net)(x), net(x))
+    assert convert(net, select="middle")(x).shape == (2, 4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(QuadranasError, match="the network cannot be copied: Only Tensors"):
+        adapt(net)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -91,6 +91,13 @@ def test_prefixes_that_mean_something_stay() -> None:
         load_tensors(ambiguous, prefixed(ambiguous.state_dict(), "net."), "f")
 
 
+def endless() -> dict[str, Any]:
+    """A container that contains itself."""
+    content: dict[str, Any] = {}
+    content["model"] = content
+    return content
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -98,11 +105,20 @@ def test_prefixes_that_mean_something_stay() -> None:
         ({"epoch": 3}, r"expected named tensors, .* net, .* found the keys 'epoch' \(int\)"),
         ([1, 2], "found a list"),
         ({}, "found no keys"),
+        (endless(), r"found the keys 'model' \(dict\)"),
     ],
 )
 def test_what_holds_no_tensors_is_named(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(QuadranasError, match=message):
+        load_weights(network(), tmp_path / "weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_a_tensor_without_a_shape_is_refused(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    torch.save(STATE | {"2.bias": nested}, tmp_path / "weights.pth")
+    with pytest.raises(QuadranasError, match=r"'2\.bias' is a nested tensor, which has no shape"):
         load_weights(network(), tmp_path / "weights.pth")
 
 

@@ -66,6 +66,11 @@ def test_every_next_command_works(run: Path, exports: Path) -> None:
     assert next_of(trained) == ["export", "trained", "--format", "torch"]
 
 
+def test_a_path_that_begins_with_a_dash_is_no_option() -> None:
+    assert proposed("train", Path("-run/derived")) == "quadranas train ./-run/derived"
+    assert proposed("train", Path("run-1")) == "quadranas train run-1"
+
+
 def test_the_digits_come_with_an_image(run: Path, tmp_path: Path) -> None:
     stored = open_network(load_architecture(run / "architecture.json"))
     images = open_export_images(stored, DataConfig(), 32, 4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quadranas.errors import QuadranasError
 from quadranas.space.cost import count_params
-from quadranas.space.space_file import load_space, space_files
+from quadranas.space.space_file import load_space, name_after, space_files
 from tests.space.documents import WriteSpace, change
 
 # ---------------------------------------------------------------- what a file says
@@ -246,3 +246,16 @@ def test_widths_from_python(toy: dict[str, Any], write_space: WriteSpace) -> Non
     del toy["name"]
     with pytest.raises(QuadranasError, match="name: required key is missing"):
         load_space(write_space(toy), widths=(8, 16))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my space.yaml", "my-space"),
+        ("_x.yml", "x"),
+        ("a.b-C_1.yaml", "a.b-C_1"),
+        ("é.yaml", "space"),
+    ],
+)
+def test_a_space_is_named_after_its_file(file: str, name: str) -> None:
+    assert name_after(Path("folder", file)) == name

@@ -197,7 +197,7 @@ def test_processes_share_a_study_and_a_dead_one_loses_nothing(
     problem = problem_of()
     study = open_study("tpe", problem, 0, storage)
     explore_study(problem, study, trials=24, report=lambda trial: None)
-    found = trials_of(study)
+    found = trials_of(problem, study)
     assert 24 <= len(found) <= 25  # two processes may begin the last one at the same time
     assert not study.get_trials(states=(TrialState.RUNNING,))
     failed = study.get_trials(states=(TrialState.FAIL,))
@@ -227,3 +227,39 @@ def test_storages_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         with pytest.raises(QuadranasError, match="cannot use the storage") as caught:
             open_study("tpe", problem, 0, bad)
         assert "journal file" in caught.value.hint
+    os.mkfifo(tmp_path / "pipe.journal")
+    (tmp_path / "zeros.db").symlink_to("/dev/zero")
+    for endless in (str(tmp_path / "pipe.journal"), f"sqlite:///{tmp_path}/zeros.db"):
+        with pytest.raises(QuadranasError, match=r"cannot read storage .*, not a file"):
+            open_study("tpe", problem, 0, endless)
+    for content in ("text\n", '{"op_code": 99}\n', "[1]\n", '{"op_code": 0}\n', "\xff\n"):
+        (tmp_path / "other").write_text(content, "latin-1")
+        with pytest.raises(QuadranasError, match="it is not a storage of Optuna, or damaged"):
+            open_study("tpe", problem, 0, str(tmp_path / "other"))
+    with pytest.raises(QuadranasError, match=r"the storage nosuchdb://me:\*\*\*@host/x: "):
+        open_study("tpe", problem, 0, "nosuchdb://me:secret@host/x")
+
+
+def test_trials_of_other_programs_are_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from optuna.trial import create_trial
+
+    from quadranas.strategies.studies import explore_study, open_study, trials_of
+
+    problem, path = problem_of(), str(tmp_path / "study.journal")
+    study = open_study("tpe", problem, 0, path)
+    explore_study(problem, study, trials=2, report=lambda trial: None, storage=path)
+    ours = trials_of(problem, study)
+    assert len(ours) == 2
+    stored = dict(ours[0].choices)
+    changed = {name: [99] for name in stored}
+    for choices in (None, "text", {}, {"nothing": [0]}, changed, stored | {"more": [0]}):
+        study.add_trial(create_trial(value=0.9, user_attrs={"choices": choices}))
+    study.ask().set_user_attr("worker", f"{os.uname().nodename} x")
+    study.ask().set_user_attr("worker", 7)
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write('{"op_code": 4, "wor')  # the disk was full here
+    assert trials_of(problem, open_study("tpe", problem, 0, path)) == ours
+    study = open_study("tpe", problem, 0, path)
+    explore_study(problem, study, trials=11, report=ours.append, storage=path)
+    assert len(ours) == 3

@@ -24,6 +24,9 @@ def test_an_accuracy_is_compared_with_what_guessing_reaches() -> None:
     assert is_chance(0.6, 0.5, 100)
     assert is_chance(0.85, 0.8, 100_000)  # one frequent class
     assert not is_chance(0.01, 0.001, 50_000)
+    assert not is_chance(0.99, 0.9, 1000)  # a quarter more than chance is more than all
+    assert not is_chance(1.0, 0.5, 8)  # four deviations more are
+    assert is_chance(0.75, 0.5, 8)
 
 
 @pytest.mark.parametrize(
