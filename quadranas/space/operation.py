@@ -156,6 +156,10 @@ def _unused(spec: OpSpec, *fields: str) -> str:
     return ""
 
 
+def _bottleneck(spec: OpSpec) -> str:
+    return _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec)
+
+
 WINDOW = ("kernel_size", "stride")
 EXPANSION = ("expand_ratio", "num_quadratic")
 
@@ -171,7 +175,8 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
     ),
     "norm_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
     "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
-    "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
+    "mbconv": _bottleneck,
+    "quadratic_mbconv": _bottleneck,
     "linear_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
 }
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
@@ -184,8 +189,8 @@ OWN_RULES: dict[str, Callable[[OpSpec], str]] = {
 }
 """The same for the kinds of a user's own model: a block that a search changes, and the rest."""
 
-DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
+DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv", "quadratic_mbconv")
 """Kinds with a depthwise convolution, whose kernel size a search chooses."""
 
-EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv")
+EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv", "quadratic_mbconv")
 """Kinds with hidden channels, whose number a search chooses."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadranas.conversion.pretrained_network import PretrainedNetwork
+from quadranas.conversion.quadratic_bottlenecks import made_quadratic
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.description import report_data
@@ -113,6 +114,8 @@ def prepare_search(
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
+    if pretrained is not None:
+        pretrained = made_quadratic(pretrained, build_space(space_file))
     _check_pretrained(given, build_space(space_file), pretrained)
     if isinstance(space_file, OwnSpaceFile):
         _check_own(given)
