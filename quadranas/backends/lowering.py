@@ -122,11 +122,9 @@ class JoinedBranches(nn.Module):
         )
         self.conv.weight.data = torch.cat([branch.weight.detach() for branch in branches])
         if self.conv.bias is not None:
-            biases = [
-                first.weight.new_zeros(first.out_channels) if b.bias is None else b.bias.detach()  # type: ignore[operator]
-                for b in branches
-            ]
-            self.conv.bias.data = torch.cat(biases)  # type: ignore[arg-type]
+            zeros = torch.zeros_like(first.weight[:, 0, 0, 0])
+            biases = [b.bias if isinstance(b.bias, Tensor) else zeros for b in branches]
+            self.conv.bias.data = torch.cat(biases).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H', W')."""
