@@ -18,8 +18,9 @@ class LayerChange(Frozen):
     Args:
         name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
         kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
-            quadratic term added), `removed` (replaced by the identity), `kernel` (a depthwise
-            convolution with the centre of its kernel) or `hidden` (with the first of its outputs).
+            quadratic term added), `removed` (replaced by the identity), `zeroed` (replaced by
+            zeros), `kernel` (a depthwise convolution with the centre of its kernel) or `hidden`
+            (with the first of its outputs).
         form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
         rank: rank of the adapted layer's quadratic term: the number of its products.
         dilation: dilation of the kernel of that term, in pixels.
@@ -29,7 +30,7 @@ class LayerChange(Frozen):
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["quadratic", "adapted", "removed", "kernel", "hidden"]
+    kind: Literal["quadratic", "adapted", "removed", "zeroed", "kernel", "hidden"]
     form: str = "hadamard"
     norm: bool = False
     rank: int = Field(default=1, ge=1, le=MAX_CHANNELS)

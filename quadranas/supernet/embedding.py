@@ -123,7 +123,12 @@ def embed(
 
 
 def largest_choices(space: SearchSpace) -> Choices:
-    """The choice of every block with the largest kernels and expansions."""
+    """The choice of every block with the largest kernels and expansions.
+
+    Of a user's own model these are the parts as they are.
+    """
+    if space.model is not None:
+        return space.original_choices()
     return {
         block.name: tuple(
             slot.candidates.index(largest_of(slot.candidates)) for slot in block.slots

@@ -19,6 +19,7 @@ from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.published import published_name
 from quadranas.network.skeleton import Network, build_subnet
+from quadranas.runs.config import PretrainedConfig, WeightConfig
 from quadranas.runs.pretrained_record import PretrainedNote
 from quadranas.space.around import space_around
 from quadranas.space.cost import count_macs
@@ -26,6 +27,7 @@ from quadranas.space.matching import match_stages
 from quadranas.space.space_file import SpaceFile, build_space, load_space, load_space_file
 from quadranas.supernet.embedding import embed, largest_choices
 from quadranas.supernet.supernet import build_supernet
+from quadranas.training.inheritance import Inheritance
 from tests.conversion.known_networks import ConvNeXt, MobileNetV2, as_trained, timm_names
 from tests.conversion.test_pretrained import Malicious
 
@@ -207,6 +209,12 @@ def test_the_largest_network_of_the_quadratic_mobile_space_is_the_network(
     matches = match_stages(MOBILE, opened.architecture, "weights")
     found = embed(supernet, matches, opened.tensors, uses_head=True)
     assert found.deviations == ()
+    optimizer = Inheritance(found, opened.new, PretrainedConfig(rate=0.25)).supernet_optimizer(
+        supernet, WeightConfig()
+    )
+    quadratic = sum(len(g["params"]) for g in optimizer.param_groups if g["role"] == "quadratic")
+    names = [name for name, _ in supernet.network.named_parameters()]
+    assert quadratic == sum(name.endswith((".a.weight", ".b.weight")) for name in names) > 0
     supernet.set_choices(largest_choices(MOBILE))
     x = 3 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
