@@ -119,8 +119,8 @@ def open_pretrained(source: str | Path) -> PretrainedNetwork:
     if not path.exists():
         raise QuadranasError(
             f"there is no pre-trained network {text!r}",
-            "Name a run folder, a .safetensors or torch file, timm:NAME, or own-model for your own "
-            "model.",
+            "Name a run folder, a .safetensors or torch file, timm:NAME, or own-model for your "
+            "own model.",
         )
     beside = path.parent / layout.ARCHITECTURE
     if path.is_file() and path.suffix == ".safetensors" and beside.is_file():
