@@ -115,10 +115,40 @@ class ConvNeXt(nn.Module):
         return self.head(self.norm(x.mean([-2, -1])))  # type: ignore[no-any-return]
 
 
+class Branch(nn.Module):
+    """A branch whose input is added to its output by the code around it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.act = nn.ReLU()
+        self.project = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.act(self.expand(x)))  # type: ignore[no-any-return]
+
+
+class Branches(nn.Module):
+    """A network that adds up its residuals itself."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.branches = nn.ModuleList([Branch(8), Branch(8)])
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(x.mean([-2, -1]))  # type: ignore[no-any-return]
+
+
 WHERE: dict[str, object] = {
     "resnet": {"layer*": ["skip", "hidden"], "layer2.1.conv2": ["adapted"]},
     "mobilenet": ["features"],
     "convnext": {"blocks.*": ["skip", "kernel", "hidden"], "blocks.1.dwconv": ["quadratic"]},
+    "branches": ["branches"],
 }
 """What may change in each network."""
 
@@ -126,7 +156,8 @@ WHERE: dict[str, object] = {
 def build(name: str) -> nn.Module:
     """A network whose weights and averages are not those of the start."""
     torch.manual_seed(0)
-    model = {"resnet": ResNet, "mobilenet": MobileNet, "convnext": ConvNeXt}[name]()
+    models = {"resnet": ResNet, "mobilenet": MobileNet, "convnext": ConvNeXt}
+    model = (models | {"branches": Branches})[name]()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():

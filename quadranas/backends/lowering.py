@@ -118,10 +118,13 @@ class JoinedBranches(nn.Module):
             first.padding,  # type: ignore[arg-type]
             first.dilation,  # type: ignore[arg-type]
             groups=channels,
-            bias=first.bias is not None,
+            bias=any(branch.bias is not None for branch in branches),
         )
-        for name, parameter in self.conv.named_parameters():
-            parameter.data = torch.cat([getattr(branch, name).detach() for branch in branches])
+        self.conv.weight.data = torch.cat([branch.weight.detach() for branch in branches])
+        if self.conv.bias is not None:
+            zeros = torch.zeros_like(first.weight[:, 0, 0, 0])
+            biases = [b.bias if isinstance(b.bias, Tensor) else zeros for b in branches]
+            self.conv.bias.data = torch.cat(biases).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H', W')."""
@@ -135,13 +138,31 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if isinstance(parent, nn.Sequential):
             for index, (conv, norm) in enumerate(pairwise(list(parent))):
                 if (
-                    type(conv) is nn.Conv2d
-                    and isinstance(norm, nn.BatchNorm2d)
+                    isinstance(norm, nn.BatchNorm2d)
                     and norm.running_mean
                     is not None  # otherwise it uses the statistics of the batch
                 ):
-                    parent[index], parent[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+                    folded = _folded(conv, norm)
+                    parent[index], parent[index + 1] = folded or (conv, norm)
     return network
+
+
+def _folded(conv: nn.Module, norm: nn.BatchNorm2d) -> tuple[nn.Module, nn.Module] | None:
+    """A convolution that does what a BatchNorm after it does, and nothing after it.
+
+    Of a quadratic one the terms are scaled, and the linear term gets the bias.
+    """
+    if type(conv) is nn.Conv2d:
+        return fuse_conv_bn_eval(conv, norm), nn.Identity()
+    if not isinstance(conv, QuadraticConv2d) or conv.form != "hadamard" or len(conv.norms):
+        return None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    _scale([conv.branches["a"]], scale if norm.weight is None else norm.weight * scale)
+    linear = conv.branches["c"]
+    assert isinstance(linear, nn.Conv2d)
+    conv.add_module("c", fuse_conv_bn_eval(linear, norm))
+    return conv, nn.Identity()
 
 
 def fold_layer_scale(network: nn.Module) -> nn.Module:

@@ -273,6 +273,14 @@ def space_from(
             rich_help_panel=DATA,
         ),
     ] = None,
+    quadratic: Annotated[
+        bool,
+        typer.Option(
+            "--quadratic",
+            help="MobileNetV2: make its depthwise convolutions quadratic.",
+            rich_help_panel=LAYERS,
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -286,6 +294,11 @@ def space_from(
     from quadranas.network.own_code import is_code
 
     if is_code(source):
+        if quadratic:
+            raise QuadranasError(
+                "--quadratic is for a pre-trained network; of your own model --where chooses",
+                "Name the layers: --where 'PATTERN=quadratic'.",
+            )
         return _own_space_from(source, where or [], resolution or 224, output, as_json=as_json)
     if where:
         raise QuadranasError(
@@ -294,7 +307,7 @@ def space_from(
     from quadranas.commands.space_from import space_from as run_space_from
     from quadranas.runs.next_command import proposed
 
-    result = run_space_from(source, output=output, resolution=resolution)
+    result = run_space_from(source, output=output, resolution=resolution, quadratic=quadratic)
     print_result(
         result,
         as_json,

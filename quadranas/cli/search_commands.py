@@ -68,7 +68,8 @@ Init = Annotated[
     str | None,
     typer.Option(
         "--init",
-        help="Pre-trained network to start from: a run folder, a file of weights or timm:NAME.",
+        help="Pre-trained network to start from: a run folder, a file of weights or timm:NAME; "
+        "own-model, if your own model is trained.",
         rich_help_panel=TRAINING,
     ),
 ]

@@ -112,12 +112,10 @@ def build_lut(
     request, reporter = table_request(load_space(space), *about), reporter or Reporter(quiet=True)
     trust = Trust(only_suspect=only_suspect, max_residual=max_residual)
     if paths := as_paths(times):
-        request.require_measurable()
         return _by_hand(request, paths, backend, trust)
     backend = _known_backend(backend or request.default_backend)
     if backend == ANALYTIC:
         return _analytic(request, reporter, only_suspect=only_suspect)
-    request.require_measurable()
     return _measured(request, backend, reporter, Plan(rounds, repeats), trust)
 
 

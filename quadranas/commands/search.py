@@ -10,6 +10,7 @@ import torch
 from quadranas import __version__
 from quadranas.acceleration.engine import Engine, engine_for
 from quadranas.acceleration.processes import Processes, together
+from quadranas.conversion.own_pretrained import give_kept_weights, own_pretrained
 from quadranas.conversion.pretrained_network import (
     PretrainedNetwork,
     kept_pretrained,
@@ -25,6 +26,7 @@ from quadranas.reports.run_report import write_report
 from quadranas.runs import layout
 from quadranas.runs.conditions import notes_of
 from quadranas.runs.config import SearchConfig, combined
+from quadranas.runs.config_file import OWN_INIT
 from quadranas.runs.fronts import fronts_of
 from quadranas.runs.pretrained_record import noted
 from quadranas.runs.results import SearchResult, read_as
@@ -40,6 +42,7 @@ from quadranas.runs.run_device import keep_goals
 from quadranas.runs.run_folder import RunFolder
 from quadranas.seeds import derived_seed
 from quadranas.space.architecture import Architecture, load_architecture
+from quadranas.space.space_file import load_space
 from quadranas.strategies.derivation import derive_architecture, judgement
 from quadranas.strategies.exact import Decoded, decode_best
 from quadranas.strategies.interface import RememberingJudge
@@ -143,6 +146,8 @@ class _Agreed:
     ) -> tuple[SearchSetup, Engine, Teacher | None]:
         """Check everything that can be checked before training, and find the accelerator."""
         engine = engine_for(self.config.accelerator, self.config.precision, processes)
+        if self.pretrained is not None:
+            give_kept_weights(self.pretrained)
         setup = prepare_search(
             *(self.config, reporter, self.copies, self.earlier),
             is_device_named=self.named[0],
@@ -184,7 +189,11 @@ def _pretrained(start: RunStart[SearchConfig]) -> PretrainedNetwork | None:
     if start.config.init is None:
         return None
     kept = kept_pretrained(start.folder.path) if start.resuming else None
-    return kept or open_pretrained(start.config.init)
+    if kept is not None:
+        return kept
+    if start.config.init == OWN_INIT:
+        return own_pretrained(load_space(start.config.space))
+    return open_pretrained(start.config.init)
 
 
 def _supernet(setup: SearchSetup) -> Supernet:

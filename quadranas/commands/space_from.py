@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quadranas.conversion.pretrained_network import open_pretrained
+from quadranas.conversion.quadratic_bottlenecks import made_quadratic
 from quadranas.files import dump_yaml, write_atomically
 from quadranas.space.around import space_around
 from quadranas.space.matching import match_stages
@@ -40,6 +41,7 @@ def space_from(
     *,
     output: str | Path | None = None,
     resolution: int | None = None,
+    quadratic: bool = False,
 ) -> SpaceFromResult:
     """Write the space whose largest network is a pre-trained one, for `search --init`.
 
@@ -48,12 +50,16 @@ def space_from(
         output: a new YAML file, after which the space is named. Default: named after the source.
         resolution: image size for which latencies are counted, in pixels. Default: that of the
             network; 224 if it is unknown.
+        quadratic: whether the depthwise convolutions of inverted bottlenecks become quadratic.
+            Those of other networks are.
 
     Raises:
         QuadranasError: the network cannot be read, or no space can hold it; or the file exists.
     """
     path = new_space_path(output, str(source).replace(":", "-"))
     network = open_pretrained(source)
+    if quadratic:
+        network = made_quadratic(network)
     architecture = network.architecture.adapted(resolution=resolution)
     file = space_around(architecture, name_after(path), f"around {network.source}")
     space = build_space(file)

@@ -65,7 +65,6 @@ def write_probes(
     """
     opened = load_device(device, **settings)
     request = table_request(load_space(space), opened, table, only_missing, num_classes, "")
-    request.require_measurable()
     files = HandProbes.of(opened, request.space, request.missing, request.existing).files
     command = build_command(argument_of(space), argument_of(device))
     with whole_folder(Path(folder)) as target:

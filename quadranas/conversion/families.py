@@ -58,7 +58,7 @@ def recognise(
         QuadranasError: none of the known families, or tensors that its networks do not have.
     """
     names = list(tensors)
-    if any(re.match(r"blocks\.[A-Za-z]\w*\.mbconv\.", name) for name in names):
+    if any(re.match(r"blocks\.[A-Za-z]\w*\.(?:quadratic_)?mbconv\.", name) for name in names):
         raise QuadranasError(
             f"{source} holds inverted bottlenecks, whose strides its tensors do not tell",
             f"Name the run folder instead, with its {ARCHITECTURE_FILE}.",

@@ -47,6 +47,7 @@ class _Part:
 
     layer: str
     optional: bool = False
+    added: bool = False
     pairs: list[HiddenPair] = field(default_factory=list)
     kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     terms: dict[str, list[str]] = field(default_factory=dict)
@@ -195,6 +196,7 @@ def _add(found: dict[str, _Part], part: _Part) -> None:
     for name in inner:
         other = found.pop(name)
         merged.optional |= other.optional and name == merged.layer
+        merged.added |= other.added and name == merged.layer
         _join(merged, other)
     if outer:
         _join(merged, part)
@@ -213,10 +215,11 @@ Finder = Callable[[Traced, list[str], dict[str, str]], Iterator[_Part]]
 
 
 def _skips(graph: Traced, names: list[str], reasons: dict[str, str]) -> Iterator[_Part]:
-    blocks = graph.residual_blocks()
+    added = graph.added_blocks()
+    blocks = graph.residual_blocks(added)
     for name in names:
-        if name in blocks:
-            yield _Part(name, optional=True)
+        if name in blocks or name in added:
+            yield _Part(name, optional=True, added=name in added)
         else:
             reasons.setdefault(name, "it is no residual block")
 
@@ -333,6 +336,7 @@ def _block(
         name=name,
         layer=part.layer,
         optional=part.optional,
+        added=part.added,
         in_channels=call.in_shape[1 if len(call.in_shape) == 4 else -1],
         out_channels=call.out_shape[1 if len(call.out_shape) == 4 else -1],
         resolution=call.in_shape[2] if len(call.in_shape) == 4 else 1,

@@ -119,7 +119,8 @@ def open_pretrained(source: str | Path) -> PretrainedNetwork:
     if not path.exists():
         raise QuadranasError(
             f"there is no pre-trained network {text!r}",
-            "Name a run folder, a .safetensors or torch file, or timm:NAME.",
+            "Name a run folder, a .safetensors or torch file, timm:NAME, or own-model for your "
+            "own model.",
         )
     beside = path.parent / layout.ARCHITECTURE
     if path.is_file() and path.suffix == ".safetensors" and beside.is_file():
@@ -138,7 +139,7 @@ def kept_pretrained(folder: Path) -> PretrainedNetwork | None:
     if record is None:
         return None
     weights = folder / layout.PRETRAINED_WEIGHTS
-    tensors = _checked(record.architecture, read_tensors(weights).tensors, str(weights))
+    tensors = checked_tensors(record.architecture, read_tensors(weights).tensors, str(weights))
     known = {name: getattr(record, name) for name in KEPT}
     network = PretrainedNetwork(
         record.source, record.family, tensors=tensors, new=frozenset(record.new), **known
@@ -163,7 +164,7 @@ def _of_run(source: str, stored: StoredNetwork) -> PretrainedNetwork:
         )
     assert stored.weights is not None
     read = read_tensors(stored.weights)
-    tensors = _checked(architecture, read.tensors, source)
+    tensors = checked_tensors(architecture, read.tensors, source)
     return PretrainedNetwork(
         source, _family(architecture), architecture, tensors, **_images_of(seen)
     )
@@ -186,18 +187,18 @@ def _of_tensors(
     }
     converted = f"values of type {', '.join(sorted(types))}" if types - {"float32"} else ""
     notes = joined_notes(note, plain.note, converted)
-    whole, new = _completed(found.architecture, found.tensors)
+    whole, new = completed_tensors(found.architecture, found.tensors)
     return PretrainedNetwork(
         source,
         found.family,
         found.architecture,
-        _checked(found.architecture, whole, source),
+        checked_tensors(found.architecture, whole, source),
         new=new,
         notes=(notes,) if notes else (),
     )
 
 
-def _completed(
+def completed_tensors(
     architecture: Architecture, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The tensors with those that a checkpoint may lack, and the names of new weights.
@@ -222,7 +223,7 @@ def _completed(
     return whole, frozenset(new)
 
 
-def _checked(
+def checked_tensors(
     architecture: Architecture, tensors: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
     """Tensors that fit an architecture and are finite, as it stores them."""
@@ -237,5 +238,6 @@ def _family(architecture: Architecture) -> str:
         "quadratic_depthwise": "QuadraNet",
         "quadratic_convnext": "quadratic ConvNeXt",
         "mbconv": "network of inverted bottlenecks",
+        "quadratic_mbconv": "network of quadratic inverted bottlenecks",
     }
     return next((name for kind, name in names.items() if kind in kinds), "network")

@@ -75,25 +75,63 @@ class Traced:
         """The operations whose results an operation reads, without weights."""
         return [other for other in node.all_input_nodes if other in self.data]
 
-    def residual_blocks(self) -> list[str]:
-        """Paths of the innermost modules that add their input to what they compute of it."""
-        found = [name for name, call in self.calls.items() if call.is_simple and name]
-        found = [name for name in found if self._is_residual(name)]
-        return [n for n in found if not any(m.startswith(f"{n}.") for m in found)]
+    def residual_blocks(self, added: Iterable[str] = ()) -> list[str]:
+        """Paths of the innermost modules that add their input to what they compute of it.
+
+        Args:
+            added: `added_blocks`; modules around some of them are none.
+        """
+        found = [name for name in self._simple() if self._is_residual(name)]
+        inner = [*found, *added]
+        return [n for n in found if not any(m.startswith(f"{n}.") for m in inner)]
+
+    def added_blocks(self) -> list[str]:
+        """Paths of the modules whose input is added to their output by the code around them.
+
+        A module with one of these inside, and nothing else, is a residual block itself.
+        """
+        found = [name for name in self._simple() if self._is_added(name)]
+        found = [n for n in found if not any(n.startswith(f"{m}.") for m in found)]
+        for name in self._simple():
+            inside = [n for n in found if n.startswith(f"{name}.")]
+            if len(inside) == 1 and self._is_residual(name):
+                found.remove(inside[0])
+        return found
+
+    def _simple(self) -> list[str]:
+        return [name for name, call in self.calls.items() if call.is_simple and name]
+
+    def _ends(self, name: str) -> tuple[fx.Node, fx.Node] | None:
+        """What a module that keeps the shape reads and returns, if that is one tensor each."""
+        call = self.calls[name]
+        members = {node for node in self.nodes if name in self.scopes[node]}
+        sources = {o for node in members for o in self.inputs_of(node) if o not in members}
+        ends = [n for n in members if any(user not in members for user in n.users)]
+        if call.in_shape != call.out_shape or len(sources) != 1 or len(ends) != 1:
+            return None
+        return sources.pop(), ends[0]
 
     def _is_residual(self, name: str) -> bool:
-        call = self.calls[name]
-        inside = [node for node in self.nodes if name in self.scopes[node]]
-        members = set(inside)
-        sources = {o for node in inside for o in self.inputs_of(node) if o not in members}
-        ends = [node for node in inside if any(user not in members for user in node.users)]
-        if call.in_shape != call.out_shape or len(sources) != 1 or len(ends) != 1:
+        ends = self._ends(name)
+        return ends is not None and any(
+            _operation(node) == "add"
+            and ends[0] in node.args
+            and any(name in self.scopes.get(other, ()) for other in self.inputs_of(node))
+            for node in self.nodes
+            if name in self.scopes[node]
+        )
+
+    def _is_added(self, name: str) -> bool:
+        ends = self._ends(name)
+        if ends is None:
             return False
-        (source,) = sources
-        sums = [node for node in inside if _operation(node) == "add"]
-        return any(
-            source in node.args and any(other in members for other in self.inputs_of(node))
-            for node in sums
+        users = list(ends[1].users)
+        return (
+            len(users) == 1
+            and name not in self.scopes.get(users[0], ())
+            and _operation(users[0]) == "add"
+            and set(users[0].args) == set(ends)
+            and not users[0].kwargs
         )
 
     def hidden_pair(self, name: str) -> HiddenPair | str:

@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import nn
 
 from quadranas.layers.convnext import QuadraticConvNeXt
-from quadranas.layers.mbconv import ConvBN, LinearHead, MBConv
+from quadranas.layers.mbconv import ConvBN, LinearHead, MBConv, QuadraticMBConv
 from quadranas.layers.quadranet import (
     Downsample,
     FeedForward,
@@ -31,6 +31,7 @@ OPS: dict[str, OpFactory] = {
     "norm_head": NormHead,
     "conv_bn": ConvBN,
     "mbconv": MBConv,
+    "quadratic_mbconv": QuadraticMBConv,
     "linear_head": LinearHead,
 }
 

@@ -1,11 +1,13 @@
 """The operations of ProxylessNAS networks: convolution, inverted bottleneck, head.
 
-Source: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2.
-Layout: B, C, H, W.
+Sources: ProxylessNAS, Cai et al., ICLR 2019 (arXiv:1812.00332), Sec. 4; blocks of MobileNetV2,
+Sandler et al., CVPR 2018 (arXiv:1801.04381); QuadraNet, Xu et al., ASP-DAC 2024
+(arXiv:2311.17956), the quadratic depthwise convolution. Layout: B, C, H, W.
 """
 
 from torch import Tensor, nn
 
+from quadranas.layers.quadratic import QuadraticConv2d
 from quadranas.layers.stochastic_depth import StochasticDepth
 from quadranas.space.cost import has_residual
 from quadranas.space.operation import OpSpec
@@ -23,17 +25,26 @@ class ConvBN(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(spec.out_channels), nn.ReLU6())
 
 
-class MBConv(StochasticDepth):
-    """Inverted bottleneck: 1x1 expand, depthwise KxK, 1x1 project; residual if shapes agree."""
+def depthwise_index(spec: OpSpec) -> int:
+    """The index of the depthwise convolution among the layers of an inverted bottleneck."""
+    return 0 if spec.expand_ratio == 1 else 3
 
-    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+
+class InvertedBottleneck(StochasticDepth):
+    """1x1 expand, depthwise KxK, 1x1 project, each with BatchNorm; residual if shapes agree.
+
+    Args:
+        depthwise: the layer between the 1x1 convolutions, without a bias.
+    """
+
+    def __init__(self, spec: OpSpec, depthwise: nn.Module) -> None:
         super().__init__()
         cin, cout, hidden = spec.in_channels, spec.out_channels, spec.hidden_channels
         layers: list[nn.Module] = []
         if spec.expand_ratio != 1:
             layers += [_conv(cin, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU6()]
         layers += [
-            _conv(hidden, hidden, spec.kernel_size, spec.stride, groups=hidden),
+            depthwise,
             nn.BatchNorm2d(hidden),
             nn.ReLU6(),
             _conv(hidden, cout, 1),
@@ -51,6 +62,27 @@ class MBConv(StochasticDepth):
         """Shapes: (B, C, H, W) to (B, C', H/stride, W/stride)."""
         out: Tensor = self.layers(x)
         return x + self._dropped(out) if self.residual else out
+
+
+class MBConv(InvertedBottleneck):
+    """The inverted bottleneck of MobileNetV2."""
+
+    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+        hidden = spec.hidden_channels
+        super().__init__(spec, _conv(hidden, hidden, spec.kernel_size, spec.stride, groups=hidden))
+
+
+class QuadraticMBConv(InvertedBottleneck):
+    """An inverted bottleneck whose depthwise convolution is quadratic, before its BatchNorm.
+
+    With a second-order term of zero it is `MBConv`.
+    """
+
+    def __init__(self, spec: OpSpec, layer_scale: float) -> None:
+        hidden, kernel = spec.hidden_channels, spec.kernel_size
+        sizes = (hidden, hidden, kernel, spec.stride, kernel // 2)
+        conv = QuadraticConv2d(*sizes, groups=hidden, bias=False, init="torch")
+        super().__init__(spec, conv)
 
 
 class LinearHead(nn.Module):

@@ -5,7 +5,8 @@ import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError, nearest
 from quadranas.layers.adapted import AdaptedLayer
@@ -60,10 +61,23 @@ def _removed(change: LayerChange, layer: nn.Module) -> nn.Module:
     return nn.Identity()
 
 
+class Zeros(nn.Module):
+    """Zeros in the shape of the input, for a layer whose output is added to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: any, to the same."""
+        return torch.zeros_like(x)
+
+
+def _zeroed(change: LayerChange, layer: nn.Module) -> nn.Module:
+    return Zeros()
+
+
 REPLACEMENTS: dict[str, Callable[[LayerChange, nn.Module], nn.Module]] = {
     "quadratic": _quadratic,
     "adapted": _adapted,
     "removed": _removed,
+    "zeroed": _zeroed,
 }
 """Per kind of change, a function that builds the new layer, with PyTorch's global generator.
 
@@ -90,7 +104,7 @@ def changed(model: Model, changes: Iterable[LayerChange]) -> Model:
             for name, resized in list(resized_layers(model, change)):
                 put_layer(model, name, resized)
             continue
-        if change.kind != "removed" and not is_first_order(layer):
+        if change.kind not in ("removed", "zeroed") and not is_first_order(layer):
             kind = type(layer).__name__
             padding = getattr(layer, "padding_mode", "zeros")
             detail = f" padded with {padding!r}" if padding != "zeros" else ""

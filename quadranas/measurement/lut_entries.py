@@ -8,7 +8,7 @@ the space. A shape-preserving operation can be repeated there:
 `t(op) = (t(baseline with n copies) - t(baseline)) / n`. An operation that changes the shape cannot
 be repeated. These are timed alone, less the null call and the cost of entering and leaving their
 feature maps, and share one factor, with which the entries of the baseline network add up to its
-latency.
+latency. Parts of a user's own model: see `own_programs`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,6 +21,7 @@ from quadranas.latency.calibration import Calibration, NetworkLatency, calibrate
 from quadranas.latency.journal import Journal
 from quadranas.latency.table import Measurement, TableEntry
 from quadranas.measurement.bench import Job, chain_job, network_job
+from quadranas.measurement.own_programs import own_added_ms, own_jobs, own_program
 from quadranas.measurement.plan import Plan
 from quadranas.measurement.probes import null_probe, preserves_shape
 from quadranas.measurement.summary import Timing, Timings
@@ -147,7 +148,11 @@ def entry_jobs(
     """The programs that entries are computed from; arguments as in `measure_entries`."""
     timed = _timed_specs(specs, baseline)
     jobs = {NULL: Job(null_probe, 1, 1)}
-    jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
+    if baseline.model is not None:
+        jobs |= {name: network_job(baseline) for name in _baselines()}
+        jobs |= own_jobs(timed, baseline, COPIES)
+    else:
+        jobs |= _inserted_jobs(timed, baseline) | _single_jobs(timed)
     return jobs | {network.name: network_job(network) for network in networks}
 
 
@@ -213,6 +218,8 @@ def _double(spec: OpSpec) -> str:
 
 def programs_of(spec: OpSpec) -> list[str]:
     """The programs that an entry is computed from, besides those that all entries share."""
+    if spec.own is not None:
+        return [] if spec.is_head else [own_program(spec)]
     if preserves_shape(spec):
         return [_inserted(spec)]
     convs = map(_preserving, _ends(spec))
@@ -236,7 +243,7 @@ def _entries(
     for spec, added_ms in added.items():
         # Minimum, percentiles and spread are known for the timed program, not for the difference;
         # they are scaled to the entry.
-        program = timings.programs[programs_of(spec)[0]]
+        program = timings.programs[next(iter(programs_of(spec)), _baselines()[0])]
         latency_ms = added_ms + null_ms
         entries[spec] = TableEntry(
             op=spec,
@@ -260,6 +267,13 @@ def _added_ms(
     ms = {name: latency_of(timing) for name, timing in timings.programs.items()}
     baseline_ms = fmean(ms[name] for name in _baselines())
     least_ms = TINY * baseline_ms
+    if baseline.model is not None:
+
+        def more_ms(name: str) -> float:
+            return ms[name] - fmean(map(latency_of, timings.beside(name).values()))
+
+        net_ms = baseline_ms - ms[NULL]
+        return own_added_ms(specs, baseline, more_ms, net_ms, COPIES, least_ms)
     added = {}
     for spec in specs:
         if preserves_shape(spec):

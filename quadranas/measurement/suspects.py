@@ -141,7 +141,7 @@ def _networks(measured: MeasuredEntries, programs: Iterable[str]) -> tuple[str, 
 
 def _dropped(measured: MeasuredEntries, entry: TableEntry) -> str:
     shares = [measured.timings.programs[name].dropped for name in programs_of(entry.op)]
-    return f"{max(share or 0.0 for share in shares):.0%}"
+    return f"{max((share or 0.0 for share in shares), default=0.0):.0%}"
 
 
 def _noisiest(entries: Iterable[TableEntry]) -> list[TableEntry]:

@@ -63,20 +63,6 @@ class TableRequest:
         """The file of the timings until the table is complete."""
         return self.target.with_name(f"{self.target.name}{TIMINGS}")
 
-    def require_measurable(self) -> None:
-        """Refuse to measure the table of a user's own model.
-
-        Raises:
-            QuadranasError: the space is made from one.
-        """
-        if self.space.model is not None:
-            raise QuadranasError(
-                f"space {self.space.name} is made from your own model, and its table cannot be "
-                "measured",
-                "Choose a device with an analytic model, such as --device cpu, and --backend "
-                "analytic.",
-            )
-
     def suspect_command(self) -> str:
         """The command that measures the suspect entries again."""
         command = self.command or shlex.join(

@@ -7,7 +7,7 @@ built only while the model itself was given, by Python or on the command line.
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,8 @@ def changes_of(architecture: Architecture) -> Iterator[LayerChange]:
     kept = {block.name for block in architecture.blocks}
     for name, layer in architecture.model.parts.items():
         if name not in kept:
-            yield LayerChange(name=layer, kind="removed")
+            is_added = name in architecture.model.added
+            yield LayerChange(name=layer, kind="zeroed" if is_added else "removed")
     for op in architecture.ops():
         assert op.own is not None
         yield from op.own.changes
@@ -116,6 +117,16 @@ def build_own(architecture: Architecture) -> nn.Module:
     assert architecture.model is not None
     model = given_model(architecture.model)
     return changed(model, changes_of(architecture))
+
+
+def restore_weights(own: OwnModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give the model that was given to this process other weights.
+
+    Raises:
+        QuadranasError: it was not given.
+    """
+    given_model(own)
+    _GIVEN[own.digest].load_state_dict(dict(tensors))
 
 
 @torch.no_grad()

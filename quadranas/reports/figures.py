@@ -25,6 +25,7 @@ PARTS = {
     "feed_forward": ("feed-forward", "#e0a03c"),
     "quadratic_convnext": ("quadratic ConvNeXt blocks", "#2f6fa8"),
     "mbconv": ("inverted bottlenecks", "#2f6fa8"),
+    "quadratic_mbconv": ("quadratic inverted bottlenecks", "#2f6fa8"),
     "norm_head": ("head", "#6f5a86"),
     "linear_head": ("head", "#6f5a86"),
 }

@@ -321,7 +321,8 @@ class SearchConfig(TrainingConfig, LimitsConfig):
         space: a shipped search space, or the path of a YAML file.
         table: latency table to use instead of the default one.
         init: the pre-trained network from which all candidates get their first weights: a run
-            folder, a `.safetensors` file, a torch file of tensors, or `timm:NAME`. Null: none.
+            folder, a `.safetensors` file, a torch file of tensors, or `timm:NAME`; in the space
+            of one's own model `own-model`, if its weights are trained. Null: none.
         candidates: number of networks that the gates prefer most, of which the one with the best
             accuracy on held-out training images is chosen.
         pretrained: how weights from `init` are trained.

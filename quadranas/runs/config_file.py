@@ -50,6 +50,10 @@ def with_header(command: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**Header(command=command).model_dump(), **placed}
 
 
+OWN_INIT = "own-model"
+"""The value of `init` for a user's own model whose weights are trained."""
+
+
 def absolute(key: str, value: Any) -> Any:
     """The value of a key with absolute paths; values without paths stay as they are."""
     if key == "also" and isinstance(value, list | tuple):
@@ -65,7 +69,7 @@ def is_place(key: str, value: Any) -> bool:
     if key == "teacher":  # a run folder, a file, or a name
         return not value.startswith("timm:") and Path(value).exists()
     if key == "init":  # the same, and the run folder keeps a copy
-        return not value.startswith("timm:")
+        return not value.startswith("timm:") and value != OWN_INIT
     return key in PATHS or (key in NAMES_OR_PATHS and value.endswith((".yaml", ".yml")))
 
 

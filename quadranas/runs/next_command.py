@@ -53,7 +53,7 @@ def proposed(*words: object, **options: object) -> str:
     """
     line = ["quadranas", *map(_argument, words)]
     if words and words[0] in TAKE_OWN_MODEL:
-        options["own_model"] = OWN_MODEL.get()
+        options.setdefault("own_model", OWN_MODEL.get())
     for name, value in options.items():
         if value is not None and value is not False:
             line.append(f"--{name.replace('_', '-')}")

@@ -48,11 +48,14 @@ class OwnModel(Frozen):
         source: where the model comes from, in words; nothing is ever loaded from it.
         digest: identifies its layers and the shapes of its tensors.
         parts: per block that a search may change, its path in the model.
+        added: blocks whose input is added to their output by the code around them: they are
+            skipped by returning zeros.
     """
 
     source: str = Field(max_length=1000)
     digest: str = Field(pattern=r"^[0-9a-f]{16}$")
     parts: dict[str, Annotated[str, Field(min_length=1)]]
+    added: tuple[str, ...] = ()
 
 
 class Architecture(Frozen):

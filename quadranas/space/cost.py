@@ -197,9 +197,14 @@ def _mbconv(spec: OpSpec) -> list[Primitive]:
     if spec.expand_ratio != 1:
         expand = _conv(cin, hidden, 1, size, stride=1, bias=False)
         primitives += [expand, _folded(hidden, params_per_channel=2)]
+    depthwise = _depthwise(hidden, spec.kernel_size, size, spec.stride, bias=False)
+    activation = []
+    if spec.kind == "quadratic_mbconv":  # ReLU6 after a sum, into which runtimes fold nothing
+        activation = [_elementwise(hidden, out_size, num_inputs=1)]
     primitives += [
-        _depthwise(hidden, spec.kernel_size, size, spec.stride, bias=False),
+        *(_quadratic(depthwise, out_size) if activation else [depthwise]),
         _folded(hidden, params_per_channel=2),
+        *activation,
         _conv(hidden, cout, 1, out_size, stride=1, bias=False),
         _folded(cout, params_per_channel=2),
     ]
@@ -222,6 +227,7 @@ PRIMITIVES: dict[str, Callable[[OpSpec], list[Primitive]]] = {
     "norm_head": _norm_head,
     "conv_bn": _conv_bn,
     "mbconv": _mbconv,
+    "quadratic_mbconv": _mbconv,
     "linear_head": _linear_head,
 }
 

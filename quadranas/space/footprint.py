@@ -139,7 +139,11 @@ def _mbconv(spec: OpSpec) -> Iterable[Kernel]:
     if spec.expand_ratio != 1:
         yield "expand", hidden * spec.resolution**2, (read,)
         read = "expand"
-    yield "depthwise", hidden * spec.out_resolution**2, (read,)
+    size = hidden * spec.out_resolution**2
+    if spec.kind == "quadratic_mbconv":
+        yield from _quadratic(read, size, "depthwise")
+    else:
+        yield "depthwise", size, (read,)
     yield "project", _out_size(spec), ("depthwise",)
     if has_residual(spec):
         yield "sum", _out_size(spec), (INPUT, "project")
@@ -165,6 +169,7 @@ KERNELS: dict[str, Callable[[OpSpec], Iterable[Kernel]]] = {
     "norm_head": _norm_head,
     "conv_bn": _conv_bn,
     "mbconv": _mbconv,
+    "quadratic_mbconv": _mbconv,
     "linear_head": _linear_head,
 }
 

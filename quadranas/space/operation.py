@@ -18,8 +18,9 @@ class LayerChange(Frozen):
     Args:
         name: the layer's path in the network, such as `blocks.stem.conv_bn.0`.
         kind: `quadratic` (replaced by second-order neurons), `adapted` (kept, with a low-rank
-            quadratic term added), `removed` (replaced by the identity), `kernel` (a depthwise
-            convolution with the centre of its kernel) or `hidden` (with the first of its outputs).
+            quadratic term added), `removed` (replaced by the identity), `zeroed` (replaced by
+            zeros), `kernel` (a depthwise convolution with the centre of its kernel) or `hidden`
+            (with the first of its outputs).
         form, norm: arguments of the quadratic layer (`quadranas.layers.quadratic`).
         rank: rank of the adapted layer's quadratic term: the number of its products.
         dilation: dilation of the kernel of that term, in pixels.
@@ -29,7 +30,7 @@ class LayerChange(Frozen):
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["quadratic", "adapted", "removed", "kernel", "hidden"]
+    kind: Literal["quadratic", "adapted", "removed", "zeroed", "kernel", "hidden"]
     form: str = "hadamard"
     norm: bool = False
     rank: int = Field(default=1, ge=1, le=MAX_CHANNELS)
@@ -156,6 +157,10 @@ def _unused(spec: OpSpec, *fields: str) -> str:
     return ""
 
 
+def _bottleneck(spec: OpSpec) -> str:
+    return _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec)
+
+
 WINDOW = ("kernel_size", "stride")
 EXPANSION = ("expand_ratio", "num_quadratic")
 
@@ -171,7 +176,8 @@ OP_RULES: dict[str, Callable[[OpSpec], str]] = {
     ),
     "norm_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
     "conv_bn": lambda spec: _odd_kernel(spec) or _unused(spec, *EXPANSION),
-    "mbconv": lambda spec: _odd_kernel(spec) or _unused(spec, "num_quadratic") or _hidden(spec),
+    "mbconv": _bottleneck,
+    "quadratic_mbconv": _bottleneck,
     "linear_head": lambda spec: _unused(spec, *WINDOW, *EXPANSION),
 }
 """Per kind of operation, a function that describes what is invalid in a spec ("" if valid)."""
@@ -184,8 +190,8 @@ OWN_RULES: dict[str, Callable[[OpSpec], str]] = {
 }
 """The same for the kinds of a user's own model: a block that a search changes, and the rest."""
 
-DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv")
+DEPTHWISE = ("quadratic_depthwise", "quadratic_convnext", "mbconv", "quadratic_mbconv")
 """Kinds with a depthwise convolution, whose kernel size a search chooses."""
 
-EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv")
+EXPANDING = ("feed_forward", "quadratic_convnext", "mbconv", "quadratic_mbconv")
 """Kinds with hidden channels, whose number a search chooses."""

@@ -35,7 +35,8 @@ class OwnBlock(Frozen):
     Args:
         name: name of the block.
         layer: its path in the model.
-        optional: whether it may be skipped, since it adds its input to its output.
+        optional: whether it may be skipped, since its input is added to its output.
+        added: whether the code around it does that, so that it is skipped by returning zeros.
         in_channels, out_channels: number of channels of its input and output.
         resolution: height of its input, in pixels; 1 for inputs that are no feature maps.
         candidates: the candidates, from small to large.
@@ -44,6 +45,7 @@ class OwnBlock(Frozen):
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     layer: str = Field(min_length=1)
     optional: bool = False
+    added: bool = False
     in_channels: int = Field(ge=1, le=MAX_CHANNELS)
     out_channels: int = Field(ge=1, le=MAX_CHANNELS)
     resolution: int = Field(ge=1, le=MAX_RESOLUTION)
@@ -123,5 +125,6 @@ class OwnSpaceFile(Frozen):
                 source=self.model,
                 digest=self.digest,
                 parts={block.name: block.layer for block in self.blocks},
+                added=tuple(block.name for block in self.blocks if block.added),
             ),
         )

@@ -93,6 +93,25 @@ class SearchSpace:
         candidates = (c for block in self.blocks for slot in block.slots for c in slot.candidates)
         return tuple(dict.fromkeys(candidates))
 
+    def original_choices(self) -> dict[str, tuple[int, ...] | None]:
+        """The choices that give a user's own model as it is.
+
+        Raises:
+            QuadranasError: a block has no candidate without changes.
+        """
+        choices: dict[str, tuple[int, ...] | None] = {}
+        for block in self.blocks:
+            (slot,) = block.slots
+            whole = [i for i, c in enumerate(slot.candidates) if c.own and not c.own.changes]
+            if not whole:
+                raise QuadranasError(
+                    f"block {block.name!r} of space {self.name} has no candidate without changes, "
+                    "so the model itself is not in the space",
+                    "Make the space again with: quadranas space-from MODEL.py:FUNCTION",
+                )
+            choices[block.name] = (whole[0],)
+        return choices
+
     def with_num_classes(self, num_classes: int) -> "SearchSpace":
         """The same space with a classifier for another number of classes.
 

@@ -33,8 +33,8 @@ class SlotFile(Frozen):
     """A slot of every block of a stage; lists are the values to search over.
 
     Args:
-        kind: kind of the operation, such as `quadratic_depthwise`, `feed_forward`, `mbconv` or
-            `quadratic_convnext`.
+        kind: kind of the operation, such as `quadratic_depthwise`, `feed_forward`,
+            `quadratic_convnext`, `mbconv` or `quadratic_mbconv`.
         kernel_size: kernel sizes to search over, in pixels.
         expand_ratio: expansion ratios to search over: channels inside the operation, relative to
             its input's.
@@ -57,7 +57,8 @@ class EntryFile(Frozen):
     """The operation before a stage's blocks; it changes width and resolution.
 
     Args:
-        kind: kind of the operation: `patch_stem`, `downsample`, `conv_bn` or `mbconv`.
+        kind: kind of the operation: `patch_stem`, `downsample`, `conv_bn`, `mbconv` or
+            `quadratic_mbconv`.
         kernel_size, stride: size and stride of its kernel, in pixels.
     """
 

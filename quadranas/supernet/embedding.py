@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.errors import QuadranasError
+from quadranas.layers.hidden_units import importance
+from quadranas.layers.mbconv import depthwise_index
 from quadranas.layers.quadranet import ResidualBranch
 from quadranas.runs.pretrained_record import EmbeddedPart
 from quadranas.space.architecture import Block
@@ -30,9 +32,6 @@ from quadranas.supernet.supernet import MixedOp, Supernet
 MAX_FACTOR = 4.0
 """Largest factor by which the centre of a kernel is scaled. If the centre would need more, as its
 sum is nearly zero, what is missing is spread evenly over it instead."""
-
-NORM_EPS = 1e-5
-"""What BatchNorm adds to a variance (PyTorch's default, which inverted bottlenecks use)."""
 
 HEAD = "head:"
 """Beginning of a deviation that concerns the classifier alone."""
@@ -49,11 +48,14 @@ def _mbconv(spec: OpSpec) -> dict[str, int]:
 
     Without an expansion the depthwise convolution is the first layer, otherwise the fourth.
     """
-    depthwise = 0 if spec.expand_ratio == 1 else 3
+    depthwise = depthwise_index(spec)
     norm = ("weight", "bias", "running_mean", "running_var")
     axes = {f"layers.{depthwise + 3}.weight": 1}
     for layer in range(0, depthwise + 1, 3):
         axes |= {f"layers.{layer}.weight": 0, **{f"layers.{layer + 1}.{n}": 0 for n in norm}}
+    if spec.kind == "quadratic_mbconv":
+        del axes[f"layers.{depthwise}.weight"]
+        axes |= {f"layers.{depthwise}.{branch}.weight": 0 for branch in "abc"}
     return axes
 
 
@@ -61,6 +63,7 @@ HIDDEN: dict[str, Callable[[OpSpec], dict[str, int]]] = {
     "feed_forward": _feed_forward,
     "quadratic_convnext": _feed_forward,
     "mbconv": _mbconv,
+    "quadratic_mbconv": _mbconv,
 }
 """Per kind with hidden units, the axis of each tensor along which they lie; 1 is that of the
 weights that go out of them."""
@@ -120,7 +123,12 @@ def embed(
 
 
 def largest_choices(space: SearchSpace) -> Choices:
-    """The choice of every block with the largest kernels and expansions."""
+    """The choice of every block with the largest kernels and expansions.
+
+    Of a user's own model these are the parts as they are.
+    """
+    if space.model is not None:
+        return space.original_choices()
     return {
         block.name: tuple(
             slot.candidates.index(largest_of(slot.candidates)) for slot in block.slots
@@ -208,25 +216,9 @@ def _units(source: _Source, spec: OpSpec, *, sort: bool) -> Tensor:
     number, kept = source.spec.hidden_channels, spec.hidden_channels
     if spec.kind not in HIDDEN or (kept >= number and not sort):
         return torch.arange(number)
-    order = importance(source.spec, source.tensors).argsort(descending=True, stable=True)
+    found = importance(source.tensors, _axes_of(source.spec))
+    order = found.argsort(descending=True, stable=True)
     return order[:kept] if sort else order[:kept].sort().values
-
-
-def importance(spec: OpSpec, tensors: Tensors) -> Tensor:
-    """How much each hidden unit of an operation matters, (hidden_channels,), float64.
-
-    The product of the norms of its incoming, depthwise and outgoing weights, and of the factors by
-    which BatchNorm multiplies them.
-    """
-    total = torch.ones(spec.hidden_channels, dtype=torch.float64)
-    for name, axis in HIDDEN[spec.kind](spec).items():
-        tensor = tensors[name].double()
-        variance = tensors.get(name.replace("weight", "running_var"))
-        if name.endswith("weight") and tensor.ndim > 1:
-            total *= tensor.movedim(axis, 0).flatten(1).norm(dim=1)
-        elif name.endswith("weight") and variance is not None:
-            total *= tensor.abs() / (variance.double() + NORM_EPS).sqrt()
-    return total
 
 
 def _with_units(tensor: Tensor, own: Tensor, units: Tensor, axis: int) -> Tensor:

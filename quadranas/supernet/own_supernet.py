@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from quadranas.layers.adapted import AdaptedLayer
+from quadranas.layers.hidden_units import importance
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import find_layer, put_layer
-from quadranas.layers.resizing import out_width
 from quadranas.network.own_model import changed_part, given_model
 from quadranas.space.operation import OpSpec, OwnPart
 from quadranas.space.own_space_file import REST
@@ -83,27 +83,21 @@ def _inherit(quadratic: nn.Module, layer: nn.Module) -> None:
 def _sort_hidden(layers: list[nn.Module]) -> None:
     """Order the hidden units between the first and the last layer by importance.
 
-    This changes no output. The importance is the product of the norms of a unit's incoming,
-    depthwise and outgoing weights and of the factors by which BatchNorm multiplies them, as in
-    `quadranas.supernet.embedding`.
+    This changes no output.
     """
-    total = torch.ones(out_width(layers[0]), dtype=torch.float64)
-    for layer in layers:
-        weight: Any = getattr(layer, "weight", None)
-        if isinstance(layer, BatchNorm):
-            variance = layer.running_var
-            if weight is not None and variance is not None:
-                total *= weight.double().abs() / (variance.double() + layer.eps).sqrt()
-        else:
-            axis = 1 if layer is layers[-1] else 0
-            total *= weight.double().movedim(axis, 0).flatten(1).norm(dim=1)
-    order = total.argsort(descending=True, stable=True)
-    for layer in layers:
+    tensors, axes, eps = {}, {}, {}
+    for number, layer in enumerate(layers):
         is_last = layer is layers[-1]
-        for name, tensor in layer.state_dict().items():
-            if tensor.ndim and not (is_last and name == "bias"):
-                axis = 1 if is_last else 0
-                tensor.copy_(tensor.index_select(axis, order))
+        for leaf, tensor in layer.state_dict().items():
+            name = f"{number}.{leaf}"
+            tensors[name] = tensor
+            if tensor.ndim and not (is_last and leaf == "bias"):
+                axes[name] = 1 if is_last else 0
+        if isinstance(layer, BatchNorm):
+            eps[f"{number}.running_var"] = layer.eps
+    order = importance(tensors, axes, eps).argsort(descending=True, stable=True)
+    for name, axis in axes.items():
+        tensors[name].copy_(tensors[name].index_select(axis, order))
 
 
 def _candidate(spec: OpSpec, part: nn.Module, shared: nn.Module) -> NestedCandidate:

@@ -8,6 +8,7 @@ from torch import Size, Tensor, nn
 from quadranas.acceleration.accelerator import Accelerator
 from quadranas.acceleration.batch_norm import synchronize
 from quadranas.layers import build_op
+from quadranas.layers.replacement import Zeros
 from quadranas.network.skeleton import Network
 from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
@@ -71,26 +72,29 @@ def mixed_op(slot: Slot, *, nested: bool) -> MixedOp:
 
 
 class MixedBlock(nn.Module):
-    """The slots of one block, kept or skipped as a whole if it is optional."""
+    """The slots of one block, kept or skipped as a whole if it is optional.
 
-    def __init__(self, slots: Iterable[MixedOp], *, optional: bool) -> None:
+    Args:
+        skipped: what it returns if it is skipped.
+    """
+
+    def __init__(
+        self, slots: Iterable[MixedOp], *, optional: bool, skipped: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.slots = nn.ModuleList(slots)
         self.optional = optional
+        self._skipped = skipped or nn.Identity()
         self.route = Route(active=KEEP)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block, or return its input."""
-        return take(self.route, (self._run, _identity), x)
+        """Run the block, or return its input or zeros."""
+        return take(self.route, (self._run, self._skipped), x)
 
     def _run(self, x: Tensor) -> Tensor:
         for slot in self.slots:
             x = slot(x)
         return x
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 class Supernet(nn.Module):
@@ -240,7 +244,8 @@ def _own_network(space: SearchSpace) -> tuple[Network, dict[str, MixedBlock]]:
     for block in space.blocks[:-1]:
         shared, *candidates = parts[block.name]
         mixed = MixedOp(block.slots[0], candidates, shared)
-        blocks[block.name] = MixedBlock([mixed], optional=block.optional)
+        skipped = Zeros() if block.name in space.model.added else None
+        blocks[block.name] = MixedBlock([mixed], optional=block.optional, skipped=skipped)
     put_parts(model, space, blocks)
     rest = MixedOp(space.blocks[-1].slots[0], [Rest(model, tuple(space.model.parts.values()))])
     mixed_rest = MixedBlock([rest], optional=False)

@@ -13,7 +13,9 @@ from torch import nn
 from quadranas.network.skeleton import Network
 from quadranas.runs.config import PretrainedConfig, WeightConfig
 from quadranas.space.matching import stage_of
+from quadranas.space.own_space_file import REST
 from quadranas.supernet.embedding import Embedding
+from quadranas.supernet.own_embedding import FIRST_ORDER_TERMS, name_in_model
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.network_phase import MakeOptimizer
 from quadranas.training.optimizers import build_optimizer, decay_groups, optimizer_of
@@ -29,11 +31,14 @@ class Inheritance:
         embedding: what the supernet took from the network.
         new: names of the network's tensors that its checkpoint did not have: quadratic factors.
         config: how these weights are trained.
+        own_layers: paths of the layers of a user's own model that have a second-order version;
+            None for networks of operations of this package.
     """
 
     embedding: Embedding
     new: frozenset[str]
     config: PretrainedConfig
+    own_layers: frozenset[str] | None = None
 
     def role(self, block: str, kind: str, name: str) -> Role:
         """The role of a parameter.
@@ -41,20 +46,31 @@ class Inheritance:
         Args:
             block: the block of the space that it belongs to.
             kind: the kind of its operation.
-            name: its name within the operation.
+            name: its name within the operation, or within a user's own model.
         """
+        if self.own_layers is not None:
+            return self._own_role(name)
         origin = self.embedding.origins[block]
         is_head = name.startswith("linear.")
         if origin is None or (is_head and not self.embedding.has_head):
             return "new"
         return "quadratic" if f"blocks.{origin}.{kind}.{name}" in self.new else "inherited"
 
+    def _own_role(self, name: str) -> Role:
+        """The role of a parameter of a user's own model: what is added to a layer is new."""
+        for layer in self.own_layers or ():
+            if name.startswith(f"{layer}."):
+                leaf = name.removeprefix(f"{layer}.")
+                is_own = leaf in ("weight", "bias") or leaf.startswith(FIRST_ORDER_TERMS)
+                return "inherited" if is_own else "quadratic"
+        return "inherited"
+
     def supernet_optimizer(
         self, supernet: Supernet, weights: WeightConfig
     ) -> torch.optim.Optimizer:
         """The optimiser of a supernet's weights, with a rate for each role."""
         roles = {
-            parameter: self.role(block.name, spec.kind, name)
+            parameter: self.role(block.name, spec.kind, name_in_model(spec, name))
             for block in supernet.space.blocks
             for mixed in supernet.slots(block.name)
             for spec, module in mixed.owners
@@ -66,6 +82,9 @@ class Inheritance:
         """The optimiser of a sub-network by itself, with a rate for each role."""
         roles = {}
         for path, parameter in network.named_parameters():
+            if self.own_layers is not None:
+                roles[parameter] = self._own_role(path.removeprefix(f"blocks.{REST}."))
+                continue
             _, block, kind, name = path.split(".", 3)
             roles[parameter] = self.role(block, kind, name)
         return self._optimizer(roles, weights)

@@ -13,8 +13,10 @@ from quadranas.reporter import Reporter
 from quadranas.runs.config import PretrainedConfig
 from quadranas.runs.pretrained_record import EmbeddedPart, PretrainedNote, computed_alike
 from quadranas.space.matching import StageMatch, match_stages
+from quadranas.space.own_space_file import REST
 from quadranas.space.search_space import SearchSpace
 from quadranas.supernet.embedding import HEAD, Embedding, embed, largest_choices
+from quadranas.supernet.own_embedding import own_embedding, second_order_layers
 from quadranas.supernet.supernet import Supernet
 from quadranas.training.inheritance import Inheritance
 
@@ -43,7 +45,9 @@ class InitialWeights:
         cls, network: PretrainedNetwork, space: SearchSpace, dataset: Dataset
     ) -> "InitialWeights":
         """Raises `QuadranasError` if the network does not fit the space."""
-        matches = match_stages(space, network.architecture, network.source)
+        matches: tuple[StageMatch, ...] = ()
+        if space.model is None:
+            matches = match_stages(space, network.architecture, network.source)
         return cls(network, matches, network.tells_apart(dataset))
 
     def fill(self, supernet: Supernet, config: PretrainedConfig) -> Inheritance:
@@ -52,7 +56,10 @@ class InitialWeights:
         Raises:
             QuadranasError: a candidate cannot get weights from the network.
         """
-        tensors = self.network.tensors
+        space, tensors = supernet.space, self.network.tensors
+        if space.model is not None:  # it was made from the model's own weights
+            layers = second_order_layers(space)
+            return Inheritance(own_embedding(space), frozenset(), config, layers)
         embedding = embed(supernet, self.matches, tensors, uses_head=self.uses_head)
         return Inheritance(embedding, self.network.new, config)
 
@@ -92,13 +99,16 @@ class InitialWeights:
         images = torch.randn(NUM_IMAGES, 3, side, side, generator=generator)
         supernet.set_choices(largest_choices(supernet.space))
         found, wanted = (
-            _body(n.eval(), images) for n in (supernet.network, self.network.network())
+            _outputs(n.eval(), images) for n in (supernet.network, self.network.network())
         )
         return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
-def _body(network: Network, images: Tensor) -> Tensor:
-    """The last feature map of a network."""
+def _outputs(network: Network, images: Tensor) -> Tensor:
+    """The last feature map of a network; of a user's own model the class scores."""
+    if REST in network.blocks:
+        scores: Tensor = network(images)
+        return scores
     x = images.contiguous(memory_format=torch.channels_last)
     for block in list(network.blocks.values())[:-1]:
         x = block(x)

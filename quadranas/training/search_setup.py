@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quadranas.conversion.pretrained_network import PretrainedNetwork
+from quadranas.conversion.quadratic_bottlenecks import made_quadratic
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import Dataset
 from quadranas.data.description import report_data
@@ -31,6 +32,7 @@ from quadranas.runs.config import (
     list_data,
     open_data,
 )
+from quadranas.runs.config_file import OWN_INIT
 from quadranas.runs.recipe import check_recipe, resolve_config
 from quadranas.runs.run_device import further_folder
 from quadranas.space.matching import match_stages, stage_widths
@@ -113,9 +115,11 @@ def prepare_search(
     copy = _copy(copies, layout.SPACE)
     space_file = load_whole_space_file(copy) if copy else load_space_file(given.space)
     listing = list_data(given)
-    _check_pretrained(given, build_space(space_file), pretrained)
     if isinstance(space_file, OwnSpaceFile):
         _check_own(given)
+    if pretrained is not None:
+        pretrained = made_quadratic(pretrained, build_space(space_file))
+    _check_pretrained(given, build_space(space_file), pretrained)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     about = (device, contract, space, given, copies)
     goals = _goals(*about, are_named=are_further_named, allow_commands=allow_commands)
@@ -244,7 +248,7 @@ def _check_pretrained(
     Raises:
         QuadranasError: says what does not fit, or how many stages there can be.
     """
-    if pretrained is not None:
+    if pretrained is not None and space.model is None:
         match_stages(space, pretrained.architecture, pretrained.source)
     frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
     if frozen and pretrained is None:
@@ -266,14 +270,16 @@ def _check_own(config: SearchConfig) -> None:
         QuadranasError: names the key.
     """
     for name, is_set in (
-        ("init", config.init is not None),
+        (f"init {config.init}", config.init not in (None, OWN_INIT)),
+        ("pretrained.frozen_stages", config.pretrained.frozen_stages > 0),
         ("weights.drop_path", config.weights.drop_path > 0),
         ("checkpointing", config.checkpointing),
     ):
         if is_set:
             raise QuadranasError(
                 f"{name} is not for the space of your own model",
-                "Omit it. The search starts from the weights that the model has.",
+                "Omit it. The search starts from the weights that the model has; if they are "
+                f"trained, name it with --init {OWN_INIT}.",
             )
 
 

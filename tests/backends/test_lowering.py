@@ -165,6 +165,9 @@ def test_each_pass_does_what_it_says(scramble: Scrambler) -> None:
     assert after[nn.BatchNorm2d] == 0
     assert after[nn.Conv2d] == before[nn.Conv2d]
 
+    quadratic = nn.Sequential(depthwise("hadamard"), nn.BatchNorm2d(6), nn.ReLU6())
+    assert kinds(lower(quadratic, ["fold_batch_norm"]))[nn.BatchNorm2d] == 0
+
     toy = load_space("toy").extreme(lambda spec: spec.kernel_size, largest=True)
     network = build_subnet(toy)
     before = kinds(network)

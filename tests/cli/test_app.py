@@ -97,8 +97,8 @@ FAULTS: dict[str, str] = {
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
     "search --device device.yaml --budget 3ms": "device.yaml: precision: ",
     "search --device cpu --budget 3ms --space tiy": "unknown search space 'tiy'; accepted: "
-    "convnext-quadratic, mbconv-mobile, quadranet-mobile, quadranet-tiny, toy; did you mean "
-    "'toy'?",
+    "convnext-quadratic, mbconv-mobile, mbconv-quadratic, quadranet-mobile, quadranet-tiny, toy; "
+    "did you mean 'toy'?",
     "spaces tiy": "did you mean 'toy'?",
     "spaces --device vpuu": "did you mean 'vpu'?",
     "devices vpuu": "did you mean 'vpu'?",

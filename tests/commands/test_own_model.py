@@ -1,8 +1,10 @@
 """A user's own model from its code to a verified ONNX file, and nothing that runs it by itself."""
 
+import copy
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import quadranas
 from quadranas.errors import QuadranasError
 from quadranas.network import own_model
+from quadranas.runs.run_folder import RunFolder
 from quadranas.runs.stored_network import open_network
 from tests.command_line import call, listing
 from tests.own_models import SIZE, build
@@ -63,6 +67,34 @@ FEW: dict[str, Any] = {
 """Choices that are priced quickly, of every kind."""
 
 
+class PowerCutError(Exception):
+    """Stops a search after a checkpoint."""
+
+
+def interrupted_search(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> quadranas.SearchResult:
+    """A search that ends with the weights it began with, though the model has others by then."""
+    save = RunFolder.save_checkpoint
+
+    def cut(self: RunFolder, state: Mapping[str, Any]) -> None:
+        save(self, state)
+        raise PowerCutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", cut)
+        with pytest.raises(PowerCutError):
+            quadranas.search(output="run", checkpoint_seconds=0, **given)
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    digest = quadranas.use_model(other)
+    found = quadranas.search(output="run", resume=True, checkpoint_seconds=0, **given)
+    kept = own_model.copy_of(digest).state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
+    return found
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -81,7 +113,12 @@ def test_from_a_search_to_onnx(
     table = quadranas.build_lut(made.path, device="cpu").table()
     budget = middle(made.path, table)
     given = GIVEN | {"space": str(made.path), "budget": budget, "data": str(pictures)}
-    found = quadranas.search(output="run", **given)
+    found = interrupted_search(model, monkeypatch, given | {"init": "own-model"})
+    assert found.pretrained is not None
+    assert found.pretrained.is_teacher
+    assert found.pretrained.deviations == ()
+    assert found.pretrained.max_difference is not None
+    assert found.pretrained.max_difference < 1e-5
     assert found.budget_ms >= found.predicted_ms > 0
     assert found.memory_bytes is None
     assert found.report_path is not None
@@ -165,17 +202,13 @@ def test_another_model_is_refused(
     with pytest.raises(QuadranasError, match="the model that was given has other layers"):
         quadranas.build_lut(made.path, device="cpu")
     quadranas.use_model(build("mobilenet"))
-    for measured in ({"device": "host"}, {"device": "cpu", "backend": "onnxruntime"}):
-        with pytest.raises(QuadranasError, match="its table cannot be measured"):
-            quadranas.build_lut(made.path, **measured)  # type: ignore[arg-type]
-    with pytest.raises(QuadranasError, match="its table cannot be measured"):
-        quadranas.write_probes(made.path, device="cpu", folder="probes")
-    assert not Path("probes").exists()
     budget = middle(made.path, quadranas.build_lut(made.path, device="cpu").table())
     given = GIVEN | {"space": str(made.path), "budget": budget, "data": str(pictures)}
     for key, value, message in (
         ("weights", {"drop_path": 0.1}, "weights.drop_path is not for the space of your own"),
         ("checkpointing", True, "checkpointing is not for the space"),
+        ("init", "weights.pth", "there is no pre-trained network"),
+        ("pretrained", {"frozen_stages": 1}, "pretrained.frozen_stages is not for the space"),
         ("max_memory", "1MB", "the activations of one's own model are not known"),
         ("data", None, "your model has 2 outputs; the data have 10 classes"),
     ):

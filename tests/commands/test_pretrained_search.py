@@ -146,7 +146,9 @@ def test_a_first_order_network_becomes_a_search(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": as_trained(family()).state_dict()}, "weights.pth")
-    made = space_from("weights.pth", output="around.yaml", resolution=32)
+    made = space_from("weights.pth", output="around.yaml", resolution=32, quadratic=True)
+    kinds = {spec.kind for spec in made.space().specs()}
+    assert kinds & {"quadratic_mbconv", "quadratic_convnext"}
     table = build_lut("around.yaml", device="cpu").table()
     largest = made.space().extreme(count_macs, largest=True)
     given = GIVEN | {

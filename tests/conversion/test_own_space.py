@@ -10,7 +10,15 @@ from quadranas.conversion.own_space import own_space
 from quadranas.errors import QuadranasError
 from quadranas.network.own_model import build_own
 from quadranas.space.own_space_file import OwnSpaceFile
-from tests.own_models import SIZE, WHERE, BasicBlock, InvertedResidual, MobileNet, build
+from tests.own_models import (
+    SIZE,
+    WHERE,
+    BasicBlock,
+    Branch,
+    InvertedResidual,
+    MobileNet,
+    build,
+)
 
 EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
 
@@ -44,7 +52,9 @@ def test_resnet() -> None:
 
 
 def test_mobilenet() -> None:
-    assert summary(made(build("mobilenet"), "features", widths=[0.5])) == {
+    file = made(build("mobilenet"), "features", widths=[0.5])
+    assert not any(block.added for block in file.blocks)
+    assert summary(file) == {
         "features.1": (True, ["h8 k3", "h8", "k3", "whole"]),
         "features.2.conv": (False, ["h8 k3", "h8", "k3", "whole"]),
         "features.3": (True, ["h16", "whole"]),
@@ -56,6 +66,38 @@ def test_convnext() -> None:
     assert found["blocks.0"] == (True, ["h8 k3", "h8 k5", "h8", "k3", "k5", "whole"])
     assert len(found["blocks.1"][1]) == 12
     assert found["blocks.1"][1][-1] == "quadratic"
+
+
+@torch.no_grad()
+def test_residuals_that_the_code_around_a_block_adds() -> None:
+    model = build("branches")
+    file = made(model, "branches", widths=[0.5])
+    both = (True, ["h8", "whole"])
+    assert summary(file) == {"branches.0": both, "branches.1": both}
+    assert all(block.added for block in file.blocks)
+    space = file.space()
+    network = space.architecture(space.original_choices() | {"branches_0": None})
+    x = torch.randn(2, 3, SIZE, SIZE)
+    stem = model.stem(x)
+    body = stem + model.branches[1](stem)
+    expected = model.head(body.mean([-2, -1]))
+    torch.testing.assert_close(build_own(network)(x), expected)
+    nested = nn.Sequential(model.stem, Pair(), nn.Flatten(1), nn.LazyLinear(2))
+    nested(x)
+    skipped = (True, ["whole"])
+    assert summary(made(nested, {"1": "skip"})) == {"1.first": skipped, "1.second": skipped}
+
+
+class Pair(nn.Module):
+    """Two branches in a module that keeps the shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Branch(8), Branch(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        return x + self.second(x)  # type: ignore[no-any-return]
 
 
 def test_counts_add_up_to_the_model() -> None:

@@ -14,17 +14,20 @@ from quadranas.conversion.pretrained_network import (
     kept_pretrained,
     open_pretrained,
 )
+from quadranas.conversion.quadratic_bottlenecks import made_quadratic
 from quadranas.errors import MissingExtraError, QuadranasError
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.published import published_name
 from quadranas.network.skeleton import Network, build_subnet
+from quadranas.runs.config import PretrainedConfig, WeightConfig
 from quadranas.runs.pretrained_record import PretrainedNote
 from quadranas.space.around import space_around
 from quadranas.space.cost import count_macs
 from quadranas.space.matching import match_stages
-from quadranas.space.space_file import build_space, load_space
+from quadranas.space.space_file import SpaceFile, build_space, load_space, load_space_file
 from quadranas.supernet.embedding import embed, largest_choices
 from quadranas.supernet.supernet import build_supernet
+from quadranas.training.inheritance import Inheritance
 from tests.conversion.known_networks import ConvNeXt, MobileNetV2, as_trained, timm_names
 from tests.conversion.test_pretrained import Malicious
 
@@ -190,21 +193,72 @@ def test_the_largest_network_of_a_space_around_it_is_the_network(
             torch.testing.assert_close(computed, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_quadratic_factors_start_at_exactly_zero_and_learn(tmp_path: Path) -> None:
-    network = as_trained(ConvNeXt())
-    opened = open_pretrained(write(network.state_dict(), tmp_path / "weights.pth"))
+MOBILE = load_space("mbconv-quadratic", widths=(4, 3, 4, 5, 6, 7, 8, 9, 12))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["independent", "nested"])
+def test_the_largest_network_of_the_quadratic_mobile_space_is_the_network(
+    nested: bool, tmp_path: Path
+) -> None:
+    network = as_trained(MobileNetV2())
+    first_order = open_pretrained(write(network.state_dict(), tmp_path / "weights.pth"))
+    opened = made_quadratic(first_order, MOBILE)
+    assert made_quadratic(opened) is opened
+    assert made_quadratic(first_order).architecture == opened.architecture
+    supernet = build_supernet(MOBILE.with_num_classes(5), seed=0, nested=nested).eval()
+    matches = match_stages(MOBILE, opened.architecture, "weights")
+    found = embed(supernet, matches, opened.tensors, uses_head=True)
+    assert found.deviations == ()
+    optimizer = Inheritance(found, opened.new, PretrainedConfig(rate=0.25)).supernet_optimizer(
+        supernet, WeightConfig()
+    )
+    quadratic = sum(len(g["params"]) for g in optimizer.param_groups if g["role"] == "quadratic")
+    names = [name for name, _ in supernet.network.named_parameters()]
+    assert quadratic == sum(name.endswith((".a.weight", ".b.weight")) for name in names) > 0
+    supernet.set_choices(largest_choices(MOBILE))
+    x = 3 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = network(x)
+        for computed in (opened.network()(x), supernet(x)):
+            torch.testing.assert_close(computed, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_only_stages_that_are_quadratic_in_the_space_become_quadratic(tmp_path: Path) -> None:
+    tensors = as_trained(MobileNetV2()).state_dict()
+    opened = open_pretrained(write(tensors, tmp_path / "weights.pth"))
+    assert made_quadratic(opened, load_space("mbconv-mobile")) is opened
+    file = load_space_file("mbconv-quadratic", widths=(4, 3, 4, 5, 6, 7, 8, 9, 12))
+    content = file.model_dump()
+    content["stages"][2]["slots"][0]["kind"] = "mbconv"
+    space = build_space(SpaceFile.model_validate(content))
+    changed = made_quadratic(opened, space)
+    match_stages(space, changed.architecture, "weights")
+    kinds = {op.kind for block in changed.architecture.blocks for op in block.ops}
+    assert {"mbconv", "quadratic_mbconv"} <= kinds
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(changed.network()(x), opened.network()(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "number"), [("ConvNeXt", 5), ("MobileNetV2", 17)])
+def test_quadratic_factors_start_at_exactly_zero_and_learn(
+    family: str, number: int, tmp_path: Path
+) -> None:
+    network = as_trained(NETWORKS[family]())
+    opened = made_quadratic(open_pretrained(write(network.state_dict(), tmp_path / "weights.pth")))
     own = opened.network()
     layers = quadratic_layers(own)
-    assert len(layers) == 5
+    assert len(layers) == number
     x = torch.randn(2, 3, 32, 32)
     for path, layer in layers.items():
         channels = int(layer.branches["a"].in_channels)  # type: ignore[arg-type]
         _, second = layer.terms(torch.randn(2, channels, 8, 8))
         assert second is not None
         assert not second.any()
-        factors = {f"{path}.{branch}.{leaf}" for branch in "ab" for leaf in ("weight", "bias")}
+        leaves = [name for name, _ in layer.branches["a"].named_parameters()]
+        factors = {f"{path}.{branch}.{leaf}" for branch in "ab" for leaf in leaves}
         assert factors <= opened.new
-    assert len(opened.new) == 4 * len(layers)
+    assert len(opened.new) == 2 * len(leaves) * len(layers)
     own.train()(x).square().sum().backward()
     for layer in layers.values():
         gradients = [parameter.grad for parameter in layer.branches["a"].parameters()]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from quadranas.layers import build_op
-from quadranas.layers.mbconv import MBConv
+from quadranas.layers.mbconv import MBConv, QuadraticMBConv, depthwise_index
+from quadranas.layers.quadratic import QuadraticConv2d
 from tests import operations
 from tests.operations import close
 
@@ -36,6 +37,28 @@ def test_an_inverted_bottleneck_adds_its_input_where_it_can(
     assert len([m for m in op.modules() if isinstance(m, nn.Conv2d)]) == (
         3 if "expand_ratio" in changes else 2
     )
+
+
+@pytest.mark.parametrize("changes", [{}, {"expand_ratio": 4, "stride": 2}])
+def test_a_quadratic_bottleneck_squares_before_its_norm(changes: dict[str, int]) -> None:
+    described = spec("quadratic_mbconv", kernel_size=3, **changes)
+    op = build_op(described).eval()
+    assert isinstance(op, QuadraticMBConv)
+    index = depthwise_index(described)
+    conv, norm = op.layers[index], op.layers[index + 1]
+    assert isinstance(conv, QuadraticConv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.uniform_(norm.running_mean)
+    x = torch.randn(2, 6, 8, 8)
+    inside = op.layers[:index](x)
+    a, b, c = (branch(inside) for branch in conv.branches.values())
+    expected = op.layers[index + 2 :](norm(a * b + c))
+    close(op(x), expected if changes else x + expected)
+    nn.init.zeros_(conv.branches["a"].weight)
+    first_order = build_op(described.model_copy(update={"kind": "mbconv"})).eval()
+    tensors = {n.replace(".c.", "."): t for n, t in op.state_dict().items()}
+    first_order.load_state_dict({n: tensors[n] for n in first_order.state_dict()})
+    close(op(x), first_order(x))
 
 
 def test_activations_of_a_convolution_lie_within_zero_and_six() -> None:

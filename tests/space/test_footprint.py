@@ -39,13 +39,13 @@ def exported(network: Architecture, path: Path) -> Any:
     return onnx.shape_inference.infer_shapes(onnx.load(path)).graph
 
 
-@pytest.mark.parametrize("name", ["toy", "mbconv-mobile"])
-@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("toy", False), ("toy", True), ("mbconv-mobile", False), ("mbconv-quadratic", False)],
+)
 def test_weights_are_those_of_an_exported_file(tmp_path: Path, name: str, largest: bool) -> None:
     space = load_space(name)
     network = space.extreme(count_params, largest=largest).adapted(num_classes=7)
-    if name == "mbconv-mobile" and largest:
-        network = space.extreme(count_params, largest=False).adapted(num_classes=9)
     graph = exported(network, tmp_path / "net.onnx")
     # Scalars, such as the bounds of ReLU6, are part of a graph and no weights.
     weights = [numpy_helper.to_array(w) for w in graph.initializer if w.dims and w.data_type == 1]
@@ -109,6 +109,8 @@ def spec_of(kind: str, **keys: Any) -> OpSpec:
         (spec_of("mbconv", expand_ratio=6, kernel_size=3), 128 + 2 * 768),
         # No sum, so the input goes when it is expanded; the rest has a quarter of the pixels.
         (spec_of("mbconv", expand_ratio=6, kernel_size=3, stride=2), 768 + 192),
+        # The input, kept for the sum, and the expanded input, a, b and c.
+        (spec_of("quadratic_mbconv", expand_ratio=6, kernel_size=3), 128 + 4 * 768),
         (spec_of("downsample", kernel_size=2, stride=2, out_channels=16), 2 * 128),
         (spec_of("linear_head", out_channels=10), 128 + 8),
     ],

@@ -61,7 +61,7 @@ def test_a_stage_without_entry_strides_and_widens_in_its_first_block() -> None:
 
 KINDS = (
     "conv_bn, downsample, feed_forward, mbconv, patch_stem, quadratic_convnext, "
-    "quadratic_depthwise"
+    "quadratic_depthwise, quadratic_mbconv"
 )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.layers import build_op
+from quadranas.layers.hidden_units import importance
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs
@@ -15,9 +16,9 @@ from quadranas.space.sampling import random_architectures
 from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import SpaceFile, build_space
 from quadranas.supernet.embedding import (
+    HIDDEN,
     Embedding,
     embed,
-    importance,
     largest_choices,
     resized_kernel,
 )
@@ -147,7 +148,14 @@ def test_importance_counts_the_scales_of_batch_norm() -> None:
             tensors[name].fill_(1.0)
         tensors["layers.1.weight"].copy_(torch.tensor([1.0, 2, 3, 4, 5, -6]))
         tensors["layers.4.running_var"].copy_(torch.tensor([1.0, 1, 1, 1, 100, 1]))
-    assert importance(spec, tensors).argsort(descending=True).tolist() == [5, 3, 2, 1, 0, 4]
+    found = importance(tensors, HIDDEN["mbconv"](spec))
+    assert found.argsort(descending=True).tolist() == [5, 3, 2, 1, 0, 4]
+
+
+def test_importance_counts_both_terms_of_a_quadratic_layer() -> None:
+    weights = {"a": [0.0, 2, 3], "b": [5.0, 1, 2], "c": [1.0, 1, 1]}
+    tensors = {f"conv.{name}.weight": torch.tensor(w)[:, None] for name, w in weights.items()}
+    assert importance(tensors, dict.fromkeys(tensors, 0)).tolist() == [1, 3, 7]
 
 
 def test_kernels_keep_their_response_to_a_constant() -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from quadranas.acceleration.engine import Engine
+from quadranas.conversion.own_pretrained import own_pretrained
+from quadranas.conversion.own_space import own_space
 from quadranas.data.augmentation import Augmenter
 from quadranas.data.dataset import load_dataset
 from quadranas.network.skeleton import Network, build_subnet
@@ -18,8 +20,10 @@ from quadranas.supernet.embedding import embed, largest_choices
 from quadranas.supernet.evaluation import SubnetEvaluator
 from quadranas.supernet.supernet import Supernet, build_supernet
 from quadranas.training.inheritance import Inheritance
+from quadranas.training.initial_weights import InitialWeights
 from quadranas.training.optimizers import build_optimizer
 from quadranas.training.steps import weight_step
+from tests.own_models import SIZE, build
 from tests.small_supernets import SPACES, batch_for
 
 QUADRA, MBCONV = SPACES["small-quadra"], SPACES["small-mbconv"]
@@ -75,6 +79,34 @@ def test_every_weight_has_the_rate_of_its_origin(nested: bool) -> None:
         elif name in NEW:
             expected = 0.5
         assert found[id(parameter)] == expected, name
+
+
+def test_quadratic_terms_of_ones_own_model_have_their_rate() -> None:
+    where = {"blocks.0": ["hidden"], "blocks.1.dwconv": ["quadratic"], "head": ["adapted"]}
+    made = own_space(
+        build("convnext"), torch.zeros(1, 3, SIZE, SIZE), where, name="mine", source="test"
+    )
+    space = made.space()
+    dataset = load_dataset(None, resolution=SIZE)
+    supernet = build_supernet(space, seed=0)
+    initial = InitialWeights.of(own_pretrained(space), space, dataset)
+    inheritance = initial.fill(supernet, PretrainedConfig(rate=0.1, quadratic_rate=0.5))
+    note = initial.note(supernet, inheritance.embedding, is_teacher=False)
+    assert note.deviations == ()
+    assert note.max_difference is not None
+    assert [part.part for part in note.parts] == ["blocks.0", "blocks.1.dwconv", "head"]
+    network = build_subnet(space.extreme(lambda op: op.own.macs if op.own else 0, largest=True))
+    for optimizer, parameters in (
+        (inheritance.supernet_optimizer(supernet, WeightConfig()), supernet.network),
+        (inheritance.network_optimizer(network, WeightConfig()), network),
+    ):
+        found = rates(optimizer)
+        assert set(found) == {id(p) for p in parameters.parameters()}
+        names = {id(p): name for name, p in parameters.named_parameters()}
+        factors = {names[key] for key, rate in found.items() if rate == 0.5}
+        assert len(factors) == 4 + 3
+        assert all("dwconv" in name or "head" in name for name in factors)
+        assert set(found.values()) == {0.1, 0.5}
 
 
 def step(supernet: Supernet, optimizer: torch.optim.Optimizer, weights: WeightConfig) -> None:
