@@ -52,12 +52,14 @@ SEARCH: dict[str, Any] = {
 IMAGES = 32
 """Number of images that an exported file is compared with PyTorch on."""
 
-TOOL = str(Path(sys.executable).with_name("benchmark_app"))
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+"""Where benchmark_app is looked for: first beside the interpreter."""
+
 BENCHMARK_APP: dict[str, Any] = {
     "tool": "OpenVINO's benchmark_app",
     "format": "openvino",
     "run": [
-        *(TOOL, "-m", "{file}", "-d", "CPU", "-api", "sync", "-niter", "{repeats}"),
+        *("benchmark_app", "-m", "{file}", "-d", "CPU", "-api", "sync", "-niter", "{repeats}"),
         *("-hint", "none", "-nstreams", "1", "-nthreads", "{threads}"),
         *("-infer_precision", "f32"),
     ],
@@ -126,6 +128,7 @@ def by_ssh(setup: Setup, reporter: Reporter) -> dict[str, Any]:
 
 def by_benchmark_app(setup: Setup, reporter: Reporter) -> dict[str, Any]:
     """OpenVINO's benchmark program."""
+    os.environ["PATH"] = PROGRAMS
     device = this_machine("benchmark_app", "command", command=BENCHMARK_APP)
     return measured(setup, device.allowing_commands(), "openvino", setup.tool_plan, reporter)
 
