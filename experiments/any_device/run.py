@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from quadranas.files import stamp
 from quadranas.latency.calibration import Agreement, NetworkLatency, agreement
 from quadranas.latency.device import Device
 from quadranas.latency.host import cpu_name
+from quadranas.latency.runtimes import RUNTIMES
 from quadranas.latency.table import LatencyTable
 from quadranas.latency.table_files import load_table
 from quadranas.measurement.plan import MAX_RESIDUAL, Plan
@@ -106,7 +108,7 @@ SMOKE: dict[str, Any] = {
 
 
 def this_machine(name: str, runtime: str, **more: Any) -> Device:
-    """This machine, in fp32 with one thread."""
+    """This machine, with one thread, and in fp32 if nothing else is said."""
     content = {"name": name, "title": "this machine", "runtime": runtime, "precision": "fp32"}
     return Device.model_validate(content | {"threads": 1} | more)
 
@@ -124,6 +126,12 @@ def by_ssh(setup: Setup, reporter: Reporter) -> dict[str, Any]:
         reach = board.reach(python=setup.board_python)
         device = this_machine("ssh", "onnxruntime", reach=reach)
         return measured(setup, device, "onnx", setup.plan, reporter)
+
+
+def in_8_bits(runtime: str, setup: Setup, reporter: Reporter) -> dict[str, Any]:
+    """A runtime of this machine in int8."""
+    device = this_machine(f"{runtime}_int8", runtime, precision="int8")
+    return measured(setup, device, RUNTIMES[runtime].own_files.format, setup.plan, reporter)
 
 
 def by_benchmark_app(setup: Setup, reporter: Reporter) -> dict[str, Any]:
@@ -212,6 +220,8 @@ def derived(
         found.run,
         **shared,
         format=file_format,
+        precision=device.precision,
+        max_drop=100 if device.precision == "int8" else None,
         allow_commands=device.allows_commands,
         images=IMAGES,
         reporter=reporter,
@@ -273,6 +283,9 @@ PARTS: dict[str, Callable[[Setup, Reporter], dict[str, Any]]] = {
     "ssh": by_ssh,
     "benchmark_app": by_benchmark_app,
     "hand": by_hand,
+    "litert_int8": partial(in_8_bits, "litert"),
+    "onnxruntime_int8": partial(in_8_bits, "onnxruntime"),
+    "openvino_int8": partial(in_8_bits, "openvino"),
 }
 QUICK = ("hand",)
 """The default of `--smoke`; the other parts need a converter, a server or hundreds of starts."""
