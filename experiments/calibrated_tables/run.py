@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -17,21 +18,26 @@ from quadranas.latency.table_files import find_table, load_table
 from quadranas.latency.transfer import transferred
 from quadranas.measurement.lut_entries import calibration_networks
 from quadranas.space.architecture import Architecture
+from quadranas.space.search_space import SearchSpace
 from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "measured_tables"
 SPACES = ("quadranet-mobile", "mbconv-mobile")
 RUNTIMES = ("onnxruntime", "openvino")
+IN_8_BITS = HERE.parent / "any_device"
+PRECISIONS = {"litert": "litert_int8", "ssh": "onnxruntime_int8"}
+"""Tables there of the same runtime in fp32 and in int8."""
+
 NUM_NETWORKS = 10
 DRAWS = 20
 
 Measured = list[tuple[Architecture, float]]
 
 
-def measured_networks(space: str, table: LatencyTable) -> Measured:
-    """The networks that a measured table was calibrated and validated with."""
-    header, opened = table.header, load_space(space)
+def measured_networks(opened: SearchSpace, table: LatencyTable) -> Measured:
+    """The networks of its space that a measured table was calibrated and validated with."""
+    header = table.header
     assert header.calibration is not None
     assert header.validation is not None
     known = (*header.calibration.networks, *header.validation.networks)
@@ -67,16 +73,34 @@ def errors(
     }
 
 
-def compare(space: str, runtime: str, draws: int) -> list[dict[str, Any]]:
+def from_other_runtimes(space: str, runtime: str, draws: int) -> list[dict[str, Any]]:
     """Every other table as the source for one runtime of this machine."""
-    target = load_table(TABLES / f"{space}-{runtime}.json")
-    networks = measured_networks(space, target)
     sources = {name: load_table(TABLES / f"{space}-{name}.json") for name in RUNTIMES}
+    target = sources.pop(runtime)
     sources |= {name: find_table(load_space(space), name) for name in ("cpu", "vpu")}
+    return compare(load_space(space), runtime, target, sources, draws)
+
+
+def from_fp32(draws: int) -> list[dict[str, Any]]:
+    """The fp32 table of a runtime as the source for its int8."""
+    space, rows = load_space(IN_8_BITS / "space.yaml"), []
+    for source, target in PRECISIONS.items():
+        tables = [load_table(IN_8_BITS / f"{name}.json") for name in (source, target)]
+        rows += compare(space, target, tables[1], {source: tables[0]}, draws)
+    return rows
+
+
+def compare(
+    space: SearchSpace,
+    name_of_target: str,
+    target: LatencyTable,
+    sources: Mapping[str, LatencyTable],
+    draws: int,
+) -> list[dict[str, Any]]:
+    """The errors of tables that are carried over to a target, by the name of the source."""
+    networks = measured_networks(space, target)
     rows = []
     for name, source in sources.items():
-        if name == runtime:
-            continue
         found = []
         for seed in range(draws):
             shuffled = Random(seed).sample(networks, len(networks))
@@ -84,7 +108,8 @@ def compare(space: str, runtime: str, draws: int) -> list[dict[str, Any]]:
             found.append(errors(source, *parts, target.header.null_ms))
         mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         worst = max(row["by_kind"] for row in found)
-        rows.append({"space": space, "source": name, "target": runtime, **mean, "worst": worst})
+        named = {"space": space.name, "source": name, "target": name_of_target}
+        rows.append(named | mean | {"worst": worst})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -95,7 +120,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one space, two draws, nothing kept")
     smoke = parser.parse_args().smoke
     spaces, draws = (SPACES[:1], 2) if smoke else (SPACES, DRAWS)
-    rows = [row for s in spaces for runtime in RUNTIMES for row in compare(s, runtime, draws)]
+    rows = [row for s in spaces for r in RUNTIMES for row in from_other_runtimes(s, r, draws)]
+    rows += from_fp32(draws)
     if smoke:
         return
     result = {

@@ -187,20 +187,24 @@ def only_shape(path: Path, shapes: Mapping[str, Sequence[int]]) -> Sequence[int]
     return shape
 
 
-def check_host_device(device: Device, title: str, instead: str = "") -> None:
-    """Check that a device suits a runtime that runs fp32 on this machine's CPU.
+def check_host_device(
+    device: Device, title: str, instead: str = "", precisions: Sequence[str] = ("fp32",)
+) -> None:
+    """Check that a device suits a runtime of this machine's CPU.
 
     Args:
         title: name of the runtime, for the messages.
         instead: text to append to the hint for a device with a target.
+        precisions: the precisions that it runs.
 
     Raises:
         QuadranasError: another precision, or a target.
     """
-    if device.precision != "fp32":
+    if device.precision not in precisions:
+        accepted = " or ".join(precisions)
         raise QuadranasError(
-            f"device {device.name!r}: {title} on a CPU runs fp32, not {device.precision}",
-            "Set precision: fp32, or name another runtime.",
+            f"device {device.name!r}: {title} on a CPU runs {accepted}, not {device.precision}",
+            f"Set precision: {accepted}, or name another runtime.",
         )
     if device.target is not None:
         raise QuadranasError(

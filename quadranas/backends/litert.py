@@ -5,6 +5,7 @@ a file begins with a transposition. Written for ai-edge-litert 2.3.0.
 """
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from quadranas.backends.interface import (
     ConvertedFile,
     Provenance,
     as_shape,
+    calibration_noise,
     check_host_device,
     example_input,
     only_shape,
@@ -44,7 +46,10 @@ FACTS = RUNTIMES["litert"]
 
 
 class LiteRtBackend(ClosedOnExit):
-    """Runs fp32; XNNPACK runs the operators that it has kernels for."""
+    """Runs fp32 and int8; XNNPACK runs the operators that it has kernels for.
+
+    For a device with int8 a network is timed with the operators that an export in int8 has.
+    """
 
     max_parallel = 1
     # A QuadraNet of 664 M MACs, one thread of an AMD EPYC, 2026-11-29: 25.2 ms without passes,
@@ -53,14 +58,21 @@ class LiteRtBackend(ClosedOnExit):
 
     def __init__(self, device: Device, records: Path) -> None:
         FACTS.require()
-        check_host_device(device, FACTS.title)
+        check_host_device(device, FACTS.title, precisions=("fp32", "int8"))
+        self.precision = device.precision
         self.threads = device.threads
         self.converter = Converter()
 
     def compile(self, network: nn.Module, input_shape: Sequence[int]) -> "LiteRtProgram":
         """See `Backend`."""
-        _, program = self._converted(network, Conversion(input_shape=as_shape(input_shape)))
-        return program
+        content, program = self._converted(network, Conversion(input_shape=as_shape(input_shape)))
+        if self.precision == "fp32":
+            return program
+        with tempfile.TemporaryDirectory(prefix="quadranas-") as folder:
+            source, target = Path(folder) / "fp32.tflite", Path(folder) / "int8.tflite"
+            source.write_bytes(content)
+            self.quantize(source, target, calibration_noise(input_shape), ())
+            return self._read(target)
 
     def convert(self, network: nn.Module, conversion: Conversion, path: Path) -> ConvertedFile:
         """See `FileBackend`."""

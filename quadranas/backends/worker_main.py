@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple
 
@@ -405,13 +406,20 @@ class Watch:
         self.files = []  # type: List[int]
         try:
             for task in list(Path("/proc/self/task").iterdir())[:MAX_THREADS]:
-                self.files.append(os.open(str(task / "schedstat"), os.O_RDONLY))
+                with suppress(FileNotFoundError):  # the thread has ended
+                    self.files.append(os.open(str(task / "schedstat"), os.O_RDONLY))
             self.is_known = any(self._read(0))
         except (OSError, ValueError, IndexError):  # not Linux, or without these statistics
             self.is_known = False
 
     def _read(self, column: int) -> List[int]:
-        return [int(os.pread(file, 64, 0).split()[column]) for file in self.files]
+        numbers = []
+        for file in self.files:
+            try:
+                numbers.append(int(os.pread(file, 64, 0).split()[column]))
+            except ProcessLookupError:  # the thread has ended
+                numbers.append(0)
+        return numbers
 
     def waited_ns(self) -> List[int]:
         """How long each thread has waited."""

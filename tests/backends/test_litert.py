@@ -228,7 +228,7 @@ def test_without_litert_torch_files_run_and_none_is_written(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "int8"}, "'board': LiteRT on a CPU runs fp32, not int8"),
+        ({"precision": "fp16"}, "'board': LiteRT on a CPU runs fp32 or int8, not fp16"),
         ({"target": "CPU"}, "takes no target, got 'CPU'"),
     ],
 )
@@ -238,17 +238,16 @@ def test_impossible_devices_are_refused(changes: dict[str, Any], message: str) -
 
 
 @pytest.mark.slow
-def test_a_table_is_measured_and_validated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_table_is_measured_and_validated(tmp_path: Path, precision: str) -> None:
     skip_without_litert()
     device, table = tmp_path / "pc.yaml", tmp_path / "table.json"
-    device.write_text(
-        "{name: pc, title: this machine, runtime: litert, precision: fp32, threads: 1}",
-        encoding="utf-8",
-    )
+    board(runtime="litert", precision=precision).save(device)
     given = ("--device", device, "--space", "toy", "--rounds", "12")
     built = call("build-lut", *given, "--max-residual", "9", "--output", table)
     assert built.code == 0, built.err
-    assert load_table(table).header.backend == "litert"
+    header = load_table(table).header
+    assert (header.backend, header.precision) == ("litert", precision)
     validated = call("validate-lut", *given, "--networks", "3", "--table", table, "--json")
     assert validated.code == 0, validated.err
     assert json.loads(validated.out)["networks"] == 3

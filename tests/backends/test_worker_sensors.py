@@ -1,15 +1,17 @@
 """What the worker reads of clocks and temperature, from made-up files of Linux."""
 
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from quadranas.backends.ssh_host import SshHost
-from quadranas.backends.worker_main import Machine
+from quadranas.backends.worker_main import Machine, Watch
 from quadranas.errors import ThrottledError
 from tests.measuring import board
 
+TASKS = Path("/proc/self/task")
 CORE = "sys/devices/system/cpu/cpu{}/cpufreq"
 
 
@@ -122,3 +124,23 @@ def test_extremes_are_kept_and_a_lowered_clock_is_an_error(tmp_path: Path) -> No
     }
     with pytest.raises(ThrottledError, match=r"device 'board' \(pi@board\) lowered .*: too hot"):
         host.observe({"state": {"throttled": ["too hot"]}})
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux counts how long threads wait")
+def test_a_thread_may_end_while_calls_are_timed() -> None:
+    """A thread of ONNX Runtime 1.31.1 did, which ended the measurement with an error."""
+    ending = threading.Event()
+    thread = threading.Thread(target=ending.wait)
+    thread.start()
+    watch = Watch()
+    try:
+        before = watch.waited_ns()
+        ending.set()
+        thread.join()
+        while (TASKS / str(thread.native_id)).exists():  # Linux removes it a moment later
+            threading.Event().wait(0.001)
+        after = watch.waited_ns()
+    finally:
+        watch.close()
+    assert watch.is_known
+    assert len(before) == len(after) >= 2
