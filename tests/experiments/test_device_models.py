@@ -115,8 +115,9 @@ def test_the_method_finds_the_shipped_model_of_the_cpu_again() -> None:
     assert FITTED["cpu"]["held_out_mape"] < 6
 
 
-def test_a_fit_predicts_what_it_was_fitted_to() -> None:
+def test_a_fit_predicts_what_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies that a model made are predicted by the fitted one within 2 %."""
+    monkeypatch.setattr(fit, "WEAK_PRIOR", 1e-3)  # it holds numbers where they are measured badly
     device = "pi4-tflite"
     truth = fit.numbers_of(device, np.log([7, 3, 1, 2, 60, 8]))
     codes = ("000100", "000300", "000400", "333333", "444444", "034410", "200014", "111111")
