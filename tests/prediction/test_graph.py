@@ -185,7 +185,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def whole_file() -> bytes:
     nodes = (
         "a = Conv<pads=[1,1,1,1], group=2>(x, w, b)\nb1 = BatchNormalization(a, b, b, b, b)\n"
-        "c = Clip(b1, low)\nd = MaxPool<kernel_shape=[2,2]>(c)\ne = ReduceMean(d, axes)\n"
+        "c = Clip(b1, low)\nd = MaxPool<kernel_shape=[2,2]>(c)\ne = ReduceSum(d, axes)\n"
         "f = Reshape(e, flat)\ng = Gemm<transB=1>(f, v)\nh, h2 = Split<axis=1>(g)\n"
         "i = Transpose<perm=[1,0]>(h)\nj = Shape(i)\nk = Slice(j, zero, one)\n"
         "l = Concat<axis=0>(k, one)\nm = Reshape(i, l)\ny = Softmax(m)"
