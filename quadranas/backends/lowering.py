@@ -120,11 +120,10 @@ class JoinedBranches(nn.Module):
             groups=channels,
             bias=any(branch.bias is not None for branch in branches),
         )
-        self.conv.weight.data = torch.cat([branch.weight.detach() for branch in branches])
-        if self.conv.bias is not None:
-            zeros = torch.zeros_like(first.weight[:, 0, 0, 0])
-            biases = [b.bias if isinstance(b.bias, Tensor) else zeros for b in branches]
-            self.conv.bias.data = torch.cat(biases).detach()
+        zeros = torch.zeros_like(first.weight[:, 0, 0, 0])
+        for name, parameter in self.conv.named_parameters():
+            parts = [getattr(branch, name) for branch in branches]  # only `c` may have a bias
+            parameter.data = torch.cat([zeros if p is None else p.detach() for p in parts])
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) to (B, C, H', W')."""

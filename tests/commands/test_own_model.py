@@ -281,5 +281,7 @@ def test_where_is_for_ones_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outcome = call("space-from", "mine.py:build")
     assert outcome.code == 2
     assert "where names nothing" in outcome.err
+    outcome = call("space-from", "mine.py:build", "--quadratic")
+    assert "--quadratic is for a pre-trained network" in outcome.err
     outcome = call("space-from", "mine.py:build", "--where", "a", "--where", "a=skip")
     assert "--where names 'a' twice" in outcome.err

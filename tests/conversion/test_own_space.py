@@ -15,6 +15,7 @@ from tests.own_models import (
     WHERE,
     BasicBlock,
     Branch,
+    Branches,
     InvertedResidual,
     MobileNet,
     build,
@@ -70,7 +71,7 @@ def test_convnext() -> None:
 
 @torch.no_grad()
 def test_residuals_that_the_code_around_a_block_adds() -> None:
-    model = build("branches")
+    model = Branches().eval()
     file = made(model, "branches", widths=[0.5])
     both = (True, ["h8", "whole"])
     assert summary(file) == {"branches.0": both, "branches.1": both}
@@ -82,7 +83,7 @@ def test_residuals_that_the_code_around_a_block_adds() -> None:
     body = stem + model.branches[1](stem)
     expected = model.head(body.mean([-2, -1]))
     torch.testing.assert_close(build_own(network)(x), expected)
-    nested = nn.Sequential(model.stem, Pair(), nn.Flatten(1), nn.LazyLinear(2))
+    nested = nn.Sequential(nn.Conv2d(3, 8, 4, 4), Pair(), nn.Flatten(1), nn.LazyLinear(2))
     nested(x)
     skipped = (True, ["whole"])
     assert summary(made(nested, {"1": "skip"})) == {"1.first": skipped, "1.second": skipped}

@@ -48,13 +48,14 @@ def test_a_quadratic_bottleneck_squares_before_its_norm(changes: dict[str, int])
     conv, norm = op.layers[index], op.layers[index + 1]
     assert isinstance(conv, QuadraticConv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    nn.init.uniform_(norm.running_mean)
+    norm.running_mean = torch.rand(norm.num_features)
     x = torch.randn(2, 6, 8, 8)
     inside = op.layers[:index](x)
     a, b, c = (branch(inside) for branch in conv.branches.values())
     expected = op.layers[index + 2 :](norm(a * b + c))
     close(op(x), expected if changes else x + expected)
-    nn.init.zeros_(conv.branches["a"].weight)
+    for parameter in conv.branches["a"].parameters():
+        nn.init.zeros_(parameter)
     first_order = build_op(described.model_copy(update={"kind": "mbconv"})).eval()
     tensors = {n.replace(".c.", "."): t for n, t in op.state_dict().items()}
     first_order.load_state_dict({n: tensors[n] for n in first_order.state_dict()})

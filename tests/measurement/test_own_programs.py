@@ -42,10 +42,8 @@ def network_ms(network: nn.Module, shape: Sequence[int] = ()) -> float:
 def test_entries_add_up_to_networks(space: SearchSpace) -> None:
     bench = Bench(board(), ScriptedBackend(network_ms))
     networks = calibration_networks(space)
-    found = measure_entries(
-        *(space.specs(), baseline_network(space), networks),
-        *(bench, Journal(None, {}), Reporter(quiet=True), Plan(num_rounds=4, repeats=2)),
-    )
+    about = (bench, Journal(None, {}), Reporter(quiet=True), Plan(num_rounds=4, repeats=2))
+    found = measure_entries(space.specs(), baseline_network(space), networks, *about)
     assert found.scale == pytest.approx(1)
     added = {entry.op: entry.latency_ms - NULL_MS for entry in found.entries}
     assert set(added) == set(space.specs())
