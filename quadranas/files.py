@@ -1,6 +1,8 @@
 """Reading and writing files: strictly, atomically, and without executing their content."""
 
+import copy
 import errno
+import functools
 import json
 import math
 import os
@@ -299,12 +301,18 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     text = read_text(path, what)
     try:
-        content = yaml.load(text, _Loader)  # derived from the safe loader
+        content = copy.deepcopy(_load_yaml(text))
     except YAML_FAULTS as error:
         raise QuadranasError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise QuadranasError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
     return _finite(content, path)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_yaml(text: str) -> Any:
+    """The content of a YAML text, not to be changed. Commands read some files several times."""
+    return yaml.load(text, _Loader)  # derived from the safe loader
 
 
 def dump_yaml(content: Any) -> str:

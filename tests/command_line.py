@@ -22,9 +22,10 @@ CHECKOUT = Path(__file__).parents[1]
 SMALL = """
 data: {pictures}
 batch_size: 4
+candidates: 3
 schedule: {{warmup_epochs: 1, search_epochs: 1, finetune_epochs: 1}}
 """
-"""A search of eight steps: 2 of warm-up, 2 of search, 4 of fine-tuning."""
+"""A search of eight steps: 2 of warm-up, 2 of search, 4 of fine-tuning. It judges 3 networks."""
 
 RESULTS = (
     "architecture.json",

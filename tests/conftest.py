@@ -1,5 +1,7 @@
 """Registers `tests/fixtures.py` where tests run."""
 
+import gc
+
 import pytest
 
 
@@ -9,4 +11,5 @@ def pytest_configure(config: pytest.Config) -> None:
     The process that starts them would need three seconds for that, and they wait for it.
     """
     if not config.getoption("numprocesses", None):
+        gc.disable()  # until the tests are collected, since nothing of it goes before
         config.pluginmanager.import_plugin("tests.fixtures")

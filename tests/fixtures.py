@@ -33,9 +33,14 @@ settings.load_profile("replay")
 # A shell without job control has what it starts in the background ignore interrupts, for good.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Half a million objects of imported packages need not be looked through again and again.
-gc.freeze()
 gc.set_threshold(20_000)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and the tests, millions of objects, to no garbage collector."""
+    gc.freeze()
+    gc.enable()
+
 
 Counter = Callable[[nn.Module, Tensor], tuple[int, int]]
 Scrambler = Callable[..., nn.Module]

@@ -5,6 +5,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -89,14 +90,14 @@ def remember_exports(patch: pytest.MonkeyPatch, folder: Path) -> None:
     _write_with(patch, remembered_onnx, remembered_executorch, remembered_tvm, remembered_litert)
 
 
-def trace_exports(patch: pytest.MonkeyPatch) -> None:
-    """Have ONNX Runtime measure files that are traced, which takes an eighth of the time.
+def trace_exports(patch: pytest.MonkeyPatch, runtime: str = "onnxruntime") -> None:
+    """Have ONNX Runtime or OpenVINO measure files that are traced, an eighth of the time.
 
     A table needs some thirty networks. The exporter that writes them otherwise is tested with
     every operation in `tests/contracts/test_backends.py`, and with networks in
     `tests/commands/test_export.py`.
     """
-    module = quadranas.backends.onnxruntime
+    module = getattr(quadranas.backends, runtime)
     write: Callable[..., bytes] = vars(module)["to_onnx"]
 
     def traced(network: nn.Module, conversion: Conversion) -> bytes:
@@ -145,20 +146,29 @@ def quicken_exporters(patch: pytest.MonkeyPatch) -> None:
 
     These are the ONNX functions by PyTorch operation, which an export only reads, names for all
     operations of C++, which are the same unless others were registered, and annotations of
-    functions, `Callable[...]`, of which an export makes twenty thousand.
+    functions, `Callable[...]`, of which an export makes twenty thousand. Nobody reads where in the
+    code the nodes of a graph were made.
     """
     import torch._export.utils as exporting
+    import torch.fx.config
 
+    patch.setattr(torch.fx.config, "do_not_emit_stack_traces", True, raising=False)
     patch.setattr(torch._ops, "Callable", UnspecifiedCallable)
 
     name_operations = exporting._materialize_cpp_cia_ops
     named: list[str] = []
+    seen: dict[str, tuple[int, int]] = {}
 
     def name_new_operations() -> None:
+        # Thousands of calls for an export; to ask for all operations takes a millisecond.
+        loaded = len(sys.modules), len(torch.ops.loaded_libraries)
+        if loaded == seen.get("loaded"):
+            return
         found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
         if found != named:
             name_operations()
             named[:] = found
+        seen["loaded"] = loaded
 
     patch.setattr(exporting, "_materialize_cpp_cia_ops", name_new_operations)
     try:

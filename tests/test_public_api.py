@@ -109,7 +109,7 @@ def test_results_lead_on(finished_run: Path, tmp_path: Path) -> None:
 
 def test_a_search_takes_a_configuration_or_its_keys(finished_run: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((finished_run / "config.yaml").read_text("utf-8"))
-    keys = {key: content[key] for key in ("data", "batch_size", "schedule")}
+    keys = {key: content[key] for key in ("data", "batch_size", "candidates", "schedule")}
     config = quadranas.SearchConfig(device="cpu", budget="9ms", space="toy", **keys)
     result = quadranas.search(config, budget="0.8ms", output=tmp_path / "run")
     expected = quadranas.open_run(finished_run)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import relax, rpc
+from tvm import rpc
+from tvm.runtime.vm import VirtualMachine  # without `relax`, which needs the compiler
 
 from quadranas.backends.tvm_reach import Place
 from quadranas.backends.tvm_reader import PATH_SIZE
@@ -146,7 +147,7 @@ class Board:
         """The virtual machine of a program; the least recently used ones are unloaded."""
         if library not in self.programs:
             self.sizes[library] = Path(library).stat().st_size
-            self.programs[library] = relax.VirtualMachine(self._load(library), self.cpu)
+            self.programs[library] = VirtualMachine(self._load(library), self.cpu)
         self.programs.move_to_end(library)
         while sum(self.sizes.values()) > KEPT_BYTES and len(self.programs) > 1:
             oldest, machine = self.programs.popitem(last=False)

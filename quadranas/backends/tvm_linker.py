@@ -12,6 +12,10 @@ from quadranas.errors import QuadranasError
 
 GLIBC = "2.28"
 """The oldest release that TVM's wheels for aarch64 run on."""
+WITHOUT_CHECKS = ("-fno-sanitize=undefined",)
+"""Otherwise zig adds its checks for C code, which kernels are not: 4 MB per library, and 16 s to
+compile them once (ziglang 0.17).
+"""
 ALIASES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 Link = Callable[..., None]
@@ -37,7 +41,8 @@ def find_linker(triple: str) -> list[str]:
         if found := shutil.which(name):
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
+        return [*zig, *WITHOUT_CHECKS]
     package = "g++" if native else f"g++-{machine.replace('_', '-')}-linux-gnu"
     raise QuadranasError(
         f"no linker for {machine} was found: neither {names[0]} nor the Python package ziglang",

@@ -6,6 +6,7 @@ has ended, 143 terminated.
 Heavy modules are imported by the commands that need them, so that `--help` is fast.
 """
 
+import functools
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 from typer.core import TyperCommand, TyperOption
 
 from quadranas import __version__
@@ -82,6 +84,12 @@ for group in GROUPS:
         app.command(name, cls=OneValueCommand)(command)
 
 
+@functools.cache
+def _command() -> Any:
+    """The command line as typer's objects; calling `app` makes them anew every time."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Entry point of the console script."""
     # Threads that wait spin for some microseconds, then they sleep. Without spinning, steps at 32
@@ -126,7 +134,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run a command; returns its exit code."""
     try:
         _check_names(arguments)
-        code = app(arguments, prog_name="quadranas", standalone_mode=False) or 0
+        code = _command()(arguments, prog_name="quadranas", standalone_mode=False) or 0
     except OutputError:
         raise
     except QuadranasError as error:

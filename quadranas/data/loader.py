@@ -8,9 +8,12 @@ Shapes: B images of a batch, R the resolution.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any, final
 
 import numpy as np
@@ -138,12 +141,25 @@ class Loader:
             batch_size=None,  # a request is for a whole batch
             sampler=self._requests,
             num_workers=self.workers,
-            multiprocessing_context="spawn",  # a fork copies locks that threads hold
+            multiprocessing_context=_process_context(),
             prefetch_factor=PREFETCHED,
             persistent_workers=True,
             pin_memory=self._pinned,
             generator=torch.Generator(),  # it draws a seed, by default from the global generator
         )
+
+
+def _process_context() -> BaseContext:
+    """How workers start: as forks of a process that has imported what they need, only once.
+
+    A fork of this process would copy locks that its threads hold. Only Linux forks safely with
+    the libraries loaded here; elsewhere every worker imports them.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Requests(Sampler[Request]):

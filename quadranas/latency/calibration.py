@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, FiniteFloat, NonNegativeFloat
-from scipy import stats
+from scipy.special import stdtrit
 
 from quadranas.latency.budget import MAX_MS, MIN_MS
 from quadranas.validation import Frozen
@@ -97,7 +97,7 @@ def _safety_factor(residual: float, size: int, freedom: int, confidence: float) 
 
     The distribution is Student's, since the residual is itself estimated from a few networks.
     """
-    z = float(stats.t.ppf(confidence, freedom)) * math.sqrt(1 + 1 / size)
+    z = float(stdtrit(freedom, confidence)) * math.sqrt(1 + 1 / size)
     return 1 + z * residual
 
 
@@ -125,6 +125,8 @@ def agreement(
     predicted = np.array([network.predicted_ms for network in networks])
     measured = np.array([network.measured_ms for network in networks])
     errors = predicted / measured - 1
+    from scipy import stats  # half a second to import, for few commands
+
     tau = float(stats.kendalltau(predicted, measured).statistic)
     return Agreement(
         networks=tuple(networks),

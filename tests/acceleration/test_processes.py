@@ -14,6 +14,7 @@ from quadranas.space.architecture import load_architecture
 from tests.acceleration.joint_steps import train
 from tests.acceleration.processes import run_together, start_together
 from tests.command_line import SMALL, Outcome, Server, call, contents, until
+from tests.sharing import Share
 
 SAME_FILES = ("space.yaml", "table.json", "preprocessing.json")
 
@@ -72,6 +73,23 @@ def search(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> t
     )
 
 
+@pytest.fixture
+def whole(share: Share, server: Server, search: tuple[str, ...]) -> Path:
+    """The folder of that search by two processes, in `run`, and what they printed."""
+
+    def run(folder: Path) -> None:
+        outcomes = run_together(server, folder, 2, *search, "--output", "run")
+        assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
+        only_main_speaks(outcomes)
+        (folder / "result.json").write_text(outcomes[0].out, encoding="utf-8")
+
+    return share("runs/together", run)
+
+
+def printed(whole: Path) -> Any:
+    return json.loads((whole / "result.json").read_text("utf-8"))
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
@@ -82,15 +100,12 @@ def only_main_speaks(outcomes: list[Outcome]) -> None:
 
 
 def test_a_search_by_two_processes_is_the_search_of_one_and_resumes_to_the_same_bits(
-    tmp_path: Path, server: Server, search: tuple[str, ...]
+    search: tuple[str, ...], whole: Path
 ) -> None:
     assert call(*search, "--output", "one").code == 0
-    outcomes = run_together(server, tmp_path, 2, *search, "--output", "two")
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
-    only_main_speaks(outcomes)
-    result = outcomes[0].json()
+    result = printed(whole)
     assert (result["processes"], result["accelerator"]) == (2, "cpu")
-    one, two = Path("one"), Path("two")
+    one, two = Path("one"), whole / "run"
     assert contents(one, SAME_FILES) == contents(two, SAME_FILES)
     assert blocks(one) == blocks(two)
     for here, there in zip(metrics(one), metrics(two), strict=True):
@@ -111,9 +126,8 @@ phase.weight_step = lambda *args: (time.sleep(0.2), real(*args))[1]
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_dies_ends_the_others_and_the_run_resumes_to_the_same_bits(
-    tmp_path: Path, server: Server, search: tuple[str, ...], killed: int
+    tmp_path: Path, server: Server, search: tuple[str, ...], whole: Path, killed: int
 ) -> None:
-    whole = run_together(server, tmp_path / "whole", 2, *search, "--output", "run")
     arguments = (*search, "--output", "run")
     slow = {0: SLOW, 1: SLOW}
     started = start_together(server, tmp_path / "killed", 2, *arguments, preludes=slow)
@@ -134,8 +148,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes_to_the_same_bit
     outcomes = run_together(server, tmp_path / "killed" / "resumed", 2, *resume, at=run.parent)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
     only_main_speaks(outcomes)
-    assert outcomes[0].json()["notes"] == whole[0].json()["notes"] == []
-    assert contents(run) == contents(tmp_path / "whole" / "run")
+    assert outcomes[0].json()["notes"] == printed(whole)["notes"] == []
+    assert contents(run) == contents(whole / "run")
 
 
 def test_a_run_that_continues_with_another_number_of_processes_says_so(

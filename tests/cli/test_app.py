@@ -21,6 +21,7 @@ from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import load_architecture
 from tests.bundles import manifest_of, toy_network, write_bundle
 from tests.command_line import CHECKOUT, Outcome, Server, call, listing
+from tests.measuring import trace_exports
 from tests.onnx_files import write
 
 SEARCH = ("search", "--device", "cpu", "--budget", "0.8ms", "--space", "toy")
@@ -433,6 +434,10 @@ def test_stdout_is_one_json_object(
     if "exports" in command:
         request.getfixturevalue("exports")
         assert call("export", "run").code == 0
+    if "--device host" in command:
+        request.getfixturevalue("exports")
+        for runtime in ("onnxruntime", "openvino"):
+            trace_exports(monkeypatch, runtime)
     if "host.json" in command:  # is measured first, so only for those that need it
         shutil.copy(request.getfixturevalue("host_table"), tmp_path / "host.json")
     words = command.split()

@@ -15,7 +15,7 @@ from quadranas.latency.transfer import kind_of, telling_networks
 from quadranas.measurement.probes import network_probe
 from quadranas.space.space_file import load_space
 from tests.command_line import call, listing
-from tests.measuring import ScriptedBackend, board, measured_by
+from tests.measuring import ScriptedBackend, board, measured_by, trace_exports
 
 SPACE = load_space("toy")
 SOURCE = find_table(SPACE, "cpu")
@@ -187,7 +187,9 @@ def write_rows(rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def test_networks_can_be_timed_by_hand() -> None:
+@pytest.mark.usefixtures("exports")
+def test_networks_can_be_timed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_exports(monkeypatch)
     Path("board.yaml").write_text(yaml.safe_dump(CHIP), encoding="utf-8")
     written = call(*CALIBRATE, "--measure", "5", "--probes", "probes", "--json")
     assert written.code == 0, written.err

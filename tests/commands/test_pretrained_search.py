@@ -34,6 +34,7 @@ GIVEN: dict[str, Any] = {
     "budget": "0.8ms",
     "space": "toy",
     "batch_size": 4,
+    "candidates": 3,
     "schedule": {"warmup_epochs": 1, "search_epochs": 1, "finetune_epochs": 1},
 }
 DECIDED = ("architecture.json", "gates.json", "metrics.jsonl", "subnet.safetensors")

@@ -59,8 +59,8 @@ stages:
 
 
 def run(output: Path, pictures: Path, *, resume: bool = False, **overrides: Any) -> SearchResult:
-    given = TOY | {"data": str(pictures), "batch_size": 4, "schedule": ONE_EPOCH_EACH} | overrides
-    return search(output=output, resume=resume, **given)
+    given = {"data": str(pictures), "batch_size": 4, "candidates": 3, "schedule": ONE_EPOCH_EACH}
+    return search(output=output, resume=resume, **(TOY | given | overrides))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
