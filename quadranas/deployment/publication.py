@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quadranas.deployment.bundle import MANIFEST, Bundle
+from quadranas.deployment.bundle import MANIFEST, Bundle, write_manifest
 from quadranas.deployment.images import preprocessing_in
 from quadranas.deployment.manifest import LatencyNote, Manifest
 from quadranas.deployment.model_card import model_card
@@ -79,7 +79,7 @@ def check_hub_place(folder: Path, *, replace: bool) -> None:
 
 
 def write_hub_folder(folder: Path, bundle: Bundle, stored: StoredNetwork, *, license: str) -> None:
-    """Write the files of a hub into an empty folder.
+    """Write the files of a hub into an empty folder; addresses of boards become examples.
 
     Args:
         stored: the network that the bundle was exported from.
@@ -97,8 +97,10 @@ def write_hub_folder(folder: Path, bundle: Bundle, stored: StoredNetwork, *, lic
         known.save(folder / layout.PREPROCESSING)
     write_atomically(folder / HUB_CARD, hub_card(manifest, license))
     (folder / HUB_BUNDLE).mkdir()
-    for name in (*manifest.files, MANIFEST):
+    for name in manifest.files:
         shutil.copyfile(bundle.folder / name, folder / HUB_BUNDLE / name)
+    public = manifest.model_copy(update={"device": manifest.device.without_addresses()})
+    write_manifest(folder / HUB_BUNDLE, public)
 
 
 def _check_weights(bundle: Bundle, stored: StoredNetwork, digest: str) -> None:

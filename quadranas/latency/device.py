@@ -140,6 +140,16 @@ class Reach(Frozen):
         return self
 
 
+EXAMPLE_REACH = {
+    "rpc": "board:9090",
+    "rpc_tracker": "tracker:9190",
+    "rpc_key": "board",
+    "worker_python": "python3.8",
+    "ssh": "user@board",
+    "python": "python3",
+}
+"""Of the settings that a published description keeps."""
+
 ProviderOptions = dict[str, str | int | float | bool]
 
 Target = str | int | dict[str, str | int | list[str]] | list[str | dict[str, ProviderOptions]]
@@ -293,6 +303,11 @@ class Device(Frozen):
         device = self.model_copy(update={"reach": Reach(), "command": None, "target": target})
         device._was_reached_by_ssh = self._was_reached_by_ssh or self.reach.ssh is not None
         return device
+
+    def without_addresses(self) -> "Device":
+        """The device with examples instead of how it is reached, to be shown to others."""
+        examples = {key: EXAMPLE_REACH.get(key) for key in self.reach.given}
+        return self.model_copy(update={"reach": Reach.model_validate(examples)})
 
     def save(self, path: Path) -> None:
         """Write the description to a YAML file that `load_device` reads."""

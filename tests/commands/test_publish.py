@@ -79,6 +79,21 @@ def test_a_run_is_published_and_opened(exported: Path) -> None:
     )
 
 
+def test_addresses_of_boards_are_not_published(exported: Path) -> None:
+    path = exported / "manifest.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["device"]["reach"] = {
+        "ssh": "secret@10.1.2.3",
+        "python": "/home/secret/python",
+        "ssh_config": "/home/secret/config",
+    }
+    path.write_text(json.dumps(content), "utf-8")
+    publish(exported, "hub", license="mit")
+    for found in Path("hub").rglob("*"):
+        assert found.is_dir() or b"secret" not in found.read_bytes(), found
+    assert open_bundle(Path("hub/bundle")).manifest.device.is_remote
+
+
 def test_commands_take_a_published_network(exported: Path, pictures: Path) -> None:
     publish(exported, "hub")
     tested = call("eval", "hub", "--data", pictures, "--json").json()

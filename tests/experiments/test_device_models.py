@@ -2,17 +2,17 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from experiments.published_latencies import fit
-from experiments.published_latencies.further_networks import NETWORKS, build
+from experiments.published_latencies.further_networks import NAS_BENCH_201, NETWORKS, build
 from experiments.published_latencies.networks import NETWORKS as FORMER
-from quadranas.latency.device import load_device, shipped_devices
+from quadranas.latency.device import ModelNumbers, load_device, shipped_devices
 from tests import fixtures
 
 RESULTS: dict[str, Any] = json.loads((fit.HERE / "models.json").read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def test_a_model_that_does_not_rank_is_not_shipped() -> None:
 
 @pytest.mark.parametrize("name", FITTED)
 def test_a_kept_prediction_is_what_the_model_says_today(name: str) -> None:
-    numbers = fit.ModelNumbers.model_validate(FITTED[name]["model"])
+    numbers = ModelNumbers.model_validate(FITTED[name]["model"])
     networks = FITTED[name]["networks"]
     small = ("SqueezeNet 1.1", "SqueezeNet", "NAS-Bench-201 000100")
     network = next(network for network in small if network in networks)
@@ -119,11 +119,11 @@ def test_a_fit_predicts_what_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -
     """Latencies that a model made are predicted by the fitted one within 2 %."""
     monkeypatch.setattr(fit, "WEAK_PRIOR", 1e-3)  # it holds numbers where they are measured badly
     device = "pi4-tflite"
-    truth = fit.numbers_of(device, np.log([7, 3, 1, 2, 60, 8]))
+    truth = fit.numbers_of(device, [math.log(number) for number in (7, 3, 1, 2, 60, 8)])
     codes = ("000100", "000300", "000400", "333333", "444444", "034410", "200014", "111111")
-    names = [f"{fit.NAS_BENCH_201}{code}" for code in codes]
+    names = [f"{NAS_BENCH_201}{code}" for code in codes]
     published = {name: fit.predicted_ms(name, truth, "fp32") for name in names}
-    found = fit.fit(device, published, np.log(fit.SETTINGS[device].start))
+    found = fit.fit(device, published, [math.log(n) for n in fit.SETTINGS[device].start])
     numbers = fit.numbers_of(device, found)
     for name, ms in published.items():
         assert fit.predicted_ms(name, numbers, "fp32") == pytest.approx(ms, rel=0.02)
