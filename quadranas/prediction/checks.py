@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quadranas.errors import printable
 from quadranas.prediction.tensors import Shape
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 WINDOWS = CONVOLUTIONS | {"MaxPool", "AveragePool", "LpPool", "DepthToSpace", "SpaceToDepth"}
 REARRANGES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+PADS = "auto_pad"
+AUTOMATIC_PADS = ("NOTSET", "SAME_LOWER", "SAME_UPPER", "VALID")
 Known = Mapping[str, Shape]
 
 MOST_SHOWN = 16
@@ -24,6 +27,9 @@ def fault_of_operands(node: Any, known: Known) -> str:
         node: an operator of ONNX's own domain.
         known: shapes by the names of the tensors.
     """
+    found = next((a.s.decode(errors="replace") for a in node.attribute if a.name == PADS), "")
+    if found and found not in AUTOMATIC_PADS:
+        return f"its {PADS} is {printable(found[:40])!r}; accepted: {', '.join(AUTOMATIC_PADS)}"
     check = CHECKS.get(node.op_type)
     if check is None:
         return ""

@@ -19,6 +19,13 @@ def check_form(onnx: Any, model: Any, path: Path) -> None:
     Raises:
         QuadranasError: no runtime can load the file; names the fault.
     """
+    if model.ir_version > onnx.IR_VERSION:
+        raise refusal(
+            path,
+            f"it has version {model.ir_version} of the format, and onnx {onnx.__version__} knows "
+            f"1 to {onnx.IR_VERSION}",
+            "Upgrade the package onnx, or export with an older version.",
+        )
     version = _operator_set(onnx, model, path)
     graph = model.graph
     if not graph.output:

@@ -69,6 +69,11 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "no data": (weights(np.zeros((4, 8, 3, 3), "f"), raw_data=b""), "tensor 'w' is truncated"),
     "one element": (shortened, "tensor 'w' is truncated"),
     "future": (operator_sets(999), "it is of operator set 999, and onnx .* knows 1 to"),
+    "future format": (
+        lambda network: setattr(network, "ir_version", 999),
+        "it has version 999 of the format, and onnx .* knows 1 to",
+    ),
+    "padding": (attribute(0, "auto_pad", "MOST"), "its auto_pad is 'MOST'; accepted: NOTSET, "),
     "before the first": (operator_sets(0), "it is of operator set 0"),
     "two versions": (operator_sets(18, 7), "it names 2 versions of ONNX's operators"),
     "no version": (operator_sets(), "it names no version of ONNX's operators"),
