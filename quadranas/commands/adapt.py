@@ -64,9 +64,8 @@ def adapt(
 ) -> AdaptResult:
     """Write a pre-trained network with quadratic terms that start at zero.
 
-    The network computes what the pre-trained one does, until it is trained. A run's preprocessing
-    and training configuration are copied, so that `train` continues from the output; so are its
-    device and latency table.
+    The network computes what the pre-trained one does, until it is trained. A run's preprocessing,
+    configuration, device and table are copied, so that `train` continues from the output.
 
     Args:
         model: an architecture file, a run folder, the name of a model, or an opened network.

@@ -86,15 +86,13 @@ def make_space(
         where: patterns of the paths of parts that may change, in which `*` also matches dots; a
             pattern includes all that is inside of what it matches. A mapping gives the choices of
             each pattern: `skip` (residual blocks), `kernel` (of depthwise convolutions), `hidden`
-            (width between two layers), and `quadratic` or `adapted` (the layer, or its variant
-            with a quadratic term). Without it these are the first three.
+            (width between two layers), by default these, and `quadratic` or `adapted` (variants).
         widths: hidden widths, as shares of the model's.
         output: a new YAML file, after which the space is named. Default: named after the class.
         source: where the model comes from, in words. Default: its class.
 
     Raises:
-        QuadranasError: the model fails or does not export, what `where` names cannot change, or
-            the file exists.
+        QuadranasError: the model fails, `where` names what cannot change, or the file exists.
     """
     made = f"{type(model).__module__}.{type(model).__qualname__}"
     default = source.rpartition("/")[2].partition(".py")[0] or type(model).__name__

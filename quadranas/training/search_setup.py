@@ -117,9 +117,7 @@ def prepare_search(
     listing = list_data(given)
     if isinstance(space_file, OwnSpaceFile):
         _check_own(given)
-    if pretrained is not None:
-        pretrained = made_quadratic(pretrained, build_space(space_file))
-    _check_pretrained(given, build_space(space_file), pretrained)
+    pretrained = _fitting(given, build_space(space_file), pretrained)
     space = build_space(space_file).with_num_classes(count_classes(listing))
     about = (device, contract, space, given, copies)
     goals = _goals(*about, are_named=are_further_named, allow_commands=allow_commands)
@@ -240,14 +238,17 @@ def _refuse_reach(device: Device, argument: str, options: str) -> None:
         )
 
 
-def _check_pretrained(
+def _fitting(
     config: SearchConfig, space: SearchSpace, pretrained: PretrainedNetwork | None
-) -> None:
-    """Refuse a network of another shape, and stages to freeze that are random or do not exist.
+) -> PretrainedNetwork | None:
+    """The network to start from, quadratic where the space is.
 
     Raises:
-        QuadranasError: says what does not fit, or how many stages there can be.
+        QuadranasError: the network has another shape, or stages to freeze are random or do not
+            exist; says what does not fit, or how many stages there can be.
     """
+    if pretrained is not None:
+        pretrained = made_quadratic(pretrained, space)
     if pretrained is not None and space.model is None:
         match_stages(space, pretrained.architecture, pretrained.source)
     frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
@@ -261,6 +262,7 @@ def _check_pretrained(
             f"pretrained.frozen_stages is {frozen}; space {space.name} has {number} stages",
             f"Set it to at most {number}.",
         )
+    return pretrained
 
 
 def _check_own(config: SearchConfig) -> None:
