@@ -310,6 +310,8 @@ def _refuse_existing(output: Path) -> None:
 
 def _on_meta(architecture: Architecture) -> Network:
     """The network without memory for its weights: enough to list its layers and to count."""
+    if architecture.model is not None:  # it has its weights already
+        return build_subnet(architecture).to("meta")
     with torch.device("meta"):
         return build_subnet(architecture)
 
