@@ -65,7 +65,7 @@ BENCHMARK_APP: dict[str, Any] = {
         *("-hint", "none", "-nstreams", "1", "-nthreads", "{threads}"),
         *("-infer_precision", "f32"),
     ],
-    "times": {"pattern": "Median: +([0-9.]+) (?P<unit>us|ms|s)$"},
+    "times": {"pattern": "Min: +([0-9.]+) (?P<unit>us|ms|s)$"},
     "on_this_machine": True,
 }
 PLAN, TOOL_PLAN = Plan(num_rounds=30), Plan(num_rounds=8, repeats=20)

@@ -82,11 +82,13 @@ def from_other_runtimes(space: str, runtime: str, draws: int) -> list[dict[str, 
 
 
 def from_fp32(draws: int) -> list[dict[str, Any]]:
-    """The fp32 table of a runtime as the source for its int8."""
+    """The fp32 table of a runtime as the source for its int8, where that was measured."""
     space, rows = load_space(IN_8_BITS / "space.yaml"), []
     for source, target in PRECISIONS.items():
-        tables = [load_table(IN_8_BITS / f"{name}.json") for name in (source, target)]
-        rows += compare(space, target, tables[1], {source: tables[0]}, draws)
+        paths = [IN_8_BITS / f"{name}.json" for name in (source, target)]
+        if all(path.is_file() for path in paths):
+            tables = [load_table(path) for path in paths]
+            rows += compare(space, target, tables[1], {source: tables[0]}, draws)
     return rows
 
 
