@@ -107,7 +107,6 @@ class TableRequest:
         Args:
             conditions: the conditions of the new entries.
         """
-        refuse_special(self.target)
         other, hint = self.existing, "Omit --only-missing, or"
         if other is None and self.target.is_file():
             other, hint = load_table(self.target), "Delete it, or"
@@ -186,8 +185,13 @@ def table_request(
         output: file of the table; `None` for the usual place.
         only_missing: complete the existing table.
         num_classes: numbers of classes to add head entries for, besides 10, 100 and 1000.
+
+    Raises:
+        QuadranasError: the output is no file, or the existing table cannot be read.
     """
     named = None if output is None else Path(output)
+    target = named or table_paths(space.name, device.name)[0]
+    refuse_special(target)
     found = locate_table(space.name, device, named) if only_missing else None
     counts = CLASS_COUNTS if space.model is None else ()  # one's own model has its own
     classes = dict.fromkeys((*counts, space.num_classes, *num_classes))
@@ -196,7 +200,7 @@ def table_request(
         space=space,
         device=device,
         specs=tuple(specs),
-        target=named or table_paths(space.name, device.name)[0],
+        target=target,
         existing=load_table(found) if found else None,
         command=command,
     )

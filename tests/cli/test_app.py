@@ -93,8 +93,7 @@ FAULTS: dict[str, str] = {
     "serch": "No such command 'serch'. Did you mean 'search'?",
     "search --bugdet 3ms": "No such option: --bugdet",
     "search --device cpu --device vpu --budget 3ms": "Option '--device' is given twice",
-    "search --device vpuu --budget 3ms": "unknown device 'vpuu'; accepted: cpu, gpu, host, vpu; "
-    "did you mean 'vpu'?",
+    "search --device vpuu --budget 3ms": "xavier-ncnn; did you mean 'vpu'?",
     "search --device no.yaml --budget 3ms": "cannot read device no.yaml: No such file",
     "search --device device.yaml --budget 3ms": "device.yaml: precision: ",
     "search --device cpu --budget 3ms --space tiy": "unknown search space 'tiy'; accepted: "
