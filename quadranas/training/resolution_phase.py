@@ -185,6 +185,8 @@ def _begin(
 ) -> NetworkTraining:
     """The training of one stage, which continues that of the stage before."""
     stage = stages[index]
+    # With AdamW the step that a batch bears grows with the square root of its size.
+    highest = first.weights.learning_rate * math.sqrt(stage.batch_size / first.batch_size)
     return NetworkTraining(
         stage.name,
         first.network,
@@ -196,7 +198,7 @@ def _begin(
         batch_size=stage.batch_size,
         seed=first.seed,
         optimizer=optimizer,
-        rate=lambda step: first.weights.learning_rate * rate_at(stages, index, step),
+        rate=lambda step: highest * rate_at(stages, index, step),
         metrics={"phase": "resolution", "epoch": index + 1, "resolution": stage.resolution},
         engine=first.engine,
         compiled=first.is_compiled,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from quadranas.commands.evaluate import evaluate
@@ -119,6 +120,16 @@ def test_the_network_is_tested_at_its_deployment_resolution(trained: Path, pictu
     assert evaluate(trained / "architecture.json", **named).accuracy == result["accuracy"]
     with pytest.raises(QuadranasError, match="resolution 65"):
         evaluate(trained, resolution=65)
+
+
+def test_smaller_batches_have_a_lower_rate(trained: Path) -> None:
+    line = metrics_of(trained)[1]
+    stage = Stage(resolution=64, batch_size=MIN_BATCH, num_steps=line["step"])
+    config = yaml.safe_load((trained / "config.yaml").read_text("utf-8"))
+    highest = config["weights"]["learning_rate"] * math.sqrt(MIN_BATCH / 8)
+    assert line["learning_rate"] == pytest.approx(
+        highest * rate_at([stage], 0, stage.num_steps - 1), rel=1e-6
+    )
 
 
 @pytest.mark.usefixtures("exports")
