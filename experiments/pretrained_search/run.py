@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import zipfile
@@ -16,13 +17,13 @@ from typing import Any
 import torch
 import yaml
 
-from quadranas.files import source_commit
+from quadranas.files import source_commit, write_json
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space
 
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "search_evidence"
-FOUND = HERE / "results.csv"
+FOUND, RESULTS = HERE / "results.csv", HERE / "results.json"
 FIELDS = (
     *("variant", "seed", "accuracy", "inherited", "cpu_minutes", "macs", "depths"),
     *("commit", "torch", "date"),
@@ -152,6 +153,22 @@ def append(row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
+def summarise() -> None:
+    """Write the means of every variant over its seeds."""
+    with FOUND.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    variants = {}
+    for variant in VARIANTS:
+        found = [row for row in rows if row["variant"] == variant]
+        if found:
+            means = {
+                key: round(statistics.fmean(float(row[key]) for row in found), 4)
+                for key in ("accuracy", "inherited", "cpu_minutes")
+            }
+            variants[variant] = {"seeds": len(found)} | means
+    write_json(RESULTS, {"variants": variants})
+
+
 def main() -> None:
     """Train the source, and do the searches that are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -171,6 +188,7 @@ def main() -> None:
             if (variant, seed) not in done:
                 append(row := search(paths, variant, seed))
                 print(row, flush=True)
+    summarise()
 
 
 if __name__ == "__main__":
