@@ -22,7 +22,7 @@ from quadranas.errors import QuadranasError
 from quadranas.files import refuse_existing, write_atomically, write_json
 from quadranas.layers.replacement import quadratic_layers
 from quadranas.network.counting import count_network
-from quadranas.network.skeleton import Network, build_subnet
+from quadranas.network.skeleton import Network, build_on_meta, build_subnet
 from quadranas.network.weights import load_tensors, save_tensors
 from quadranas.runs import layout
 from quadranas.runs.config import DataConfig, given_keys, load_config
@@ -182,11 +182,11 @@ def _convert(
 ) -> ConvertResult:
     _refuse_existing(output)
     architecture = stored.architecture
-    before = _on_meta(architecture)
+    before = build_on_meta(architecture)
     report = plan_conversion(before, form, list(layers) or None, norm)
     changes = [layer.change for layer in report if layer.change]
     converted = _rewritten(architecture, (*architecture.changes, *changes), "quadratic")
-    params, macs = count_network(_on_meta(converted), architecture.resolution)
+    params, macs = count_network(build_on_meta(converted), architecture.resolution)
     params_before, macs_before = count_network(before, architecture.resolution)
     if output.suffix == ".json":
         converted.save(output, replace=False)
@@ -306,14 +306,6 @@ def _refuse_existing(output: Path) -> None:
         RunFolder(output).refuse_content()
     else:
         refuse_existing(output)
-
-
-def _on_meta(architecture: Architecture) -> Network:
-    """The network without memory for its weights: enough to list its layers and to count."""
-    if architecture.model is not None:  # it has its weights already
-        return build_subnet(architecture).to("meta")
-    with torch.device("meta"):
-        return build_subnet(architecture)
 
 
 def _rewritten(

@@ -159,14 +159,11 @@ def profile(
 
 
 def _memory(architecture: Architecture, batch: int) -> MemoryResult:
-    import torch
-
     from quadranas.layers.replacement import quadratic_layers, set_memory_efficient
     from quadranas.memory import profile_memory
-    from quadranas.network.skeleton import build_subnet
+    from quadranas.network.skeleton import build_on_meta
 
-    with torch.device("meta"):
-        network = build_subnet(architecture)
+    network = build_on_meta(architecture)
     shape = (batch, 3, architecture.resolution, architecture.resolution)
     found = profile_memory(network, shape, loss=_classification)
     direct = None

@@ -154,6 +154,18 @@ class SubnetBlock(nn.ModuleDict):
         return x
 
 
+def build_on_meta(architecture: Architecture) -> Network:
+    """The network without memory for its weights: enough to list its layers and to count.
+
+    Raises:
+        QuadranasError: see `build_subnet`.
+    """
+    if architecture.model is not None:  # it has its weights already
+        return build_subnet(architecture).to("meta")
+    with torch.device("meta"):
+        return build_subnet(architecture)
+
+
 def build_subnet(architecture: Architecture) -> Network:
     """The network an architecture describes, with PyTorch's default initialisation.
 

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 import quadranas
+from quadranas.commands.convert import ConvertResult
 from quadranas.errors import QuadranasError
 from quadranas.network import own_model
 from quadranas.runs.run_folder import RunFolder
@@ -142,6 +143,11 @@ def test_from_a_search_to_onnx(
     if name == "convnext":
         trained = quadranas.train("larger", output="trained", epochs=1)
         assert trained.params == larger.params
+        # Both build the network without memory for its weights; one of its layers is quadratic.
+        converted = quadranas.convert("larger", output="converted.json")
+        assert isinstance(converted, ConvertResult)
+        assert converted.params_before == larger.params < converted.params
+        assert quadranas.profile("larger", memory=True).params == larger.params
 
 
 def test_the_command_line_names_the_code_each_time(
