@@ -153,11 +153,17 @@ def append(row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
+def found_rows() -> list[dict[str, str]]:
+    """The rows of the table; none if it is not there."""
+    if not FOUND.exists():
+        return []
+    with FOUND.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def summarise() -> None:
     """Write the means of every variant over its seeds."""
-    with FOUND.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    variants = {}
+    rows, variants = found_rows(), {}
     for variant in VARIANTS:
         found = [row for row in rows if row["variant"] == variant]
         if found:
@@ -179,10 +185,7 @@ def main() -> None:
     paths = Paths(args.runs.absolute())
     unpack(args.data, paths)
     train_source(paths, epochs=5)
-    done = set()
-    if FOUND.exists():
-        with FOUND.open(encoding="utf-8", newline="") as file:
-            done = {(row["variant"], int(row["seed"])) for row in csv.DictReader(file)}
+    done = {(row["variant"], int(row["seed"])) for row in found_rows()}
     for seed in args.seeds:
         for variant in VARIANTS:
             if (variant, seed) not in done:

@@ -56,7 +56,7 @@ class Bottleneck:
     gate: type[nn.Module] = nn.Hardsigmoid
 
     def build(self, cin: int) -> nn.Module:
-        """The block for so many input channels."""
+        """The block for a number of input channels."""
         expand = [ConvBN(cin, self.hidden, activation=self.activation)]
         shape = (self.hidden, self.hidden, self.kernel, self.stride, self.hidden)
         branch = nn.Sequential(

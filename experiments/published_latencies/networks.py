@@ -186,7 +186,7 @@ def alexnet() -> nn.Module:
 
 
 def vgg(depths: tuple[int, ...]) -> nn.Module:
-    """Stages of 3 x 3 convolutions, so many each. Source: Simonyan, arXiv:1409.1556, Table 1."""
+    """A VGG whose stages have these depths. Source: Simonyan, arXiv:1409.1556, Table 1."""
     layers: list[nn.Module] = []
     cin = 3
     for cout, repeats in zip((64, 128, 256, 512, 512), depths, strict=True):

@@ -5,7 +5,6 @@ those of `truth.csv`. With all of them, the comparison is kept. See README.md.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch
 import yaml
 from scipy.stats import permutation_test
 from supernets import search
-from truth import HERE, NUM_FOR_LENGTH, TRUTH, append_row, cpu_minutes, depths_of
+from truth import HERE, NUM_FOR_LENGTH, TRUTH, append_row, cpu_minutes, depths_of, rows_of
 
 from quadranas.files import source_commit, write_json
 from quadranas.space.architecture import load_architecture
@@ -32,14 +31,6 @@ FIELDS = (
     *("seed", "accuracy", "inherited", "latency_ms", "depths", "cpu_minutes"),
     *("commit", "torch", "date"),
 )
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table; none if it is not there."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def search_row(seed: int, data: Path, run: Path, deadline: float) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ where it stopped, as long as its run folder is there. See README.md.
 """
 
 import argparse
-import csv
 import resource
 import statistics
 import sys
@@ -19,7 +18,16 @@ from typing import Any
 import torch
 import yaml
 from scipy.stats import kendalltau
-from truth import HERE, TRUTH, append_row, cpu_minutes, depths_of, equal_networks, run_until
+from truth import (
+    HERE,
+    TRUTH,
+    append_row,
+    cpu_minutes,
+    depths_of,
+    equal_networks,
+    rows_of,
+    run_until,
+)
 
 from quadranas.files import source_commit
 from quadranas.space.architecture import Architecture, load_architecture
@@ -88,8 +96,7 @@ def search(
 
 def truth_of(networks: list[Architecture]) -> dict[int, float]:
     """Accuracy from scratch per network, after the greatest number of epochs that all have."""
-    with TRUTH.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    rows = [row for row in rows_of(TRUTH) if row["seed"] == "0"]
     lengths = {int(row["epochs"]) for row in rows}
     by_length = {
         length: {
@@ -130,10 +137,7 @@ def judge(run: Path, networks: list[Architecture]) -> dict[str, Any]:
 
 def done() -> set[Job]:
     """The searches in the table."""
-    if not FOUND.is_file():
-        return set()
-    with FOUND.open(encoding="utf-8") as file:
-        return {Job(row["variant"], int(row["seed"])) for row in csv.DictReader(file)}
+    return {Job(row["variant"], int(row["seed"])) for row in rows_of(FOUND)}
 
 
 def main() -> None:

@@ -90,11 +90,8 @@ def jobs(length: int | None, number: int, seeds: Sequence[int]) -> Iterator[Job]
 
 def done() -> set[Job]:
     """The trainings in the table."""
-    if not TRUTH.is_file():
-        return set()
-    with TRUTH.open(encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        return {Job(*(int(row[key]) for key in ("network", "epochs", "seed"))) for row in rows}
+    keys = ("network", "epochs", "seed")
+    return {Job(*(int(row[key]) for key in keys)) for row in rows_of(TRUTH)}
 
 
 def run_until(deadline: float, command: Sequence[str]) -> resource.struct_rusage | None:
@@ -172,6 +169,14 @@ def depths_of(architecture: Architecture) -> str:
     blocks = (op for op in architecture.ops() if op.kind == "quadratic_depthwise")
     stages = Counter(op.resolution for op in blocks)
     return "-".join(str(stages[resolution]) for resolution in sorted(stages, reverse=True))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The lines of a table; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def append_row(path: Path, fields: Sequence[str], row: Mapping[str, object]) -> None:

@@ -22,7 +22,7 @@ from quadranas.network.skeleton import Network
 from quadranas.prediction.fusion import fuse
 from quadranas.prediction.graph import read_graph
 from quadranas.reporter import Reporter
-from quadranas.space.operation import OpSpec, OwnPart
+from quadranas.space.operation import OpSpec
 from quadranas.space.own_space_file import REST
 from quadranas.space.search_space import SearchSpace
 
@@ -45,7 +45,7 @@ def own_latencies_ms(
     found: dict[OpSpec, float] = {}
     originals_ms = []
     for number, spec in enumerate(specs[:-1], start=1):
-        own = _own(spec)
+        own = spec.own_part
         image = inputs[own.layer]
         part = changed_part(whole.get_submodule(own.layer), own.layer, own.changes)
         key = _same_price(part, image)
@@ -60,11 +60,6 @@ def own_latencies_ms(
     reporter.advance(phase, len(specs))
     found[specs[-1]] = max(total_ms - math.fsum(originals_ms), 0.0)
     return found
-
-
-def _own(spec: OpSpec) -> OwnPart:
-    assert spec.own is not None
-    return spec.own
 
 
 def _same_price(part: nn.Module, image: Tensor) -> Any:

@@ -17,7 +17,7 @@ from quadranas.measurement.bench import Job
 from quadranas.measurement.probes import network_probe
 from quadranas.network.own_model import changed_part, given_model, part_inputs
 from quadranas.space.architecture import Architecture
-from quadranas.space.operation import OpSpec, OwnPart
+from quadranas.space.operation import OpSpec
 from quadranas.space.own_space_file import REST
 
 VARIED = 1e-3
@@ -26,13 +26,8 @@ VARIED = 1e-3
 
 def own_program(spec: OpSpec) -> str:
     """The name of the program in which a candidate of a part is timed."""
-    own = _own(spec)
+    own = spec.own_part
     return " ".join(["carrier with", own.layer, *(f"{c.name}={c}" for c in own.changes)])
-
-
-def _own(spec: OpSpec) -> OwnPart:
-    assert spec.own is not None
-    return spec.own
 
 
 @torch.no_grad()
@@ -51,7 +46,7 @@ def own_jobs(specs: Sequence[OpSpec], baseline: Architecture, copies: int) -> di
     repeatable = repeatable_parts(baseline)
     return {
         own_program(spec): Job(
-            partial(_network_with, baseline, spec, copies * (_own(spec).layer in repeatable)),
+            partial(_network_with, baseline, spec, copies * (spec.own_part.layer in repeatable)),
             3,
             baseline.resolution,
         )
@@ -63,7 +58,7 @@ def own_jobs(specs: Sequence[OpSpec], baseline: Architecture, copies: int) -> di
 def _network_with(baseline: Architecture, spec: OpSpec, copies: int) -> nn.Module:
     """The baseline with a candidate in the place of its part, or with copies after the part."""
     assert baseline.model is not None
-    network, own = network_probe(baseline), _own(spec)
+    network, own = network_probe(baseline), spec.own_part
     original = given_model(baseline.model).get_submodule(own.layer)
     path = f"blocks.{REST}.{own.layer}"
     parts = [changed_part(original, own.layer, own.changes) for _ in range(copies or 1)]
@@ -98,16 +93,16 @@ def own_added_ms(
     added = {
         spec: max(more_ms(own_program(spec)) / copies, least_ms)
         for spec in parts
-        if _own(spec).layer in repeatable
+        if spec.own_part.layer in repeatable
     }
     kept = list(baseline.ops())
     left_ms = max(baseline_ms - sum(added.get(op, 0.0) for op in kept), least_ms)
-    others = {_own(op).layer: op for op in kept if op not in added}  # the rest has the path ""
-    total = sum(_own(op).macs for op in others.values()) or 1
-    shares = {layer: left_ms * _own(op).macs / total for layer, op in others.items()}
+    others = {op.own_part.layer: op for op in kept if op not in added}  # the rest has the path ""
+    total = sum(op.own_part.macs for op in others.values()) or 1
+    shares = {layer: left_ms * op.own_part.macs / total for layer, op in others.items()}
     for spec in specs:
         if spec not in added:
-            layer = _own(spec).layer
+            layer = spec.own_part.layer
             more = 0.0 if spec == others[layer] else more_ms(own_program(spec))
             added[spec] = max(shares[layer] + more, least_ms)
     return added

@@ -89,8 +89,7 @@ def changes_of(architecture: Architecture) -> Iterator[LayerChange]:
             is_added = name in architecture.model.added
             yield LayerChange(name=layer, kind="zeroed" if is_added else "removed")
     for op in architecture.ops():
-        assert op.own is not None
-        yield from op.own.changes
+        yield from op.own_part.changes
 
 
 def changed_part(part: nn.Module, layer: str, changes: Iterable[LayerChange]) -> nn.Module:

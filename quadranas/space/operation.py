@@ -111,6 +111,12 @@ class OpSpec(Frozen):
         return self.kind in (*HEADS, "own_rest")
 
     @property
+    def own_part(self) -> OwnPart:
+        """The part of a user's own model; only for its operations."""
+        assert self.own is not None
+        return self.own
+
+    @property
     def hidden_channels(self) -> int:
         """The number of channels between the two pointwise layers of an operation."""
         return round(self.in_channels * self.expand_ratio)

@@ -124,7 +124,7 @@ class _SharedPasses(nn.Module):
         self.supernet = supernet
         self._images: Tensor | None = None
         self._choices: list[tuple[int, ...]] = []
-        self._outputs: list[Tensor] = []
+        self._inputs: list[Tensor] = []  # of every block, then the logits
 
     def key(self, choices: Choices) -> list[tuple[int, ...]]:
         """The choices in the order of the blocks; networks with a common start are neighbours."""
@@ -136,17 +136,16 @@ class _SharedPasses(nn.Module):
         new = self.key(choices)
         pairs = enumerate(zip(self._choices, new, strict=False))
         same = next((number for number, (old, now) in pairs if old != now), len(self._choices))
-        del self._outputs[same:]
+        del self._inputs[same + 1 :]
         self._choices = new
         self.supernet.set_choices(choices)
 
     def forward(self, images: Tensor) -> Tensor:
         """Shapes: (B, 3, H, W) to (B, num_classes)."""
         if images is not self._images:
-            self._images, self._outputs = images, []
-        x = images.contiguous(memory_format=torch.channels_last)
+            self._images = images
+            self._inputs = [images.contiguous(memory_format=torch.channels_last)]
         blocks = list(self.supernet.network.blocks.values())
-        for block in blocks[len(self._outputs) :]:
-            x = block(self._outputs[-1] if self._outputs else x)
-            self._outputs.append(x)
-        return self._outputs[-1]
+        for block in blocks[len(self._inputs) - 1 :]:
+            self._inputs.append(block(self._inputs[-1]))
+        return self._inputs[-1]

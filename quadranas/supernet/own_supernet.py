@@ -17,7 +17,7 @@ from quadranas.layers.hidden_units import importance
 from quadranas.layers.quadratic import QuadraticLayer
 from quadranas.layers.replacement import find_layer, put_layer
 from quadranas.network.own_model import changed_part, given_model
-from quadranas.space.operation import OpSpec, OwnPart
+from quadranas.space.operation import OpSpec
 from quadranas.space.own_space_file import REST
 from quadranas.space.search_space import SearchSpace
 from quadranas.supernet.nested import NestedCandidate
@@ -31,7 +31,7 @@ def own_parts(space: SearchSpace) -> tuple[nn.Module, dict[str, tuple[nn.Module,
     model, parts = given_model(space.model), {}
     for block in space.blocks[:-1]:
         specs = block.slots[0].candidates
-        part = find_layer(model, _own(specs[0]).layer)
+        part = find_layer(model, specs[0].own_part.layer)
         shared = _largest(part, specs)
         candidates = tuple(_candidate(spec, part, shared) for spec in specs)
         parts[block.name] = (shared, *candidates)
@@ -41,17 +41,12 @@ def own_parts(space: SearchSpace) -> tuple[nn.Module, dict[str, tuple[nn.Module,
 def put_parts(model: nn.Module, space: SearchSpace, parts: Mapping[str, nn.Module]) -> None:
     """Put the mixed blocks in the places of the parts."""
     for block in space.blocks[:-1]:
-        put_layer(model, _own(block.slots[0].candidates[0]).layer, parts[block.name])
-
-
-def _own(spec: OpSpec) -> OwnPart:
-    assert spec.own is not None
-    return spec.own
+        put_layer(model, block.slots[0].candidates[0].own_part.layer, parts[block.name])
 
 
 def _largest(part: nn.Module, specs: tuple[OpSpec, ...]) -> nn.Module:
     """The part with all second-order terms of its candidates, and sorted hidden units."""
-    layer, changes = _own(specs[0]).layer, [c for spec in specs for c in _own(spec).changes]
+    layer, changes = specs[0].own_part.layer, [c for spec in specs for c in spec.own_part.changes]
     sorted_part = changed_part(part, layer, ())
     for change in {c.name: c for c in changes if c.kind == "hidden"}.values():
         names = (change.name, *change.followers)
@@ -101,7 +96,7 @@ def _sort_hidden(layers: list[nn.Module]) -> None:
 
 
 def _candidate(spec: OpSpec, part: nn.Module, shared: nn.Module) -> NestedCandidate:
-    own = _own(spec)
+    own = spec.own_part
     form = changed_part(part, own.layer, own.changes).to("meta")
     sources = {}
     for name in (*dict(form.named_parameters()), *dict(form.named_buffers())):

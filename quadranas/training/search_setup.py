@@ -249,8 +249,8 @@ def _fitting(
     """
     if pretrained is not None:
         pretrained = made_quadratic(pretrained, space)
-    if pretrained is not None and space.model is None:
-        match_stages(space, pretrained.architecture, pretrained.source)
+        if space.model is None:
+            match_stages(space, pretrained.architecture, pretrained.source)
     frozen, number = config.pretrained.frozen_stages, len(stage_widths(space.blocks))
     if frozen and pretrained is None:
         raise QuadranasError(
