@@ -216,7 +216,7 @@ def tau(predictions: Mapping[str, float], published: Mapping[str, float]) -> flo
 
 def evaluate(device: str, published: Mapping[str, float]) -> dict[str, Any]:
     """The model of a device with its errors, and its predictions."""
-    start = fit(device, published, np.log(SETTINGS[device].start))
+    start = fit(device, published, [math.log(value) for value in SETTINGS[device].start])
     numbers = rounded(numbers_of(device, start))
     fitted = {name: predicted_ms(name, numbers, SETTINGS[device].precision) for name in published}
     singly = held_out(device, published, [[name] for name in published], start)

@@ -6,6 +6,7 @@ As they are commonly implemented in PyTorch. Layout: B, C, H, W.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,15 @@ def _stages(
     blocks = []
     for kernel, ratio, cout, repeats, first in stages:
         for index in range(repeats):
-            shape = {"kernel": kernel, "hidden": cin * ratio, "cout": cout}
-            squeezed = cin // 4 if options else 0  # EfficientNet's share of the input
-            stride = first if index == 0 else 1
-            blocks.append(Bottleneck(**shape, stride=stride, squeezed=squeezed, **options))
+            block = Bottleneck(
+                kernel=kernel,
+                hidden=cin * ratio,
+                cout=cout,
+                stride=first if index == 0 else 1,
+                squeezed=cin // 4 if options else 0,  # EfficientNet's share of the input
+                **options,
+            )
+            blocks.append(block)
             cin = cout
     return blocks
 
@@ -142,7 +148,7 @@ def _mobilenet_v3(rows: Sequence[tuple[int, int, int, int, int, bool]], wide: in
         for kernel, hidden, squeezed, cout, stride, is_hard in rows
     ]
     cout = 6 * blocks[-1].cout
-    last = [ConvBN(blocks[-1].cout, cout, activation=nn.Hardswish)]
+    last: list[nn.Module] = [ConvBN(blocks[-1].cout, cout, activation=nn.Hardswish)]
     last += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(cout, wide), nn.Hardswish()]
     return _mobile(16, blocks, [*last, nn.Linear(wide, 1000)], nn.Hardswish)
 
@@ -255,6 +261,10 @@ def densenet(growth: int, depths: Sequence[int]) -> nn.Module:
     return nn.Sequential(*layers, *head(cin))
 
 
+# Output channels, and the side or sides of the kernel
+Row: TypeAlias = tuple[int, int | tuple[int, int]]
+
+
 class ConvValid(nn.Sequential):
     """Convolution, BatchNorm and ReLU with a kernel of any shape."""
 
@@ -262,7 +272,7 @@ class ConvValid(nn.Sequential):
         self, cin: int, cout: int, kernel: int | tuple[int, int] = 1, stride: int = 1
     ) -> None:
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 if stride == 1 else 0 for side in sides)
+        padding = (sides[0] // 2, sides[1] // 2) if stride == 1 else 0
         conv = nn.Conv2d(cin, cout, sides, stride, padding, bias=False)
         super().__init__(conv, nn.BatchNorm2d(cout), nn.ReLU())
 
@@ -270,7 +280,7 @@ class ConvValid(nn.Sequential):
 def inception_v3() -> nn.Module:
     """For 299 pixels, without auxiliary head. Source: arXiv:1512.00567, Table 1."""
 
-    def chain(cin: int, *rows: tuple[int, int | tuple[int, int]]) -> nn.Module:
+    def chain(cin: int, *rows: Row) -> nn.Module:
         layers = []
         for cout, kernel in rows:
             layers.append(ConvValid(cin, cout, kernel))
@@ -284,7 +294,13 @@ def inception_v3() -> nn.Module:
 
     def middle(narrow: int) -> nn.Module:
         row, column = (1, 7), (7, 1)
-        long = [(narrow, 1), (narrow, column), (narrow, row), (narrow, column), (192, row)]
+        long: list[Row] = [
+            (narrow, 1),
+            (narrow, column),
+            (narrow, row),
+            (narrow, column),
+            (192, row),
+        ]
         pool = nn.Sequential(nn.AvgPool2d(3, 1, 1), ConvValid(768, 192))
         short = chain(768, (narrow, 1), (narrow, row), (192, column))
         return Branches([chain(768, (192, 1)), short, chain(768, *long), pool])
@@ -299,7 +315,10 @@ def inception_v3() -> nn.Module:
         flat = nn.Sequential(ConvValid(cin, 384), split(384))
         return Branches([ConvValid(cin, 320), flat, deep, pool])
 
-    stem = [ConvValid(3, 32, 3, 2), nn.Sequential(nn.Conv2d(32, 32, 3, bias=False))]
+    stem: list[nn.Module] = [
+        ConvValid(3, 32, 3, 2),
+        nn.Sequential(nn.Conv2d(32, 32, 3, bias=False)),
+    ]
     stem += [nn.BatchNorm2d(32), nn.ReLU(), ConvValid(32, 64, 3), nn.MaxPool2d(3, 2)]
     stem += [ConvValid(64, 80), nn.Conv2d(80, 192, 3, bias=False), nn.BatchNorm2d(192)]
     stem += [nn.ReLU(), nn.MaxPool2d(3, 2)]
