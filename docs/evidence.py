@@ -165,13 +165,13 @@ CLAIMS = (
     ),
     Claim(
         "cifar10",
-        "A search on CIFAR-10 on two cores ends with an expected latency within 5 % of its budget",
+        "A search on CIFAR-10 on two cores ends with an expected latency within 5 % of its "
+        "budget, and a better network than version 0.1.0 in the same time (63.1 %)",
         lambda r: (
             f"{r['expected_ms']:.1f} of {r['budget_ms']:.0f} ms; accuracy "
-            f"{percent(r['accuracy'], 1)} after a tenth "
-            "of the default schedule"
+            f"{percent(r['accuracy'], 1)} in {r['minutes']:.0f} minutes"
         ),
-        lambda r: abs(r["expected_ms"] / r["budget_ms"] - 1) <= 0.05,
+        lambda r: abs(r["expected_ms"] / r["budget_ms"] - 1) <= 0.05 and r["accuracy"] > 0.6312,
     ),
     Claim(
         "measured_tables",

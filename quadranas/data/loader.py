@@ -190,11 +190,13 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor | QuadranasError]:
         indices, epoch = request
         numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        # Shared memory from the start: pixels elsewhere would be copied there on the way
+        pixels = torch.empty(self.samples.shape(len(numbers)), dtype=torch.uint8).share_memory_()
         try:
-            pixels = self.samples.batch(numbers.tolist(), epoch=epoch, seed=self.seed)
+            self.samples.batch(numbers.tolist(), epoch=epoch, seed=self.seed, out=pixels.numpy())
         except QuadranasError as error:  # raised here, it would lose its hint on the way
             return numbers, error
-        return numbers, torch.from_numpy(pixels)
+        return numbers, pixels
 
 
 def share_of_workers(workers: int | None, loaders: int = 1) -> int:

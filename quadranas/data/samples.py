@@ -47,11 +47,25 @@ class Samples:
             index, True, lambda image, file: cropped(image, crop, self.resolution)
         )
 
+    def shape(self, count: int) -> tuple[int, int, int, int]:
+        """The shape of a batch of `count` images."""
+        return count, self.resolution, self.resolution, 3
+
     def batch(
-        self, indices: Sequence[int], *, epoch: int = 0, seed: int = 0, num_threads: int = 1
+        self,
+        indices: Sequence[int],
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        num_threads: int = 1,
+        out: Pixels | None = None,
     ) -> Pixels:
-        """Several images, (B, R, R, 3); arguments and errors as in `sample`, of all at once."""
-        pixels = np.empty((len(indices), self.resolution, self.resolution, 3), dtype=np.uint8)
+        """Several images, (B, R, R, 3); arguments and errors as in `sample`, of all at once.
+
+        Args:
+            out: array for the pixels; None for a new one.
+        """
+        pixels = np.empty(self.shape(len(indices)), dtype=np.uint8) if out is None else out
 
         def fault_of(position: int) -> QuadranasError | None:
             try:

@@ -48,7 +48,8 @@ def test_keys_override_a_recipe_one_by_one() -> None:
     given = SearchConfig(recipe="imagenet", weights={"weight_decay": 0.5}, batch_size=8)
     config = resolve_config(given, dataset(100))
     assert (config.recipe, config.batch_size) == ("imagenet", 8)
-    assert config.weights == WeightConfig(optimizer="sgd", learning_rate=0.025, weight_decay=0.5)
+    rest = {"optimizer": "sgd", "learning_rate": 0.025, "ema": 0.9999}
+    assert config.weights == WeightConfig(**rest, weight_decay=0.5)
     assert config.augment.mixup == 0.2
 
 
