@@ -140,7 +140,7 @@ def on_white(image: "Image.Image") -> "Image.Image":
     if image.mode == "F":
         raise ValueError("its floating-point pixels have an unknown range; store 8 or 16 bits")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 

@@ -50,6 +50,12 @@ QUADRATIC = "blocks.stage1_block2.quadratic_depthwise.conv"
 UNHARMED = "blocks.stage1_block1.quadratic_depthwise.conv"
 LINEAR = "blocks.head.norm_head.linear"
 SPREAD = 3000.0
+PROCESSOR = Path("/proc/cpuinfo")
+SATURATES = (
+    PROCESSOR.exists() and "avx2" in (FLAGS := PROCESSOR.read_text()) and "vnni" not in FLAGS
+)
+MAX_ERROR = 0.05 if SATURATES else 0.02
+"""Share of the squares that rounding changes; without VNNI x86 adds in 16 bits and saturates."""
 
 
 @pytest.fixture
@@ -269,7 +275,7 @@ def test_a_trained_network_keeps_its_accuracy(
     for batch in (images[:1], images):  # of any size
         got = outputs(backend, target, batch)
         error = (got - expected[: len(batch)]).square().mean() / expected.square().mean()
-        assert 0 < error < 0.02
+        assert 0 < error < MAX_ERROR
 
 
 @pytest.mark.usefixtures("traced")
@@ -539,7 +545,7 @@ def test_layers_made_of_several(
     )
     assert "conv.mix" not in rounded_layers(target)
     expected, got = (outputs(backend, path, images) for path in (source, target))
-    assert np.corrcoef(expected.flatten(), got.flatten())[0, 1] > 0.95
+    assert np.corrcoef(expected.flatten(), got.flatten())[0, 1] > (0.9 if SATURATES else 0.95)
 
 
 @pytest.mark.parametrize("runtime", ["openvino"], indirect=True)

@@ -60,7 +60,8 @@ def assert_same_state(actual: Mapping[str, Any], expected: Mapping[str, Any]) ->
 
 
 def test_a_weight_step_is_the_step_of_its_path_alone() -> None:
-    # The optimiser of a plain network of the same weights does the very same.
+    # The optimiser of a plain network of the same weights does the same, up to the rounding of the
+    # gradient's norm, whose sum depends on where the gradients lie in memory.
     space = SPACES["small-quadra"]
     supernet = build_supernet(space, seed=0).train()
     supernet.set_sample(supernet.gates.sample_path(generator_for(0, "path", 3)))
@@ -75,8 +76,8 @@ def test_a_weight_step_is_the_step_of_its_path_alone() -> None:
         )
     ]
     assert results[0] == results[1]
-    pairs = zip(supernet.active_parameters(), network.parameters(), strict=True)
-    assert all(torch.equal(ours, plain) for ours, plain in pairs)
+    for ours, plain in zip(supernet.active_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
 
 
 def test_the_gradient_of_the_path_is_clipped() -> None:
