@@ -7,6 +7,7 @@ repaired, and the repaired network is judged in its place.
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from json import JSONDecodeError
@@ -265,21 +266,27 @@ def _num_begun(study: optuna.Study) -> int:
 
 
 def _suggested(problem: Problem, trial: optuna.Trial) -> dict[str, Choice]:
-    """The choices of a trial.
+    """The choices of a trial: how many optional blocks of each stage are kept, the first ones, and
+    the candidates of every slot.
 
     Those of skipped blocks are asked for too: every trial then has the same parameters, which
     samplers draw together, in about half the time.
     """
+    blocks = problem.space.blocks
+    optional = Counter(block.stage for block in blocks if block.optional)
+    left = {stage: trial.suggest_int(f"{stage}.depth", 0, n) for stage, n in optional.items()}
     choices: dict[str, Choice] = {}
-    for block in problem.space.blocks:
-        keep = not block.optional or trial.suggest_categorical(f"{block.name}.keep", [True, False])
+    for block in blocks:
         picked = tuple(
             trial.suggest_categorical(f"{block.name}.{number}", list(range(len(slot.candidates))))
             if len(slot.candidates) > 1
             else 0
             for number, slot in enumerate(block.slots)
         )
-        choices[block.name] = picked if keep else SKIPPED
+        if block.optional:
+            left[block.stage] -= 1
+        is_skipped = block.optional and left[block.stage] < 0
+        choices[block.name] = SKIPPED if is_skipped else picked
     return choices
 
 
