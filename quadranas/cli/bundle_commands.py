@@ -15,19 +15,18 @@ from quadranas.cli.console import (
     say,
     shown,
 )
+from quadranas.cli.option_groups import REACH, taking
 from quadranas.cli.options import (
     DATA,
     DEVICE,
     MEASUREMENT,
     OUTPUT,
-    REACH,
     Data,
     Json,
     Quiet,
     SkipCorrupt,
     Val,
     Weights,
-    taking,
 )
 from quadranas.latency.runtimes import (
     file_formats,

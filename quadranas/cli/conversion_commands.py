@@ -10,6 +10,7 @@ from rich.table import Table
 from quadranas.cli.console import print_result, print_table, say, shown
 from quadranas.cli.options import (
     DATA,
+    LAYERS,
     OUTPUT,
     TRAINING,
     Accelerator,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from quadranas.commands.adapt import AdaptResult
     from quadranas.commands.convert import ConvertResult, ReduceResult
 
-LAYERS = "Layers"
-"""The panel of options that select and describe layers."""
 
 Layers = Annotated[
     list[str] | None,

@@ -12,12 +12,13 @@ from quadranas.cli.console import (
     print_result,
     reporting,
 )
+from quadranas.cli.option_groups import REACH, taking
 from quadranas.cli.options import (
     DATA,
     DEVICE,
+    FILE,
     LIMITS,
     OUTPUT,
-    REACH,
     AllowCommands,
     Data,
     Json,
@@ -31,7 +32,6 @@ from quadranas.cli.options import (
     Val,
     Weights,
     given,
-    taking,
 )
 from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import (
@@ -45,9 +45,6 @@ from quadranas.latency.runtimes import (
 if TYPE_CHECKING:
     from quadranas.commands.export import ExportResult
     from quadranas.latency.device import ReachSettings
-
-FILE = "File"
-"""The panel of options that describe the exported file."""
 
 
 FileFormat = Annotated[

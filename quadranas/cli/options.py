@@ -1,22 +1,21 @@
 """The options that several commands share, each described once, and their panels in `--help`."""
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+FILE = "File"
+LAYERS = "Layers"
 DEVICE = "Device"
+MEASUREMENT = "Measurement"
 DATA = "Data"
 TRAINING = "Training"
 LIMITS = "Limits"
 OUTPUT = "Output"
-"""The panels of `--help`, in their order; every command lists its options in this order."""
 
-MEASUREMENT = "Measurement"
-"""The panel of options that decide what is timed, and how often."""
+PANELS = (FILE, LAYERS, DEVICE, MEASUREMENT, DATA, TRAINING, LIMITS, OUTPUT)
+"""The panels of `--help`, in the order in which every command lists its options."""
 
 Json = Annotated[
     bool,
@@ -113,16 +112,6 @@ RemotePython = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
-REACH = {
-    "rpc": Rpc,
-    "rpc_tracker": RpcTracker,
-    "rpc_key": RpcKey,
-    "worker_python": WorkerPython,
-    "ssh": Ssh,
-    "python": RemotePython,
-}
-"""The options that say how a device is reached."""
-
 AllowCommands = Annotated[
     bool,
     typer.Option(
@@ -148,46 +137,6 @@ BatchSize = Annotated[
         rich_help_panel=DEVICE,
     ),
 ]
-SETTINGS = {
-    "threads": Threads,
-    "precision": DevicePrecision,
-    "batch_size": BatchSize,
-    "tuning_trials": TuningTrials,
-    **REACH,
-    "allow_commands": AllowCommands,
-}
-"""The options that replace keys of a device."""
-
-Command = Callable[..., None]
-
-
-def with_parameters(command: Command, parameters: Sequence[inspect.Parameter]) -> Command:
-    """A command that shows these parameters to Typer, which makes its options of them."""
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
-
-
-def taking(options: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """Give a command options, which it gets as its last parameter, a mapping."""
-
-    def decorate(command: Command) -> Command:
-        *own, last = inspect.signature(command).parameters.values()
-        added = [
-            last.replace(name=name, default=None, annotation=kind)
-            for name, kind in options.items()
-        ]
-
-        @functools.wraps(command)
-        def with_options(**given: Any) -> None:
-            taken = {name: given.pop(name) for name in options}
-            command(**given, **{last.name: taken})
-
-        return with_parameters(with_options, [*own, *added])
-
-    return decorate
-
-
 Data = Annotated[
     str | None,
     typer.Option(
@@ -344,6 +293,54 @@ Candidates = Annotated[
         max=1000,
         help="Number of networks that the gates prefer most, of which the best one on held-out "
         "images is chosen (default 16, or all within the limits; 1: the gates choose).",
+        rich_help_panel=LIMITS,
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Budget on a further device, as DEVICE=BUDGET, which the network keeps too; may "
+        "be repeated.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxParams = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Upper limit on the number of parameters. Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxMacs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Upper limit on the number of multiply-accumulates. Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Upper limit on the size of the weights in an exported fp32 file, such as 4MB. "
+        "Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Upper limit on the peak memory of activations at inference, such as 512KiB. "
+        "Default: no limit.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        help="Probability that the measured latency is within the budget, such as 0.95. "
+        "Default: only the predicted latency has to be within it.",
         rich_help_panel=LIMITS,
     ),
 ]

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from quadranas.cli.options import DATA, LIMITS, OUTPUT, TRAINING, Command, with_parameters
+from quadranas.cli.option_groups import Command, panel_of, with_parameters
+from quadranas.cli.options import DATA, LIMITS, OUTPUT, TRAINING
 
 OwnModel = Annotated[
     str | None,
@@ -35,13 +36,9 @@ def with_own_model(command: Command) -> Command:
             command(*args, **options)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()]
-    place = next(i for i, p in enumerate(parameters) if _panel(p) in (TRAINING, LIMITS, OUTPUT))
+    place = next(i for i, p in enumerate(parameters) if panel_of(p) in (TRAINING, LIMITS, OUTPUT))
     option = inspect.Parameter(
         "own_model", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OwnModel
     )
     parameters.insert(place, option)
     return with_parameters(with_model, parameters)
-
-
-def _panel(parameter: inspect.Parameter) -> str:
-    return str(getattr(parameter.annotation.__metadata__[0], "rich_help_panel", ""))

@@ -1,6 +1,6 @@
 """The commands that search for networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,36 +15,23 @@ from quadranas.cli.console import (
     shown,
 )
 from quadranas.cli.fronts_table import show_fronts
-from quadranas.cli.limit_options import with_limits
+from quadranas.cli.option_groups import NETWORK_LIMITS, TRAINING_KEYS, taking
 from quadranas.cli.options import (
     DEVICE,
     OUTPUT,
     TRAINING,
-    Accelerator,
     AllowCommands,
     Budget,
     Candidates,
-    Compile,
     ConfigFile,
-    Data,
-    Holdout,
-    Inspect,
     Json,
-    Keep,
     OptionalBudget,
     OptionalDevice,
-    Precision,
     Quiet,
-    Recipe,
     Resume,
     RunFolder,
     Seed,
-    SkipCorrupt,
     TableFile,
-    Teacher,
-    Val,
-    Verify,
-    Workers,
     given,
 )
 from quadranas.cli.own_model_option import with_own_model
@@ -84,36 +71,23 @@ TrainResolution = Annotated[
 
 
 @with_own_model
-@with_limits
+@taking(TRAINING_KEYS, NETWORK_LIMITS)
 def search(
     device: OptionalDevice = None,
     space: OptionalSpace = None,
     table: TableFile = None,
     allow_commands: AllowCommands = False,
-    data: Data = None,
-    val: Val = None,
-    skip_corrupt: SkipCorrupt = None,
-    verify: Verify = None,
-    workers: Workers = None,
-    seed: Seed = None,
     config: ConfigFile = None,
-    recipe: Recipe = None,
     init: Init = None,
-    teacher: Teacher = None,
-    holdout: Holdout = None,
-    keep: Keep = None,
     train_resolution: TrainResolution = None,
-    inspect: Inspect = None,
-    accelerator: Accelerator = None,
-    precision: Precision = None,
-    compile: Compile = None,
     budget: OptionalBudget = None,
     candidates: Candidates = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
-    **limits: Any,
+    *,
+    keys: Mapping[str, Any],
 ) -> None:
     """Find, train and test the best network within a latency budget."""
     from quadranas.commands.search import search as run_search
@@ -124,26 +98,12 @@ def search(
         device=device,
         budget=budget,
         space=space,
-        data=data,
-        val=val,
-        seed=seed,
-        init=init,
         table=table,
+        init=init,
         train_resolution=train_resolution,
         candidates=candidates,
-        skip_corrupt=skip_corrupt,
-        verify=verify,
-        workers=workers,
-        recipe=recipe,
-        teacher=teacher,
-        holdout=holdout,
-        keep=keep,
-        inspect=inspect,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
     )
-    whole = load_config(SearchConfig, config, **options, **limits)
+    whole = load_config(SearchConfig, config, **options, **keys)
     with reporting(quiet) as reporter:
         result = run_search(
             whole,
@@ -162,7 +122,7 @@ def search(
 
 
 @with_own_model
-@with_limits
+@taking(NETWORK_LIMITS)
 def derive(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
@@ -179,7 +139,7 @@ def derive(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
-    **limits: Any,
+    limits: Mapping[str, Any],
 ) -> None:
     """Decode a trained supernet again for any device and budget."""
     from quadranas.commands.derive import derive as run_derive
@@ -207,7 +167,7 @@ def derive(
 
 
 @with_own_model
-@with_limits
+@taking(NETWORK_LIMITS)
 def explore(
     run: Annotated[Path, typer.Argument(help="Run folder of a search.")],
     *,
@@ -249,7 +209,7 @@ def explore(
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
-    **limits: Any,
+    limits: Mapping[str, Any],
 ) -> None:
     """Let a strategy choose among the sub-networks of a trained supernet."""
     from quadranas.commands.explore import explore as run_explore

@@ -14,19 +14,17 @@ from quadranas.cli.console import (
     say,
     shown,
 )
+from quadranas.cli.option_groups import REACH, SETTINGS, taking
 from quadranas.cli.options import (
     DEVICE,
     MEASUREMENT,
     OUTPUT,
-    REACH,
-    SETTINGS,
     AllowCommands,
     DeviceName,
     Json,
     Quiet,
     SpaceName,
     TableFile,
-    taking,
 )
 from quadranas.cli.own_model_option import with_own_model
 from quadranas.latency.runtimes import RUNTIMES

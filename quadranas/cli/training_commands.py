@@ -1,9 +1,9 @@
 """The commands that train, test and describe networks."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,33 +17,25 @@ from quadranas.cli.console import (
     say,
     shown,
 )
+from quadranas.cli.option_groups import TRAINING_KEYS, taking
 from quadranas.cli.options import (
     DATA,
     OUTPUT,
     TRAINING,
     Accelerator,
-    Compile,
     ConfigFile,
     Data,
-    Holdout,
-    Inspect,
     Json,
-    Keep,
     Model,
     OptionalModel,
     Precision,
     Quiet,
-    Recipe,
     Resume,
     Run,
     RunFolder,
-    Seed,
     SkipCorrupt,
-    Teacher,
     Val,
-    Verify,
     Weights,
-    Workers,
     given,
 )
 from quadranas.cli.own_model_option import with_own_model
@@ -54,20 +46,11 @@ if TYPE_CHECKING:
 
 
 @with_own_model
+@taking(TRAINING_KEYS)
 def train(
     model: OptionalModel = None,
-    data: Data = None,
-    val: Val = None,
-    skip_corrupt: SkipCorrupt = None,
-    verify: Verify = None,
-    workers: Workers = None,
     weights: Weights = None,
-    seed: Seed = None,
     config: ConfigFile = None,
-    recipe: Recipe = None,
-    teacher: Teacher = None,
-    holdout: Holdout = None,
-    keep: Keep = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -77,38 +60,19 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    inspect: Inspect = None,
-    accelerator: Accelerator = None,
-    precision: Precision = None,
-    compile: Compile = None,
     output: RunFolder = None,
     resume: Resume = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    *,
+    keys: Mapping[str, Any],
 ) -> None:
     """Train a network, from its weights if it has any, otherwise from scratch."""
     from quadranas.commands.train import train as run_train
     from quadranas.runs.config import TrainConfig, load_config
     from quadranas.runs.next_command import export_command
 
-    options = given(
-        data=data,
-        val=val,
-        seed=seed,
-        epochs=epochs,
-        skip_corrupt=skip_corrupt,
-        verify=verify,
-        workers=workers,
-        recipe=recipe,
-        teacher=teacher,
-        holdout=holdout,
-        keep=keep,
-        inspect=inspect,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-    )
-    whole = load_config(TrainConfig, config, **options)
+    whole = load_config(TrainConfig, config, **given(epochs=epochs), **keys)
     with reporting(quiet) as reporter:
         result = run_train(
             model, whole, output=output, resume=resume, weights=weights, reporter=reporter
