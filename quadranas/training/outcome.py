@@ -45,10 +45,13 @@ def outcome(
     """
     assert network.architecture is not None
     deployed = dataset.at(network.architecture.resolution)
-    accuracy = evaluate(network, deployed.test, augmenter, engine)
-    as_trained = accuracy
-    if deployed is not dataset:
-        as_trained = evaluate(network, dataset.test, augmenter, engine)
+
+    def accuracy_at(tested: Dataset) -> float:
+        reporter.message(f"testing {len(tested.test)} images at {tested.resolution} pixels")
+        return evaluate(network, tested.test, augmenter, engine)
+
+    accuracy = accuracy_at(deployed)
+    as_trained = accuracy if deployed is dataset else accuracy_at(dataset)
     if folder is None:
         return {}
     epochs, _ = read_epochs(folder.metrics)
