@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quadranas.data.dataset import left_out_warnings, split_files
+from quadranas.data.dataset import listing_warnings, split_files
 from quadranas.data.examination import Verify
 from quadranas.data.image_files import ImageFiles
 from quadranas.data.listing import list_images
@@ -95,7 +95,7 @@ def describe_data(
         is_held_out=listing.test is None,
         splits=tuple(found.split(n, files[n]) for n, found in examined.items()),
         classes=count_classes(files["train"], files["test"]),
-        warnings=(*left_out_warnings(listing), *look_warnings(list(examined.values()))),
+        warnings=(*listing_warnings(listing), *look_warnings(list(examined.values()))),
         page=page,
     )
     _write_page(name, result, files["train"])

@@ -1,6 +1,8 @@
 """Names of classes, which are the labels in files, pages and terminals."""
 
-from unicodedata import category
+import re
+from collections.abc import Sequence
+from unicodedata import category, normalize
 
 from quadranas.errors import QuadranasError, printable
 
@@ -26,3 +28,21 @@ def check_class_name(name: str, where: str, what: str = "class folder") -> None:
         "not UTF-8 or holds control characters",
         f"Rename the {what.split()[-1]}; its name is the label that results and files contain.",
     )
+
+
+def alike_warnings(class_names: Sequence[str]) -> list[str]:
+    """A warning for each group of classes whose names are probably meant to be one.
+
+    They differ only in upper and lower case, in spaces, hyphens and underscores, or in how Unicode
+    writes the same characters.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in class_names:
+        plain = re.sub(r"[\s_-]+", " ", normalize("NFKC", name).casefold()).strip()
+        groups.setdefault(plain, []).append(name)
+    return [
+        f"the classes {', '.join(map(repr, group))} have nearly the same name; if they are one, "
+        "put their images into one folder"
+        for group in groups.values()
+        if len(group) > 1
+    ]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadranas.data.class_names import alike_warnings
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.digits import list_digits
 from quadranas.data.examination import Verify, examine
@@ -227,16 +228,17 @@ def _load_listed(
         mean=mean,
         std=std,
         files=SplitFiles(train_files, test_files, skipped),
-        warnings=(*left_out_warnings(listing), *warnings, *_slow_warnings(train, train_files)),
+        warnings=(*listing_warnings(listing), *warnings, *_slow_warnings(train, train_files)),
         resized=lambda r: (_decoded_later(train_files, r), _decoded_later(test_files, r)),
     )
 
 
-def left_out_warnings(listing: ImageListing) -> list[str]:
-    """A warning for each split with files that are left out."""
+def listing_warnings(listing: ImageListing) -> list[str]:
+    """Warnings about classes with nearly the same name, and about files that are left out."""
     splits = [split for split in (listing.train, listing.test) if split is not None]
     texts = [(split.source.path, described(split.left_out)) for split in splits]
-    return [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
+    left_out = [f"left out of {path}: {text}" for path, text in dict.fromkeys(texts) if text]
+    return alike_warnings(listing.train.class_names) + left_out
 
 
 def _slow_warnings(images: ImageSet, files: ImageFiles) -> list[str]:

@@ -266,8 +266,7 @@ def _num_begun(study: optuna.Study) -> int:
 
 
 def _suggested(problem: Problem, trial: optuna.Trial) -> dict[str, Choice]:
-    """The choices of a trial: how many optional blocks of each stage are kept, the first ones, and
-    the candidates of every slot.
+    """The choices of a trial: how many blocks of each stage are kept, and candidates of all slots.
 
     Those of skipped blocks are asked for too: every trial then has the same parameters, which
     samplers draw together, in about half the time.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from quadranas.commands.data import describe_data
 from quadranas.data.dataset import load_dataset
 from quadranas.errors import QuadranasError
 from tests.pictures import write_classes, write_zip
@@ -36,6 +37,26 @@ def test_any_other_name_is_a_label(tmp_path: Path, name: str, packed: bool) -> N
     root = write_classes(tmp_path / "a", classes=("cat", name))
     path = write_zip(tmp_path / "a.zip", root) if packed else root
     assert name in load_dataset(path, resolution=16).class_names
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (("Cat", "cat", "dog"), "'Cat', 'cat'"),
+        (("hot dog", "hot_dog", "hotdog"), "'hot dog', 'hot_dog'"),
+        (("caf\u00e9", "cafe\u0301", "cafe"), "'cafe\u0301', 'caf\u00e9'"),
+        (("cat", "cats", "dog"), None),
+    ],
+)
+def test_names_that_are_probably_one_are_warned_of(
+    tmp_path: Path, names: tuple[str, ...], alike: str | None
+) -> None:
+    root = write_classes(tmp_path / "a", classes=names)
+    text = f"the classes {alike} have nearly the same name; if they are one, "
+    expected = [text + "put their images into one folder"] if alike else []
+    assert [w for w in load_dataset(root, resolution=16).warnings if "name" in w] == expected
+    found = describe_data(root, output=tmp_path / "page.html")
+    assert [w for w in found.warnings if "name" in w] == expected
 
 
 def test_a_folder_that_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
