@@ -242,7 +242,9 @@ def _input_shape(session: Any, path: Path) -> list[Any]:
     inputs = session.get_inputs()
     shape = list(inputs[0].shape)
     is_image = len(inputs) == 1 and len(shape) == 4 and inputs[0].type == "tensor(float)"
-    fixed = [{side for side in sides if isinstance(side, int)} for sides in (shape[1:2], shape[2:])]
+    fixed = [
+        {side for side in sides if isinstance(side, int)} for sides in (shape[1:2], shape[2:])
+    ]
     if not is_image or not fixed[0] <= {3} or len(fixed[1]) > 1:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise QuadranasError(

@@ -179,7 +179,10 @@ def test_teachers_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        ("y = ReduceMean <keepdims = 0> (flat)", r"is torch\.float32 \[2\] for 2 images; expected"),
+        (
+            "y = ReduceMean <keepdims = 0> (flat)",
+            r"is torch\.float32 \[2\] for 2 images; expected",
+        ),
         ("y = Identity (pooled)", r"is torch\.float32 \[2, 3, 1, 1\] for 2 images; expected"),
         ("y = Log (kept)", "outputs numbers that are not finite"),
     ],
