@@ -99,9 +99,13 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Otherwise PyTorch's profiler, which counts allocations, logs its start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as for SIGHUP after nohup
-            signal.signal(number, _interrupted)
+    handled = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as for SIGHUP after nohup
+    ]
+    for number in handled:
+        signal.signal(number, _interrupted)
     # Rich prints nothing in 0 to 9 columns, and fails on digits that are no number, as "\u00b2".
     if not re.fullmatch(r"[1-9][0-9]{1,5}", os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]
@@ -115,7 +119,11 @@ def main() -> None:
                 "Redirect it to a file or to /dev/null.",
                 QuadranasError.exit_code,
             )
-        sys.exit(_printing(arguments))
+        try:
+            sys.exit(_printing(arguments))
+        finally:  # while Python ends, a KeyboardInterrupt would print a traceback
+            for number in handled:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _printing(arguments: Sequence[str]) -> int:

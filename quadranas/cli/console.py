@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -29,6 +30,8 @@ INTERRUPTED = 130
 INTERRUPT_CODE: ContextVar[int] = ContextVar("INTERRUPT_CODE", default=INTERRUPTED)
 """Exit code after the signal that raised a KeyboardInterrupt."""
 
+SECONDS_FOR_MAIN = 5.0
+
 MIN_TABLE_WIDTH = 60
 """Minimum width of a table in characters: in a narrower one, cells would show nothing."""
 
@@ -48,14 +51,33 @@ def follows() -> bool:
     return rank.isdecimal() and rank.strip("0") != "" and "WORLD_SIZE" in os.environ
 
 
+def _is_said_by_main(code: int) -> bool:
+    """Whether the main process prints the error of this process, which failed before they met.
+
+    With the same error the main process ends about now, and `torchrun` then ends this one. If
+    this one is still there after some seconds, only it has failed.
+    """
+    if not follows():
+        return False
+    if code == INTERRUPT_CODE.get():
+        return True
+    try:
+        time.sleep(SECONDS_FOR_MAIN)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
 def fail(message: str, hint: str, code: int, *, is_printed: bool | None = None) -> NoReturn:
     """Print an error with its hint, and exit.
 
     Args:
         is_printed: see `QuadranasError`.
     """
-    if is_printed is False or (is_printed is None and follows()):
+    if is_printed is False or (is_printed is None and _is_said_by_main(code)):
         sys.exit(code)
+    if is_printed is None and follows():
+        message = f"process {os.environ['RANK']}: {message}"
     if "--json" in ARGUMENTS.get():
         from quadranas.validation import CommandError
 

@@ -50,7 +50,7 @@ from quadranas.strategies.pareto import Planned, judged, plan_networks
 from quadranas.strategies.scores import GateScores
 from quadranas.supernet.embedding import Embedding
 from quadranas.supernet.supernet import Supernet, build_supernet
-from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.agreement import check_agreement, check_batch_size, check_command
 from quadranas.training.inheritance import Inheritance, optimizer_for
 from quadranas.training.initial_weights import InitialWeights, report_initial
 from quadranas.training.loop import run_phase
@@ -88,6 +88,7 @@ def search(
     """
     given = combined(SearchConfig, config, keys)
     with together() as processes:
+        check_command(given, processes, output, resume, allow_commands)
         if not processes.is_main:
             return _follow(processes)
         reporter = reporter or Reporter(quiet=True)

@@ -51,7 +51,7 @@ from quadranas.runs.stored_network import (
     open_network,
 )
 from quadranas.space.architecture import Architecture, load_architecture
-from quadranas.training.agreement import check_agreement, check_batch_size
+from quadranas.training.agreement import check_agreement, check_batch_size, check_command
 from quadranas.training.held_out import hold_out
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.outcome import outcome
@@ -96,6 +96,7 @@ def train(
     reporter = reporter or Reporter(quiet=True)
     _require_model(model, resume)
     with together() as processes:
+        check_command(given, processes, model, output, resume, weights)
         if not processes.is_main:
             return _follow(processes)
         folder = RunFolder(Path(output)) if output else _default_folder(model, given, resume)

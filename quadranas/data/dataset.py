@@ -303,7 +303,7 @@ def split_files(listing: ImageListing, seed: int) -> tuple[ImageFiles, ImageFile
             f"differ; {'; '.join(parts)}",
             "Use the same class folders, with the same names, for both.",
         )
-    return train, test
+    return train, test.ordered(train.class_names)
 
 
 def _held_out(files: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:

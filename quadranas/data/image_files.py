@@ -73,6 +73,12 @@ class ImageFiles:
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, numbers=self.numbers[chosen], labels=self.labels[chosen])
 
+    def ordered(self, class_names: tuple[str, ...]) -> "ImageFiles":
+        """The same images, with the indices of the same classes in another order."""
+        index = {name: number for number, name in enumerate(class_names)}
+        order = np.array([index[name] for name in self.class_names], dtype=np.int64)
+        return replace(self, labels=order[self.labels], class_names=class_names)
+
     def sift(
         self,
         resolution: int,

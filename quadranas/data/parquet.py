@@ -27,7 +27,7 @@ from quadranas.data.image_files import ImageFiles
 from quadranas.data.labels import label_values
 from quadranas.data.names import Names, packed
 from quadranas.data.shards import Shards, find_shards
-from quadranas.errors import QuadranasError
+from quadranas.errors import QuadranasError, some
 from quadranas.extras import require_extra
 from quadranas.files import require_readable
 
@@ -236,26 +236,43 @@ def _list_rows(path: Path, files: Sequence[Path], where: str) -> ImageFiles:
     """
     values: list[int | str] = []
     ends: list[int] = []
-    columns: Columns | None = None
-    for file in files:
-        found = _columns(_open(file).schema_arrow, file)
-        columns = columns or found
-        if found.image != columns.image:
-            raise QuadranasError(
-                f"{file} has its images in the column {found.image!r}, {files[0]} in "
-                f"{columns.image!r}",
-                "Keep data sets with different columns in different folders.",
-            )
+    columns = [_columns(_open(file).schema_arrow, file) for file in files]
+    class_names = _require_alike(files, columns)
+    for file, found in zip(files, columns, strict=True):
         values += _labels(file, found.label)
         ends.append(len(values))
-    if columns is None or not values:
+    if not values:
         raise QuadranasError(f"{where} contains no rows", source.LAYOUT)
     prefixes = tuple(
         f"{file.relative_to(path).as_posix()}/" if path.is_dir() else "" for file in files
     )
-    images = ParquetSource(path, RowGroups(files, columns.image), prefixes, np.array(ends))
-    class_names, labels = label_values(values, columns.class_names, where)
+    images = ParquetSource(path, RowGroups(files, columns[0].image), prefixes, np.array(ends))
+    class_names, labels = label_values(values, class_names, where)
     return ImageFiles(images, np.arange(len(values)), labels, class_names)
+
+
+def _require_alike(files: Sequence[Path], columns: Sequence[Columns]) -> tuple[str, ...] | None:
+    """The names of the classes of all files; None if no file contains them.
+
+    Raises:
+        QuadranasError: files differ in the column of images, or in the names of the classes, so
+            that one number would stand for two classes.
+    """
+    named = [pair for pair in zip(files, columns, strict=True) if pair[1].class_names is not None]
+    for file, found in zip(files, columns, strict=True):
+        if found.image != columns[0].image:
+            raise QuadranasError(
+                f"{file} has its images in the column {found.image!r}, {files[0]} in "
+                f"{columns[0].image!r}",
+                "Keep data sets with different columns in different folders.",
+            )
+        if found.class_names is not None and found.class_names != named[0][1].class_names:
+            names = [some(part.class_names or ()) for part in (found, named[0][1])]
+            raise QuadranasError(
+                f"{file} has the classes {names[0]}, {named[0][0]} {names[1]}, in this order",
+                "Keep data sets with different classes in different folders.",
+            )
+    return named[0][1].class_names if named else None
 
 
 def _columns(schema: Any, file: Path) -> Columns:
@@ -306,10 +323,12 @@ def _one(
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """What the hub's metadata say about the columns; empty without them."""
+    content: Any = None
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         content = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: part for name, part in content.items() if isinstance(part, dict)}
-    return {}
+    if not isinstance(content, dict):
+        return {}
+    return {name: part for name, part in content.items() if isinstance(part, dict)}
 
 
 def _labels(file: Path, column: str) -> list[int | str]:

@@ -282,7 +282,7 @@ def _stored_label(
     file = archive.extractfile(info)
     assert file is not None
     try:
-        text = file.read().decode("utf-8").strip()
+        text = file.read().decode("utf-8-sig").strip()
         content = parse_json(text) if info.name.lower().endswith(".json") else _number(text)
     except ValueError as error:
         raise QuadranasError(f"{where} is not valid: {error}", source.LAYOUT) from error

@@ -1,5 +1,7 @@
 """What the processes of a training have to agree on before it starts."""
 
+from pathlib import Path
+
 from quadranas.acceleration.processes import Processes
 from quadranas.data.dataset import Dataset
 from quadranas.errors import QuadranasError
@@ -28,6 +30,27 @@ def check_batch_size(config: TrainingConfig, processes: Processes) -> None:
             "that a process computes",
             "Lower accumulate, or raise batch_size.",
         )
+
+
+def check_command(given: TrainingConfig, processes: Processes, *arguments: object) -> None:
+    """Refuse to begin if the processes were started with different commands.
+
+    The main process alone decides, so that other options would be ignored without a word.
+
+    Args:
+        given: the given part of the configuration.
+        arguments: the other arguments of the command; objects that are neither text, a path nor
+            a flag are compared by their type.
+
+    Raises:
+        QuadranasError: names the processes that differ from the first one.
+    """
+    described = [
+        str(value) if isinstance(value, str | Path | bool | None) else type(value).__name__
+        for value in arguments
+    ]
+    command = given.model_dump_json(exclude_unset=True), described
+    processes.require_equal("the command or configuration file", repr(command), SAME)
 
 
 def check_agreement(config: TrainingConfig, dataset: Dataset, processes: Processes) -> None:

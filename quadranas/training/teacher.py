@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -230,18 +231,21 @@ def _onnx_teacher(path: Path, engine: Engine) -> Teacher:
     return Teacher(
         str(path),
         _onnx_forward(session, shape[0], engine),
-        shape[-1] if isinstance(shape[-1], int) else 0,
+        next((side for side in shape[2:] if isinstance(side, int)), 0),
         file_digest(path, whole=True),
         **_note_beside(path, engine),
     )
 
 
 def _input_shape(session: Any, path: Path) -> list[Any]:
-    """The shape of the only input: (B, 3, R, R), in which B and R may be open."""
+    """The shape of the only input: (B, 3, R, R), in which all may be open: None or a name."""
     inputs = session.get_inputs()
     shape = list(inputs[0].shape)
     is_image = len(inputs) == 1 and len(shape) == 4 and inputs[0].type == "tensor(float)"
-    if not is_image or shape[1] not in (3, None) or shape[2] != shape[3]:
+    fixed = [
+        {side for side in sides if isinstance(side, int)} for sides in (shape[1:2], shape[2:])
+    ]
+    if not is_image or not fixed[0] <= {3} or len(fixed[1]) > 1:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise QuadranasError(
             f"teacher {path} takes {found}; a teacher takes square images, float [B, 3, R, R]",
@@ -251,7 +255,7 @@ def _input_shape(session: Any, path: Path) -> list[Any]:
 
 
 def _onnx_forward(session: Any, batch: Any, engine: Engine) -> Compute:
-    name = session.get_inputs()[0].name
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def compute(images: Tensor) -> Tensor:
         pixels = images.float().cpu().contiguous().numpy()
@@ -260,7 +264,7 @@ def _onnx_forward(session: Any, batch: Any, engine: Engine) -> Compute:
         for start in range(0, len(pixels), size):
             part = pixels[start : start + size]
             padded = np.concatenate([part, part[:1].repeat(size - len(part), 0)])
-            outputs.append(session.run(None, {name: padded})[0][: len(part)])
+            outputs.append(np.atleast_1d(session.run([output], {name: padded})[0])[: len(part)])
         return engine.accelerator.put(torch.from_numpy(np.concatenate(outputs)))
 
     return compute
@@ -292,7 +296,7 @@ def _check(teacher: Teacher, dataset: Dataset, augmenter: Augmenter, engine: Eng
     pixels = engine.accelerator.put(dataset.train.batch(torch.arange(min(2, len(dataset.train)))))
     statistics = augmenter.statistics(pixels.device)
     try:
-        shape = tuple(teacher.logits(augmenter.plain(pixels), *statistics).shape)
+        logits = teacher.logits(augmenter.plain(pixels), *statistics)
     except QuadranasError:
         raise
     except Exception as error:  # of PyTorch, or of ONNX Runtime, whose errors have no common class
@@ -301,17 +305,38 @@ def _check(teacher: Teacher, dataset: Dataset, augmenter: Augmenter, engine: Eng
             f"teacher {teacher.name} refuses images of {teacher.resolution} pixels: {reason}",
             "Set teacher_resolution to the size that it takes, or omit it.",
         ) from error
-    if shape != (len(pixels), dataset.num_classes):
-        raise QuadranasError(
-            f"teacher {teacher.name} tells {shape[-1]} classes apart; the data have "
-            f"{dataset.num_classes}",
-            "Name a teacher that was trained on these classes.",
-        )
+    _check_logits(teacher.name, logits, (len(pixels), dataset.num_classes))
     names = teacher.class_names
     if names is not None and names != dataset.class_names:
-        first = next(a for a in zip(names, dataset.class_names, strict=True) if a[0] != a[1])
+        pairs = zip_longest(names, dataset.class_names)
+        first = next((a, b) for a, b in pairs if a != b)
         raise QuadranasError(
             f"teacher {teacher.name} was trained for other classes than those of the data; first: "
             f"{first[0]!r} instead of {first[1]!r}",
             "Name a teacher that was trained on these classes.",
+        )
+
+
+def _check_logits(name: str, logits: Tensor, expected: tuple[int, int]) -> None:
+    """Refuse outputs that are no logits of the classes of the data.
+
+    Args:
+        expected: number of images, and of classes.
+    """
+    shape = tuple(logits.shape)
+    if len(shape) != 2 or shape[0] != expected[0] or not logits.is_floating_point():
+        raise QuadranasError(
+            f"the first output of teacher {name} is {logits.dtype} {list(shape)} for "
+            f"{expected[0]} images; expected: logits, float {list(expected)}",
+            "Name a classifier whose first output are its logits.",
+        )
+    if shape != expected:
+        raise QuadranasError(
+            f"teacher {name} tells {shape[1]} classes apart; the data have {expected[1]}",
+            "Name a teacher that was trained on these classes.",
+        )
+    if not logits.isfinite().all():
+        raise QuadranasError(
+            f"teacher {name} outputs numbers that are not finite",
+            "Check its weights, and the mean and std in the file beside it.",
         )

@@ -195,3 +195,21 @@ def test_processes_that_cannot_train_together_end_with_one_message(
         "setup.list_data = lambda config: list_images('no', None)"
     )
     assert "--data no does not exist" in message(2, preludes={1: missing})
+    other = "import sys\nsys.argv += ['--skip-corrupt']"
+    refused = message(2, preludes={1: other})
+    assert "the command or configuration file of process 1 differs" in refused
+
+
+def test_a_process_that_fails_before_the_others_are_met_says_why(
+    tmp_path: Path, server: Server
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("batch_siz: 4\n")
+    prelude = (
+        "import os\nos.environ.update(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2')\n"
+        "import quadranas.cli.console as console\nconsole.SECONDS_FOR_MAIN = 0.01"
+    )
+    arguments = ("search", "--config", str(tmp_path / "wrong.yaml"), "--output", "run")
+    outcome = server.start(tmp_path, *arguments, prelude=prelude).wait()
+    assert outcome.code == 2
+    assert "error: process 1: " in outcome.err
+    assert "batch_siz: unknown key" in outcome.err

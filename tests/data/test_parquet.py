@@ -1,6 +1,7 @@
 """Parquet files: columns, labels, splits, and what is said about bad input."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,36 @@ def test_metadata_name_the_classes(tmp_path: Path) -> None:
     assert files.class_names == ("emu", "cat", "dog")
     assert files.labels.tolist() == [2, 0, 2]
     assert files.members == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    "features", [[1], "image", None, {"image": 3, "label": {"_type": [1], "names": {"a": 1}}}]
+)
+def test_metadata_of_another_form_are_ignored(tmp_path: Path, features: Any) -> None:
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = pyarrow.table({"image": images(3), "label": [2, 0, 2]})
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(columns.replace_schema_metadata(metadata), path)
+    assert listed(path).class_names == ("0", "2")
+
+
+def test_metadata_of_some_files_name_the_classes_of_all(tmp_path: Path) -> None:
+    columns = {"image": images(2), "label": [1, 0]}
+    write_parquet(tmp_path / "0.parquet", columns)
+    write_parquet(tmp_path / "1.parquet", columns, ["emu", "cat"])
+    files = listed(tmp_path)
+    assert files.class_names == ("emu", "cat")
+    assert files.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_classes_of_the_splits_are_matched_by_name(tmp_path: Path) -> None:
+    columns = {"image": images(4), "label": [0, 0, 1, 1]}
+    write_parquet(tmp_path / "train-0.parquet", columns, ["emu", "cat"])
+    write_parquet(tmp_path / "test-0.parquet", columns, ["cat", "emu"])
+    data = load_dataset(tmp_path, resolution=16)
+    assert data.class_names == ("emu", "cat")
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.labels.tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +203,13 @@ def other_columns(path: Path) -> Path:
     return path.parent / "b"
 
 
+def other_order_of_classes(path: Path) -> Path:
+    columns = {"image": images(2), "label": [0, 1]}
+    for number, names in enumerate((["cat", "dog"], None, ["dog", "cat"])):
+        write_parquet(path.parent / "b" / f"{number}.parquet", columns, names)
+    return path.parent / "b"
+
+
 BAD_INPUTS = [
     (
         no_image,
@@ -188,6 +226,11 @@ BAD_INPUTS = [
     (beyond_the_names, r"labels without a class: 5; accepted: 0 to 1", "without labels"),
     (no_rows, r"--data .*a\.parquet contains no rows", "Accepted"),
     (other_columns, r"1\.parquet has its images in the column 'img', .* in 'image'", "folders"),
+    (
+        other_order_of_classes,
+        r"2\.parquet has the classes dog, cat, .*0\.parquet cat, dog, in this order",
+        "folders",
+    ),
 ]
 
 

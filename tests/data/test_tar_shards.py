@@ -63,6 +63,10 @@ def test_a_file_of_class_names_counts_from_zero(tmp_path: Path) -> None:
     assert listed(path).class_names == ("cat", "dog", "emu")
 
 
+def test_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert listed(shard(tmp_path / "a.tar", "\ufeff2", "0")).class_names == ("0", "2")
+
+
 def test_a_cls_file_goes_before_a_json_file(tmp_path: Path) -> None:
     members = [
         *(("a.json", b'{"label": 5}'), ("a.png", png(1)), ("a.cls", b"1"), ("a.txt", b"a cat")),

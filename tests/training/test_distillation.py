@@ -121,11 +121,27 @@ def test_a_file_for_one_image_at_a_time_is_a_teacher(data: Dataset, tmp_path: Pa
     several = onnx_file(tmp_path / "three.onnx", image=(3, 3, 24, 24))
     found = opened(data, teacher=str(several)).logits(images, zero, one)
     torch.testing.assert_close(found, expected)
-    any_size = str(onnx_file(tmp_path / "any.onnx", image=("B", 3, "R", "R")))
-    found = opened(data, teacher=any_size, teacher_resolution=24).logits(images, zero, one)
-    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [("B", 3, "R", "R"), (None, 3, None, None), ("B", 3, "height", "width"), (1, "C", "H", "W")],
+)
+def test_a_file_for_images_of_any_size_needs_their_size(
+    data: Dataset, tmp_path: Path, image: Any
+) -> None:
+    images = torch.randn(5, 3, 24, 24)
+    zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    file = str(onnx_file(tmp_path / "any.onnx", image=image))
+    found = opened(data, teacher=file, teacher_resolution=24).logits(images, zero, one)
+    torch.testing.assert_close(found, images.mean((2, 3))[:, :2])
     with pytest.raises(QuadranasError, match="takes images of any size"):
-        opened(data, teacher=any_size)
+        opened(data, teacher=file)
+
+
+def test_one_known_side_is_the_size_of_a_file(data: Dataset, tmp_path: Path) -> None:
+    file = onnx_file(tmp_path / "one.onnx", image=("B", 3, 24, "W"))
+    assert opened(data, teacher=str(file)).resolution == 24
 
 
 def test_teachers_that_do_not_fit_are_refused(
@@ -158,6 +174,47 @@ def test_teachers_that_do_not_fit_are_refused(
     known["class_names"] = ["cat", "wolf"]
     (copy / "preprocessing.json").write_text(json.dumps(known))
     assert "first: 'wolf' instead of 'dog'" in message(teacher=str(copy))
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (
+            "y = ReduceMean <keepdims = 0> (flat)",
+            r"is torch\.float32 \[2\] for 2 images; expected",
+        ),
+        ("y = Identity (pooled)", r"is torch\.float32 \[2, 3, 1, 1\] for 2 images; expected"),
+        ("y = Log (kept)", "outputs numbers that are not finite"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(
+    data: Dataset, tmp_path: Path, last: str, message: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    nodes = f"""
+        pooled = GlobalAveragePool (x)
+        flat = Flatten (pooled)
+        first = Gather <axis = 1> (flat, indices)
+        square = Mul (first, first)
+        kept = Neg (square)
+        {last}
+    """
+    file = write(tmp_path / "a.onnx", nodes, {"indices": [0, 1]}, (1, 3, 24, 24))
+    with pytest.raises(QuadranasError, match=message):
+        opened(data, teacher=str(file))
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [(["cat"], "None instead of 'dog'"), (["cat", "dog", "emu"], "'emu' instead of None")],
+)
+def test_a_file_beside_another_number_of_class_names_is_refused(
+    data: Dataset, tmp_path: Path, names: list[str], first: str
+) -> None:
+    file = onnx_file(tmp_path / "model.onnx")
+    (tmp_path / "manifest.json").write_text(json.dumps({"class_names": names}))
+    with pytest.raises(QuadranasError, match=f"other classes than .* first: {first}"):
+        opened(data, teacher=str(file))
 
 
 def test_a_teacher_of_timm_needs_timm(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
