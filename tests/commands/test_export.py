@@ -57,6 +57,8 @@ def architecture(name: str) -> Architecture:
         reference = find_architecture("quadranet25_t_q12").adapted(resolution=32, num_classes=3)
         blocks = [b for b in reference.blocks if b.name.endswith(("entry", "block1", "head"))]
         return reference.model_copy(update={"blocks": tuple(blocks)})
+    if name == "smallest":
+        return toy_architecture()
     space = load_space("toy")
     toy = space.extreme(lambda spec: spec.kernel_size, largest=True)
     if name == "toy":
@@ -233,7 +235,7 @@ def test_weights_without_a_run(run: Path, pictures: Path) -> None:
 
 
 def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler) -> None:
-    given = stored("toy", tmp_path, scramble)
+    given = stored("smallest", tmp_path, scramble)
     for options, opset in (({"device": "vpu"}, 13), ({}, 18), ({"opset": 20}, 20)):
         output = tmp_path / f"opset-{opset}"
         exported(given, output, **options)
@@ -367,7 +369,7 @@ def test_a_file_is_not_made_for_a_device_that_cannot_run_it(
 def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
     tmp_path: Path, scramble: Scrambler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = stored("toy", tmp_path, scramble)
+    given = stored("smallest", tmp_path, scramble)
     spoilt = given.network().blocks["stage2_block1"]["feed_forward"]  # type: ignore[index]
 
     def spoil(network: nn.Module) -> nn.Module:
