@@ -32,6 +32,7 @@ from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange, load_architecture
 from quadranas.space.catalog import find_architecture
+from quadranas.space.cost import count_params
 from quadranas.space.space_file import load_space
 from tests.bundles import toy_architecture, toy_network
 from tests.command_line import Server, call, listing, until
@@ -59,16 +60,16 @@ def architecture(name: str) -> Architecture:
         return reference.model_copy(update={"blocks": tuple(blocks)})
     if name == "smallest":
         return toy_architecture()
-    space = load_space("toy")
-    toy = space.extreme(lambda spec: spec.kernel_size, largest=True)
+    if name == "wide":  # few operations with many weights
+        return load_space("toy", widths=(64, 128)).extreme(count_params, largest=False)
     if name == "toy":
-        return toy
+        return load_space("toy").extreme(lambda spec: spec.kernel_size, largest=True)
     layer = "blocks.stage2_block1.feed_forward.expand"
     change = {
         "converted": LayerChange(name=layer, kind="quadratic"),
         "adapted": LayerChange(name=layer, kind="adapted", rank=2),
     }[name]
-    return toy.model_copy(update={"changes": (change,)})
+    return toy_architecture().model_copy(update={"changes": (change,)})
 
 
 def stored(name: str, folder: Path, scramble: Scrambler) -> StoredNetwork:
@@ -143,7 +144,7 @@ def test_every_format_is_proven_in_its_own_runtime(
 
 
 def test_half_weights_take_half_the_space(tmp_path: Path, scramble: Scrambler) -> None:
-    given = stored("quadranet", tmp_path, scramble)
+    given = stored("wide", tmp_path, scramble)
     full = exported(given, tmp_path / "fp32", format="openvino")
     half = exported(given, tmp_path / "fp16", format="openvino", precision="fp16")
     assert half.size_bytes < 0.6 * full.size_bytes
