@@ -242,13 +242,15 @@ def primitives(spec: OpSpec) -> list[Primitive]:
     """
     if spec.kind not in PRIMITIVES:
         raise QuadranasError(f"cannot count the primitives of operation kind {spec.kind!r}")
-    return list(_primitives(spec))
+    return list(_primitives(PRIMITIVES[spec.kind], spec))
 
 
 @lru_cache(maxsize=1 << 15)
-def _primitives(spec: OpSpec) -> tuple[Primitive, ...]:
+def _primitives(
+    count: Callable[[OpSpec], Iterable[Primitive]], spec: OpSpec
+) -> tuple[Primitive, ...]:
     """They are counted for the same operations again and again while a space is searched."""
-    return tuple(PRIMITIVES[spec.kind](spec))
+    return tuple(count(spec))
 
 
 def count_params(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:
