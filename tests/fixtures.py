@@ -1,5 +1,6 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
+import functools
 import gc
 import os
 import signal
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import quadranas.data.dataset
 import quadranas.measurement.bench
 import quadranas.measurement.timing
 import quadranas.reports.page
@@ -56,8 +58,8 @@ def no_delays() -> Iterator[None]:
     """No test waits between rounds or for a disk; figures are not rendered.
 
     Networks are timed in two rounds: what they give on this machine does not matter. Exporters
-    keep what they would make anew for every network. Tests of the figures use the fixture
-    `rendered`.
+    keep what they would make anew for every network, and the built-in digits stay as they were
+    decoded first. Tests of the figures use the fixture `rendered`.
     """
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
     with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +67,8 @@ def no_delays() -> Iterator[None]:
         patch.setattr(quadranas.measurement.bench, "DEFAULT_PLAN", Plan(num_rounds=2, repeats=2))
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(quadranas.reports.page, "Figure", Unrendered)
+        read_digits = functools.cache(quadranas.data.dataset._load_digits)
+        patch.setattr(quadranas.data.dataset, "_load_digits", read_digits)
         quicken_exporters(patch)
         yield
 

@@ -22,7 +22,7 @@ import tvm
 import tvm_ffi
 from tvm.s_tir import meta_schedule
 
-from quadranas.backends.tvm_linker import Link
+from quadranas.backends.tvm_linker import Link, machine_of
 from quadranas.backends.tvm_trials import MIN_REPEAT_MS, BoardRunner, KernelBuilder, Outcomes
 from quadranas.backends.tvm_worker import Boards
 from quadranas.errors import QuadranasError
@@ -32,6 +32,8 @@ STRATEGY = "replay-trace"
 FAILED_S = 1e9
 """MetaSchedule records a failed trial as taking 1e10 s."""
 DONE = "tuned.json"
+INTRINSICS = {"x86_64": ("x86",), "aarch64": ("arm_cpu",)}
+"""The parts of `tvm.s_tir.tensor_intrin` that schedules use, by instruction set."""
 
 
 class Tuner:
@@ -114,7 +116,7 @@ class Tuner:
         outcomes = Outcomes()
         if self.builder is None:
             self.builder = KernelBuilder(self.link)
-        with closing(runner), _cpu_intrinsics(), _interruptible():
+        with closing(runner), _cpu_intrinsics(self.target), _interruptible():
             self._tune_with(task, database, runner, outcomes)
         self.trials_run += outcomes.count
         if runner.lost is not None:
@@ -209,10 +211,10 @@ def _silent() -> logging.Logger:
 
 
 @contextmanager
-def _cpu_intrinsics() -> Iterator[None]:
-    """A context in which MetaSchedule imports `tvm.s_tir.tensor_intrin` without the part for GPUs.
+def _cpu_intrinsics(target: Any) -> Iterator[None]:
+    """A context in which MetaSchedule imports of `tvm.s_tir.tensor_intrin` what a target may use.
 
-    Parsing all of it takes 16 s in each process (TVM 0.27).
+    Parsing all of it takes 16 s in each process (TVM 0.27), most of it for GPUs and for Arm.
     """
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
@@ -224,7 +226,8 @@ def _cpu_intrinsics() -> Iterator[None]:
     package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules[name] = package
     try:
-        for part in ("x86", "arm_cpu"):
+        machine = machine_of(str(target.attrs.get("mtriple", "")))
+        for part in INTRINSICS.get(machine, ("x86", "arm_cpu")):
             importlib.import_module(f"{name}.{part}")
         yield
     finally:

@@ -6,6 +6,7 @@ broken into primitives, and the device models predict latency from the same prim
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quadranas.errors import QuadranasError
 from quadranas.space.architecture import Architecture
@@ -241,7 +242,15 @@ def primitives(spec: OpSpec) -> list[Primitive]:
     """
     if spec.kind not in PRIMITIVES:
         raise QuadranasError(f"cannot count the primitives of operation kind {spec.kind!r}")
-    return PRIMITIVES[spec.kind](spec)
+    return list(_primitives(PRIMITIVES[spec.kind], spec))
+
+
+@lru_cache(maxsize=1 << 15)
+def _primitives(
+    count: Callable[[OpSpec], Iterable[Primitive]], spec: OpSpec
+) -> tuple[Primitive, ...]:
+    """They are counted for the same operations again and again while a space is searched."""
+    return tuple(count(spec))
 
 
 def count_params(ops: OpSpec | Architecture | Iterable[OpSpec]) -> int:

@@ -7,6 +7,7 @@ inference runtimes fold into a convolution need no memory and, apart from biases
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from quadranas.errors import QuadranasError
 from quadranas.space.cost import has_residual, primitives
@@ -58,12 +59,13 @@ def peak_bytes(spec: OpSpec, precision: str = "fp32") -> int:
             "the activations of one's own model are not known in advance",
             "Omit --max-memory; --max-size, --max-params and --max-macs are known.",
         )
-    size = spec.in_channels * spec.resolution**2
-    return BYTES[precision] * _peak(size, list(KERNELS[spec.kind](spec)))
+    return BYTES[precision] * _peak(spec)
 
 
-def _peak(input_size: int, kernels: list[Kernel]) -> int:
+@lru_cache(maxsize=1 << 15)
+def _peak(spec: OpSpec) -> int:
     """The largest sum of sizes of the tensors that exist at once."""
+    input_size, kernels = spec.in_channels * spec.resolution**2, list(KERNELS[spec.kind](spec))
     last_read = {name: step for step, (_, _, read) in enumerate(kernels) for name in read}
     alive, peak = {INPUT: input_size}, 0
     for step, (written, size, _) in enumerate(kernels):

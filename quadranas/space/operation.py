@@ -95,7 +95,8 @@ class OpSpec(Frozen):
             )
         if (self.own is None) == (self.kind in OWN_RULES):
             raise ValueError(f"{self.kind}: own must be given for {' and '.join(OWN_RULES)} only")
-        fault = (OP_RULES | OWN_RULES)[self.kind](self)
+        rule = OP_RULES.get(self.kind) or OWN_RULES[self.kind]
+        fault = rule(self)
         if fault:
             raise ValueError(f"impossible {self.kind}: {fault}")
         return self

@@ -66,10 +66,21 @@ def error_of(backend: Backend, op: nn.Module, spec: OpSpec) -> float:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_import() -> Iterator[None]:
-    """TVM 0.27 asks for its callers, with their source, for each intrinsic that tuning imports."""
-    stack = inspect.stack
+    """TVM 0.27 asks for its callers, with their source, for each intrinsic that tuning imports.
+
+    It looks at their variables only, and for the source of a class, which intrinsics are not.
+    """
+
+    def callers(context: int = 1) -> list[inspect.FrameInfo]:
+        found, frame = [], inspect.currentframe()
+        while frame is not None and (frame := frame.f_back) is not None:
+            code = frame.f_code
+            place = (code.co_filename, frame.f_lineno, code.co_name)
+            found.append(inspect.FrameInfo(frame, *place, None, None))
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", lambda context=1: stack(0))
+        patch.setattr(inspect, "stack", callers)
         yield
 
 
@@ -180,13 +191,13 @@ def test_an_operation_that_tvm_lacks_is_named(untuned: TvmBackend) -> None:
 
 def test_tuned_kernels_are_not_tuned_again(tmp_path: Path) -> None:
     op = build_op(HEAD).eval()
-    settings = device(tuning_trials=3)
+    settings = device(tuning_trials=1)  # a server runs several in the test below
     with TvmBackend(settings, tmp_path) as backend:
         assert error_of(backend, op, HEAD) < 1e-5
         assert backend.tuner is not None
-        assert backend.tuner.trials_run == 2 * 3
+        assert backend.tuner.trials_run == 2 * 1
         found = backend.provenance().settings
-        assert (found["tuning"], found["tuning_trials"]) == ("tuned", "3")
+        assert (found["tuning"], found["tuning_trials"]) == ("tuned", "1")
         assert found["tuning_strategy"] == "replay-trace"
         assert min(backend.compile(op, (1, 8, 6, 6)).time_ms(3)) > 0
     files = {file: file.read_bytes() for file in tmp_path.rglob("*.json")}

@@ -32,6 +32,7 @@ from quadranas.network.weights import save_tensors
 from quadranas.runs.stored_network import Model, StoredNetwork, open_network
 from quadranas.space.architecture import Architecture, LayerChange, load_architecture
 from quadranas.space.catalog import find_architecture
+from quadranas.space.cost import count_params
 from quadranas.space.space_file import load_space
 from tests.bundles import toy_architecture, toy_network
 from tests.command_line import Server, call, listing, until
@@ -57,16 +58,18 @@ def architecture(name: str) -> Architecture:
         reference = find_architecture("quadranet25_t_q12").adapted(resolution=32, num_classes=3)
         blocks = [b for b in reference.blocks if b.name.endswith(("entry", "block1", "head"))]
         return reference.model_copy(update={"blocks": tuple(blocks)})
-    space = load_space("toy")
-    toy = space.extreme(lambda spec: spec.kernel_size, largest=True)
+    if name == "smallest":
+        return toy_architecture()
+    if name == "wide":  # few operations with many weights
+        return load_space("toy", widths=(64, 128)).extreme(count_params, largest=False)
     if name == "toy":
-        return toy
+        return load_space("toy").extreme(lambda spec: spec.kernel_size, largest=True)
     layer = "blocks.stage2_block1.feed_forward.expand"
     change = {
         "converted": LayerChange(name=layer, kind="quadratic"),
         "adapted": LayerChange(name=layer, kind="adapted", rank=2),
     }[name]
-    return toy.model_copy(update={"changes": (change,)})
+    return toy_architecture().model_copy(update={"changes": (change,)})
 
 
 def stored(name: str, folder: Path, scramble: Scrambler) -> StoredNetwork:
@@ -141,7 +144,7 @@ def test_every_format_is_proven_in_its_own_runtime(
 
 
 def test_half_weights_take_half_the_space(tmp_path: Path, scramble: Scrambler) -> None:
-    given = stored("quadranet", tmp_path, scramble)
+    given = stored("wide", tmp_path, scramble)
     full = exported(given, tmp_path / "fp32", format="openvino")
     half = exported(given, tmp_path / "fp16", format="openvino", precision="fp16")
     assert half.size_bytes < 0.6 * full.size_bytes
@@ -233,7 +236,7 @@ def test_weights_without_a_run(run: Path, pictures: Path) -> None:
 
 
 def test_the_opset_is_what_the_device_reads(tmp_path: Path, scramble: Scrambler) -> None:
-    given = stored("toy", tmp_path, scramble)
+    given = stored("smallest", tmp_path, scramble)
     for options, opset in (({"device": "vpu"}, 13), ({}, 18), ({"opset": 20}, 20)):
         output = tmp_path / f"opset-{opset}"
         exported(given, output, **options)
@@ -367,7 +370,7 @@ def test_a_file_is_not_made_for_a_device_that_cannot_run_it(
 def test_a_miss_names_the_first_diverging_layer_and_keeps_nothing(
     tmp_path: Path, scramble: Scrambler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = stored("toy", tmp_path, scramble)
+    given = stored("smallest", tmp_path, scramble)
     spoilt = given.network().blocks["stage2_block1"]["feed_forward"]  # type: ignore[index]
 
     def spoil(network: nn.Module) -> nn.Module:

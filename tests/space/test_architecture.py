@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -153,6 +153,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
             load_architecture(file)
 
 
+@settings(max_examples=50)
 @given(network=networks())
 def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, network: Architecture) -> None:
     file = tmp_path_factory.mktemp("json") / "a.json"

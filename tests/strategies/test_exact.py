@@ -137,9 +137,9 @@ def check_against_brute_force(
 
 @st.composite
 def small_spaces(draw: st.DrawFn) -> SearchSpace:
-    """Spaces of one or two stages with at most a few hundred gate configurations."""
+    """Spaces of one or two stages with at most two hundred gate configurations."""
     stages = []
-    left = 500
+    left = 200
     for index in range(draw(st.integers(1, 2))):
         slots: list[dict[str, Any]] = [
             {
@@ -301,7 +301,7 @@ def test_limits_that_exclude_each_other_name_the_nearest_that_do_not(
         assert bound.argument(least) in hint
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data(), st.floats(0, 1.2))
 def test_the_best_of_the_toy_space_is_found(data: st.DataObject, share: float) -> None:
     space = load_space("toy")
