@@ -1,8 +1,10 @@
 """The commands that train, test and describe networks."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -190,13 +192,18 @@ def _watch(run: Path, port: int) -> None:
     from quadranas.reports.watch import ReportServer
 
     with ReportServer(run, port) as server:
-        say(f"{server.url} (Ctrl-C ends it)")
-        sys.stdout.flush()
+        # A thread of its own: the server would take Ctrl-C for the failure of a request
+        Thread(target=server.serve_forever, daemon=True).start()
         try:
-            server.serve_forever()
+            say(f"{server.url} (Ctrl-C ends it)")
+            sys.stdout.flush()
+            while True:
+                time.sleep(60)
         except KeyboardInterrupt:
             if INTERRUPT_CODE.get() != INTERRUPTED:  # terminated
                 raise
+        finally:
+            server.shutdown()
 
 
 def _report_text(result: "ReportResult") -> str:

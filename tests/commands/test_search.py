@@ -151,7 +151,8 @@ def test_the_feasibility_comes_first_and_the_accuracy_once(
     assert "analytic (Arm Cortex-A76 (Pixel 4), TFLite 2.1, fp32, 1 thread, batch 1;" in second
     assert third == "data pictures: 16 training and 8 test images, 2 classes, at 32 pixels"
     lines = [line for line in rest if not line.startswith("warning: ")]
-    assert [line.split()[0] for line in lines] == ["warmup", "search", "chose", "finetune"]
+    said = ["warmup", "search", "chose", "finetune", "testing"]
+    assert [line.split()[0] for line in lines] == said
     assert "warning: the gates are undecided: their entropy is " in outcome.err
     assert outcome.out.count("test accuracy") == 1
     assert "run runs/toy-cpu-0.8ms-1, report runs/toy-cpu-0.8ms-1/report.html" in outcome.out
