@@ -34,9 +34,9 @@ demo: $(STAMP)  ## search a QuadraNet for 30 ms on the VPU with the built-in dat
 	$(BIN)/quadranas search --device vpu --budget 30ms --resume --output runs/demo
 	$(BIN)/quadranas export runs/demo --format onnx --force
 
-# One thread each, as there are as many processes as cores
+# One thread each. Some tests wait, so there is one process more than cores, but at most four
 test: $(STAMP)  ## run the fast tests
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))') --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)  ## run the slow tests
 	$(PYTEST) -m slow $(ARGS)
