@@ -52,7 +52,6 @@ REACH = {
 }
 """The options that say how a device is reached."""
 
-
 SETTINGS = {
     "threads": Threads,
     "precision": DevicePrecision,
@@ -62,7 +61,6 @@ SETTINGS = {
     "allow_commands": AllowCommands,
 }
 """The options that replace keys of a device."""
-
 
 TRAINING_KEYS = {
     "data": Data,
@@ -82,7 +80,6 @@ TRAINING_KEYS = {
 }
 """The options that replace keys of every training, whose names they have."""
 
-
 NETWORK_LIMITS = {
     "also": Also,
     "max_params": MaxParams,
@@ -93,7 +90,6 @@ NETWORK_LIMITS = {
     "tolerance": Tolerance,
 }
 """The options that limit a network, besides its budget."""
-
 
 Command = Callable[..., None]
 
