@@ -33,6 +33,21 @@ def behind_ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def bundle(behind_ssh: SshBoard, finished_run: Path) -> Path:
+    """What is exported for the board, of a network derived with a table measured there."""
+    if not Path("latency_tables/toy/board.json").is_file():
+        assert call(*BUILD).code == 0
+    device = ("--device", "board.yaml", "--json")
+    derived = call("derive", finished_run, *device, "--budget", "100ms", "--output", "derived")
+    assert derived.code == 0, derived.err
+    assert derived.json()["measured_ms"] > 0
+    exported = call("export", "derived", *device, "--output", "bundle", "--images", "2")
+    assert exported.code == 0, exported.err
+    assert exported.json()["measured_ms"] > 0
+    return Path("bundle")
+
+
 class Timings:
     """Records the timings of the board by program and round, and stops it after some requests."""
 
@@ -96,37 +111,29 @@ def test_a_table_is_measured_through_a_board_that_goes_away(behind_ssh: SshBoard
 
 
 def test_networks_and_files_are_measured_there(
-    behind_ssh: SshBoard, finished_run: Path, pictures: Path
+    behind_ssh: SshBoard, bundle: Path, pictures: Path
 ) -> None:
-    if not Path("latency_tables/toy/board.json").is_file():
-        assert call(*BUILD).code == 0
     device = ("--device", "board.yaml", "--json")
     with Timings(behind_ssh) as timings:
         validated = call("validate-lut", *device, "--space", "toy", "--networks", "2")
     assert validated.code in (0, 3), validated.err  # two rounds make no good table
     assert timings.requests > 0
-    derived = call("derive", finished_run, *device, "--budget", "100ms", "--output", "derived")
-    assert derived.code == 0, derived.err
-    assert derived.json()["measured_ms"] > 0
-    exported = call("export", "derived", *device, "--output", "bundle", "--images", "2")
-    assert exported.code == 0, exported.err
-    assert exported.json()["measured_ms"] > 0
     with Timings(behind_ssh) as timings:
-        labelled = call("run", "bundle", pictures / "test/cat/0.png", *device)
+        labelled = call("run", bundle, pictures / "test/cat/0.png", *device)
         assert labelled.code == 0, labelled.err
         assert labelled.json()["results"][0]["ms"] > 0
         assert timings.requests > 0
-    timed = call("time", "bundle/model.onnx", *device, "--rounds", "2")
+    timed = call("time", bundle / "model.onnx", *device, "--rounds", "2")
     assert timed.code == 0, timed.err
     assert timed.json()["runtime"].startswith("ONNX Runtime")
 
 
-def test_a_run_folder_does_not_say_what_is_contacted(behind_ssh: SshBoard) -> None:
+def test_a_run_folder_does_not_say_what_is_contacted(behind_ssh: SshBoard, bundle: Path) -> None:
     with Timings(behind_ssh) as timings:
         here = call("export", "derived", "--output", "unnamed", "--images", "2", "--json")
         assert here.code == 0, here.err
         assert here.json()["measured_on"] != "board"
-        labelled = call("run", "bundle", "derived/no.png", "--json")
+        labelled = call("run", bundle, "derived/no.png", "--json")
         assert labelled.code == 2
         assert "--ssh USER@HOST" in labelled.json()["hint"]
     assert timings.requests == 0
