@@ -1,4 +1,8 @@
-"""Searches from scratch and from a network of other classes, compared; see README.md."""
+"""Searches from scratch and from a network of other classes, compared; see README.md.
+
+Networks of quadratic layers start from a trained network of the same kind, inverted bottlenecks
+from a first-order network.
+"""
 
 import argparse
 import csv
@@ -18,6 +22,7 @@ import torch
 import yaml
 
 from quadranas.files import source_commit, write_json
+from quadranas.space.architecture import Architecture
 from quadranas.space.cost import count_macs
 from quadranas.space.space_file import load_space
 
@@ -28,18 +33,41 @@ FIELDS = (
     *("variant", "seed", "accuracy", "inherited", "cpu_minutes", "macs", "depths"),
     *("commit", "torch", "date"),
 )
-NUM_IMAGES = 400
-"""Number of training images of each target class."""
+NUM_IMAGES = {"source": None, "target": 400, "many": 4000}
+"""Number of training images of each class: of the first five classes, and twice of the others."""
 
-BUDGET = "5.683ms"
+
+@dataclass(frozen=True)
+class Family:
+    """A search space with its budget, the median latency of random networks.
+
+    Args:
+        source: name of the run folder of its source.
+        kind: the kind of operation of the source's blocks, if it is not that of the space.
+    """
+
+    space: Path
+    budget: str
+    source: str
+    kind: str = ""
+
+
+QUADRANET = Family(EVIDENCE / "space.yaml", "5.683ms", "source")
+MBCONV = Family(HERE / "quadratic_mbconv.yaml", "2.176ms", "first-order", kind="mbconv")
+
 VARIANTS = {
-    "scratch": (False, 20),
-    "pretrained": (True, 20),
-    "pretrained-third": (True, 7),
-    "pretrained-tenth": (True, 2),
-    "scratch-tenth": (False, 2),
+    "scratch": (QUADRANET, False, 20),
+    "pretrained": (QUADRANET, True, 20),
+    "pretrained-third": (QUADRANET, True, 7),
+    "pretrained-tenth": (QUADRANET, True, 2),
+    "scratch-tenth": (QUADRANET, False, 2),
+    "mbconv-scratch": (MBCONV, False, 20),
+    "first-order": (MBCONV, True, 20),
+    "first-order-third": (MBCONV, True, 7),
+    "first-order-tenth": (MBCONV, True, 2),
+    "mbconv-scratch-tenth": (MBCONV, False, 2),
 }
-"""Whether the search starts from the source, and the epochs of each of its phases."""
+"""The space, whether the search starts from the source, and the epochs of each of its phases."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +76,9 @@ class Paths:
 
     runs: Path
 
-    @property
-    def source(self) -> Path:
-        """The run of the source."""
-        return self.runs / "source"
+    def source(self, family: Family) -> Path:
+        """The run of a source."""
+        return self.runs / family.source
 
     def images(self, part: str, split: str) -> Path:
         """A folder of images, by classes."""
@@ -66,9 +93,9 @@ def unpack(data: Path, paths: Paths) -> None:
                 PurePosixPath(name) for name in sorted(packed.namelist()) if name[-1] != "/"
             ]
             classes = sorted({member.parent.name for member in members})
-            for part, names in (("source", classes[:5]), ("target", classes[5:])):
-                limit = NUM_IMAGES if (part, split) == ("target", "train") else None
-                for name in names:
+            for part, number in NUM_IMAGES.items():
+                limit = number if split == "train" else None
+                for name in classes[:5] if part == "source" else classes[5:]:
                     folder = paths.images(part, split) / name
                     folder.mkdir(parents=True, exist_ok=True)
                     for member in [one for one in members if one.parent.name == name][:limit]:
@@ -93,32 +120,44 @@ def images_of(paths: Paths, part: str) -> tuple[object, ...]:
     return ("--data", paths.images(part, "train"), "--val", paths.images(part, "test"))
 
 
-def train_source(paths: Paths, epochs: int) -> None:
-    """Train the largest network of the space on the source's classes."""
-    if (paths.source / "result.json").is_file():
+def train_source(paths: Paths, family: Family, epochs: int) -> None:
+    """Train the largest network of a space on the source's classes."""
+    run = paths.source(family)
+    if (run / "result.json").is_file():
         return
-    space = load_space(str(EVIDENCE / "space.yaml")).with_num_classes(5)
-    architecture = paths.runs / "largest.json"
-    space.extreme(count_macs, largest=True).save(architecture)
+    largest = load_space(str(family.space)).with_num_classes(5).extreme(count_macs, largest=True)
+    if family.kind:
+        text = largest.model_dump_json().replace(f"quadratic_{family.kind}", family.kind)
+        largest = Architecture.model_validate_json(text)
+    architecture = paths.runs / f"{family.source}.json"
+    largest.save(architecture)
     more = ("--epochs", epochs, "--seed", 0, "--config", HERE / "source.yaml")
-    where = ("--output", paths.source, "--resume")
+    where = ("--output", run, "--resume")
     print(quadranas("train", architecture, *images_of(paths, "source"), *more, *where)["accuracy"])
+
+
+def table_of(paths: Paths, family: Family) -> Path:
+    """The table of a space, by the analytic model of the Cortex-A76."""
+    table = paths.runs / f"{family.source}-table.json"
+    if not table.is_file():
+        quadranas("build-lut", "--device", "cpu", "--space", family.space, "--output", table)
+    return table
 
 
 def search(paths: Paths, variant: str, seed: int) -> dict[str, Any]:
     """One search, as a row of the table."""
-    starts, epochs = VARIANTS[variant]
+    family, starts, epochs = VARIANTS[variant]
     content = yaml.safe_load((HERE / "search.yaml").read_text(encoding="utf-8"))
     phases = ("warmup_epochs", "search_epochs", "finetune_epochs")
     content["schedule"] = dict.fromkeys(phases, epochs) | {"resolution_images": 0}
     config, output = paths.runs / f"{variant}.yaml", paths.runs / f"{variant}-seed{seed}"
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    before = used_minutes()
+    table, before = table_of(paths, family), used_minutes()
     result = quadranas(
-        *("search", "--space", EVIDENCE / "space.yaml", "--device", "cpu", "--budget", BUDGET),
-        *("--table", EVIDENCE / "table.json", "--config", config, "--seed", seed),
+        *("search", "--space", family.space, "--device", "cpu", "--budget", family.budget),
+        *("--table", table, "--config", config, "--seed", seed),
         *images_of(paths, "target"),
-        *(("--init", paths.source) if starts else ()),
+        *(("--init", paths.source(family)) if starts else ()),
         *("--output", output, "--resume"),
     )
     depths = json.loads((output / "architecture.json").read_text(encoding="utf-8"))["blocks"]
@@ -184,13 +223,15 @@ def main() -> None:
     args = parser.parse_args()
     paths = Paths(args.runs.absolute())
     unpack(args.data, paths)
-    train_source(paths, epochs=5)
     done = {(row["variant"], int(row["seed"])) for row in found_rows()}
-    for seed in args.seeds:
-        for variant in VARIANTS:
-            if (variant, seed) not in done:
-                append(row := search(paths, variant, seed))
-                print(row, flush=True)
+    planned = [(variant, seed) for seed in args.seeds for variant in VARIANTS]
+    missing = [one for one in planned if one not in done]
+    for family in (QUADRANET, MBCONV):
+        if any(VARIANTS[variant][0] == family for variant, _ in missing):
+            train_source(paths, family, epochs=5)
+    for variant, seed in missing:
+        append(row := search(paths, variant, seed))
+        print(row, flush=True)
     summarise()
 
 
