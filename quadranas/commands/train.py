@@ -94,7 +94,7 @@ def train(
     """
     given = combined(TrainConfig, config, keys)
     reporter = reporter or Reporter(quiet=True)
-    _require_model(model, resume)
+    _check_arguments(model, weights, resume)
     with together() as processes:
         check_command(given, processes, model, output, resume, weights)
         if not processes.is_main:
@@ -111,11 +111,16 @@ def train(
             return processes.from_main(read_as(TrainResult, folder.path))
 
 
-def _require_model(model: Model | None, resume: bool) -> None:
+def _check_arguments(model: Model | None, weights: object, resume: bool) -> None:
     if model is None and not resume:
         raise QuadranasError(
             "no network to train",
             "Name an architecture file, a run folder or a model, or continue a run with --resume.",
+        )
+    if not isinstance(weights, str | Path | None):
+        raise QuadranasError(
+            f"weights must be the path of a file, got {type(weights).__name__}",
+            "How weights are trained is set in config: quadranas.TrainConfig(weights={...}).",
         )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from quadranas.commands.evaluate import evaluate
 from quadranas.commands.train import train
+from quadranas.errors import QuadranasError
 from quadranas.runs.config import TrainConfig
 from quadranas.runs.results import TrainResult
 from quadranas.space.architecture import load_architecture
@@ -51,6 +52,15 @@ def test_a_run_is_trained_on_from_its_weights(finished_run: Path, tmp_path: Path
     assert inherited["batch_size"] == 4
     assert inherited["weights"]["learning_rate"] == 1e-12
     assert inherited["weights"]["label_smoothing"] == 0.1
+
+
+def test_keys_of_the_configuration_are_no_file_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(QuadranasError, match="weights must be the path of a file, got dict"):
+        train("quadranet36_t", weights=STANDSTILL, epochs=1)  # type: ignore[arg-type]
+    assert listing(tmp_path) == []
 
 
 def test_an_architecture_is_trained_from_scratch(
