@@ -1,46 +1,45 @@
 """Does a quadratic term add anything to fine-tuning, with enough images? See README.md."""
 
 import argparse
-import json
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from copy import deepcopy
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from run import HERE, MBCONV, Paths, train_source, unpack
+from run import HERE, MBCONV, Paths, append, found_rows, provenance, train_source, unpack
 
 import quadranas
 from quadranas.conversion import adapt, quadratic_parameters
 from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import Dataset, load_dataset
 from quadranas.data.task import evaluate
-from quadranas.files import source_commit, write_json
-from quadranas.latency.host import cpu_name
+from quadranas.files import write_json
 from quadranas.network.skeleton import Network
 from quadranas.runs.config import PretrainedConfig, WeightConfig
 from quadranas.training.network_phase import NetworkTraining
 from quadranas.training.optimizers import decay_groups, optimizer_of
 
-RESULTS = HERE / "quadratic_term.json"
+FOUND, RESULTS = HERE / "quadratic_term.csv", HERE / "quadratic_term.json"
+FIELDS = (
+    *("network", "seed", "accuracy", "on_training_images", "cpu_minutes"),
+    *("commit", "torch", "date"),
+)
 EPOCHS, SEEDS = 10, (0, 1, 2)
 DEPTHWISE = "blocks.stage*.mbconv.layers.3"
 RATES = PretrainedConfig()
 """The rates of inherited weights and of quadratic factors, and the warm-up of the latter."""
 
 
-def networks(paths: Paths, num_classes: int) -> Iterator[tuple[str, Network]]:
+def networks(paths: Paths, num_classes: int) -> dict[str, Network]:
     """The first-order source with a new classifier, as it is and with quadratic terms of zero."""
     source = quadranas.open_run(paths.source(MBCONV)).network()
     source.reset_classifier(num_classes)
-    yield "first order", deepcopy(source)
-    yield "quadratic terms", adapt(source, dilation=1, where=DEPTHWISE)
+    quadratic = adapt(source, dilation=1, where=DEPTHWISE)
+    return {"first order": source, "quadratic terms": quadratic}
 
 
 def optimizer(network: Network, weights: WeightConfig) -> torch.optim.Optimizer:
@@ -57,12 +56,12 @@ def optimizer(network: Network, weights: WeightConfig) -> torch.optim.Optimizer:
     return optimizer_of(groups, weights)
 
 
-def trained(network: Network, dataset: Dataset, epochs: int, seed: int) -> dict[str, float]:
+def trained(network: Network, dataset: Dataset, seed: int) -> dict[str, str]:
     """Train, with a warm-up of the terms; accuracies and CPU time."""
     augmenter = Augmenter.of(dataset, AugmentConfig(flip=True, crop_padding=4))
     training = NetworkTraining(
         *("train", network, dataset, augmenter, WeightConfig()),
-        num_epochs=epochs,
+        num_epochs=EPOCHS,
         batch_size=64,
         seed=seed,
         make_optimizer=optimizer,
@@ -77,17 +76,17 @@ def trained(network: Network, dataset: Dataset, epochs: int, seed: int) -> dict[
     minutes = (time.process_time() - start) / 60
     sample = dataset.train.subset(torch.arange(0, len(dataset.train), 4))
     return {
-        "accuracy": evaluate(network, dataset.test, augmenter),
-        "on_training_images": evaluate(network, sample, augmenter),
-        "cpu_minutes": round(minutes, 2),
+        "accuracy": f"{evaluate(network, dataset.test, augmenter):.4f}",
+        "on_training_images": f"{evaluate(network, sample, augmenter):.4f}",
+        "cpu_minutes": f"{minutes:.1f}",
     }
 
 
-def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations, and the differences of every seed."""
-    by_name: dict[str, dict[int, float]] = {}
+def compared(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Means and standard deviations, and the differences of every seed that has both."""
+    by_name: dict[str, dict[str, float]] = {}
     for row in rows:
-        by_name.setdefault(row["network"], {})[row["seed"]] = row["accuracy"]
+        by_name.setdefault(row["network"], {})[row["seed"]] = float(row["accuracy"])
     plain, quadratic = by_name["first order"], by_name["quadratic terms"]
     found: dict[str, Any] = {
         name: {
@@ -96,15 +95,16 @@ def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for name, accuracies in by_name.items()
     }
-    return found | {"differences": [quadratic[seed] - plain[seed] for seed in quadratic]}
+    both = sorted(plain.keys() & quadratic.keys())
+    return found | {"differences": [round(quadratic[seed] - plain[seed], 4) for seed in both]}
 
 
 def main() -> None:
     """Fine-tune both networks with every seed that is missing, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10's zips")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--runs", type=Path, default=Path("runs/pretrained_search"))
-    parser.add_argument("--smoke", action="store_true", help="1 epoch, one seed, not kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
     paths = Paths(args.runs.absolute())
@@ -113,28 +113,15 @@ def main() -> None:
     dataset = load_dataset(
         str(paths.images("many", "train")), val=str(paths.images("many", "test")), resolution=32
     )
-    kept = RESULTS.is_file() and not args.smoke
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text("utf-8"))["rows"] if kept else []
-    done = {(row["network"], row["seed"]) for row in rows}
-    for seed in SEEDS[:1] if args.smoke else SEEDS:
+    done = {(row["network"], row["seed"]) for row in found_rows(FOUND)}
+    for seed in args.seeds:
         torch.manual_seed(seed)
-        for name, network in networks(paths, dataset.num_classes):
-            if (name, seed) in done:
-                continue
-            found = trained(network, dataset, 1 if args.smoke else EPOCHS, seed)
-            rows.append({"network": name, "seed": seed} | found)
-            print(rows[-1], flush=True)
-        results = {
-            **compared(rows),
-            "rows": rows,
-            "num_images": len(dataset.train),
-            "hardware": f"{cpu_name()}, 1 thread",
-            "torch": torch.__version__,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "commit": source_commit(),
-        }
-        if not args.smoke:
-            write_json(RESULTS, results)
+        for name, network in networks(paths, dataset.num_classes).items():
+            if (name, str(seed)) not in done:
+                row = {"network": name, "seed": seed} | trained(network, dataset, seed)
+                append(FOUND, FIELDS, row | provenance())
+                print(row, flush=True)
+    write_json(RESULTS, compared(found_rows(FOUND)))
 
 
 if __name__ == "__main__":

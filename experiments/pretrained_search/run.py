@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -170,10 +171,14 @@ def search(paths: Paths, variant: str, seed: int) -> dict[str, Any]:
         "cpu_minutes": f"{used_minutes() - before:.1f}",
         "macs": result["macs"],
         "depths": "-".join(str(stages.count(stage)) for stage in dict.fromkeys(stages)),
-        "commit": source_commit(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
+        **provenance(),
     }
+
+
+def provenance() -> dict[str, str]:
+    """Where and when a row was made."""
+    date = datetime.now(UTC).date().isoformat()
+    return {"commit": source_commit(), "torch": torch.__version__, "date": date}
 
 
 def used_minutes() -> float:
@@ -182,27 +187,27 @@ def used_minutes() -> float:
     return (used.ru_utime + used.ru_stime) / 60
 
 
-def append(row: dict[str, Any]) -> None:
-    """Add a row to the table."""
-    is_new = not FOUND.exists()
-    with FOUND.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+def append(path: Path, fields: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Add a row to a table."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(row)
 
 
-def found_rows() -> list[dict[str, str]]:
-    """The rows of the table; none if it is not there."""
-    if not FOUND.exists():
+def found_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table; none if it is not there."""
+    if not path.exists():
         return []
-    with FOUND.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def summarise() -> None:
     """Write the means of every variant over its seeds."""
-    rows, variants = found_rows(), {}
+    rows, variants = found_rows(FOUND), {}
     for variant in VARIANTS:
         found = [row for row in rows if row["variant"] == variant]
         if found:
@@ -223,14 +228,14 @@ def main() -> None:
     args = parser.parse_args()
     paths = Paths(args.runs.absolute())
     unpack(args.data, paths)
-    done = {(row["variant"], int(row["seed"])) for row in found_rows()}
+    done = {(row["variant"], int(row["seed"])) for row in found_rows(FOUND)}
     planned = [(variant, seed) for seed in args.seeds for variant in VARIANTS]
     missing = [one for one in planned if one not in done]
     for family in (QUADRANET, MBCONV):
         if any(VARIANTS[variant][0] == family for variant, _ in missing):
             train_source(paths, family, epochs=5)
     for variant, seed in missing:
-        append(row := search(paths, variant, seed))
+        append(FOUND, FIELDS, row := search(paths, variant, seed))
         print(row, flush=True)
     summarise()
 
