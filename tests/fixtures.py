@@ -1,9 +1,11 @@
 """What several test files share: replayable examples, helpers for networks, small runs."""
 
+import faulthandler
 import functools
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,6 +39,17 @@ settings.load_profile("replay")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.set_threshold(20_000)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Have crashes reported by Python again once TVM is imported, which reports them itself.
+
+    What it prints then is lost with what the test has printed.
+    """
+    stash = item.config.stash
+    if "tvm" in sys.modules and fault_handler_stderr_fd_key in stash:
+        faulthandler.disable()
+        faulthandler.enable(file=stash[fault_handler_stderr_fd_key])
 
 
 def pytest_collection_finish() -> None:
