@@ -56,19 +56,41 @@ class Family:
 QUADRANET = Family(EVIDENCE / "space.yaml", "5.683ms", "source")
 MBCONV = Family(HERE / "quadratic_mbconv.yaml", "2.176ms", "first-order", kind="mbconv")
 
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of search.
+
+    Args:
+        epochs: number of epochs of each of its phases.
+        starts: whether it starts from the source.
+        rate: learning rate of inherited weights as a share of that of new ones (`pretrained.rate`).
+    """
+
+    family: Family
+    epochs: int
+    starts: bool = False
+    rate: float = 0.1
+
+
+ALL, THIRD, TENTH = 20, 7, 2
 VARIANTS = {
-    "scratch": (QUADRANET, False, 20),
-    "pretrained": (QUADRANET, True, 20),
-    "pretrained-third": (QUADRANET, True, 7),
-    "pretrained-tenth": (QUADRANET, True, 2),
-    "scratch-tenth": (QUADRANET, False, 2),
-    "mbconv-scratch": (MBCONV, False, 20),
-    "first-order": (MBCONV, True, 20),
-    "first-order-third": (MBCONV, True, 7),
-    "first-order-tenth": (MBCONV, True, 2),
-    "mbconv-scratch-tenth": (MBCONV, False, 2),
+    "scratch": Variant(QUADRANET, ALL),
+    "pretrained": Variant(QUADRANET, ALL, starts=True),
+    "pretrained-third": Variant(QUADRANET, THIRD, starts=True),
+    "pretrained-tenth": Variant(QUADRANET, TENTH, starts=True),
+    "scratch-tenth": Variant(QUADRANET, TENTH),
+    "mbconv-scratch": Variant(MBCONV, ALL),
+    "first-order": Variant(MBCONV, ALL, starts=True),
+    "first-order-third": Variant(MBCONV, THIRD, starts=True),
+    "first-order-tenth": Variant(MBCONV, TENTH, starts=True),
+    "mbconv-scratch-tenth": Variant(MBCONV, TENTH),
+    **{
+        f"first-order{name}-rate{rate}": Variant(MBCONV, epochs, starts=True, rate=rate)
+        for rate in (0.3, 1.0)
+        for name, epochs in (("", ALL), ("-third", THIRD), ("-tenth", TENTH))
+    },
 }
-"""The space, whether the search starts from the source, and the epochs of each of its phases."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +169,12 @@ def table_of(paths: Paths, family: Family) -> Path:
 
 def search(paths: Paths, variant: str, seed: int) -> dict[str, Any]:
     """One search, as a row of the table."""
-    family, starts, epochs = VARIANTS[variant]
+    about = VARIANTS[variant]
+    family = about.family
     content = yaml.safe_load((HERE / "search.yaml").read_text(encoding="utf-8"))
     phases = ("warmup_epochs", "search_epochs", "finetune_epochs")
-    content["schedule"] = dict.fromkeys(phases, epochs) | {"resolution_images": 0}
+    content["schedule"] = dict.fromkeys(phases, about.epochs) | {"resolution_images": 0}
+    content["pretrained"] = {"rate": about.rate}
     config, output = paths.runs / f"{variant}.yaml", paths.runs / f"{variant}-seed{seed}"
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     table, before = table_of(paths, family), used_minutes()
@@ -158,7 +182,7 @@ def search(paths: Paths, variant: str, seed: int) -> dict[str, Any]:
         *("search", "--space", family.space, "--device", "cpu", "--budget", family.budget),
         *("--table", table, "--config", config, "--seed", seed),
         *images_of(paths, "target"),
-        *(("--init", paths.source(family)) if starts else ()),
+        *(("--init", paths.source(family)) if about.starts else ()),
         *("--output", output, "--resume"),
     )
     depths = json.loads((output / "architecture.json").read_text(encoding="utf-8"))["blocks"]
@@ -224,15 +248,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10's zips")
     parser.add_argument("--seeds", type=int, nargs="*", default=(0, 1, 2))
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--runs", type=Path, default=Path("runs/pretrained_search"))
     args = parser.parse_args()
     paths = Paths(args.runs.absolute())
     unpack(args.data, paths)
     done = {(row["variant"], int(row["seed"])) for row in found_rows(FOUND)}
-    planned = [(variant, seed) for seed in args.seeds for variant in VARIANTS]
+    planned = [(variant, seed) for seed in args.seeds for variant in args.variants]
     missing = [one for one in planned if one not in done]
     for family in (QUADRANET, MBCONV):
-        if any(VARIANTS[variant][0] == family for variant, _ in missing):
+        if any(VARIANTS[variant].family == family for variant, _ in missing):
             train_source(paths, family, epochs=5)
     for variant, seed in missing:
         append(FOUND, FIELDS, row := search(paths, variant, seed))
