@@ -64,7 +64,7 @@ class Variant:
     Args:
         epochs: number of epochs of each of its phases.
         starts: whether it starts from the source.
-        rate: learning rate of inherited weights as a share of that of new ones (`pretrained.rate`).
+        rate: learning rate of inherited weights as a share of that of new ones (`pretrained`).
     """
 
     family: Family
