@@ -265,8 +265,8 @@ CLAIMS = (
     ),
     Claim(
         "pretrained_search",
-        "With 20,000 images, fine-tuning with quadratic terms ends above fine-tuning without, with "
-        "every seed, on average by at least 0.5 points",
+        "With 20,000 images, fine-tuning with quadratic terms ends above the same without: with "
+        "every seed, and on average by at least 0.5 points",
         lambda r: (
             f"{percent(r['quadratic terms']['mean'])} with, "
             f"{percent(r['first order']['mean'])} without; differences in points: "

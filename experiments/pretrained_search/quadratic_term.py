@@ -30,8 +30,8 @@ FIELDS = (
 )
 EPOCHS, SEEDS = 10, (0, 1, 2)
 DEPTHWISE = "blocks.stage*.mbconv.layers.3"
-RATES = PretrainedConfig()
-"""The rates of inherited weights and of quadratic factors, and the warm-up of the latter."""
+RATES = PretrainedConfig(rate=0.1)
+"""Rates of inherited weights and of quadratic factors, and the warm-up of the latter."""
 
 
 def networks(paths: Paths, num_classes: int) -> dict[str, Network]:

@@ -140,7 +140,7 @@ class PretrainedConfig(Frozen):
             change; new blocks in them stay the identity.
     """
 
-    rate: float = Field(default=0.1, gt=0, le=1)
+    rate: float = Field(default=0.3, gt=0, le=1)
     quadratic_rate: float = Field(default=0.3, gt=0, le=MAX_RATE)
     quadratic_warmup: float = Field(default=0.2, ge=0, le=1)
     frozen_stages: int = Field(default=0, ge=0, le=MAX_COUNT)

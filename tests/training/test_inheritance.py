@@ -149,7 +149,7 @@ def test_the_rate_of_quadratic_factors_rises() -> None:
         inheritance.warm_up(optimizer, number, 10)
         found = rates(optimizer)
         seen.append(found[id(factor)])
-        assert found[id(other)] == 0.1
+        assert found[id(other)] == PretrainedConfig().rate
     assert seen == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 7)
 
 
