@@ -7,6 +7,7 @@ resumed in the middle of an epoch needs no state of the loader.
 Shapes: B images of a batch, R the resolution.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -190,13 +191,21 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor | QuadranasError]:
         indices, epoch = request
         numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-        # Shared memory from the start: pixels elsewhere would be copied there on the way
-        pixels = torch.empty(self.samples.shape(len(numbers)), dtype=torch.uint8).share_memory_()
+        pixels = _in_shared_memory(self.samples.shape(len(numbers)))
         try:
             self.samples.batch(numbers.tolist(), epoch=epoch, seed=self.seed, out=pixels.numpy())
         except QuadranasError as error:  # raised here, it would lose its hint on the way
             return numbers, error
         return numbers, pixels
+
+
+def _in_shared_memory(shape: tuple[int, ...]) -> Tensor:
+    """Room for pixels where the main process reads them, as PyTorch's `default_collate` makes it.
+
+    Memory from elsewhere would be copied there on the way, even before it holds any pixels.
+    """
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def share_of_workers(workers: int | None, loaders: int = 1) -> int:
