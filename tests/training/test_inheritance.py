@@ -139,7 +139,7 @@ def test_a_step_moves_inherited_weights_less() -> None:
 
 
 def test_the_rate_of_quadratic_factors_rises() -> None:
-    supernet, inheritance = inherited(QUADRA, quadratic_rate=0.4, quadratic_warmup=0.3)
+    supernet, inheritance = inherited(QUADRA, rate=0.1, quadratic_rate=0.4, quadratic_warmup=0.3)
     optimizer = inheritance.supernet_optimizer(supernet, WeightConfig())
     slot = supernet.slots("stage1_block1")[0]
     factor = next(p for n, p in slot.named_parameters() if n.endswith("conv.a.weight"))
@@ -149,7 +149,7 @@ def test_the_rate_of_quadratic_factors_rises() -> None:
         inheritance.warm_up(optimizer, number, 10)
         found = rates(optimizer)
         seen.append(found[id(factor)])
-        assert found[id(other)] == PretrainedConfig().rate
+        assert found[id(other)] == 0.1
     assert seen == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 7)
 
 
