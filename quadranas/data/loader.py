@@ -10,14 +10,13 @@ Shapes: B images of a batch, R the resolution.
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -34,6 +33,9 @@ DEFAULT_WORKERS = 8
 
 PREFETCHED = 2
 """Number of batches that each worker prepares in advance."""
+
+BUFFERS = PREFETCHED + 2
+"""Batches of a worker that have memory at the same time: those in preparation, and two in use."""
 
 LOST = "DataLoader worker (pid"
 """In the message of the RuntimeError about a worker that has ended (PyTorch 2.13)."""
@@ -76,6 +78,8 @@ class Loader:
         self.workers = 0 if self._samples is None else workers
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
+        # What stays mapped need not be mapped again for the next batch in the same memory
+        self._mapped = deque[Tensor](maxlen=0 if pinned else BUFFERS * workers)
         self._requests = _Requests(plan, epoch_of, num_steps)
         self._next = 0
 
@@ -83,15 +87,16 @@ class Loader:
         """The images of a batch, uint8 (B, 3, R, R), channels_last, and their labels, int64 (B,).
 
         Batches are prepared in advance in the order of their numbers; asking for another one than
-        the next discards what is prepared.
+        the next discards what is prepared. The images of a worker are valid until the second
+        batch after them is asked for; then their memory is used again.
 
         Raises:
             QuadranasError: an image is corrupt or cannot be read, or the workers cannot start.
         """
+        indices = self._plan(number).cpu()
         if self.workers:
-            pixels, indices = self._from_workers(number)
+            pixels = self._from_workers(number)
         else:
-            indices = self._plan(number).cpu()
             pixels = self._here(indices, self._epoch_of(number))
         images, labels = pixels, self.images.labels[indices]
         if self._pinned and not images.is_pinned():
@@ -101,6 +106,7 @@ class Loader:
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
         self._loader = self._batches = None  # nothing else refers to the iterator, which ends them
+        self._mapped.clear()
 
     def _here(self, indices: Tensor, epoch: int) -> Tensor:
         if self._samples is None:
@@ -113,7 +119,7 @@ class Loader:
         )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    def _from_workers(self, number: int) -> tuple[Tensor, Tensor]:
+    def _from_workers(self, number: int) -> Tensor:
         assert self._num_steps is None or number < self._num_steps
         if self._batches is None or number != self._next:
             self._requests.start = self._next = number
@@ -121,7 +127,7 @@ class Loader:
                 self._loader = self._make_loader()
             self._batches = iter(self._loader)
         try:
-            indices, result = next(self._batches)
+            result = next(self._batches)
         except RuntimeError as error:
             self.close()
             if LOST not in str(error):
@@ -130,10 +136,12 @@ class Loader:
         if isinstance(result, QuadranasError):
             self._batches = None  # what is prepared belongs to later batches
             raise result
+        self._mapped.append(result)
         self._next = number + 1
         if self._next == self._num_steps:
             self.close()
-        return result.permute(0, 3, 1, 2), indices
+        pixels: Tensor = result.permute(0, 3, 1, 2)
+        return pixels
 
     def _make_loader(self) -> "DataLoader[Any]":
         assert self._samples is not None
@@ -181,31 +189,34 @@ class _Requests(Sampler[Request]):
             yield self._plan(number).cpu().numpy(), self._epoch_of(number)
 
 
-@dataclass(frozen=True)
 class _Batches(Dataset[Any]):
-    """Decodes the batches that are requested, in a worker."""
+    """Decodes the batches that are requested, in a worker.
 
-    samples: Samples
-    seed: int
-
-    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor | QuadranasError]:
-        indices, epoch = request
-        numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-        pixels = _in_shared_memory(self.samples.shape(len(numbers)))
-        try:
-            self.samples.batch(numbers.tolist(), epoch=epoch, seed=self.seed, out=pixels.numpy())
-        except QuadranasError as error:  # raised here, it would lose its hint on the way
-            return numbers, error
-        return numbers, pixels
-
-
-def _in_shared_memory(shape: tuple[int, ...]) -> Tensor:
-    """Room for pixels where the main process reads them, as PyTorch's `default_collate` makes it.
-
-    Memory from elsewhere would be copied there on the way, even before it holds any pixels.
+    The pixels are written where the main process reads them: shared memory, which is used in turn.
+    New memory would have to be mapped and cleared page by page, in both processes.
     """
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self._samples, self._seed = samples, seed
+        self._buffers: deque[torch.UntypedStorage] = deque(maxlen=BUFFERS)
+
+    def __getitem__(self, request: Request) -> Tensor | QuadranasError:
+        indices, epoch = request
+        pixels = self._room(self._samples.shape(len(indices)))
+        try:
+            self._samples.batch(indices.tolist(), epoch=epoch, seed=self._seed, out=pixels.numpy())
+        except QuadranasError as error:  # raised here, it would lose its hint on the way
+            return error
+        return pixels
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor:
+        """The buffer whose turn it is, or a new one while there are few or it is too small."""
+        size = math.prod(shape)
+        buffer = self._buffers[0] if len(self._buffers) == BUFFERS else None
+        if buffer is None or buffer.nbytes() < size:
+            buffer = torch.UntypedStorage._new_shared(size)
+        self._buffers.append(buffer)  # the first one leaves
+        return torch.empty(0, dtype=torch.uint8).set_(buffer)[:size].view(shape)
 
 
 def share_of_workers(workers: int | None, loaders: int = 1) -> int:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from quadranas.data import dataset
 from quadranas.data.dataset import load_dataset
 from quadranas.data.decoding import CorruptImageError
 from quadranas.data.image_set import ImageSet
-from quadranas.data.loader import Loader, automatic_workers, share_of_workers
+from quadranas.data.loader import BUFFERS, Loader, automatic_workers, share_of_workers
 from quadranas.errors import QuadranasError
 from tests.data.sources import SOURCES
 from tests.pictures import truncate, write_classes
@@ -44,7 +45,12 @@ def loader(images: ImageSet, workers: int, seed: int = 5) -> Loader:
 
 def batches(images: ImageSet, workers: int) -> list[tuple[Tensor, Tensor]]:
     with closing(loader(images, workers)) as opened:
-        return [opened.batch(number) for number in range(STEPS)]
+        return [cloned(opened.batch(number)) for number in range(STEPS)]
+
+
+def cloned(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch that stays as it is when the workers use its memory again."""
+    return batch[0].clone(), batch[1].clone()
 
 
 @pytest.fixture
@@ -97,6 +103,27 @@ def test_a_worker_gives_the_same_batches_also_from_the_middle_on(pictures: Path)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert (found[0].shape, found[0].dtype) == ((4, 3, 24, 24), torch.uint8)
     assert (found[1].shape, found[1].dtype) == ((4,), torch.int64)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_batch_of_a_worker_stays_valid_while_the_next_one_is_used(pictures: Path) -> None:
+    images = load_dataset(pictures, resolution=24).train
+    expected = batches(images, 0)
+    with closing(loader(images, 1)) as prepared:
+        last = prepared.batch(0)
+        for number in range(1, STEPS):
+            found = prepared.batch(number)
+            time.sleep(0.05)  # the worker fills all memory that it may use
+            assert equal(last, expected[number - 1])
+            last = found
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_batches_of_a_worker_use_the_same_memory_in_turn(pictures: Path) -> None:
+    images = load_dataset(pictures, resolution=24).train
+    with closing(loader(images, 1)) as prepared:
+        places = [prepared.batch(number)[0].data_ptr() for number in range(STEPS)]
+    assert len(set(places)) == BUFFERS < STEPS
 
 
 def test_crops_differ_between_epochs_and_seeds(pictures: Path) -> None:
