@@ -88,11 +88,12 @@ class Problem:
 
     def trial(self, choices: Choices) -> Trial:
         """Judge a network within the limits; one that was judged before is not judged again."""
-        assert self.excess(choices) is None, "a strategy has left the limits"
+        network = self.space.architecture(choices)
+        assert all(bound.holds(network) for bound in self.bounds), "a strategy has left the limits"
         return Trial(
             choices=dict(choices),
             accuracy=self._remembering(choices),
-            latency_ms=self.table.predict_ms(self.space.architecture(choices)),
+            latency_ms=self.table.predict_ms(network),
         )
 
     @cached_property
