@@ -11,24 +11,32 @@ from quadranas.layers.stochastic_depth import set_drop_path
 from quadranas.network.checkpoint import matched
 from quadranas.network.skeleton import Network, build_subnet
 from quadranas.network.weights import load_tensors, read_tensors
+from quadranas.space.architecture import Architecture
 from quadranas.space.reference import reference_architecture
 
 INIT_STD = 0.02
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, resolution: int = 224, drop_path: float = 0.0
+    model: str | Architecture,
+    *,
+    num_classes: int | None = None,
+    resolution: int | None = None,
+    drop_path: float = 0.0,
 ) -> Network:
-    """Create a reference QuadraNet, with the published initialisation: truncated normal of 0.02.
+    """Create an untrained network: a reference QuadraNet by its name, or that of an architecture.
 
-    Biases are zero.
+    Reference models have the published initialisation: weights from a truncated normal of 0.02,
+    biases of zero. Other networks have PyTorch's, with which `quadranas train` begins.
 
     Source: QuadraNet, Xu et al., ASP-DAC 2024 (arXiv:2311.17956), Tables I and V.
 
     Args:
-        name: `quadranet25_t`, `25_b`, `36_t`, `36_s`, `36_b`; suffix `_q1` or `_q12` for
-            quadratic pointwise layers.
-        resolution: a multiple of 32; the network itself accepts any.
+        model: `quadranet25_t`, `25_b`, `36_t`, `36_s`, `36_b`; suffix `_q1` or `_q12` for
+            quadratic pointwise layers. Or an architecture, such as `load_architecture` gives.
+        num_classes: None for 1000, or for that of the architecture.
+        resolution: a multiple of all strides together; the network itself accepts any. None for
+            224, or for that of the architecture.
         drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
@@ -37,24 +45,25 @@ def create_model(
     """
     if not 0 <= drop_path < 1:
         raise QuadranasError(f"drop_path must be at least 0 and below 1, got {drop_path}")
-    model = build_subnet(
-        reference_architecture(name, num_classes=num_classes, resolution=resolution)
-    )
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            _draw(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    set_drop_path(model.blocks.values(), drop_path)
-    return model
+    architecture = model if isinstance(model, Architecture) else reference_architecture(str(model))
+    network = build_subnet(architecture.adapted(num_classes=num_classes, resolution=resolution))
+    if architecture is not model:
+        _draw_weights(network)
+    set_drop_path(network.blocks.values(), drop_path)
+    return network
 
 
 @torch.no_grad()
-def _draw(weight: Tensor) -> None:
+def _draw_weights(network: Network) -> None:
     """Draw initial weights; kernels in the order of channels_last, for the sake of old seeds."""
-    layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
-    drawn = torch.empty_like(weight, memory_format=layout)
-    weight.copy_(nn.init.trunc_normal_(drawn, std=INIT_STD))
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        layout = torch.channels_last if module.weight.dim() == 4 else torch.preserve_format
+        drawn = torch.empty_like(module.weight, memory_format=layout)
+        module.weight.copy_(nn.init.trunc_normal_(drawn, std=INIT_STD))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def load_published_weights(model: Network, path: str | Path) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from quadranas.errors import QuadranasError
 from quadranas.layers.quadranet import ResidualBranch
+from quadranas.layers.stochastic_depth import residual_blocks
 from quadranas.network.published import create_model, load_published_weights
 from quadranas.network.skeleton import build_subnet
 from quadranas.space.space_file import load_space
+from tests.bundles import toy_architecture
 from tests.network.plain_networks import DEPTHS, arrays, plain_quadranet, published_quadranet
 from tests.networks import images_and_array, reference_model, same_state, state_of
 
@@ -43,6 +45,19 @@ def test_any_class_count_and_any_multiple_of_32(num_classes: int, resolution: in
     with torch.device("meta"):
         model = create_model("quadranet25_t", num_classes=num_classes, resolution=resolution)
         assert model(torch.empty(2, 3, resolution, resolution)).shape == (2, num_classes)
+
+
+def test_an_architecture_gives_an_untrained_network_also_for_other_classes() -> None:
+    tiny = toy_architecture()
+    torch.manual_seed(3)
+    network = create_model(tiny, drop_path=0.2)
+    torch.manual_seed(3)
+    assert same_state(network, build_subnet(tiny).state_dict())
+    assert residual_blocks(network)[-1].drop_probability == 0.2
+    other = create_model(tiny, num_classes=3, resolution=2 * tiny.resolution)
+    assert other.architecture == tiny.adapted(num_classes=3, resolution=2 * tiny.resolution)
+    with pytest.raises(QuadranasError, match=r"unknown model 'run/architecture\.json'"):
+        create_model(Path("run/architecture.json"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
