@@ -313,8 +313,8 @@ def main() -> None:
         with Reporter() as reporter:
             found = PARTS[name](setup, reporter)
         minutes = (time.monotonic() - start) / 60
-        made = {"date": now.date, "commit": now.commit, "minutes": minutes}
-        results |= {"space": load_space(setup.space).name, "hardware": cpu_name()}
+        made = {"date": now.date, "commit": now.commit, "hardware": cpu_name(), "minutes": minutes}
+        results["space"] = load_space(setup.space).name
         results["parts"][name] = made | found
         place.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(found["derive"]), f"{minutes:.1f} minutes")
