@@ -143,12 +143,20 @@ class _Progress:
 
     def advance(self) -> None:
         """A program was timed."""
-        self.reporter.advance(self.phase, min(self.journal.num_timings, self.total))
+        if self.journal.num_timings <= self.total:
+            self.reporter.advance(self.phase, self.journal.num_timings)
 
     def say_throttled(self, error: ThrottledError, pause_s: float) -> None:
         """A round is repeated after a pause."""
         self.reporter.message(
             f"{error.message}; this round is repeated after {pause_s:g} s to cool down"
+        )
+
+    def say_extra(self, number: int, programs: int) -> None:
+        """A round beyond the plan begins; its number is from 1 on."""
+        self.reporter.message(
+            f"further round {number} of at most {MAX_EXTRA}, of {programs} programs: rounds were "
+            "disturbed, or their times disagree"
         )
 
     def finish_round(self, number: int) -> None:
@@ -206,6 +214,7 @@ class _Rounds:
                 again = [name for name in names if self._is_unsteady(name, start, end)]
             if not again:
                 break
+            self.progress.say_extra(number - planned + 1, len(again))
             self.run(number, again)
 
     def _is_unsteady(self, name: str, start: int, end: int | None) -> bool:

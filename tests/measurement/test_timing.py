@@ -331,6 +331,17 @@ def test_progress_is_told_and_counts_what_was_done_before(
     ]
 
 
+def test_rounds_beyond_the_plan_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = rounds_of_reference([1.0, 2.0, 1.0, 1.0])
+    with Reporter() as reporter:
+        time_programs(
+            constant() | {REFERENCE: reference}, Recorder(), reporter, Plan(num_rounds=3)
+        )
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("further round") == 1
+    assert "further round 1 of at most 10, of 12 programs: rounds were disturbed" in told
+
+
 # Calls that lost the processor
 
 
