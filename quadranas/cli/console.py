@@ -123,15 +123,16 @@ def _latency_text(latency: "DeviceLatency") -> str:
 
 
 def accuracy_text(result: "StoredResult") -> str:
-    """The test accuracy with its resolution, and at that of the training if it is another."""
+    """The test accuracy with its resolution, and at that of the training if it is higher there."""
     text = f"test accuracy {result.accuracy:.2%}"
     if result.resolution is None:
         return text
     text += f" at {result.resolution} pixels"
-    if result.accuracy_as_trained is None or result.trained_resolution == result.resolution:
+    as_trained = result.accuracy_as_trained
+    if as_trained is None or result.accuracy is None or as_trained <= result.accuracy:
         return text
     return (
-        f"{text} ({result.accuracy_as_trained:.2%} at {result.trained_resolution} pixels, the "
+        f"{text} ({as_trained:.2%} at {result.trained_resolution} pixels, the "
         "resolution of the training)"
     )
 

@@ -302,15 +302,19 @@ class _SearchRun:
 
     @property
     def _later_steps(self) -> int:
-        """Number of steps of the supernet that cost as much as training the network."""
+        """Number of steps of the supernet that cost about as much as training the network.
+
+        A step of the search costs twice as much as one of the network: it trains gates too.
+        """
         config, dataset = self.setup.config, self.setup.dataset
         per_epoch = max(1, len(dataset.train) // config.batch_size)
-        return config.schedule.finetune_epochs * per_epoch + equivalent_steps(
+        steps = config.schedule.finetune_epochs * per_epoch + equivalent_steps(
             dataset,
             self.setup.space.resolution,
             batch_size=config.batch_size,
             num_images=config.schedule.resolution_images,
         )
+        return steps // 2
 
     def _derive(self) -> Architecture:
         """Decode the gates and judge candidates; write gates, supernet, architecture last."""

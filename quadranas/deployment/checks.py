@@ -193,8 +193,8 @@ def latency_notes(work: ExportWork, latency: Latency) -> Iterator[str]:
     is_same = title in header.runtime if header.method == ANALYTIC else runtime == header.backend
     if not is_same:
         yield (
-            f"the predicted latency is for {header.runtime}; the file is for {title}, which may "
-            "be slower or faster"
+            f"the predicted latency is for {header.runtime} on the device; the file is for "
+            f"{title}, which may be slower or faster there"
         )
 
 

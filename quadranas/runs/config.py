@@ -158,7 +158,8 @@ class ScheduleConfig(Frozen):
         search_epochs: number of epochs that train weights and architecture parameters in turn.
         finetune_epochs: number of epochs that train the chosen network.
         resolution_images: number of training images for each resolution of the last phase, at
-            most one pass over them; 0 to omit the phase (`quadranas.training.resolution_phase`).
+            most one pass over them, or 1,000 images in several passes if there are fewer; 0 to
+            omit the phase (`quadranas.training.resolution_phase`).
     """
 
     warmup_epochs: int = Field(default=10, ge=0, le=MAX_COUNT)

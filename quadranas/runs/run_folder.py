@@ -185,7 +185,7 @@ class RunFolder:
             f"the output {self.path} exists already",
             "Add --resume to continue it, or choose another --output."
             if self.is_run and not self.is_finished
-            else "Choose another --output.",
+            else "Remove it, or choose another --output.",
         )
 
     def _is_remnant(self, path: Path) -> bool:

@@ -44,7 +44,8 @@ class NetworkTraining:
 
     Args:
         network: one of this package, or any other; without `blocks`, no path is dropped.
-        num_images: number of images per epoch; None for all.
+        num_images: number of images per epoch, more than there are for several passes over them;
+            None for all.
         optimizer: an optimiser to continue with; None for a new one.
         rate: the learning rate of a step; None for that of the configuration.
         metrics: values that replace those of `epoch_metrics`.
@@ -112,8 +113,10 @@ class NetworkTraining:
         self.inspector = self._new_inspector() if inspected else None
 
     def _batches_of(self, num_images: int, num_parts: int) -> Batches:
+        available = len(self.dataset.train)
+        indices = torch.arange(max(num_images, available)) % available
         return Batches(
-            *(self.dataset, self.augmenter, self.engine, torch.arange(len(self.dataset.train))),
+            *(self.dataset, self.augmenter, self.engine, indices),
             batch_size=self.batch_size,
             seed_of=partial(derived_seed, self.seed, self.name),
             limit=max(1, num_images // self.batch_size),

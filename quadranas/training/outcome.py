@@ -170,6 +170,6 @@ def _test_warnings(
         yield (
             f"the accuracy is {accuracy:.1%} at the deployment resolution of {resolution} pixels, "
             f"and {accuracy_as_trained:.1%} at the {trained_resolution} pixels of the training; "
-            "raise resolution_images, or train at a resolution nearer to that of deployment "
-            "(train_resolution)"
+            "train at a resolution nearer to that of deployment (--train-resolution), or with "
+            "more images in the last phase (key resolution_images in a file for --config)"
         )

@@ -31,6 +31,10 @@ MIN_BATCH = 4
 """Minimum batch size of a stage. Batches shrink with the number of pixels, so that steps stay
 short and there are enough of them."""
 
+FEW_IMAGES = 1000
+"""Number of training images below which a stage passes over them several times, up to this
+number: a single pass over them would be too few steps."""
+
 WARMUP_FRACTION = 0.05
 """Fraction of the phase over which the learning rate rises."""
 
@@ -84,6 +88,11 @@ def _stage(resolution: int, batch_size: float, num_images: int) -> Stage:
     return Stage(resolution, size, max(1, num_images // size))
 
 
+def images_per_stage(num_images: int, available: int) -> int:
+    """The number of images of a stage: those wanted, at most one pass, but see `FEW_IMAGES`."""
+    return min(num_images, max(available, FEW_IMAGES))
+
+
 def equivalent_steps(dataset: Dataset, deployed: int, *, batch_size: int, num_images: int) -> int:
     """The number of steps of the training that cost as much as the whole phase.
 
@@ -92,7 +101,7 @@ def equivalent_steps(dataset: Dataset, deployed: int, *, batch_size: int, num_im
         deployed, batch_size: see `plan_stages`.
         num_images: see `train_network`.
     """
-    trained, num_images = dataset.resolution, min(num_images, len(dataset.train))
+    trained, num_images = dataset.resolution, images_per_stage(num_images, len(dataset.train))
     stages = plan_stages(trained, deployed, stride=1, batch_size=batch_size, num_images=num_images)
     cost = sum(stage.num_steps * stage.pixels_per_step for stage in stages)
     return round(cost / (batch_size * trained**2))
@@ -115,8 +124,7 @@ def train_network(
         training: the first phase.
         folder: the run folder; None in a process that does not write.
         checkpoint: a checkpoint of any of the phases; None to start at the beginning.
-        num_images: number of images per stage of the last phase, at most one pass over the
-            training images.
+        num_images: number of images per stage of the last phase, as in `images_per_stage`.
         num_metrics: number of lines in `metrics.jsonl` before the first phase.
         tracker: receives the metrics too.
 
@@ -168,7 +176,7 @@ def _stages(first: NetworkTraining, num_images: int) -> dict[str, Callable[[], N
         architecture.resolution,
         stride=stride,
         batch_size=first.batch_size,
-        num_images=min(num_images, len(first.dataset.train)),
+        num_images=images_per_stage(num_images, len(first.dataset.train)),
     )
     optimizer = first.make_optimizer(first.network, first.weights)
     return {

@@ -207,7 +207,7 @@ def test_a_measured_table_stands_beside_the_measurement(run: Path, host_table: P
     assert other["deviation"] is None  # the table is ONNX Runtime's
     assert result["notes"] == []
     assert [note.partition("; ")[2] for note in other["notes"]] == [
-        "the file is for OpenVINO, which may be slower or faster"
+        "the file is for OpenVINO, which may be slower or faster there"
     ]
     refused = call("export", "run", "--device", "vpu", "--table", host_table, "--force")
     assert refused.code == 2

@@ -87,11 +87,15 @@ def test_content_is_refused(tmp_path: Path, folder: RunFolder) -> None:
     with pytest.raises(QuadranasError, match="exists already\nAdd --resume to continue it, or"):
         folder.create(0, CONFIG)
     folder.write_result({})
-    with pytest.raises(QuadranasError, match="exists already\nChoose another --output"):
+    with pytest.raises(
+        QuadranasError, match="exists already\nRemove it, or choose another --output"
+    ):
         folder.create(0, CONFIG)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(QuadranasError, match="exists already\nChoose another --output"):
+    with pytest.raises(
+        QuadranasError, match="exists already\nRemove it, or choose another --output"
+    ):
         RunFolder(tmp_path / "other").create(0, CONFIG)
     with pytest.raises(QuadranasError, match="exists already"):
         RunFolder(tmp_path / "other" / "thesis.tex").create(0, CONFIG)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import torch
 import yaml
 from torch import Tensor
 
+from quadranas.cli.console import accuracy_text
 from quadranas.commands.evaluate import evaluate
 from quadranas.commands.export import export
 from quadranas.commands.train import train
+from quadranas.data.augmentation import AugmentConfig, Augmenter
 from quadranas.data.dataset import load_dataset
+from quadranas.data.image_set import ImageSet
 from quadranas.errors import QuadranasError, RunInterruptedError
+from quadranas.network.skeleton import build_subnet
 from quadranas.reporter import Reporter
+from quadranas.runs.config import WeightConfig
 from quadranas.runs.results import TrainResult
 from quadranas.runs.run_folder import RunFolder
 from quadranas.space.architecture import Architecture, load_architecture
@@ -25,6 +31,7 @@ from quadranas.training.resolution_phase import (
     MIN_BATCH,
     WARMUP_FRACTION,
     Stage,
+    images_per_stage,
     plan_stages,
     rate_at,
 )
@@ -55,6 +62,30 @@ def test_a_step_costs_about_as_much_at_every_resolution() -> None:
     (small,) = plan_stages(128, 224, stride=32, batch_size=2, num_images=3)
     assert small == Stage(224, MIN_BATCH, 1)
     assert plan_stages(32, 224, stride=32, batch_size=64, num_images=0) == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "used"),
+    [(5000, 1438, 1438), (5000, 9000, 5000), (5000, 240, 1000), (300, 240, 300), (0, 240, 0)],
+)
+def test_few_images_are_used_several_times(wanted: int, available: int, used: int) -> None:
+    assert images_per_stage(wanted, available) == used
+
+
+def test_several_passes_use_every_image_about_as_often(larger: Architecture) -> None:
+    dataset = load_dataset(None, resolution=32)
+    few = replace(dataset, train=ImageSet(dataset.train.labels[:10], dataset.train.batch))
+    training = NetworkTraining(
+        *("resolution-64", build_subnet(larger), few, Augmenter.of(few, AugmentConfig())),
+        WeightConfig(),
+        num_epochs=1,
+        num_images=24,
+        batch_size=4,
+        seed=0,
+    )
+    assert training.num_steps == 6
+    seen = torch.cat([training.batches._part(number)[0] for number in range(6)]).bincount()
+    assert seen.tolist() == [3] * 4 + [2] * 6
 
 
 def test_the_learning_rate_rises_once_and_falls_to_zero_over_all_stages() -> None:
@@ -88,6 +119,7 @@ def run(
         "data": str(pictures),
         "epochs": 1,
         "batch_size": 8,
+        "resolution_images": 16,
         "checkpoint_seconds": 0.0,
     }
     return train(network, output=folder, resume=resume, **given)
@@ -120,6 +152,16 @@ def test_the_network_is_tested_at_its_deployment_resolution(trained: Path, pictu
     assert evaluate(trained / "architecture.json", **named).accuracy == result["accuracy"]
     with pytest.raises(QuadranasError, match="resolution 65"):
         evaluate(trained, resolution=65)
+
+
+def test_the_accuracy_of_the_training_is_told_if_it_is_higher(trained: Path) -> None:
+    result = TrainResult.model_validate_json((trained / "result.json").read_text("utf-8"))
+    better = result.model_copy(update={"accuracy": 0.9, "accuracy_as_trained": 0.8})
+    assert accuracy_text(better) == "test accuracy 90.00% at 64 pixels"
+    worse = result.model_copy(update={"accuracy": 0.7, "accuracy_as_trained": 0.8})
+    assert accuracy_text(worse).endswith(
+        "70.00% at 64 pixels (80.00% at 32 pixels, the resolution of the training)"
+    )
 
 
 def test_smaller_batches_have_a_lower_rate(trained: Path) -> None:
