@@ -209,7 +209,7 @@ HINTS: dict[str, str] = {
     "--device cpu --space own.yaml",
     "profile newer.json": "Upgrade with: pip install --upgrade quadranas",
     "eval network.json": "Name a run folder, or add --weights FILE.safetensors.",
-    "SEARCH --output run": "Choose another --output.",
+    "SEARCH --output run": "Remove it, or choose another --output.",
     "train run --resume --output run": "Continue it with: quadranas search --resume --output run",
     "search --bugdet 3ms": "See: quadranas search --help",
     "search --resume --output nowhere": "Name another folder with --output, or begin one "

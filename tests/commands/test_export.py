@@ -176,7 +176,10 @@ def test_a_run_through_the_command_line(run: Path) -> None:
     assert "ms on cpu; measured 0." in lines[3]
     assert lines[-1].startswith("next: quadranas run run/exports/onnx-fp32 /")
     assert lines[-1].endswith("/test/cat/0.png")
-    assert "warning: the predicted latency is for TFLite 2.1; the file is for ONNX" in outcome.err
+    assert (
+        "the predicted latency is for TFLite 2.1 on the device; the file is for ONNX"
+        in outcome.err
+    )
     before = (run / "exports/onnx-fp32/manifest.json").read_bytes()
     trained = call("export", "run", "--untrained", "--output", "new")
     assert trained.code == 2

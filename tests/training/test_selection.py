@@ -33,6 +33,7 @@ from tests.small_supernets import SPACES
 OPTIONS: dict[str, Any] = {
     **{"batch_size": 4, "checkpoint_seconds": 0.0, "holdout": 0.2},
     "weights": WeightConfig(learning_rate=0.05),
+    "resolution_images": 16,
 }
 
 
