@@ -85,6 +85,7 @@ def test_a_server_that_cannot_be_reached_is_one_warning(
     assert (tmp_path / "run" / "result.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated since. 2.1")  # MLflow's calls of SQLAlchemy 2.1
 @pytest.mark.usefixtures("quick")
 def test_the_curves_of_a_resumed_run_are_those_in_its_folder(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
