@@ -198,7 +198,7 @@ class _Batches(Dataset[Any]):
 
     def __init__(self, samples: Samples, seed: int) -> None:
         self._samples, self._seed = samples, seed
-        self._buffers: deque[torch.UntypedStorage] = deque(maxlen=BUFFERS)
+        self._buffers = deque[torch.UntypedStorage](maxlen=BUFFERS)
 
     def __getitem__(self, request: Request) -> Tensor | QuadranasError:
         indices, epoch = request

@@ -11,6 +11,7 @@ from random import Random
 from typing import Protocol
 
 from quadranas.latency.table import LatencyTable
+from quadranas.space.architecture import Architecture
 from quadranas.space.operation import OpSpec
 from quadranas.space.search_space import SKIPPED, Choices, SearchSpace
 from quadranas.strategies.limits import Bound, Limits
@@ -89,7 +90,7 @@ class Problem:
     def trial(self, choices: Choices) -> Trial:
         """Judge a network within the limits; one that was judged before is not judged again."""
         network = self.space.architecture(choices)
-        assert all(bound.holds(network) for bound in self.bounds), "a strategy has left the limits"
+        assert self._exceeded(network) is None, "a strategy has left the limits"
         return Trial(
             choices=dict(choices),
             accuracy=self._remembering(choices),
@@ -107,7 +108,9 @@ class Problem:
 
     def excess(self, choices: Choices) -> Bound | None:
         """The first limit that a network exceeds; None if it is within all."""
-        network = self.space.architecture(choices)
+        return self._exceeded(self.space.architecture(choices))
+
+    def _exceeded(self, network: Architecture) -> Bound | None:
         return next((bound for bound in self.bounds if not bound.holds(network)), None)
 
     def random(self, random: Random) -> dict[str, tuple[int, ...] | None]:

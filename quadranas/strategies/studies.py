@@ -39,7 +39,7 @@ FIRST = b'{"op_code"'
 """The beginning of a journal of Optuna."""
 
 TPE_CANDIDATES = 8
-"""Suggestions of which TPE takes the best one; Optuna's 24 take longer, and are no better."""
+"""Suggestions of which TPE takes the best one; with Optuna's 24, trials take longer."""
 
 LOCK_SECONDS = 10
 """Age of a journal's lock after which its process counts as dead; it is held for milliseconds."""
